@@ -1,0 +1,109 @@
+"""The corpus and the queries: texts with ids, streamed in order or read by row."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from retrievo.data.ids import IdMap
+from retrievo.data.tables import CORPUS, QUERIES, RowCache, Table
+from retrievo.support.artifact import Input
+from retrievo.support.errors import RetrievoError
+
+TITLE_TEMPLATE = "{title} {text}"
+
+
+def fill_template(template: str, title: str, text: str) -> str:
+    """One text from a title and a body; a missing title leaves no space behind."""
+    return template.replace("{title}", title).replace("{text}", text).strip()
+
+
+def check_template(template: str) -> None:
+    """Raises UsageError where a title template has no `{text}`."""
+    from retrievo.support.errors import UsageError
+
+    if "{text}" not in template:
+        raise UsageError("--title-template", f"found '{template}'", "a template with {text} and, if wanted, {title}")
+
+
+class Document(NamedTuple):
+    """A document as a person reads it."""
+
+    id: str
+    title: str
+    text: str
+
+
+class Corpus:
+    """Documents with an id, an optional title and a text.
+
+    Raises: RetrievoError where the table is not a corpus.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.table = Table(path, CORPUS)
+        self._names = tuple(name for name in ("id", "title", "text") if self.table.has(name))
+        self._cache = RowCache(self.table, self._names)
+
+    def __len__(self) -> int:
+        return self.table.rows
+
+    @property
+    def input(self) -> Input:
+        return self.table.input
+
+    @functools.cached_property
+    def id_map(self) -> IdMap:
+        """Rows of document ids; building it checks that no id occurs twice."""
+        return IdMap(self.table)
+
+    def batches(self, template: str = TITLE_TEMPLATE) -> Iterator[tuple[list[str], list[str]]]:
+        """Ids and templated texts in the order of the table, some thousands at a time."""
+        for batch in self.table.batches(self._names):
+            ids, texts = batch.column("id").to_pylist(), batch.column("text").to_pylist()
+            titles = batch.column("title").to_pylist() if "title" in self._names else [""] * len(ids)
+            yield ids, [fill_template(template, title, text) for title, text in zip(titles, texts, strict=True)]
+
+    def documents(self, rows: Sequence[int]) -> list[Document]:
+        """Documents by row."""
+        return [Document(found["id"], found.get("title", ""), found["text"]) for found in self._cache.rows(rows)]
+
+    def find(self, ids: Sequence[str]) -> list[Document | None]:
+        """Documents by id; None where the corpus has no such id."""
+        rows = self.id_map.rows(ids)
+        return [self.documents([int(row)])[0] if row >= 0 else None for row in rows]
+
+
+class Queries:
+    """Queries in memory: ids and texts in the order of their table.
+
+    Raises: RetrievoError where the table is not a table of queries or an id occurs twice.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.table = Table(path, QUERIES)
+        columns = self.table.read(["id", "text"])
+        self.ids: pa.ChunkedArray = columns.column("id")
+        self.texts: list[str] = columns.column("text").to_pylist()
+        self._check_unique()
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    @property
+    def input(self) -> Input:
+        return self.table.input
+
+    def _check_unique(self) -> None:
+        coded = self.ids.combine_chunks().dictionary_encode()
+        counts = np.bincount(coded.indices.to_numpy(), minlength=1) if len(coded) else np.zeros(1, int)
+        if counts.max() > 1:
+            twice = coded.dictionary[int(counts.argmax())].as_py()
+            raise RetrievoError(self.path, f"query id '{twice}' occurs twice", "each id once", "remove one of them")

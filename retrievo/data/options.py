@@ -1,0 +1,46 @@
+"""Options that several commands share, each declared once."""
+
+from __future__ import annotations
+
+from dataclasses import MISSING
+from typing import Any
+
+from retrievo.support.options import option
+
+TABLE = "Parquet file, folder or glob, or a dataset folder"
+
+
+def corpus_option(default: Any = MISSING, **declared: Any) -> Any:
+    """`--corpus`."""
+    return option(f"Documents (id, title, text): {TABLE}.", default=default, **declared)
+
+
+def queries_option(default: Any = MISSING, **declared: Any) -> Any:
+    """`--queries`."""
+    return option(f"Queries (id, text): {TABLE}.", default=default, **declared)
+
+
+def qrels_option(default: Any = MISSING, **declared: Any) -> Any:
+    """`--qrels`."""
+    help = f"Judgements: {TABLE} (its test split, else dev), TREC or BEIR text."
+    return option(help, default=default, **declared)
+
+
+def output_option(help: str, default: Any = MISSING, **declared: Any) -> Any:
+    """`--output`."""
+    return option(help, default=default, **declared)
+
+
+def force_option() -> Any:
+    """`--force`."""
+    return option("Replace a finished output; other files in its folder stay.", default=False, affects_output=False)
+
+
+def threads_option() -> Any:
+    """`--threads`."""
+    return option("CPU threads.", default=None, minimum=1, affects_output=False, hidden_default="all cores")
+
+
+def json_option() -> Any:
+    """`--json`."""
+    return option("Print JSON instead of a table.", default=False, affects_output=False)

@@ -1,0 +1,63 @@
+"""Relevance judgements: which documents answer which query, and how well."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from retrievo.data.lines import first_line, read_fields
+from retrievo.data.tables import QRELS, Table, table_files
+from retrievo.support.artifact import Input
+from retrievo.support.errors import RetrievoError
+
+_TREC = (("query_id", pa.string()), ("iteration", pa.string()), ("doc_id", pa.string()), ("relevance", pa.int32()))
+_BEIR = (("query_id", pa.string()), ("doc_id", pa.string()), ("relevance", pa.int32()))
+
+
+@dataclass(frozen=True)
+class Qrels:
+    """Judgements as a table of query_id, doc_id, relevance (int32); a pair is judged once."""
+
+    path: Path
+    table: pa.Table
+    input: Input
+
+    @classmethod
+    def read(cls, path: Path) -> Qrels:
+        """Reads Parquet, or text by its content: 4 columns = TREC and MS MARCO, 3 with a header = BEIR.
+
+        Raises: RetrievoError naming file and line or column.
+        """
+        files = table_files(path, "qrels")
+        if files[0].suffix == ".parquet":
+            source = Table(path, QRELS)
+            qrels = cls(path, source.read(), source.input)
+        else:
+            qrels = cls(path, pa.concat_tables(_read_text(file) for file in files), Input.of(path, files))
+        if not qrels.table.num_rows:
+            raise RetrievoError(path, "holds no judgements", "at least one row", "check the file")
+        qrels._check_pairs()
+        return qrels
+
+    def _check_pairs(self) -> None:
+        pairs = self.table.group_by(["query_id", "doc_id"]).aggregate([([], "count_all")])
+        if pairs.num_rows < self.table.num_rows:
+            first = pairs.filter(pc.greater(pairs["count_all"], 1)).slice(0, 1).to_pylist()[0]
+            found = (
+                f"query '{first['query_id']}' and document '{first['doc_id']}' are judged {first['count_all']} times"
+            )
+            raise RetrievoError(self.path, found, "one judgement for each pair", "remove the others")
+
+
+def _read_text(path: Path) -> pa.Table:
+    fields = first_line(path)
+    if len(fields) == 4:
+        return read_fields(path, _TREC, "query_id 0 doc_id relevance").select(["query_id", "doc_id", "relevance"])
+    if len(fields) == 3:
+        header = 0 if fields[2].lstrip("-").isdigit() else 1
+        return read_fields(path, _BEIR, "query-id<tab>corpus-id<tab>score", skip=header)
+    expected = "4 columns (TREC, MS MARCO), 3 (BEIR) or Parquet"
+    raise RetrievoError(path, f"its first line has {len(fields)} fields", expected, "check the file")

@@ -1,0 +1,343 @@
+"""Parquet tables: which columns a noun has, how a file, folder or glob is read, and how a table is written.
+
+Readers accept any Arrow string type, dictionaries and integers for ids and text, understand common aliases, and check
+the schema of every file before any work starts.
+"""
+
+from __future__ import annotations
+
+import bisect
+import functools
+import glob
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from retrievo.support import console
+from retrievo.support.artifact import METADATA_KEY, Input, Manifest
+from retrievo.support.errors import RetrievoError
+from retrievo.support.files import HashingFile
+
+ROWS_PER_GROUP = 8_192  # a row group is what random access decodes: some MB of text
+BYTES_PER_GROUP = 16 << 20
+TEXTS = pa.list_(pa.string())
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a noun; `aliases` are other names under which foreign files carry it."""
+
+    name: str
+    type: pa.DataType
+    aliases: tuple[str, ...] = ()
+    optional: bool = False
+
+
+@dataclass(frozen=True)
+class Schema:
+    """The columns of one noun, and the importer that makes such a table from other formats."""
+
+    noun: str
+    columns: tuple[Column, ...]
+
+    @property
+    def arrow(self) -> pa.Schema:
+        return pa.schema([(column.name, column.type) for column in self.columns if not column.optional])
+
+
+_DOCUMENT_IDS = ("docid", "pid", "document_id", "passage_id", "corpus-id", "corpus_id")
+_QUERY_IDS = ("qid", "query-id")
+_QUERY_ID, _DOC_ID = Column("query_id", pa.string(), _QUERY_IDS), Column("doc_id", pa.string(), _DOCUMENT_IDS)
+_SCORE, _RANK = Column("score", pa.float32()), Column("rank", pa.int32())
+
+CORPUS = Schema(
+    "corpus",
+    (
+        Column("id", pa.string(), ("_id", "doc_id", *_DOCUMENT_IDS)),
+        Column("title", pa.string(), optional=True),
+        Column("text", pa.string(), ("contents", "passage", "body")),
+    ),
+)
+QUERIES = Schema(
+    "queries",
+    (
+        Column("id", pa.string(), ("_id", "query_id", *_QUERY_IDS)),
+        Column("text", pa.string(), ("query", "question")),
+        Column("answers", TEXTS, optional=True),
+    ),
+)
+ANSWERS = Schema("answers", (_QUERY_ID, Column("answers", TEXTS)))
+QRELS = Schema("qrels", (_QUERY_ID, _DOC_ID, Column("relevance", pa.int32(), ("score", "label", "grade"))))
+RUN = Schema("run", (_QUERY_ID, _DOC_ID, _SCORE, _RANK))
+NEGATIVES = Schema("negatives", (_QUERY_ID, _DOC_ID, _SCORE, _RANK, Column("source", pa.string())))
+
+
+def table_files(path: Path, noun: str) -> list[Path]:
+    """The Parquet files behind a path: one file, a folder of them, a glob, or a dataset folder that has the noun.
+
+    Raises: RetrievoError where there are none.
+    """
+    if path.is_file():
+        return [path]
+    if not path.is_dir():
+        files = sorted(Path(found) for found in glob.glob(str(path)) if Path(found).is_file())
+        if not files:
+            raise RetrievoError(path, "no such file", f"the {noun}", "check the path")
+        return files
+    if (path / f"{noun}.parquet").is_file():
+        return [path / f"{noun}.parquet"]
+    if noun == "qrels" and (path / "qrels").is_dir():
+        return _default_split(path / "qrels")
+    files = sorted(path.glob("*.parquet"))
+    if not files:
+        raise RetrievoError(
+            path, f"holds no Parquet file for the {noun}", None, "import the data first: retrievo import --help"
+        )
+    return files
+
+
+def _default_split(folder: Path) -> list[Path]:
+    """Of a dataset folder's qrels: test, else dev."""
+    for split in ("test", "dev"):
+        if (folder / f"{split}.parquet").is_file():
+            return [folder / f"{split}.parquet"]
+    raise RetrievoError(folder, "has neither test.parquet nor dev.parquet", None, "name the qrels file")
+
+
+class Table:
+    """A noun's Parquet files, opened and checked but not read.
+
+    Raises: RetrievoError naming file and column where a column is missing or has a type that does not fit.
+    """
+
+    def __init__(self, path: Path, schema: Schema):
+        self.path, self.schema = path, schema
+        self.files = table_files(path, schema.noun)
+        self.parts = [self._open(file) for file in self.files]
+        self.rows = sum(part.metadata.num_rows for part, _ in self.parts)
+
+    def _open(self, file: Path) -> tuple[pq.ParquetFile, dict[str, str]]:
+        try:
+            part = pq.ParquetFile(file)
+        except (pa.ArrowInvalid, OSError) as error:
+            raise RetrievoError(
+                file, "is no readable Parquet file", f"the {self.schema.noun}", _import_hint(file, error)
+            ) from None
+        names = {}
+        for column in self.schema.columns:
+            found = _find_column(part.schema_arrow, column, file, self.schema.noun)
+            if found:
+                names[column.name] = found
+                _check_type(part.schema_arrow.field(found).type, column, file)
+                _say_alias(str(file), found, column.name)
+        return part, names
+
+    def has(self, name: str) -> bool:
+        """Whether every file carries an optional column."""
+        return all(name in names for _, names in self.parts)
+
+    @functools.cached_property
+    def input(self) -> Input:
+        """Path and fingerprint, for the manifest of what is made from this table."""
+        return Input.of(self.path, self.files)
+
+    def batches(self, names: Sequence[str] | None = None, rows: int = ROWS_PER_GROUP) -> Iterator[pa.RecordBatch]:
+        """Batches of at most `rows` rows with the noun's own names and types; null texts are empty texts."""
+        names = [column.name for column in self.schema.columns if self.has(column.name)] if names is None else names
+        for file, (part, found) in zip(self.files, self.parts, strict=True):
+            start = 0
+            for batch in part.iter_batches(rows, columns=[found[name] for name in names], use_threads=False):
+                yield self._canonical(batch, names, found, file, start)
+                start += batch.num_rows
+
+    def _canonical(
+        self, batch: pa.RecordBatch, names: Sequence[str], found: Mapping[str, str], file: Path, start: int
+    ) -> pa.RecordBatch:
+        columns = {column.name: column for column in self.schema.columns}
+        arrays = [_cast(batch.column(found[name]), columns[name], file, start) for name in names]
+        return pa.RecordBatch.from_arrays(arrays, schema=pa.schema([(name, columns[name].type) for name in names]))
+
+    def read(self, names: Sequence[str] | None = None) -> pa.Table:
+        """All rows of the named columns in memory."""
+        batches = list(self.batches(names))
+        if batches:
+            return pa.Table.from_batches(batches)
+        kept = [column for column in self.schema.columns if (column.name in names if names else self.has(column.name))]
+        return pa.schema([(column.name, column.type) for column in kept]).empty_table()
+
+
+def _import_hint(file: Path, error: Exception) -> str:
+    kinds = {".jsonl": "jsonl", ".json": "squad", ".tsv": "tsv", ".csv": "csv", ".gz": "jsonl", ".zip": "beir"}
+    if file.suffix in kinds:
+        return f"import it first: retrievo import {kinds[file.suffix]} {file} --output DIR"
+    return f"make it again ({' '.join(str(error).split())[:120]})"
+
+
+def _find_column(schema: pa.Schema, column: Column, file: Path, noun: str) -> str | None:
+    for name in (column.name, *column.aliases):
+        if name in schema.names:
+            return name
+    if column.optional:
+        return None
+    raise RetrievoError(
+        file, f"has no column '{column.name}' (it has: {', '.join(schema.names)})", f"the {noun}", "rename a column"
+    )
+
+
+@functools.cache
+def _say_alias(file: str, found: str, name: str) -> None:
+    if found != name:
+        console.note(f"{file}: reading column '{found}' as {name}")
+
+
+def _check_type(found: pa.DataType, column: Column, file: Path) -> None:
+    value = found.value_type if pa.types.is_dictionary(found) else found
+    if pa.types.is_string(column.type):
+        fits = _is_text(value) or (column.name.endswith("id") and pa.types.is_integer(value))
+    elif pa.types.is_list(column.type):
+        fits = (pa.types.is_list(value) or pa.types.is_large_list(value)) and _is_text(value.value_type)
+    else:
+        fits = pa.types.is_integer(value) or (pa.types.is_floating(value) and pa.types.is_floating(column.type))
+    if not fits:
+        raise RetrievoError(file, f"column '{column.name}' is of type {found}", str(column.type), "cast it")
+
+
+def _is_text(found: pa.DataType) -> bool:
+    return pa.types.is_string(found) or pa.types.is_large_string(found) or pa.types.is_string_view(found)
+
+
+def _cast(array: pa.Array, column: Column, file: Path, start: int) -> pa.Array:
+    if pa.types.is_dictionary(array.type):
+        array = array.dictionary_decode()
+    if array.null_count:
+        array = _without_nulls(array, column, file, start)
+    try:
+        return array.cast(column.type)
+    except pa.ArrowInvalid as error:
+        raise RetrievoError(file, f"column '{column.name}': {error}", str(column.type), "mend the file") from None
+
+
+def _without_nulls(array: pa.Array, column: Column, file: Path, start: int) -> pa.Array:
+    """Missing texts are empty texts; a missing id, score or grade is an error with its row."""
+    if column.name in ("title", "text"):
+        return array.fill_null("")
+    if pa.types.is_list(column.type):
+        return array
+    row = start + pc.index(array.is_null(), True).as_py()
+    raise RetrievoError(
+        file, f"column '{column.name}' is empty in row {row + 1}", "a value in every row", "mend the file"
+    )
+
+
+class TableWriter:
+    """Writes a table as Parquet (zstd), hashing as it goes; the caller publishes the file."""
+
+    def __init__(self, path: Path, schema: pa.Schema):
+        self.schema, self.rows = schema, 0
+        self._file = HashingFile(path)
+        self._writer = pq.ParquetWriter(self._file, schema, compression="zstd", write_page_index=True)
+        self._waiting: list[pa.Table] = []
+        self._waiting_rows = 0
+
+    def write(self, columns: Mapping[str, Any] | pa.Table) -> None:
+        """Adds rows; they leave memory as soon as a row group is full."""
+        table = columns if isinstance(columns, pa.Table) else pa.table(dict(columns), schema=self.schema)
+        self.rows += table.num_rows
+        self._waiting.append(table.select(self.schema.names).cast(self.schema))
+        self._waiting_rows += table.num_rows
+        if self._waiting_rows >= ROWS_PER_GROUP:
+            self._write_groups(last=False)
+
+    def _write_groups(self, last: bool) -> None:
+        """Writes full groups; their cut depends on the rows alone, so that the same rows give the same bytes."""
+        waiting = pa.concat_tables(self._waiting) if self._waiting else self.schema.empty_table()
+        start = 0
+        while (count := _group_rows(waiting, start, last)) > 0:
+            self._writer.write_table(waiting.slice(start, count).combine_chunks(), row_group_size=count)
+            start += count
+        rest = waiting.slice(start)
+        self._waiting, self._waiting_rows = ([rest] if rest.num_rows else []), rest.num_rows
+
+    def close(self, manifest: Manifest | None = None) -> dict[str, Any]:
+        """Ends the file and returns its record (bytes, content hash) for the manifest of its folder.
+
+        manifest: what a single-file table carries in its own metadata.
+        """
+        self._write_groups(last=True)
+        if manifest is not None:
+            text = json.dumps(manifest.as_json(), ensure_ascii=False, allow_nan=False)
+            self._writer.add_key_value_metadata({METADATA_KEY.decode(): text})
+        self._writer.close()
+        self._file.close()
+        return self._file.record()
+
+    def __enter__(self) -> TableWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+
+def _group_rows(table: pa.Table, start: int, last: bool) -> int:
+    """How many rows from `start` make the next group: 8,192, or as many as hold 16 MiB; 0 = wait for more."""
+    window = table.slice(start, ROWS_PER_GROUP)
+    fitting = int(np.searchsorted(np.cumsum(_row_bytes(window)), BYTES_PER_GROUP, side="right"))
+    count = min(window.num_rows, max(1, fitting))
+    full = count == ROWS_PER_GROUP or count < window.num_rows
+    return count if full or last else 0
+
+
+def _row_bytes(table: pa.Table) -> np.ndarray:
+    """Bytes of text in each row [n], 8 for every other value."""
+    sizes = np.full(table.num_rows, 8 * table.num_columns, dtype=np.int64)
+    for column in table.columns:
+        if pa.types.is_string(column.type):
+            sizes += pc.binary_length(column).to_numpy(zero_copy_only=False) if table.num_rows else 0
+    return sizes
+
+
+@dataclass
+class RowCache:
+    """Random access to rows of a table by position; keeps the last decoded row groups.
+
+    names: columns to decode.
+    """
+
+    table: Table
+    names: tuple[str, ...]
+    kept: int = 4  # row groups
+    _starts: list[tuple[int, int, int]] = field(default_factory=list)  # (first row, part, group)
+    _cache: dict[int, pa.RecordBatch] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        first = 0
+        for number, (part, _) in enumerate(self.table.parts):
+            for group in range(part.metadata.num_row_groups):
+                self._starts.append((first, number, group))
+                first += part.metadata.row_group(group).num_rows
+
+    def rows(self, positions: Sequence[int]) -> list[dict[str, Any]]:
+        """The rows at these positions, in this order."""
+        found = []
+        for position in positions:
+            index = bisect.bisect_right(self._starts, (position, len(self._starts), 0)) - 1
+            found.append(self._group(index).slice(position - self._starts[index][0], 1).to_pylist()[0])
+        return found
+
+    def _group(self, index: int) -> pa.RecordBatch:
+        if index not in self._cache:
+            while len(self._cache) >= self.kept:
+                del self._cache[next(iter(self._cache))]
+            _, number, group = self._starts[index]
+            part, found = self.table.parts[number]
+            raw = part.read_row_group(group, columns=[found[name] for name in self.names]).combine_chunks()
+            batch = raw.to_batches()[0]
+            self._cache[index] = self.table._canonical(batch, self.names, found, self.table.files[number], 0)
+        return self._cache[index]

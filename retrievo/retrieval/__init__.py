@@ -1,0 +1,1 @@
+"""Layer 2: embeddings, FAISS indexes, BM25, fusion."""

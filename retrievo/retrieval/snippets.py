@@ -1,0 +1,54 @@
+"""The part of a text that a person should see: the window with the most matches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+Span = tuple[int, int]
+
+
+class Snippet(NamedTuple):
+    """A window of a text, on one line, and the spans of its matches inside it."""
+
+    text: str
+    spans: tuple[Span, ...]
+
+
+def snippet(text: str, spans: Sequence[Span], width: int = 240) -> Snippet:
+    """The window of about `width` characters that covers the most match characters; the earliest where several do.
+
+    spans: (start, end) of the matches in `text`, in order. Cuts fall between words and are marked by an ellipsis.
+    """
+    if len(text) <= width:
+        return _on_one_line(text, 0, len(text), spans)
+    starts = [0, *(max(0, start - width // 8) for start, _ in spans)]
+    covered = [sum(end - start for start, end in spans if start >= left and end <= left + width) for left in starts]
+    left = starts[covered.index(max(covered))]
+    left = min(left, len(text) - width)
+    return _on_one_line(text, _word_start(text, left), _word_end(text, left + width), spans)
+
+
+def _word_start(text: str, position: int) -> int:
+    """The first position from here that begins a word."""
+    if position == 0 or text[position - 1].isspace():
+        return position
+    space = next((place for place in range(position, min(position + 30, len(text))) if text[place].isspace()), position)
+    return space + (space != position)
+
+
+def _word_end(text: str, position: int) -> int:
+    """The last position up to here that ends a word."""
+    if position >= len(text) or text[position].isspace():
+        return min(position, len(text))
+    space = next((place for place in range(position, max(position - 30, 0), -1) if text[place].isspace()), position)
+    return space
+
+
+def _on_one_line(text: str, left: int, right: int, spans: Sequence[Span]) -> Snippet:
+    """White space keeps its length when line ends become spaces, so that the spans stay true."""
+    before, after = "… " if left > 0 else "", " …" if right < len(text) else ""
+    window = "".join(" " if letter.isspace() else letter for letter in text[left:right])
+    shift = len(before) - left
+    inside = tuple((start + shift, end + shift) for start, end in spans if start >= left and end <= right)
+    return Snippet(before + window + after, inside)

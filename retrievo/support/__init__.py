@@ -1,0 +1,1 @@
+"""Layer 0: errors, options, console, files. Knows nothing about retrieval."""

@@ -1,0 +1,365 @@
+"""Artefacts on disk: what a finished one records, and how an unfinished one never passes for finished.
+
+Every output is either absent, unfinished (`begin.json`, no manifest) or whole (`manifest.json`, written last). Folders
+that cannot be used half-done are built in `OUTPUT.partial/` and renamed, so a reader sees the old or the new one.
+A single Parquet file carries its manifest in its own metadata.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import retrievo
+from retrievo.support.errors import RetrievoError
+from retrievo.support.files import file_record, fingerprint, remove, write_json
+
+MANIFEST, BEGIN = "manifest.json", "begin.json"
+METADATA_KEY = b"retrievo"
+
+# kind -> version of its format on disk; a reader refuses what it does not know
+KINDS = {
+    "dataset": 1,
+    "run": 1,
+    "negatives": 1,
+    "embeddings": 1,
+    "faiss-index": 1,
+    "bm25-index": 1,
+    "model": 1,
+    "measures": 1,
+}
+
+
+@dataclass(frozen=True)
+class Input:
+    """Something that an output was made from: the path as given, and a fingerprint of what was there."""
+
+    path: Path
+    fingerprint: str
+
+    @classmethod
+    def of(cls, path: Path, files: Sequence[Path] | None = None) -> Input:
+        """An input from its files (default: the one at `path`, or all that the manifest in the folder `path` lists)."""
+        if files is None and (path / MANIFEST).is_file():
+            return cls(path, _digest(Manifest.read(path).files))
+        files = [path] if files is None else list(files)
+        own = [record for record in map(_own_record, files) if record]
+        if len(own) < len(files):
+            return cls(path, fingerprint(files))
+        return cls(path, own[0]["blake2b"] if len(own) == 1 else _digest(own))
+
+
+def _own_record(path: Path) -> dict[str, Any] | None:
+    """What the manifest beside a file recorded of it while writing, if the file still has that size."""
+    if not (path.parent / MANIFEST).is_file():
+        return None
+    record = Manifest.read(path.parent).files.get(path.name)
+    return record if record and record["bytes"] == path.stat().st_size else None
+
+
+def _digest(value: Any) -> str:
+    return hashlib.blake2b(json.dumps(value, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a finished artefact says of itself."""
+
+    kind: str
+    format: int
+    created_by: str
+    command: str
+    config: dict[str, Any]
+    inputs: dict[str, dict[str, str]]
+    stats: dict[str, Any] = field(default_factory=dict)
+    files: dict[str, dict[str, Any]] = field(default_factory=dict)
+    seconds: float | None = None
+    home: Path = Path()  # the folder that relative input paths start from; not part of the file
+
+    @classmethod
+    def read(cls, path: Path, *kinds: str) -> Manifest:
+        """The manifest of an artefact folder or of a Parquet file made by retrievo, checked to be one of `kinds`.
+
+        Raises: RetrievoError where there is none, where it is unfinished, of another kind, or of a newer format.
+        """
+        values = _read_parquet_metadata(path) if path.is_file() else _read_manifest_file(path)
+        try:
+            manifest = cls(**values, home=path.resolve().parent)
+        except TypeError:
+            raise RetrievoError(path, "its manifest has other keys than this version knows", None, _upgrade()) from None
+        if kinds and manifest.kind not in kinds:
+            raise RetrievoError(path, f"is of kind '{manifest.kind}'", f"{' or '.join(kinds)}")
+        if manifest.format > KINDS.get(manifest.kind, 0):
+            raise RetrievoError(path, f"has format {manifest.format} of '{manifest.kind}'", None, _upgrade())
+        return manifest
+
+    def as_json(self) -> dict[str, Any]:
+        """The values that are written; what has no value is left out."""
+        return {name: value for name, value in vars(self).items() if name != "home" and value is not None}
+
+    def input_path(self, name: str, flag: str) -> Path:
+        """Where an input lies now: where it was, else beside the artefact.
+
+        Raises: RetrievoError that names the flag to pass where it was moved or never recorded.
+        """
+        if name not in self.inputs:
+            raise RetrievoError(self.home, f"its manifest knows no {name}", None, f"pass {flag}")
+        recorded = Path(self.inputs[name]["path"])
+        for candidate in (self.home / recorded, self.home / recorded.name):
+            if candidate.exists() or any(self.home.glob(str(recorded)) if not recorded.is_absolute() else ()):
+                return candidate
+        raise RetrievoError(
+            self.home / recorded, f"the {name} this was made from is no longer there", None, f"pass {flag}"
+        )
+
+
+def _upgrade() -> str:
+    return f"this is retrievo {retrievo.__version__}; install the version that wrote it"
+
+
+def _read_manifest_file(folder: Path) -> dict[str, Any]:
+    if not folder.exists():
+        raise RetrievoError(folder, "no such file or folder", None, "check the path")
+    if not (folder / MANIFEST).is_file():
+        state = "is unfinished" if (folder / BEGIN).exists() else "is no artefact of retrievo (it has no manifest.json)"
+        fix = "run the command that makes it again" if (folder / BEGIN).exists() else "check the path"
+        raise RetrievoError(folder, state, None, fix)
+    try:
+        return json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise RetrievoError(folder / MANIFEST, f"is not JSON: {error}", None, "make the artefact again") from None
+
+
+def _read_parquet_metadata(path: Path) -> dict[str, Any]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        metadata = pyarrow.parquet.read_metadata(path).metadata or {}
+    except pyarrow.ArrowInvalid as error:
+        raise RetrievoError(path, f"is no readable Parquet file: {error}", None, "make it again") from None
+    if METADATA_KEY not in metadata:
+        raise RetrievoError(path, "carries no record of how it was made", "a table made by retrievo")
+    return json.loads(metadata[METADATA_KEY])
+
+
+class Output:
+    """One output of one command, from the first look at what is there to the manifest.
+
+    A verb asks `already_finished()`, then works inside `build()` and ends with `finish(stats)`:
+
+        output = Output(path, "bm25-index", config, {"corpus": Input.of(corpus)}, force=config.force)
+        if not output.already_finished():
+            with output.build() as folder:
+                ...
+                output.finish(stats)
+
+    path:   the folder, or the single file where it has a suffix that names a table (`single_file`).
+    beside: files that may stand in the folder before its maker starts (`stage-2/negatives.parquet`).
+    in_place: the folder grows where it stands and is resumed (models, embeddings) instead of being built aside.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        kind: str,
+        config: Mapping[str, Any],
+        inputs: Mapping[str, Input],
+        *,
+        force: bool = False,
+        single_file: bool = False,
+        in_place: bool = False,
+        beside: Sequence[str] = (),
+    ):
+        self.path, self.kind, self.config, self.inputs = path, kind, json.loads(json.dumps(config)), inputs
+        self.force, self.single_file, self.in_place, self.beside = force, single_file, in_place, beside
+        self.records: dict[str, dict[str, Any]] = {}
+        self.start = time.monotonic()
+        aside = not in_place or force
+        self.folder = path.with_name(path.name + ".partial") if aside else path
+        self._old = path.with_name(path.name + ".old")
+
+    # -- before the work -------------------------------------------------------------------------------------------
+
+    def already_finished(self) -> Manifest | None:
+        """The manifest where this very output is already there; None where there is work to do.
+
+        Raises: RetrievoError where something else stands at the path and `force` does not allow replacing it.
+        """
+        self._recover()
+        if not self.path.exists() or (self.path.is_dir() and not any(self.path.iterdir())):
+            return None
+        if self.path.is_dir() == self.single_file:
+            raise RetrievoError(
+                self.path, f"is a {'folder' if self.path.is_dir() else 'file'}", None, "choose another --output"
+            )
+        manifest = self._manifest_there()
+        if manifest is None:
+            self._check_unfinished()
+            return None
+        changed = self.differences(manifest.kind, manifest.config, manifest.inputs)
+        if changed and not self.force:
+            raise RetrievoError(
+                self.path, f"is finished, but {'; '.join(changed)}", None, "pass --force or another --output"
+            )
+        return None if self.force else manifest
+
+    def differences(self, kind: str, config: Mapping[str, Any], inputs: Mapping[str, Mapping[str, str]]) -> list[str]:
+        """What differs between this output and one that was made, in words; empty where it would be the same."""
+        if kind != self.kind:
+            return [f"it is of kind '{kind}', not '{self.kind}'"]
+        names = dict.fromkeys([*config, *self.config])
+        changed = [
+            f"{name} was {json.dumps(config.get(name))} and is now {json.dumps(self.config.get(name))}"
+            for name in names
+            if config.get(name) != self.config.get(name)
+        ]
+        was = {name: recorded["fingerprint"] for name, recorded in inputs.items()}
+        now = {name: given.fingerprint for name, given in self.inputs.items()}
+        return changed + [
+            f"its {name} is another one" for name in dict.fromkeys([*was, *now]) if was.get(name) != now.get(name)
+        ]
+
+    def _manifest_there(self) -> Manifest | None:
+        """The manifest at the path; None for a folder without one."""
+        if not self.single_file:
+            return Manifest.read(self.path) if (self.path / MANIFEST).is_file() else None
+        try:
+            return Manifest.read(self.path)
+        except RetrievoError as error:
+            if self.force:
+                return Manifest(self.kind, 0, "", "", {}, {})
+            raise RetrievoError(
+                self.path, f"exists already and {error.found}", None, "pass --force to replace it"
+            ) from None
+
+    def _check_unfinished(self) -> None:
+        """A folder without a manifest may be gone on with only if it is ours and the same work."""
+        begin = self.path / BEGIN
+        if self.in_place and begin.is_file():
+            began = json.loads(begin.read_text(encoding="utf-8"))
+            changed = self.differences(began["kind"], began["config"], began["inputs"])
+            if changed and not self.force:
+                fix = "go on with the same options, pass --force to begin anew, or choose another --output"
+                raise RetrievoError(self.path, f"is unfinished, but {'; '.join(changed)}", None, fix)
+        elif foreign := [name for name in sorted(os.listdir(self.path)) if name not in self.beside]:
+            fix = "choose another --output"
+            raise RetrievoError(
+                self.path, f"holds files that retrievo did not make ('{foreign[0]}')", "a new or empty folder", fix
+            )
+
+    def _recover(self) -> None:
+        """Ends a swap that was cut short: the old folder returns, or gives up what remains of it."""
+        if self._old.exists() and not self.path.exists():
+            self._old.rename(self.path)
+        elif self._old.exists():
+            self._give_up_old()
+
+    # -- the work --------------------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def build(self) -> Iterator[Path]:
+        """The folder to write into, locked against a second writer, with `begin.json` in it."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with _locked(self.folder, self.path):
+            if self.folder != self.path:
+                self._empty_partial()
+            if not (self.folder / BEGIN).exists():
+                write_json(self.folder / BEGIN, self._begin())
+            yield self.folder
+
+    def _begin(self) -> dict[str, Any]:
+        """What says whether unfinished work is the same work; never a time, so that it can be compared."""
+        return {"kind": self.kind, "format": KINDS[self.kind], "config": self.config, "inputs": self._inputs()}
+
+    def _inputs(self) -> dict[str, dict[str, str]]:
+        home = self.path.resolve().parent
+        return {
+            name: {"path": _relative(given.path, home), "fingerprint": given.fingerprint}
+            for name, given in self.inputs.items()
+        }
+
+    def _empty_partial(self) -> None:
+        entries = sorted(os.listdir(self.folder))
+        if entries and BEGIN not in entries and MANIFEST not in entries:
+            raise RetrievoError(
+                self.folder, "holds files that retrievo did not make", None, "remove it, or choose another --output"
+            )
+        for name in entries:
+            if name != BEGIN:
+                remove(self.folder / name)
+        remove(self.folder / BEGIN)  # last: while it stands, the rest is known to be ours
+
+    def record(self, name: str, record: dict[str, Any]) -> None:
+        """Notes size and content hash of a file of this output, taken while it was written."""
+        self.records[name] = record
+
+    def manifest(self, stats: Mapping[str, Any]) -> Manifest:
+        """The manifest of this output, without the files and the time: what a single table carries in its metadata."""
+        maker = f"retrievo {retrievo.__version__}"
+        command = " ".join(["retrievo", *sys.argv[1:]]) if Path(sys.argv[0]).name == "retrievo" else "library call"
+        return Manifest(self.kind, KINDS[self.kind], maker, command, self.config, self._inputs(), dict(stats))
+
+    def finish(self, stats: Mapping[str, Any]) -> Manifest:
+        """Writes the manifest and puts the folder in its place."""
+        if self.single_file:
+            (self.folder / self.path.name).replace(self.path)
+            remove(self.folder)
+            return self.manifest(stats)
+        made = [path.relative_to(self.folder).as_posix() for path in sorted(self.folder.rglob("*")) if path.is_file()]
+        keep = {BEGIN, *(self.beside if self.folder == self.path else ())}
+        files = {name: self.records.get(name) or file_record(self.folder / name) for name in made if name not in keep}
+        seconds = round(time.monotonic() - self.start, 3)
+        manifest = Manifest(**{**self.manifest(stats).as_json(), "files": files, "seconds": seconds})
+        write_json(self.folder / MANIFEST, manifest.as_json())
+        remove(self.folder / BEGIN)
+        if self.folder != self.path:
+            self._swap()
+        return manifest
+
+    def _swap(self) -> None:
+        """Puts the finished folder in the place of the old one; files that no manifest lists stay."""
+        if self.path.exists() and any(self.path.iterdir()):
+            self.path.rename(self._old)
+        self.folder.rename(self.path)
+        if self._old.exists():
+            self._give_up_old()
+
+    def _give_up_old(self) -> None:
+        listed = Manifest.read(self._old).files if (self._old / MANIFEST).is_file() else {}
+        for path in sorted(self._old.rglob("*")):
+            name = path.relative_to(self._old)
+            if path.is_file() and name.as_posix() not in {*listed, MANIFEST, BEGIN} and not (self.path / name).exists():
+                (self.path / name).parent.mkdir(parents=True, exist_ok=True)
+                path.rename(self.path / name)
+        remove(self._old)
+
+
+def _relative(path: Path, home: Path) -> str:
+    """Relative to the output's parent where the input lies below it, else absolute."""
+    absolute = Path(os.path.abspath(path))
+    return str(absolute.relative_to(home) if absolute.is_relative_to(home) else absolute)
+
+
+@contextlib.contextmanager
+def _locked(folder: Path, output: Path) -> Iterator[None]:
+    """Holds the folder against a second retrievo; the kernel lets go when this process ends, however it ends."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError:
+        raise RetrievoError(
+            output, "another retrievo is writing it", None, "wait for it, or choose another --output"
+        ) from None
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,138 @@
+"""From a Config to a command: the one place where options meet Typer."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import MISSING
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.exceptions import TyperException
+
+from retrievo.support import console
+from retrievo.support.errors import RetrievoError
+from retrievo.support.options import Option, Options, options_of
+from retrievo.support.settings import Layer, resolve, settings_layers
+
+SETTINGS_HELP = "TOML file with defaults for this command, instead of ./retrievo.toml."
+SHOW_HELP = "Print the resolved options as TOML, each with its source, and stop."
+
+
+def command_function(
+    name: str, config: type[Options], run: Callable[[Any], None], commands: Sequence[str]
+) -> Callable[..., None]:
+    """A function that Typer can read: one parameter per option, then `--config` and `--show-config`.
+
+    It resolves the layers of settings and calls `run` with the finished Config.
+    """
+    known = options_of(config)
+
+    def command(**flags: Any) -> None:
+        chosen, show = flags.pop("config"), flags.pop("show_config")
+        typed = {flag: value for flag, value in flags.items() if value is not None and value != []}
+        layers = [Layer("flag", typed, typed=True), *settings_layers(config, name, commands, chosen)]
+        resolved = resolve(config, layers)
+        for source in layers[1:]:
+            console.note(f"defaults from {source.name}")
+        for warning in resolved.warnings:
+            console.warn(warning)
+        if show:
+            print(resolved.show(name))
+        else:
+            run(resolved.config)
+
+    extra = [
+        _parameter("config", Path | None, None, typer.Option("--config", help=SETTINGS_HELP, show_default=False)),
+        _parameter("show_config", bool, False, typer.Option("--show-config", help=SHOW_HELP)),
+    ]
+    parameters = [_parameter(option.name, _annotation(option), None, _typer_info(option)) for option in known] + extra
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return command
+
+
+def _parameter(name: str, kind: Any, default: Any, info: Any) -> inspect.Parameter:
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, info])
+
+
+def _annotation(option: Option) -> Any:
+    """List options arrive as text: our own conversion splits commas and names the flag in its errors."""
+    kind = str if option.many and option.kind in (int, float) else option.kind
+    return list[kind] | None if option.many else kind | None  # type: ignore[valid-type]
+
+
+def _typer_info(option: Option) -> Any:
+    told = option.declaration
+    help = told.help + (f" Only with {applies_only(option)}." if told.only else "")
+    shown: Any = shown_default(option)
+    if told.positional:
+        return typer.Argument(help=help, metavar=option.name.upper(), show_default=shown)
+    metavar = "|".join(told.choices) if told.choices else None
+    flag = (
+        f"{option.flag}/--no-{option.flag[2:]}" if option.kind is bool and option.default is not False else option.flag
+    )
+    return typer.Option(flag, help=help, metavar=metavar, show_default=shown)
+
+
+def applies_only(option: Option) -> str:
+    """Beside which choices an option has a meaning, as the help says it."""
+    rules = option.declaration.only or {}
+    return " and ".join(f"{name.replace('_', ' ')} {' or '.join(values)}" for name, values in rules.items())
+
+
+def shown_default(option: Option) -> str | bool:
+    """The default as the help shows it."""
+    if option.declaration.hidden_default:
+        return option.declaration.hidden_default
+    if option.default is MISSING:
+        return "required"
+    if option.default is None or option.default is False:
+        return False
+    return " ".join(map(str, option.default)) if option.many else str(option.default)
+
+
+def spread(arguments: Sequence[str], several: dict[str, set[str]]) -> list[str]:
+    """Repeats a flag before each of the values that follow it: `--metrics a b` becomes `--metrics a --metrics b`.
+
+    several: command -> its flags that take more than one value. Positionals come before such a flag.
+    """
+    flags = several.get(arguments[0] if arguments else "", set())
+    result: list[str] = []
+    open_flag: str | None = None
+    for argument in arguments:
+        follows_value = open_flag is not None and result[-1] != open_flag
+        if argument.startswith("-"):
+            name, equals, value = argument.partition("=")
+            open_flag = name if name in flags else None
+            result += [name, value] if open_flag and equals else [argument]
+        elif open_flag and follows_value:
+            result += [open_flag, argument]
+        else:
+            result.append(argument)
+    return result
+
+
+def run_app(app: typer.Typer, arguments: Sequence[str]) -> int:
+    """Runs the app and turns problems into one line and an exit code; a bug shows its traceback.
+
+    Exit codes: 0 done, 1 a problem with data or machine, 2 a problem with what was typed, 130 interrupted.
+    """
+    try:
+        code = app(list(arguments), standalone_mode=False)
+    except TyperException as problem:
+        console.error(" ".join(problem.format_message().split()))
+        return problem.exit_code
+    except RetrievoError as problem:
+        console.error(str(problem))
+        return problem.exit_code
+    except (KeyboardInterrupt, typer.Abort):
+        code = 130
+    except BrokenPipeError:  # `retrievo search ... | head`
+        sys.stderr.close()
+        return 1
+    if code == 130:
+        console.error("interrupted; run the same command again to go on")
+    return code if isinstance(code, int) else 0

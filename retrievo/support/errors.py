@@ -1,0 +1,40 @@
+"""Errors that a user can act on: where, what was found, what was expected, what to do next; in one line."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class RetrievoError(Exception):
+    """A problem in the user's data, files or machine; the command line prints it as one line and exits 1.
+
+    where:    the file, folder, column, row or flag that the problem sits in.
+    found:    what was there.
+    expected: what should have been there (optional).
+    fix:      what to do next (optional).
+    """
+
+    exit_code = 1
+
+    def __init__(self, where: object, found: str, expected: str | None = None, fix: str | None = None):
+        self.where, self.found, self.expected, self.fix = str(where), found, expected, fix
+        parts = [found]
+        if expected:
+            parts.append(f"expected {expected}")
+        if fix:
+            parts.append(fix)
+        super().__init__(" ".join(f"{where}: {'; '.join(parts)}".split()))
+
+
+class UsageError(RetrievoError):
+    """A problem in what was typed or written in a TOML file (flag, key, combination); exits 2."""
+
+    exit_code = 2
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """A sentence that names the closest known word, or all of them where none is close."""
+    known = list(known)
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    return f"did you mean '{close[0]}'?" if close else f"known: {', '.join(known)}"

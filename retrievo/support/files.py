@@ -1,0 +1,127 @@
+"""Files that are absent or whole, and fingerprints that say whether two inputs are the same."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+MEBIBYTE = 1 << 20
+_PARQUET_MAGIC = b"PAR1"
+
+
+class HashingFile:
+    """A binary file that hashes what passes through it, so that a content hash costs no second read."""
+
+    def __init__(self, path: Path):
+        self._file: IO[bytes] = path.open("wb")
+        self._hash = hashlib.blake2b(digest_size=16)
+        self.size = 0
+
+    def write(self, data: Any) -> int:
+        self._hash.update(data)
+        written = self._file.write(data)
+        self.size += written
+        return written
+
+    def tell(self) -> int:
+        return self.size
+
+    def flush(self) -> None:
+        self._file.flush()
+
+    @property
+    def closed(self) -> bool:
+        return self._file.closed
+
+    def close(self) -> None:
+        """Flushes to the disk, so that a later rename never publishes an empty file after a power cut."""
+        if not self._file.closed:
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self._file.close()
+
+    def record(self) -> dict[str, Any]:
+        """Size in bytes and content hash, as a manifest lists them."""
+        return {"bytes": self.size, "blake2b": self._hash.hexdigest()}
+
+    def __enter__(self) -> HashingFile:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+@contextlib.contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path` that takes its place when the block ends without an error."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        _sync(temporary)
+        temporary.replace(path)
+        _sync(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes JSON atomically, keys in the order given, numbers exact."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def remove(path: Path) -> None:
+    """Removes a file or a whole folder; absent is fine."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def file_record(path: Path) -> dict[str, Any]:
+    """Size and content hash of a file written by somebody else's writer (Lucene, FAISS), by one full read."""
+    digest = hashlib.blake2b(digest_size=16)
+    with path.open("rb") as file:
+        while block := file.read(4 * MEBIBYTE):
+            digest.update(block)
+    return {"bytes": path.stat().st_size, "blake2b": digest.hexdigest()}
+
+
+def fingerprint(paths: list[Path]) -> str:
+    """A hash of foreign files by size, first and last MiB, and Parquet footer; never a full read.
+
+    Names count only where several files make one input: a renamed or moved file is the same input.
+    """
+    digest = hashlib.blake2b(digest_size=16)
+    for path in paths:
+        size = path.stat().st_size
+        digest.update(f"{path.name if len(paths) > 1 else ''}\0{size}\0".encode())
+        with path.open("rb") as file:
+            digest.update(file.read(MEBIBYTE))
+            file.seek(max(MEBIBYTE, size - _tail(file, size)))
+            digest.update(file.read())
+    return digest.hexdigest()
+
+
+def _tail(file: IO[bytes], size: int) -> int:
+    """How much of the end to read: 1 MiB, or the whole footer of a Parquet file where that is longer."""
+    if size < 8:
+        return size
+    file.seek(size - 8)
+    length, magic = file.read(4), file.read(4)
+    return max(MEBIBYTE, int.from_bytes(length, "little") + 8) if magic == _PARQUET_MAGIC else MEBIBYTE

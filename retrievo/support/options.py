@@ -1,0 +1,167 @@
+"""An option is declared once: a field of a frozen dataclass.
+
+The command-line flag, the TOML key, the help text, the documentation page, the manifest and the library signature
+all come from that field. Standard library only, so that `retrievo --help` stays quick.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import MISSING, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from retrievo.support.errors import UsageError, did_you_mean
+
+
+@dataclass(frozen=True)
+class Declaration:
+    """What an option says of itself beyond its name, type and default."""
+
+    help: str
+    choices: tuple[str, ...] = ()
+    check: Callable[[str], object] | None = None  # parses one value; raises UsageError
+    minimum: float | None = None
+    above: float | None = None
+    maximum: float | None = None
+    only: Mapping[str, tuple[str, ...]] | None = None  # applies only where another option has one of these values
+    alternative: str | None = None  # at most one option of a named group may be given
+    affects_output: bool = True  # False: a finished output is still the same work when this changes
+    positional: bool = False
+    several: bool = False  # after its flag may stand several values: `--metrics mrr@10 recall@100`
+    hidden_default: str | None = None  # how the help describes a default that is worked out
+
+
+def option(help: str, *, default: Any = MISSING, **declared: Any) -> Any:
+    """Declares one option; without `default` it is required, `default=None` means unset."""
+    return field(default=default, metadata={"option": Declaration(help=help, **declared)})
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option of one command: its declaration with the name, type and default of its field."""
+
+    name: str
+    kind: type  # str, int, float, bool or Path; of the elements where `many`
+    many: bool
+    default: Any
+    declaration: Declaration
+
+    @property
+    def flag(self) -> str:
+        return self.name.upper() if self.declaration.positional else "--" + self.name.replace("_", "-")
+
+    @property
+    def required(self) -> bool:
+        return self.default is MISSING
+
+    def convert(self, value: Any, where: str) -> Any:
+        """A typed value from what TOML or Typer gave; a list option also accepts one string, split at commas."""
+        if value is None:
+            return None
+        if not self.many:
+            return self._convert_one(value, where)
+        values = [value] if isinstance(value, (str, Path, int, float)) else list(value)
+        return tuple(self._convert_one(part, where) for item in values for part in _split(item))
+
+    def _convert_one(self, value: Any, where: str) -> Any:
+        if self.kind is Path and isinstance(value, str):
+            return Path(value)
+        if self.kind is float and type(value) is int:
+            return float(value)
+        if self.kind in (int, float) and self.many and isinstance(value, str):
+            value = _number(value, self.kind)
+        if not isinstance(value, self.kind) or (self.kind is not bool and isinstance(value, bool)):
+            raise UsageError(where, f"found {value!r}", _KIND_NAMES[self.kind])
+        return value
+
+    def check(self, value: Any, where: str | None = None) -> None:
+        """Raises UsageError where a value is not allowed; `where` names the flag, or the file and key."""
+        for item in value if self.many and value is not None else (value,):
+            if item is not None:
+                self._check_one(item, where or self.flag)
+
+    def _check_one(self, value: Any, where: str) -> None:
+        told = self.declaration
+        if told.choices and value not in told.choices:
+            raise UsageError(where, f"found '{value}'", None, did_you_mean(str(value), told.choices))
+        if told.minimum is not None and value < told.minimum:
+            raise UsageError(where, f"found {value}", f"at least {told.minimum:g}")
+        if told.above is not None and value <= told.above:
+            raise UsageError(where, f"found {value}", f"more than {told.above:g}")
+        if told.maximum is not None and value > told.maximum:
+            raise UsageError(where, f"found {value}", f"at most {told.maximum:g}")
+        if told.check is not None:
+            told.check(value)
+
+    def applies(self, chosen: Mapping[str, Any]) -> bool:
+        """Whether this option has a meaning beside what else was chosen."""
+        return all(chosen[name] in values for name, values in (self.declaration.only or {}).items())
+
+
+_KIND_NAMES = {str: "text", int: "a whole number", float: "a number", bool: "true or false", Path: "a path"}
+
+
+def _split(item: Any) -> list[Any]:
+    """Values of a list option may be joined by commas, unless the whole names a file that exists."""
+    if not isinstance(item, (str, Path)) or "," not in str(item) or Path(item).exists():
+        return [item]
+    return [type(item)(part.strip()) for part in str(item).split(",") if part.strip()]
+
+
+def _number(text: str, kind: type) -> Any:
+    try:
+        return kind(text)
+    except ValueError:
+        return text
+
+
+class Options:
+    """Base of every Config: a frozen keyword-only dataclass whose fields are options, checked when it is made."""
+
+    def __post_init__(self) -> None:
+        for known in options_of(type(self)):
+            known.check(getattr(self, known.name))
+        self.check()
+
+    def check(self) -> None:
+        """Rules across options; raises UsageError that quotes the flags as typed."""
+
+    def record(self) -> dict[str, Any]:
+        """The options that affect the output, as JSON values: what a manifest keeps and compares."""
+        chosen = vars(self)
+        return {
+            known.name: _plain(chosen[known.name])
+            for known in options_of(type(self))
+            if known.declaration.affects_output and known.kind is not Path and known.applies(chosen)
+        }
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def options_of(config: type) -> tuple[Option, ...]:
+    """The options of a Config in the order of their declaration, positionals first."""
+    hints = typing.get_type_hints(config)
+    found = [_option_of(spec, hints[spec.name]) for spec in dataclasses.fields(config)]
+    return tuple(sorted(found, key=lambda known: not known.declaration.positional))
+
+
+def _option_of(spec: dataclasses.Field[Any], hint: Any) -> Option:
+    kinds = [kind for kind in _members(hint) if kind is not type(None)]
+    many = typing.get_origin(kinds[0]) is tuple
+    kind = typing.get_args(kinds[0])[0] if many else kinds[0]
+    return Option(spec.name, kind, many, spec.default, spec.metadata["option"])
+
+
+def _members(hint: Any) -> Iterator[Any]:
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        yield from typing.get_args(hint)
+    else:
+        yield hint

@@ -1,0 +1,155 @@
+"""Where the values of a command's options come from.
+
+Precedence: flag > `STAGE/train.toml` > `retrievo.toml` or `--config` > manifest > recipe of the chosen objective >
+default of the dataclass. Every layer is a mapping with a name; `--show-config` prints each value with that name.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, dataclass
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from retrievo.support.errors import RetrievoError, UsageError, did_you_mean
+from retrievo.support.options import Option, Options, options_of
+
+SETTINGS_FILE = "retrievo.toml"
+Config = TypeVar("Config", bound=Options)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """Values from one source. `typed`: a flag, so that what does not apply is an error and not a warning."""
+
+    name: str
+    values: Mapping[str, Any]
+    typed: bool = False
+
+    def where(self, known: Option) -> str:
+        return known.flag if self.typed else f"{self.name} {known.name}"
+
+
+@dataclass(frozen=True)
+class Resolved(Generic[Config]):
+    """A Config with the name of the source of each value, and what is worth telling the user."""
+
+    config: Config
+    sources: dict[str, str]
+    warnings: list[str]
+
+    def show(self, command: str) -> str:
+        """The resolved options as TOML, each with its source: what `--show-config` prints."""
+        lines = [f"[{command}]"]
+        for known in options_of(type(self.config)):
+            value = getattr(self.config, known.name)
+            shown = f"# {known.name} is unset" if value is None else f"{known.name} = {_toml(value)}"
+            lines.append(f"{shown}  # {self.sources[known.name]}" if value is not None else shown)
+        return "\n".join(lines)
+
+
+def resolve(config: type[Config], layers: Sequence[Layer]) -> Resolved[Config]:
+    """Builds a Config from layers, highest precedence first.
+
+    Raises: UsageError for values of the wrong type, outside their range, missing, or typed where they do not apply.
+    """
+    found = _find(config, layers)
+    chosen = {
+        known.name: found[known.name][0] if known.name in found else known.default for known in options_of(config)
+    }
+    warnings = []
+    for known in options_of(config):
+        if known.name in found and not known.applies(chosen):
+            warnings.append(_does_not_apply(known, found.pop(known.name)[1]))
+            chosen[known.name] = known.default
+    missing = [known.flag for known in options_of(config) if chosen[known.name] is MISSING]
+    if missing:
+        raise UsageError(missing[0], "is needed but was given neither as a flag nor in a TOML file")
+    sources = {name: found[name][1].name if name in found else "default" for name in chosen}
+    return Resolved(config(**chosen), sources, warnings)
+
+
+def _find(config: type[Options], layers: Sequence[Layer]) -> dict[str, tuple[Any, Layer]]:
+    """The value of each option in the highest layer that has it, or has one of its alternatives."""
+    known_names = [known.name for known in options_of(config)]
+    groups: dict[str | None, Layer] = {}
+    found: dict[str, tuple[Any, Layer]] = {}
+    for layer in layers:
+        for name in layer.values:
+            if name not in known_names:
+                raise UsageError(layer.name, f"unknown key '{name}'", None, did_you_mean(name, known_names))
+        for known in options_of(config):
+            group = known.declaration.alternative
+            if known.name not in layer.values or known.name in found or groups.get(group, layer) is not layer:
+                continue
+            value = known.convert(layer.values[known.name], layer.where(known))
+            known.check(value, layer.where(known))
+            found[known.name] = (value, layer)
+        groups |= {known.declaration.alternative: layer for known in _grouped(config) if known.name in layer.values}
+    return found
+
+
+def _grouped(config: type[Options]) -> list[Option]:
+    return [known for known in options_of(config) if known.declaration.alternative]
+
+
+def _does_not_apply(known: Option, layer: Layer) -> str:
+    rules = [
+        f"{name.replace('_', '-')} {' or '.join(values)}" for name, values in (known.declaration.only or {}).items()
+    ]
+    if layer.typed:
+        raise UsageError(known.flag, "does not apply to what was chosen", f"it only with {', '.join(rules)}")
+    return f"{layer.name}: {known.name} is left aside, it applies only with {', '.join(rules)}"
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """A TOML file as a dictionary.
+
+    Raises: RetrievoError where it is absent or is not TOML.
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise RetrievoError(path, "no such file", "a TOML file", "check --config") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise RetrievoError(path, f"is not TOML: {error}", None, "mend that line") from None
+
+
+def settings_layers(config: type[Options], command: str, commands: Sequence[str], chosen: Path | None) -> list[Layer]:
+    """The layer of `--config FILE`, or of the `retrievo.toml` in the working folder, or none.
+
+    Raises: UsageError where a section or a key is unknown.
+    """
+    path = chosen or Path(SETTINGS_FILE)
+    if chosen is None and not path.exists():
+        return []
+    sections = read_toml(path)
+    for section, values in sections.items():
+        if section not in commands or not isinstance(values, dict):
+            raise UsageError(path, f"unknown section [{section}]", None, did_you_mean(section, commands))
+    layer = Layer(f"{path} [{command}]", sections.get(command, {}))
+    return [Layer(layer.name, _relative_to(path.parent, config, layer.values))] if layer.values else []
+
+
+def _relative_to(folder: Path, config: type[Options], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Paths of a TOML file read relative to that file's folder."""
+    paths = {known.name for known in options_of(config) if known.kind is Path}
+
+    def moved(value: Any) -> Any:
+        if isinstance(value, list):
+            return [moved(item) for item in value]
+        return str(folder / value) if isinstance(value, str) else value
+
+    return {name: moved(value) if name in paths else value for name, value in values.items()}
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, tuple):
+        return f"[{', '.join(_toml(item) for item in value)}]"
+    if isinstance(value, (int, float)):
+        return repr(value)
+    escaped = str(value).replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'

@@ -1,0 +1,138 @@
+"""What all tests share: the command line in this process, real data where it is at hand, and the kill harness."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from retrievo.cli import app, several_flags
+from retrievo.support.artifact import BEGIN, MANIFEST
+from retrievo.support.commandline import run_app, spread
+
+CHECKOUT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(autouse=True, scope="session")
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Id maps and token caches of the tests never touch the user's cache folder."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a command left: exit code, standard output, standard error."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def retrievo() -> Callable[..., Outcome]:
+    """Runs `retrievo ...` in this process."""
+
+    def run(*arguments: object) -> Outcome:
+        out, err = io.StringIO(), io.StringIO()
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            code = run_app(app, spread([str(argument) for argument in arguments], several_flags()))
+        return Outcome(code, out.getvalue(), err.getvalue())
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Callable[[str], Path]:
+    """The folder of a real collection; the test is skipped where the collections are not beside the checkout."""
+    home = Path(os.environ.get("RETRIEVO_DATA", CHECKOUT.parent / "shared" / "data"))
+
+    def folder(name: str) -> Path:
+        if not (home / name).is_dir():
+            pytest.skip(f"no real collection at {home / name} (set RETRIEVO_DATA)")
+        return home / name
+
+    return folder
+
+
+@dataclass(frozen=True)
+class KillHarness:
+    """Kills a command with SIGKILL at random moments and runs it again: it must end as if nothing had happened.
+
+    `same(reference, other)` raises AssertionError where the two outputs differ; the default compares data files byte by
+    byte. Between the kill and the rerun the output must be absent, unfinished or whole.
+    """
+
+    folder: Path
+
+    def check(
+        self,
+        command: Callable[[Path], list[str]],
+        *,
+        moments: int,
+        output: str = "output",
+        seed: int = 0,
+        same: Callable[[Path, Path], None] | None = None,
+    ) -> int:
+        """Returns how many of the runs were really killed before they ended."""
+        reference = self.folder / "reference" / output
+        took = self._run(command(reference), None)
+        rng = random.Random(seed)
+        kills = 0
+        for moment in range(moments):
+            other = self.folder / f"moment-{moment}" / output
+            kills += self._run(command(other), rng.uniform(0.02, took)) is None
+            assert_absent_unfinished_or_whole(other)
+            assert self._run(command(other), None) is not None
+            (same or assert_same_data)(reference, other)
+            assert not other.with_name(other.name + ".partial").exists(), "the finished run left its work folder behind"
+        return kills
+
+    def _run(self, command: list[str], kill_after: float | None) -> float | None:
+        """Seconds that the command took, or None where it was killed."""
+        start = time.monotonic()
+        process = subprocess.Popen(
+            [sys.executable, "-m", "retrievo", *command], cwd=CHECKOUT, stderr=subprocess.PIPE, start_new_session=True
+        )
+        try:
+            _, error = process.communicate(timeout=kill_after)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+            return None
+        assert process.returncode == 0, error.decode()
+        return time.monotonic() - start
+
+
+def assert_absent_unfinished_or_whole(output: Path) -> None:
+    """A folder has a manifest, or says that it was begun, or is not there; a single file is whole or not there."""
+    if output.is_dir() and any(output.iterdir()):
+        assert (output / MANIFEST).is_file() or (output / BEGIN).is_file()
+
+
+def assert_same_data(reference: Path, other: Path) -> None:
+    """The same files with the same bytes, manifests aside."""
+    if reference.is_file():
+        assert reference.read_bytes() == other.read_bytes()
+        return
+    names = sorted(path.relative_to(reference) for path in reference.rglob("*") if path.is_file())
+    assert names == sorted(path.relative_to(other) for path in other.rglob("*") if path.is_file())
+    for name in names:
+        if name.name != MANIFEST:
+            assert (reference / name).read_bytes() == (other / name).read_bytes(), name
+
+
+@pytest.fixture
+def kill_harness(tmp_path: Path) -> KillHarness:
+    return KillHarness(tmp_path / "kill-harness")

@@ -1,0 +1,113 @@
+"""Runs and qrels are read by content, written by suffix, and name the line that does not fit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from retrievo.data.qrels import Qrels
+from retrievo.data.run import Run, RunWriter, check_run_suffix, run_name
+from retrievo.support.artifact import Manifest
+from retrievo.support.errors import RetrievoError, UsageError
+
+MANIFEST = Manifest("run", 1, "retrievo", "", {}, {})
+SCORES = np.array([2.5, 1.1000001, -3e-9, 0.0], np.float32)
+
+
+def write(path: Path, query_ids: list[str], doc_ids: list[str]) -> Run:
+    writer = RunWriter(path, format_of=path)
+    writer.write(
+        pa.array(query_ids), pa.array(doc_ids), SCORES[: len(doc_ids)], np.arange(1, len(doc_ids) + 1, dtype=np.int32)
+    )
+    writer.close(MANIFEST)
+    return Run.read(path)
+
+
+@pytest.mark.parametrize("name", ["a.parquet", "a.trec", "a.txt.gz", "a.run"])
+def test_scores_survive_every_format_bit_for_bit(tmp_path: Path, name: str) -> None:
+    run = write(tmp_path / name, ["q1", "q1", "q1", "q2"], ["d1", "dü", "d3", "d1"])
+    assert run.name == "a"
+    assert run.table.to_pydict() == {
+        "query_id": ["q1", "q1", "q1", "q2"],
+        "doc_id": ["d1", "dü", "d3", "d1"],
+        "score": SCORES.tolist(),
+    }
+
+
+def test_a_parquet_run_carries_its_manifest(tmp_path: Path) -> None:
+    write(tmp_path / "a.parquet", ["q1"], ["d1"])
+    assert Manifest.read(tmp_path / "a.parquet", "run").created_by == "retrievo"
+
+
+def test_ms_marco_keeps_ranks_for_scores(tmp_path: Path) -> None:
+    run = write(tmp_path / "a.tsv", ["q1", "q1"], ["d1", "d2"])
+    assert (tmp_path / "a.tsv").read_text() == "q1\td1\t1\nq1\td2\t2\n"
+    assert run.table["score"].to_pylist() == [-1.0, -2.0]
+
+
+def test_ids_with_spaces_are_refused_by_text_and_kept_by_parquet(tmp_path: Path) -> None:
+    with pytest.raises(RetrievoError, match=r"doc_id 'd 1' has white space.*write .parquet instead"):
+        write(tmp_path / "a.trec", ["q1"], ["d 1"])
+    assert write(tmp_path / "a.parquet", ["q1"], ["d 1"]).table["doc_id"].to_pylist() == ["d 1"]
+
+
+@pytest.mark.parametrize(
+    "text", ["q1 Q0 d1 1 2.5 x\n", "q1\tQ0\td1\t1\t2.5\tx\r\n", "q1  Q0 \t d1 1   2.5 x\n\n", "\ufeffq1 Q0 d1 1 2.5 x"]
+)
+def test_trec_lines_with_any_white_space_are_read(tmp_path: Path, text: str) -> None:
+    (tmp_path / "a.trec").write_text(text, newline="")
+    assert Run.read(tmp_path / "a.trec").table.to_pydict() == {"query_id": ["q1"], "doc_id": ["d1"], "score": [2.5]}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("q1 Q0 d1 1 2.5 x\nq1 Q0 d2 2 high x\n", "a.trec line 2: score is 'high'; expected a number"),
+        ("q1 Q0 d1 1 2.5 x\nq1 Q0 d2\n", "a.trec line 2: found 3 fields; expected query_id Q0 doc_id rank score tag"),
+        ("q1 d1\n", "its first line has 2 fields"),
+    ],
+)
+def test_a_line_that_does_not_fit_is_named(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "a.trec").write_text(text)
+    with pytest.raises(RetrievoError, match=message):
+        Run.read(tmp_path / "a.trec")
+
+
+def test_an_empty_run_is_a_run(tmp_path: Path) -> None:
+    (tmp_path / "a.trec").write_text("")
+    assert Run.read(tmp_path / "a.trec").table.num_rows == 0
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "q1 0 d1 2\nq1 0 d2 0\n",
+        "q1\t0\td1\t2\nq1\t0\td2\t0\n",
+        "query-id\tcorpus-id\tscore\nq1\td1\t2\nq1\td2\t0\n",
+        "q1\td1\t2\nq1\td2\t0\n",
+        "q1 0 d1 2\nq1\t0  d2 0\n",
+    ],
+)
+def test_qrels_are_read_by_their_content(tmp_path: Path, text: str) -> None:
+    (tmp_path / "qrels.txt").write_text(text)
+    expected = {"query_id": ["q1", "q1"], "doc_id": ["d1", "d2"], "relevance": [2, 0]}
+    assert Qrels.read(tmp_path / "qrels.txt").table.to_pydict() == expected
+
+
+def test_a_pair_judged_twice_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "qrels.txt").write_text("q1 0 d1 2\nq1 0 d1 1\n")
+    with pytest.raises(RetrievoError, match="query 'q1' and document 'd1' are judged 2 times"):
+        Qrels.read(tmp_path / "qrels.txt")
+
+
+def test_a_run_is_called_after_its_file() -> None:
+    assert [run_name(Path(name)) for name in ("x/bm25.trec.gz", "a.b.parquet", "plain")] == ["bm25", "a.b", "plain"]
+
+
+@pytest.mark.parametrize("name", ["a", "a.csv", "a.parquet.gz"])
+def test_an_output_that_names_no_format_is_refused(name: str) -> None:
+    with pytest.raises(UsageError, match=r"expected a file that ends in .parquet .trec"):
+        check_run_suffix(Path(name))

@@ -1,0 +1,141 @@
+"""Tables are read from any Arrow text type, file, folder or glob; what does not fit is named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from retrievo.data.corpus import Corpus, Queries
+from retrievo.data.tables import CORPUS, QRELS, ROWS_PER_GROUP, RowCache, Table, TableWriter
+from retrievo.support.errors import RetrievoError
+
+
+def write(path: Path, **columns: object) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table(columns), path)
+    return path
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [pa.string(), pa.large_string(), pa.string_view(), pa.dictionary(pa.int32(), pa.string())],
+    ids=str,
+)
+def test_any_arrow_text_type_is_text(tmp_path: Path, kind: pa.DataType) -> None:
+    ids = pa.array(["a", "b"]).cast(kind)
+    path = write(tmp_path / "corpus.parquet", id=ids, text=ids)
+    assert Table(path, CORPUS).read().to_pydict() == {"id": ["a", "b"], "text": ["a", "b"]}
+
+
+def test_integer_ids_become_text(tmp_path: Path) -> None:
+    path = write(tmp_path / "corpus.parquet", id=pa.array([7, 8], pa.int64()), text=["x", "y"])
+    assert Table(path, CORPUS).read().column("id").to_pylist() == ["7", "8"]
+
+
+def test_aliases_are_understood(tmp_path: Path) -> None:
+    path = write(tmp_path / "corpus.parquet", _id=["a"], contents=["x"])
+    assert Table(path, CORPUS).read().to_pydict() == {"id": ["a"], "text": ["x"]}
+
+
+def test_a_folder_and_a_glob_are_one_table_in_the_order_of_names(tmp_path: Path) -> None:
+    write(tmp_path / "parts" / "b.parquet", id=["2"], text=["y"])
+    write(tmp_path / "parts" / "a.parquet", id=["1"], text=["x"])
+    for path in (tmp_path / "parts", tmp_path / "parts" / "*.parquet"):
+        assert Table(path, CORPUS).read().column("id").to_pylist() == ["1", "2"]
+
+
+def test_a_dataset_folder_stands_for_the_noun_that_is_asked(tmp_path: Path) -> None:
+    write(tmp_path / "corpus.parquet", id=["1"], text=["x"])
+    write(tmp_path / "queries.parquet", id=["q"], text=["x"])
+    write(tmp_path / "qrels" / "dev.parquet", query_id=["q"], doc_id=["1"], relevance=[1])
+    assert len(Corpus(tmp_path)) == 1
+    assert Queries(tmp_path).texts == ["x"]
+    assert Table(tmp_path, QRELS).files == [tmp_path / "qrels" / "dev.parquet"]
+    write(tmp_path / "qrels" / "test.parquet", query_id=["q"], doc_id=["1"], relevance=[1])
+    assert Table(tmp_path, QRELS).files == [tmp_path / "qrels" / "test.parquet"]
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"id": ["a"], "body_text": ["x"]}, r"corpus.parquet: has no column 'text' \(it has: id, body_text\)"),
+        ({"id": ["a"], "text": [1.5]}, "column 'text' is of type double; expected string"),
+        ({"id": [1.5], "text": ["x"]}, "column 'id' is of type double"),
+    ],
+)
+def test_a_schema_that_does_not_fit_is_named_before_any_work(tmp_path: Path, columns: dict, message: str) -> None:
+    path = write(tmp_path / "corpus.parquet", **columns)
+    with pytest.raises(RetrievoError, match=message):
+        Table(path, CORPUS)
+
+
+def test_a_missing_id_is_named_with_its_row(tmp_path: Path) -> None:
+    path = write(tmp_path / "corpus.parquet", id=["a", None], text=["x", None])
+    with pytest.raises(RetrievoError, match="column 'id' is empty in row 2"):
+        Table(path, CORPUS).read()
+
+
+def test_a_missing_text_is_an_empty_text(tmp_path: Path) -> None:
+    path = write(tmp_path / "corpus.parquet", id=["a"], text=pa.array([None], pa.string()))
+    assert Table(path, CORPUS).read().column("text").to_pylist() == [""]
+
+
+def test_a_truncated_file_is_named(tmp_path: Path) -> None:
+    path = write(tmp_path / "corpus.parquet", id=["a"], text=["x"])
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(RetrievoError, match=r"corpus.parquet: is no readable Parquet file; expected the corpus"):
+        Table(path, CORPUS)
+
+
+def test_a_foreign_format_is_told_how_to_be_imported(tmp_path: Path) -> None:
+    (tmp_path / "corpus.jsonl").write_text("{}")
+    with pytest.raises(RetrievoError, match="import it first: retrievo import jsonl"):
+        Table(tmp_path / "corpus.jsonl", CORPUS)
+
+
+def test_duplicate_ids_are_named_with_their_rows(tmp_path: Path) -> None:
+    path = write(tmp_path / "corpus.parquet", id=["a", "b", "a"], text=["x", "y", "z"])
+    with pytest.raises(RetrievoError, match=r"id 'a' occurs twice \(rows 1 and 3\)"):
+        _ = Corpus(path).id_map
+    with pytest.raises(RetrievoError, match="query id 'a' occurs twice"):
+        Queries(path)
+
+
+def test_the_id_map_finds_rows_and_documents(tmp_path: Path) -> None:
+    path = write(tmp_path / "corpus.parquet", id=["b", "a", "ü"], title=["B", "A", "U"], text=["x", "y", "x"])
+    corpus = Corpus(path)
+    assert corpus.id_map.rows(["ü", "nope", "b", "ü"]).tolist() == [2, -1, 0, 2]
+    assert corpus.id_map.rows([]).tolist() == []
+    assert corpus.find(["a", "nope"]) == [("a", "A", "y"), None]
+    hashes = corpus.id_map.text_hashes
+    assert hashes[0] == hashes[2] != hashes[1]
+
+
+def test_a_written_table_reads_back_whatever_the_batches(tmp_path: Path) -> None:
+    ids = [str(number) for number in range(3 * ROWS_PER_GROUP + 5)]
+    schema = pa.schema([("id", pa.string()), ("text", pa.string())])
+    files = []
+    for step in (1_000, 7_777, len(ids)):
+        files.append(tmp_path / f"{step}.parquet")
+        with TableWriter(files[-1], schema) as writer:
+            for start in range(0, len(ids), step):
+                part = ids[start : start + step]
+                writer.write({"id": part, "text": part})
+            record = writer.close()
+        assert record["bytes"] == files[-1].stat().st_size
+    assert len({file.read_bytes() for file in files}) == 1, "the bytes depend on the rows, not on the batches"
+    table = Table(files[0], CORPUS)
+    assert table.read().column("id").to_pylist() == ids
+    assert [row["id"] for row in RowCache(table, ("id",)).rows([0, 8_192, 24_580, 5])] == ["0", "8192", "24580", "5"]
+
+
+def test_long_texts_make_smaller_row_groups(tmp_path: Path) -> None:
+    schema = pa.schema([("id", pa.string()), ("text", pa.string())])
+    with TableWriter(tmp_path / "long.parquet", schema) as writer:
+        writer.write({"id": [str(n) for n in range(40)], "text": ["x" * (1 << 20)] * 40})
+        writer.close()
+    groups = pq.ParquetFile(tmp_path / "long.parquet").metadata
+    assert [groups.row_group(n).num_rows for n in range(groups.num_row_groups)] == [15, 15, 10]

@@ -1,0 +1,167 @@
+"""An output is absent, unfinished or whole; running again does nothing, the same or is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from retrievo.support.artifact import BEGIN, MANIFEST, Input, Manifest, Output
+from retrievo.support.errors import RetrievoError
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    path = tmp_path / "source.txt"
+    path.write_text("one")
+    return path
+
+
+def output(path: Path, source: Path, *, depth: int = 10, **more: bool) -> Output:
+    return Output(path, "dataset", {"depth": depth}, {"source": Input.of(source)}, **more)
+
+
+def make(made: Output, text: str = "data", name: str = "data.txt") -> Manifest:
+    assert made.already_finished() is None
+    with made.build() as folder:
+        (folder / name).write_text(text)
+        return made.finish({"rows": 1})
+
+
+def test_a_finished_output_has_a_manifest_and_nothing_else_of_ours(tmp_path: Path, source: Path) -> None:
+    make(output(tmp_path / "out", source))
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["data.txt", MANIFEST]
+    manifest = Manifest.read(tmp_path / "out", "dataset")
+    assert manifest.config == {"depth": 10}
+    assert manifest.stats == {"rows": 1}
+    assert manifest.files["data.txt"]["bytes"] == 4
+    assert manifest.inputs["source"]["path"] == "source.txt"
+    assert not (tmp_path / "out.partial").exists()
+
+
+def test_the_same_work_again_is_already_finished(tmp_path: Path, source: Path) -> None:
+    make(output(tmp_path / "out", source))
+    before = (tmp_path / "out" / MANIFEST).stat().st_mtime_ns
+    assert output(tmp_path / "out", source).already_finished() is not None
+    assert (tmp_path / "out" / MANIFEST).stat().st_mtime_ns == before
+
+
+def test_other_work_is_refused_and_the_difference_named(tmp_path: Path, source: Path) -> None:
+    make(output(tmp_path / "out", source))
+    with pytest.raises(
+        RetrievoError, match="is finished, but depth was 10 and is now 20; pass --force or another --output"
+    ):
+        output(tmp_path / "out", source, depth=20).already_finished()
+    source.write_text("two")
+    with pytest.raises(RetrievoError, match="its source is another one"):
+        output(tmp_path / "out", source).already_finished()
+
+
+def test_force_replaces_what_the_manifest_lists_and_keeps_the_rest(tmp_path: Path, source: Path) -> None:
+    make(output(tmp_path / "out", source))
+    (tmp_path / "out" / "mine.txt").write_text("mine")
+    make(output(tmp_path / "out", source, depth=20, force=True), "new", name="new.txt")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [MANIFEST, "mine.txt", "new.txt"]
+    assert not (tmp_path / "out.old").exists()
+
+
+def test_the_old_output_stays_readable_while_the_new_one_is_built(tmp_path: Path, source: Path) -> None:
+    make(output(tmp_path / "out", source))
+    rebuilt = output(tmp_path / "out", source, force=True)
+    with rebuilt.build() as folder:
+        (folder / "data.txt").write_text("new")
+        assert (tmp_path / "out" / "data.txt").read_text() == "data"
+        rebuilt.finish({})
+    assert (tmp_path / "out" / "data.txt").read_text() == "new"
+
+
+def test_a_swap_cut_short_is_ended_at_the_next_run(tmp_path: Path, source: Path) -> None:
+    make(output(tmp_path / "out", source))
+    (tmp_path / "out").rename(tmp_path / "out.old")
+    assert output(tmp_path / "out", source).already_finished() is not None
+    assert (tmp_path / "out" / "data.txt").exists()
+
+
+def test_an_unfinished_work_folder_is_begun_anew(tmp_path: Path, source: Path) -> None:
+    cut_short = output(tmp_path / "out", source)
+    with cut_short.build() as folder:
+        (folder / "half.txt").write_text("ha")
+    make(output(tmp_path / "out", source))
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["data.txt", MANIFEST]
+
+
+def test_a_folder_that_is_not_ours_is_refused(tmp_path: Path, source: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.txt").write_text("mine")
+    with pytest.raises(RetrievoError, match=r"holds files that retrievo did not make \('thesis.txt'\)"):
+        output(tmp_path / "out", source).already_finished()
+
+
+def test_files_that_may_stand_beside_are_no_strangers(tmp_path: Path, source: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "negatives.parquet").write_text("x")
+    made = Output(tmp_path / "out", "model", {}, {}, in_place=True, beside=("negatives.parquet",))
+    manifest = make(made)
+    assert list(manifest.files) == ["data.txt"]
+
+
+def test_work_in_place_goes_on_only_under_the_same_options(tmp_path: Path, source: Path) -> None:
+    with output(tmp_path / "out", source, in_place=True).build() as folder:
+        (folder / "half.txt").write_text("ha")
+    assert (tmp_path / "out" / BEGIN).exists()
+    with pytest.raises(RetrievoError, match="is unfinished, but depth was 10 and is now 20"):
+        output(tmp_path / "out", source, depth=20, in_place=True).already_finished()
+    again = output(tmp_path / "out", source, in_place=True)
+    assert again.already_finished() is None
+    with again.build() as folder:
+        assert (folder / "half.txt").exists()
+        again.finish({})
+    assert not (tmp_path / "out" / BEGIN).exists()
+
+
+def test_a_second_writer_is_refused(tmp_path: Path, source: Path) -> None:
+    with (
+        output(tmp_path / "out", source).build(), pytest.raises(RetrievoError, match="another retrievo is writing it"),
+        output(tmp_path / "out", source).build(),
+    ):
+        pass
+
+
+def test_reading_refuses_other_kinds_unfinished_and_foreign_folders(tmp_path: Path, source: Path) -> None:
+    make(output(tmp_path / "out", source))
+    with pytest.raises(RetrievoError, match="is of kind 'dataset'; expected embeddings or faiss-index"):
+        Manifest.read(tmp_path / "out", "embeddings", "faiss-index")
+    with pytest.raises(RetrievoError, match="no such file or folder"):
+        Manifest.read(tmp_path / "nowhere")
+    (tmp_path / "foreign").mkdir()
+    with pytest.raises(RetrievoError, match=r"is no artefact of retrievo \(it has no manifest.json\)"):
+        Manifest.read(tmp_path / "foreign")
+    (tmp_path / "foreign" / BEGIN).write_text("{}")
+    with pytest.raises(RetrievoError, match="is unfinished; run the command that makes it again"):
+        Manifest.read(tmp_path / "foreign")
+
+
+def test_a_newer_format_is_refused(tmp_path: Path, source: Path) -> None:
+    make(output(tmp_path / "out", source))
+    path = tmp_path / "out" / MANIFEST
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 99}))
+    with pytest.raises(RetrievoError, match="has format 99 of 'dataset'"):
+        Manifest.read(tmp_path / "out")
+
+
+def test_an_input_is_found_where_it_was_or_beside_the_artefact(tmp_path: Path, source: Path) -> None:
+    make(output(tmp_path / "out", source))
+    manifest = Manifest.read(tmp_path / "out")
+    assert manifest.input_path("source", "--source") == source
+    source.unlink()
+    with pytest.raises(RetrievoError, match="is no longer there; pass --source"):
+        manifest.input_path("source", "--source")
+
+
+def test_a_renamed_file_has_the_same_fingerprint_and_a_changed_one_another(tmp_path: Path, source: Path) -> None:
+    before = Input.of(source).fingerprint
+    renamed = source.rename(tmp_path / "renamed.txt")
+    assert Input.of(renamed).fingerprint == before
+    renamed.write_text("two")
+    assert Input.of(renamed).fingerprint != before
