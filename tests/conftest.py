@@ -40,17 +40,23 @@ class Outcome:
     err: str
 
 
+def run_here(*arguments: object) -> Outcome:
+    """Runs `retrievo ...` in this process."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = run_app(app, spread([str(argument) for argument in arguments], several_flags()))
+    return Outcome(code, out.getvalue(), err.getvalue())
+
+
 @pytest.fixture
 def retrievo() -> Callable[..., Outcome]:
-    """Runs `retrievo ...` in this process."""
+    return run_here
 
-    def run(*arguments: object) -> Outcome:
-        out, err = io.StringIO(), io.StringIO()
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            code = run_app(app, spread([str(argument) for argument in arguments], several_flags()))
-        return Outcome(code, out.getvalue(), err.getvalue())
 
-    return run
+@pytest.fixture(scope="module")
+def module_retrievo() -> Callable[..., Outcome]:
+    """For fixtures that make something once for a whole module."""
+    return run_here
 
 
 @pytest.fixture(scope="session")

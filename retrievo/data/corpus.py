@@ -11,24 +11,15 @@ import numpy as np
 import pyarrow as pa
 
 from retrievo.data.ids import IdMap
+from retrievo.data.options import TITLE_TEMPLATE
 from retrievo.data.tables import CORPUS, QUERIES, RowCache, Table
 from retrievo.support.artifact import Input
 from retrievo.support.errors import RetrievoError
-
-TITLE_TEMPLATE = "{title} {text}"
 
 
 def fill_template(template: str, title: str, text: str) -> str:
     """One text from a title and a body; a missing title leaves no space behind."""
     return template.replace("{title}", title).replace("{text}", text).strip()
-
-
-def check_template(template: str) -> None:
-    """Raises UsageError where a title template has no `{text}`."""
-    from retrievo.support.errors import UsageError
-
-    if "{text}" not in template:
-        raise UsageError("--title-template", f"found '{template}'", "a template with {text} and, if wanted, {title}")
 
 
 class Document(NamedTuple):
@@ -62,6 +53,10 @@ class Corpus:
     def id_map(self) -> IdMap:
         """Rows of document ids; building it checks that no id occurs twice."""
         return IdMap(self.table)
+
+    def check_unique_ids(self) -> None:
+        """Raises RetrievoError where an id occurs twice, naming it and both rows."""
+        _ = self.id_map
 
     def batches(self, template: str = TITLE_TEMPLATE) -> Iterator[tuple[list[str], list[str]]]:
         """Ids and templated texts in the order of the table, some thousands at a time."""

@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import MISSING
 from typing import Any
 
+from retrievo.support.errors import UsageError
 from retrievo.support.options import option
 
+TITLE_TEMPLATE = "{title} {text}"
 TABLE = "Parquet file, folder or glob, or a dataset folder"
 
 
@@ -44,3 +46,22 @@ def threads_option() -> Any:
 def json_option() -> Any:
     """`--json`."""
     return option("Print JSON instead of a table.", default=False, affects_output=False)
+
+
+def title_template_option(**declared: Any) -> Any:
+    """`--title-template`."""
+    help = "How the title and the text of a document become one text."
+    return option(help, default=TITLE_TEMPLATE, check=check_title_template, **declared)
+
+
+def check_title_template(template: str) -> None:
+    """Raises UsageError where a title template has no `{text}` or names anything but `{title}` and `{text}`."""
+    rest = template.replace("{title}", "").replace("{text}", "")
+    if "{text}" not in template or "{" in rest or "}" in rest:
+        raise UsageError("--title-template", f"found '{template}'", "{text} and, where titles count, {title}")
+
+
+def heap_option(**declared: Any) -> Any:
+    """`--heap`."""
+    help = "Memory of the Java machine, as in 4g."
+    return option(help, default=None, affects_output=False, hidden_default="a quarter of the memory", **declared)

@@ -10,11 +10,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from retrievo.data.lines import first_line, read_fields
+from retrievo.data.run_files import MSMARCO_SUFFIXES, run_name, run_suffix
 from retrievo.data.tables import RUN, Table, TableWriter, table_files
 from retrievo.support.artifact import Input, Manifest
 from retrievo.support.errors import RetrievoError
 
-TREC_SUFFIXES, MSMARCO_SUFFIXES = (".trec", ".txt", ".run"), (".tsv",)
 _TREC = (
     ("query_id", pa.string()),
     ("q0", pa.string()),
@@ -49,13 +49,6 @@ class Run:
         return cls(run_name(path), path, pa.concat_tables(_read_text(file) for file in files), Input.of(path, files))
 
 
-def run_name(path: Path) -> str:
-    """A run is called after its file: `runs/bm25.trec.gz` is bm25."""
-    name = path.name.removesuffix(".gz")
-    known = (".parquet", *TREC_SUFFIXES, *MSMARCO_SUFFIXES)
-    return next((name.removesuffix(suffix) for suffix in known if name.endswith(suffix)), name)
-
-
 def _read_text(path: Path) -> pa.Table:
     fields = first_line(path)
     if not fields:
@@ -81,8 +74,7 @@ class RunWriter:
     """
 
     def __init__(self, path: Path, *, format_of: Path):
-        suffixes = [suffix for suffix in format_of.suffixes if suffix != ".gz"]
-        self.path, self.suffix = format_of, suffixes[-1] if suffixes else ""
+        self.path, self.suffix = format_of, run_suffix(format_of)
         self.tag = run_name(format_of).replace(" ", "-")
         self._text = self.suffix != ".parquet"
         self._writer = _open_sink(path, format_of) if self._text else TableWriter(path, RUN.arrow)
@@ -103,16 +95,6 @@ class RunWriter:
             self._writer.close()
         else:
             self._writer.close(manifest)
-
-
-def check_run_suffix(path: Path) -> None:
-    """Raises UsageError where the name of an output does not say in which format a run should be written."""
-    from retrievo.support.errors import UsageError
-
-    suffixes = [suffix for suffix in path.suffixes if suffix != ".gz"]
-    known = (".parquet", *TREC_SUFFIXES, *MSMARCO_SUFFIXES)
-    if not suffixes or suffixes[-1] not in known or (path.suffix == ".gz" and suffixes[-1] == ".parquet"):
-        raise UsageError("--output", f"found '{path}'", f"a file that ends in {' '.join(known)} (text also .gz)")
 
 
 def _open_sink(path: Path, format_of: Path) -> pa.NativeFile:

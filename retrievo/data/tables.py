@@ -10,6 +10,7 @@ import bisect
 import functools
 import glob
 import json
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -163,6 +164,21 @@ class Table:
         columns = {column.name: column for column in self.schema.columns}
         arrays = [_cast(batch.column(found[name]), columns[name], file, start) for name in names]
         return pa.RecordBatch.from_arrays(arrays, schema=pa.schema([(name, columns[name].type) for name in names]))
+
+    def slices(self, names: Sequence[str], bounds: Sequence[tuple[int, int]]) -> Iterator[pa.Table]:
+        """For each (first row, row after the last), ascending and apart: these rows; others are passed over."""
+        waiting, parts, start = deque(bounds), [], 0
+        for batch in self.batches(names):
+            while waiting and waiting[0][0] < start + batch.num_rows:
+                first, end = waiting[0]
+                left = max(0, first - start)
+                parts.append(batch.slice(left, end - start - left))
+                if end > start + batch.num_rows:  # goes on in the next batch
+                    break
+                waiting.popleft()
+                yield pa.Table.from_batches(parts)
+                parts = []
+            start += batch.num_rows
 
     def read(self, names: Sequence[str] | None = None) -> pa.Table:
         """All rows of the named columns in memory."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -41,8 +42,7 @@ def _word_end(text: str, position: int) -> int:
     """The last position up to here that ends a word."""
     if position >= len(text) or text[position].isspace():
         return min(position, len(text))
-    space = next((place for place in range(position, max(position - 30, 0), -1) if text[place].isspace()), position)
-    return space
+    return next((place for place in range(position, max(position - 30, 0), -1) if text[place].isspace()), position)
 
 
 def _on_one_line(text: str, left: int, right: int, spans: Sequence[Span]) -> Snippet:
@@ -52,3 +52,12 @@ def _on_one_line(text: str, left: int, right: int, spans: Sequence[Span]) -> Sni
     shift = len(before) - left
     inside = tuple((start + shift, end + shift) for start, end in spans if start >= left and end <= right)
     return Snippet(before + window + after, inside)
+
+
+def same_words(question: str, text: str) -> list[Span]:
+    """Spans of the words in `text` that occur in the question, case aside; words of one or two letters are passed over.
+
+    For dense search, which has no analyzer: what matched is not known, so this only guides the eye.
+    """
+    wanted = set(re.findall(r"\w{3,}", question.lower()))
+    return [found.span() for found in re.finditer(r"\w{3,}", text) if found.group().lower() in wanted]

@@ -14,12 +14,13 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import retrievo
+from retrievo.support import console
 from retrievo.support.errors import RetrievoError
 from retrievo.support.files import file_record, fingerprint, remove, write_json
 
@@ -62,7 +63,10 @@ def _own_record(path: Path) -> dict[str, Any] | None:
     """What the manifest beside a file recorded of it while writing, if the file still has that size."""
     if not (path.parent / MANIFEST).is_file():
         return None
-    record = Manifest.read(path.parent).files.get(path.name)
+    try:
+        record = Manifest.read(path.parent).files.get(path.name)
+    except RetrievoError:  # somebody else's manifest.json, as beside a web page
+        return None
     return record if record and record["bytes"] == path.stat().st_size else None
 
 
@@ -211,7 +215,10 @@ class Output:
             raise RetrievoError(
                 self.path, f"is finished, but {'; '.join(changed)}", None, "pass --force or another --output"
             )
-        return None if self.force else manifest
+        if self.force:
+            return None
+        console.note(f"{self.path} is already finished; nothing to do")
+        return manifest
 
     def differences(self, kind: str, config: Mapping[str, Any], inputs: Mapping[str, Mapping[str, str]]) -> list[str]:
         """What differs between this output and one that was made, in words; empty where it would be the same."""
@@ -273,9 +280,18 @@ class Output:
         with _locked(self.folder, self.path):
             if self.folder != self.path:
                 self._empty_partial()
+            for leftover in self.folder.glob(".*.tmp"):  # of a writer that was killed
+                remove(leftover)
             if not (self.folder / BEGIN).exists():
                 write_json(self.folder / BEGIN, self._begin())
             yield self.folder
+
+    @contextlib.contextmanager
+    def build_together(self, *, lead: bool, barrier: Callable[[], None]) -> Iterator[Path]:
+        """`build` by the lead of several processes; the others wait until the folder is begun."""
+        with self.build() if lead else contextlib.nullcontext(self.folder) as folder:
+            barrier()
+            yield folder
 
     def _begin(self) -> dict[str, Any]:
         """What says whether unfinished work is the same work; never a time, so that it can be compared."""
@@ -299,6 +315,11 @@ class Output:
                 remove(self.folder / name)
         remove(self.folder / BEGIN)  # last: while it stands, the rest is known to be ours
 
+    @property
+    def elapsed(self) -> float:
+        """Seconds since the first look at this output."""
+        return time.monotonic() - self.start
+
     def record(self, name: str, record: dict[str, Any]) -> None:
         """Notes size and content hash of a file of this output, taken while it was written."""
         self.records[name] = record
@@ -318,8 +339,7 @@ class Output:
         made = [path.relative_to(self.folder).as_posix() for path in sorted(self.folder.rglob("*")) if path.is_file()]
         keep = {BEGIN, *(self.beside if self.folder == self.path else ())}
         files = {name: self.records.get(name) or file_record(self.folder / name) for name in made if name not in keep}
-        seconds = round(time.monotonic() - self.start, 3)
-        manifest = Manifest(**{**self.manifest(stats).as_json(), "files": files, "seconds": seconds})
+        manifest = Manifest(**{**self.manifest(stats).as_json(), "files": files, "seconds": round(self.elapsed, 3)})
         write_json(self.folder / MANIFEST, manifest.as_json())
         remove(self.folder / BEGIN)
         if self.folder != self.path:

@@ -31,6 +31,7 @@ class Declaration:
     alternative: str | None = None  # at most one option of a named group may be given
     affects_output: bool = True  # False: a finished output is still the same work when this changes
     positional: bool = False
+    path_or_name: bool = False  # a path where there is such a file, else a name (models)
     several: bool = False  # after its flag may stand several values: `--metrics mrr@10 recall@100`
     hidden_default: str | None = None  # how the help describes a default that is worked out
 

@@ -134,14 +134,15 @@ def settings_layers(config: type[Options], command: str, commands: Sequence[str]
 
 def _relative_to(folder: Path, config: type[Options], values: Mapping[str, Any]) -> dict[str, Any]:
     """Paths of a TOML file read relative to that file's folder."""
-    paths = {known.name for known in options_of(config) if known.kind is Path}
+    known = {option.name: option for option in options_of(config)}
 
-    def moved(value: Any) -> Any:
+    def moved(value: Any, option: Option) -> Any:
         if isinstance(value, list):
-            return [moved(item) for item in value]
-        return str(folder / value) if isinstance(value, str) else value
+            return [moved(item, option) for item in value]
+        is_path = option.kind is Path or (option.declaration.path_or_name and (folder / str(value)).exists())
+        return str(folder / value) if is_path and isinstance(value, str) else value
 
-    return {name: moved(value) if name in paths else value for name, value in values.items()}
+    return {name: moved(value, known[name]) if name in known else value for name, value in values.items()}
 
 
 def _toml(value: Any) -> str:

@@ -9,7 +9,8 @@ import pyarrow as pa
 import pytest
 
 from retrievo.data.qrels import Qrels
-from retrievo.data.run import Run, RunWriter, check_run_suffix, run_name
+from retrievo.data.run import Run, RunWriter
+from retrievo.data.run_files import check_run_suffix, run_name
 from retrievo.support.artifact import Manifest
 from retrievo.support.errors import RetrievoError, UsageError
 

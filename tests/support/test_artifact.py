@@ -122,7 +122,8 @@ def test_work_in_place_goes_on_only_under_the_same_options(tmp_path: Path, sourc
 
 def test_a_second_writer_is_refused(tmp_path: Path, source: Path) -> None:
     with (
-        output(tmp_path / "out", source).build(), pytest.raises(RetrievoError, match="another retrievo is writing it"),
+        output(tmp_path / "out", source).build(),
+        pytest.raises(RetrievoError, match="another retrievo is writing it"),
         output(tmp_path / "out", source).build(),
     ):
         pass

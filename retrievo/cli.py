@@ -1,0 +1,148 @@
+"""The command line: parse, one library call, print."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import typer
+
+import retrievo
+from retrievo.encode import EncodeConfig
+from retrievo.evaluate import EvaluateConfig
+from retrievo.import_ import ImportConfig
+from retrievo.index import IndexConfig
+from retrievo.search import SearchConfig
+from retrievo.support.commandline import command_function, run_app, spread
+from retrievo.support.options import Options, options_of
+
+HELP = "Dense retrieval: pre-train, train, encode, index, search, mine negatives, evaluate."
+
+
+@dataclass(frozen=True)
+class Command:
+    """A verb: its options, what runs it, one sentence, and lines to type."""
+
+    config: type[Options]
+    run: Callable[[Any], None]
+    help: str
+    examples: tuple[str, ...]
+
+
+def _import(config: ImportConfig) -> None:
+    from retrievo.import_ import import_
+
+    import_(config)
+
+
+def _encode(config: EncodeConfig) -> None:
+    from retrievo.encode import encode
+
+    encode(config)
+
+
+def _index(config: IndexConfig) -> None:
+    from retrievo.index import index
+
+    index(config)
+
+
+def _search(config: SearchConfig) -> None:
+    from retrievo.search import search
+
+    if (answer := search(config)) is not None:
+        answer.print(as_json=config.json)
+
+
+def _evaluate(config: EvaluateConfig) -> None:
+    from retrievo.evaluate import evaluate
+
+    evaluate(config).print(as_json=config.json)
+
+
+COMMANDS = {
+    "import": Command(
+        ImportConfig,
+        _import,
+        "Make a dataset folder (corpus, queries, qrels as Parquet) from files in another format.",
+        ("retrievo import beir scifact.zip --output scifact", "retrievo import text notes/ --output notes-dataset"),
+    ),
+    "encode": Command(
+        EncodeConfig,
+        _encode,
+        "Turn texts into vectors: an embeddings folder.",
+        (
+            "retrievo encode --model stage-1 --corpus scifact --output embeddings",
+            "torchrun --nproc-per-node 8 -m retrievo encode --model stage-1 --corpus scifact --output embeddings",
+        ),
+    ),
+    "index": Command(
+        IndexConfig,
+        _index,
+        "Build an index over embeddings (FAISS) or over texts (BM25).",
+        (
+            "retrievo index --type bm25 --corpus scifact --output scifact/bm25",
+            "retrievo index --embeddings embeddings --output index",
+        ),
+    ),
+    "search": Command(
+        SearchConfig,
+        _search,
+        "Search an index with a table of queries, or with a question that you type.",
+        (
+            "retrievo search --index scifact/bm25 --queries scifact --output runs/bm25.parquet",
+            'retrievo search "does vitamin D help against flu?" --index scifact/bm25',
+        ),
+    ),
+    "evaluate": Command(
+        EvaluateConfig,
+        _evaluate,
+        "Score runs against judgements, and test their differences.",
+        (
+            "retrievo evaluate --run runs/bm25.parquet --qrels scifact --metrics ndcg@10 recall@100",
+            "retrievo evaluate --run runs/*.parquet --qrels scifact --baseline runs/bm25.parquet",
+        ),
+    ),
+}
+
+
+def several_flags() -> dict[str, set[str]]:
+    """For each command, the flags that take several values after one another."""
+    return {
+        name: {option.flag for option in options_of(command.config) if option.declaration.several}
+        for name, command in COMMANDS.items()
+    }
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"retrievo {retrievo.__version__}")
+        raise typer.Exit
+
+
+def _app() -> typer.Typer:
+    app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode="rich", help=HELP)
+
+    @app.callback()
+    def main(
+        version: bool = typer.Option(
+            False, "--version", help="Print the version and stop.", callback=_version, is_eager=True
+        ),
+    ) -> None:
+        pass
+
+    for name, command in COMMANDS.items():
+        examples = "\n\n".join(f"  {line}" for line in command.examples).replace("[", r"\[")
+        function = command_function(name, command.config, command.run, list(COMMANDS))
+        app.command(name, help=f"{command.help}\n\nExamples:\n\n{examples}", no_args_is_help=False)(function)
+    return app
+
+
+app = _app()
+
+
+def main() -> None:
+    """The installed command `retrievo`."""
+    sys.exit(run_app(app, spread(sys.argv[1:], several_flags())))

@@ -1,0 +1,71 @@
+"""Values as importers find them, as Arrow text; what is no text is named with its place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from retrievo.data.tables import TEXTS
+from retrievo.support.errors import RetrievoError
+
+Column: TypeAlias = list | pa.ChunkedArray
+Place: TypeAlias = Callable[[int], str]  # says where a row stands
+_NO_TEXT = (pa.ArrowInvalid, pa.ArrowTypeError, UnicodeEncodeError)
+
+
+def text_array(values: Column, name: str, place: Place) -> pa.Array:
+    """A column as text: null texts are empty, numbers are fine as ids, and every id must be there.
+
+    Raises: RetrievoError naming the place of the first value that is not.
+    """
+    array = _array(values, name, place)
+    if not name.endswith("id"):
+        return array.fill_null("")
+    missing = pc.index(pc.fill_null(pc.equal(array, ""), True), True).as_py()
+    if missing >= 0:
+        raise RetrievoError(place(missing), f"has no {name}", "an id in every record", "mend the file")
+    return array
+
+
+def _array(values: Column, name: str, place: Place) -> pa.Array:
+    if isinstance(values, pa.ChunkedArray):
+        return pa.concat_arrays(values.chunks) if values.num_chunks != 1 else values.chunk(0)
+    try:
+        return pa.array(values, pa.string())
+    except _NO_TEXT:
+        return pa.array([_text(value, name, place, row) for row, value in enumerate(values)], pa.string())
+
+
+def _text(value: Any, name: str, place: Place, row: int) -> str | None:
+    """One value as text or null."""
+    if value is None or (type(value) is int and name.endswith("id")):
+        return None if value is None else str(value)
+    if not isinstance(value, str):
+        raise RetrievoError(place(row), f"{name} is {json_kind(value)}", "text", "mend the file")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        half = f"\\u{ord(value[error.start]):04x}"
+        found = f"{name} holds half a character ({half})"
+        raise RetrievoError(place(row), found, "valid Unicode", "mend the file") from None
+    return value
+
+
+def answers_array(answers: list[list[Any]], place: Place) -> pa.Array:
+    """Lists of answers as lists of text.
+
+    Raises: RetrievoError naming the place of the first answer that is no text.
+    """
+    try:
+        return pa.array(answers, TEXTS)
+    except _NO_TEXT:
+        return pa.array([[_text(a, "answer", place, row) for a in some] for row, some in enumerate(answers)], TEXTS)
+
+
+def json_kind(value: Any) -> str:
+    """What a JSON value is, in words."""
+    kinds = {dict: "an object", list: "a list", str: "text", bool: "true or false", type(None): "null"}
+    return kinds.get(type(value), "a number")

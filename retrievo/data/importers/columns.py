@@ -1,0 +1,102 @@
+"""Tables of the user's own: which files they are, and which columns are ids, texts and titles."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from retrievo.data.importers.cells import Column
+from retrievo.data.importers.dataset import DatasetWriter
+from retrievo.data.importers.source import Member, Part, Source
+from retrievo.data.tables import CORPUS, QUERIES
+from retrievo.support.errors import RetrievoError, did_you_mean
+
+_SCHEMAS = {"document": CORPUS, "query": QUERIES}
+
+
+def tables_of(source: Source, *suffixes: str) -> list[Part]:
+    """A file of any name, or all files of a folder or archive with one of these suffixes.
+
+    Raises: RetrievoError where there are none.
+    """
+    members = source.members if source.is_file else source.named(*(f"*{suffix}" for suffix in suffixes))
+    if not members:
+        raise RetrievoError(source.path, f"holds no {' or '.join(suffixes)} file", None, "check the path")
+    return [Part(member, "rows") for member in members]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What the user said about the columns; what is unset is found by its usual names.
+
+    header: False where columns have only numbers (id 1 and text 2, or text 1 where lines are numbered); None where they
+            always have names (JSON).
+    """
+
+    role: str
+    id_column: str | None
+    text_column: str | None
+    title_column: str | None
+    number_lines: bool
+    header: bool | None = None
+
+    def among(self, member: Member, columns: Sequence[str]) -> Chosen:
+        """The chosen ones of the columns of one file.
+
+        Raises: RetrievoError where one is not there.
+        """
+        usual = {column.name: [column.name, *column.aliases] for column in _SCHEMAS[self.role].columns}
+        if self.header is False:
+            usual = {"id": ["1"], "text": ["1" if self.number_lines else "2"]}
+        id = None if self.number_lines else self._one(member, columns, "id", self.id_column, usual["id"])
+        text = self._one(member, columns, "text", self.text_column, usual["text"])
+        title = None
+        there = [name for name in usual.get("title", []) if name in columns and name != text]
+        if self.role == "document" and (self.title_column is not None or there):
+            title = self._one(member, columns, "title", self.title_column, there)
+        return Chosen(self.role, id, text, title)
+
+    def _one(self, member: Member, columns: Sequence[str], what: str, wanted: str | None, usual: Sequence[str]) -> str:
+        found = [name for name in usual if name in columns] if wanted is None else _named(wanted, columns)
+        has = f"it has: {', '.join(list(columns)[:20])}"
+        if not found and wanted is not None:
+            raise RetrievoError(member, f"has no column '{wanted}' ({has})", None, did_you_mean(wanted, columns))
+        if not found:
+            fix = f"pass --{what}-column"
+            fix += ", or --number-lines where there are no ids" if what == "id" else ""
+            fix += ", or --no-header where the first line is a record" if self.header else ""
+            raise RetrievoError(member, f"has no column for the {what} under a usual name ({has})", None, fix)
+        if list(columns).count(found[0]) > 1:
+            raise RetrievoError(member, f"has two columns '{found[0]}'", "names that tell them apart", "rename one")
+        return found[0]
+
+
+def _named(wanted: str, columns: Sequence[str]) -> list[str]:
+    """The column of this name or number; none where it is not there."""
+    if wanted in columns:
+        return [wanted]
+    return [columns[int(wanted) - 1]] if wanted.isdigit() and 0 < int(wanted) <= len(columns) else []
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """Names of the chosen columns of one file."""
+
+    role: str
+    id: str | None
+    text: str
+    title: str | None
+
+    def write(self, store: DatasetWriter, part: Part, positions: Sequence[int], columns: Mapping[str, Column]) -> None:
+        """Hands rows on as documents or queries."""
+        ids = _line_ids(store, part, positions) if self.id is None else columns[self.id]
+        if self.role == "document":
+            store.documents(positions, ids, None if self.title is None else columns[self.title], columns[self.text])
+        else:
+            store.queries(positions, ids, columns[self.text])
+
+
+def _line_ids(store: DatasetWriter, part: Part, lines: Sequence[int]) -> list[str]:
+    """Line numbers, after the file's path where there are several files."""
+    prefix = f"{part.member.path}:" if len(store.parts) > 1 else ""
+    return [f"{prefix}{line}" for line in lines]

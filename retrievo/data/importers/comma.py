@@ -1,0 +1,26 @@
+"""Comma-separated values with quotes, in which a field may hold line ends."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from retrievo.data.importers.columns import Choice, tables_of
+from retrievo.data.importers.dataset import DatasetWriter
+from retrievo.data.importers.separated import first_row, in_columns, read_csv
+from retrievo.data.importers.source import Part, Source
+
+
+def find(source: Source) -> list[Part]:
+    """A file of any name, or the .csv files of a folder."""
+    return tables_of(source, ".csv")
+
+
+def read(parts: list[Part], store: DatasetWriter, *, header: bool, **names: Any) -> None:
+    """Copies the chosen columns."""
+    for part in store.each(parts):
+        first = first_row(part.member)
+        if first:
+            columns = first if header else [str(number + 1) for number in range(len(first))]
+            chosen = Choice(**names, header=header).among(part.member, columns)
+            for lines, values in in_columns(part.member, read_csv(part.member), len(columns), skip=int(header)):
+                chosen.write(store, part, lines, dict(zip(columns, values, strict=True)))

@@ -1,0 +1,282 @@
+"""A dataset folder while it is filled: what importers find goes in, checked, in memory that does not grow with it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from retrievo.data.ids import hash_texts
+from retrievo.data.importers.cells import Column, answers_array, text_array
+from retrievo.data.importers.ledger import Ledger, SeenHashes
+from retrievo.data.importers.negatives import NegativesWriter
+from retrievo.data.importers.source import Part
+from retrievo.data.tables import CORPUS, QRELS, QUERIES, TEXTS, RowCache, Table, TableWriter
+from retrievo.support import console
+from retrievo.support.artifact import Output
+from retrievo.support.errors import RetrievoError
+
+_CORPUS = pa.schema([("id", pa.string()), ("title", pa.string()), ("text", pa.string())])
+_QUERIES = pa.schema([("id", pa.string()), ("text", pa.string())])
+_SCHEMAS = {"corpus": CORPUS, "queries": QUERIES}
+_SINGULAR = {"corpus": "document", "queries": "query"}
+_BLANK = r"^\s*$"
+_POSITION_BITS = 40  # of a place: part number above, position in the part below
+
+
+class DatasetWriter:
+    """Takes documents, queries, judgements and negatives from importers and completes a dataset folder.
+
+    Importers walk over `each(parts)`, so that every row is known by its file; positions are lines, or items of a JSON
+    array. An id that occurs twice is an error; with `merge` it is kept once where its text is the same.
+    """
+
+    def __init__(self, output: Output, parts: Sequence[Part]):
+        self.output, self.parts = output, list(parts)
+        self._numbers = {part: number for number, part in enumerate(self.parts)}
+        self.found: dict[Part, Counter[str]] = {part: Counter() for part in self.parts}
+        self._part = self.parts[0]
+        self._work = output.folder / "work"  # what is only needed until `finish`
+        self._work.mkdir()
+        self._tables: dict[str, TableWriter] = {}
+        self._negatives: dict[str, NegativesWriter] = {}
+        self._ledgers: dict[str, Ledger] = {}
+        self._seen: defaultdict[str, SeenHashes] = defaultdict(SeenHashes)
+        self._blank: Counter[str] = Counter()
+        self._repeated: Counter[str] = Counter()
+
+    def each(self, parts: Sequence[Part]) -> Iterator[Part]:
+        """The parts one after another; what comes in between belongs to the last one given."""
+        for part in parts:
+            self._part = part
+            yield part
+
+    # -- what importers call -------------------------------------------------------------------------------------------
+
+    def documents(
+        self, positions: Sequence[int], ids: Column, titles: Column | None, texts: Column, *, merge: bool = False
+    ) -> None:
+        """Adds documents; without titles they are empty.
+
+        Raises: RetrievoError naming the place of a value that is missing or is no text.
+        """
+        columns = {"id": ids, "title": [""] * len(ids) if titles is None else titles, "text": texts}
+        self._add("corpus", _CORPUS, positions, columns, merge)
+
+    def queries(
+        self,
+        positions: Sequence[int],
+        ids: Column,
+        texts: Column,
+        answers: list[list[str]] | None = None,
+        *,
+        merge: bool = False,
+    ) -> None:
+        """Adds queries; all of them come with answers, or none.
+
+        Raises: RetrievoError naming the place of a value that is missing or is no text.
+        """
+        columns: dict[str, Any] = {"id": ids, "text": texts}
+        schema = _QUERIES
+        if answers is not None:
+            columns["answers"] = answers_array(answers, self._place(positions))
+            schema = schema.append(pa.field("answers", TEXTS))
+        self._add("queries", schema, positions, columns, merge)
+
+    def qrels(
+        self, positions: Sequence[int], split: str, query_ids: Column, doc_ids: Column, relevance: Sequence[int]
+    ) -> None:
+        """Adds judgements to a split; a pair that is judged twice with the same grade is kept once.
+
+        Raises: RetrievoError naming the place of a pair with two grades.
+        """
+        if not len(positions):
+            return
+        place = self._place(positions)
+        queries, documents = text_array(query_ids, "query_id", place), text_array(doc_ids, "doc_id", place)
+        grades = np.asarray(relevance, np.int32)
+        pairs = zip(queries.to_pylist(), documents.to_pylist(), strict=True)
+        first, differs = self._seen[f"qrels/{split}"].admit(
+            hash_texts("\0".join(pair) for pair in pairs), grades.astype(np.uint64)
+        )
+        if differs.any():
+            row = int(differs.argmax())
+            found = f"query '{queries[row]}' and document '{documents[row]}' have got another grade before"
+            raise RetrievoError(place(row), found, "one grade for a pair", "remove one of them")
+        self._repeated[split] += int((~first).sum())
+        table = pa.table([queries, documents, pa.array(grades)], schema=QRELS.arrow).filter(pa.array(first))
+        self._writer(f"qrels/{split}.parquet", QRELS.arrow).write(table)
+        self.found[self._part][f"judgements ({split})"] += table.num_rows
+
+    def negatives(
+        self, positions: Sequence[int], name: str, source: str, query_ids: Column, doc_ids: Column, scores: Any = None
+    ) -> None:
+        """Adds hard negatives to `negatives/<name>.parquet`; without scores they score their negated rank."""
+        if not len(positions):
+            return
+        if name not in self._negatives:
+            self._negatives[name] = NegativesWriter(self._work / f"negatives-{len(self._negatives)}")
+        place = self._place(positions)
+        queries, documents = text_array(query_ids, "query_id", place), text_array(doc_ids, "doc_id", place)
+        self._negatives[name].add(queries, documents, source, scores)
+        self.found[self._part]["negatives (read)"] += len(documents)
+
+    # -- texts with ids ------------------------------------------------------------------------------------------------
+
+    def _add(
+        self, noun: str, schema: pa.Schema, positions: Sequence[int], columns: dict[str, Any], merge: bool
+    ) -> None:
+        if not len(positions):
+            return
+        place = self._place(positions)
+        texts = {name: text_array(columns[name], name, place) for name in columns if name != "answers"}
+        table = pa.table({**columns, **texts})
+        hashes = hash_texts(texts["id"].to_pylist())
+        places = np.asarray(positions, np.uint64) + np.uint64(self._numbers[self._part] << _POSITION_BITS)
+        if merge:
+            first = self._first_of_each(noun, texts, hashes, places)
+            table, hashes, places = table.filter(pa.array(first)), hashes[first], places[first]
+        self._ledger(noun).add(hashes, places)
+        writer = self._writer(f"{noun}.parquet", schema)
+        if writer.schema.names != schema.names:
+            raise RetrievoError(self._part.member, "some queries have answers and some have none", "one or the other")
+        writer.write(table)
+        self._blank[noun] += pc.sum(pc.match_substring_regex(table["text"], _BLANK)).as_py() or 0
+        self.found[self._part]["documents" if noun == "corpus" else noun] += table.num_rows
+
+    def _first_of_each(self, noun: str, texts: dict[str, Any], hashes: np.ndarray, places: np.ndarray) -> np.ndarray:
+        """Which rows have an id that did not come before, [n] bool."""
+        parts = [texts[name].to_pylist() for name in texts if name != "id"]
+        whole = hash_texts("\0".join(row) for row in zip(*parts, strict=True))
+        first, differs = self._seen[noun].admit(hashes, whole)
+        if differs.any():
+            row = int(differs.argmax())
+            earlier = self._ledger(noun).places_of(hashes[row])
+            both = [*earlier[:1], *places[hashes == hashes[row]][:1], places[row]]
+            where = " and ".join(map(self._said, [both[0], both[-1]]))
+            found = f"{_SINGULAR[noun]} id '{texts['id'][row]}' has two texts ({where})"
+            raise RetrievoError(self._part.member, found, "one text for an id", "remove one of them")
+        return first
+
+    # -- places --------------------------------------------------------------------------------------------------------
+
+    def _place(self, positions: Sequence[int]) -> Callable[[int], str]:
+        """Where each of some rows stands in the file that is being read."""
+        return lambda row: self._part.place(int(positions[row]))
+
+    def _said(self, place: np.uint64) -> str:
+        number, position = divmod(int(place), 1 << _POSITION_BITS)
+        return self.parts[number].place(position)
+
+    def _ledger(self, noun: str) -> Ledger:
+        if noun not in self._ledgers:
+            self._ledgers[noun] = Ledger(self._work / noun)
+        return self._ledgers[noun]
+
+    def _writer(self, name: str, schema: pa.Schema) -> TableWriter:
+        if name not in self._tables:
+            path = self.output.folder / name
+            path.parent.mkdir(exist_ok=True)
+            self._tables[name] = TableWriter(path, schema)
+        return self._tables[name]
+
+    # -- the end -------------------------------------------------------------------------------------------------------
+
+    def finish(self) -> dict[str, Any]:
+        """Completes the folder and returns the counts for its manifest.
+
+        Raises: RetrievoError for ids that occur twice and where nothing was found.
+        """
+        if not self._tables and not self._negatives:
+            raise RetrievoError(self.parts[0].member, "holds no records", None, "check the file")
+        for name, table in self._tables.items():
+            self.output.record(name, table.close())
+        for noun in self._ledgers:
+            self._check_unique(noun)
+        unknown = {split: self._unknown(split) for split in self._splits()}
+        rows = {name: self._write_negatives(name) for name in self._negatives}
+        (self.output.folder / "retrievo.toml").write_text(settings_text(set(self._tables)), encoding="utf-8")
+        shutil.rmtree(self._work)
+        self._warn(unknown)
+        return self._stats(unknown, rows)
+
+    def _splits(self) -> list[str]:
+        return sorted(name.removeprefix("qrels/").removesuffix(".parquet") for name in self._tables if "qrels/" in name)
+
+    def _check_unique(self, noun: str) -> None:
+        twice = self._ledgers[noun].first_repeated()
+        if twice is None:
+            return
+        path = self.output.folder / f"{noun}.parquet"
+        name = RowCache(Table(path, _SCHEMAS[noun]), ("id",)).rows([twice[0]])[0]["id"]
+        places = self._ledgers[noun].places
+        where = " and ".join(self._said(places[row]) for row in twice)
+        found = f"{_SINGULAR[noun]} id '{name}' occurs twice ({where})"
+        raise RetrievoError(self.parts[0].member.source.path, found, "each id once", "remove one of them")
+
+    def _unknown(self, split: str) -> dict[str, int]:
+        """Judgements of a split whose query or document is not in this dataset."""
+        counts: Counter[str] = Counter()
+        for batch in pq.ParquetFile(self.output.folder / f"qrels/{split}.parquet").iter_batches(use_threads=False):
+            for column, noun in (("query_id", "queries"), ("doc_id", "corpus")):
+                if noun in self._ledgers:
+                    known = self._ledgers[noun].knows(hash_texts(batch.column(column).to_pylist()))
+                    counts[noun] += int((~known).sum())
+        return {noun: count for noun, count in counts.items() if count}
+
+    def _write_negatives(self, name: str) -> int:
+        path = self.output.folder / f"negatives/{name}.parquet"
+        path.parent.mkdir(exist_ok=True)
+        rows, record = self._negatives[name].finish(path)
+        self.output.record(f"negatives/{name}.parquet", record)
+        return rows
+
+    def _warn(self, unknown: dict[str, dict[str, int]]) -> None:
+        found = {f"{'documents' if noun == 'corpus' else noun} without text": n for noun, n in self._blank.items()}
+        for split, counts in unknown.items():
+            found[f"judgements ({split}) of a query that is not there"] = counts.get("queries", 0)
+            found[f"judgements ({split}) of a document that is not in the corpus"] = counts.get("corpus", 0)
+        for what, count in found.items():
+            if count:
+                console.warn(f"{what}: {count:,}; kept")
+        for split, count in self._repeated.items():
+            if count:
+                console.warn(f"judgements ({split}) that came again with the same grade: {count:,}; left out")
+
+    def _stats(self, unknown: dict[str, dict[str, int]], negatives: dict[str, int]) -> dict[str, Any]:
+        rows = {name: table.rows for name, table in self._tables.items()}
+        stats: dict[str, Any] = {
+            "documents": rows.get("corpus.parquet", 0),
+            "queries": rows.get("queries.parquet", 0),
+            "qrels": {split: rows[f"qrels/{split}.parquet"] for split in self._splits()},
+            "negatives": negatives,
+            "blank_texts": {noun: count for noun, count in self._blank.items() if count},
+            "unknown_in_qrels": {split: counts for split, counts in unknown.items() if counts},
+        }
+        return {name: value for name, value in stats.items() if value}
+
+
+def settings_text(files: set[str]) -> str:
+    """The `retrievo.toml` of a dataset folder: what each command reads when it is typed there.
+
+    files: names of the tables that were made.
+    """
+    splits = sorted(name for name in files if name.startswith("qrels/"))
+    chosen = [name for wanted in ("qrels/test", "qrels/dev") for name in splits if name.startswith(wanted)]
+    sections = {
+        "index": {"corpus": "corpus.parquet"} if "corpus.parquet" in files else {},
+        "search": {"queries": "queries.parquet"} if "queries.parquet" in files else {},
+        "evaluate": {"qrels": chosen[0]} if chosen else {},
+    }
+    lines = ["# Defaults for commands that are typed in this folder; paths are relative to it."]
+    for command, values in sections.items():
+        if values:
+            lines += ["", f"[{command}]", *(f"{key} = {json.dumps(value)}" for key, value in values.items())]
+    return "\n".join(lines) + "\n"

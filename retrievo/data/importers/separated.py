@@ -1,0 +1,105 @@
+"""Tab- and comma-separated values as columns: fast where regular, with line numbers where not."""
+
+from __future__ import annotations
+
+import csv
+import itertools
+from collections.abc import Iterable, Iterator
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+
+from retrievo.data.importers.records import Batch, batches, transposed
+from retrievo.data.importers.source import LONGEST, Block, Member
+from retrievo.support.errors import RetrievoError
+
+
+def read_tsv(member: Member, width: int, *, skip: int = 0) -> Iterator[Batch]:
+    """The columns of tab-separated lines in which quotes are text; `skip` header lines are passed over.
+
+    Raises: RetrievoError naming the line with another number of columns.
+    """
+    for block in member.blocks():
+        if block.line <= skip:
+            yield _tab_lines(block, width, skip)
+        else:
+            yield _tab_block(block, width) or _tab_lines(block, width, skip)
+
+
+def _tab_block(block: Block, width: int) -> Batch | None:
+    if b"\r" in block.data:  # Arrow would end a line there
+        return None
+    names = [str(number) for number in range(width)]
+    try:
+        table = pa.csv.read_csv(
+            pa.BufferReader(block.data),
+            pa.csv.ReadOptions(use_threads=False, block_size=len(block.data) + 1, column_names=names),
+            pa.csv.ParseOptions(delimiter="\t", quote_char=False, ignore_empty_lines=False),
+            pa.csv.ConvertOptions(column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=False),
+        )
+    except pa.ArrowInvalid:
+        return None
+    if table.num_rows != block.rows or _has_empty(table.column(0)):  # blank lines
+        return None
+    return Batch(range(block.line, block.line + block.rows), table.columns)
+
+
+def _has_empty(column: pa.ChunkedArray) -> bool:
+    return bool(pc.any(pc.equal(pc.binary_length(column), 0)).as_py())
+
+
+def _tab_lines(block: Block, width: int, skip: int) -> Batch:
+    lines, rows = [], []
+    for line, text in block.lines():
+        if line <= skip or not text.strip():
+            continue
+        row = text.split("\t")
+        if len(row) != width:
+            raise wrong_width(block.member, line, len(row), width)
+        lines.append(line)
+        rows.append(row)
+    return Batch(lines, transposed(rows, width))
+
+
+def wrong_width(member: Member, line: int, found: int, expected: int) -> RetrievoError:
+    """A line with too few or too many columns."""
+    return member.error(line, f"has {found} column{'s' * (found != 1)}", f"{expected}, as in the first line")
+
+
+def read_csv(member: Member, delimiter: str = ",") -> Iterator[tuple[int, list[str]]]:
+    """Rows of quoted values, in which a field may hold line ends, with the lines that they start on.
+
+    Raises: RetrievoError naming the line where the quotes do not close.
+    """
+    csv.field_size_limit(LONGEST)  # the default of 128 KiB is less than a long document
+    reader = csv.reader((f"{text}\n" for _, text in member.lines()), delimiter=delimiter, strict=True)
+    start = 1
+    while True:
+        try:
+            row = next(reader, None)
+        except csv.Error as error:
+            raise member.error(start, f"is not quoted as CSV ({error})", 'fields as "with ""quotes"" inside"') from None
+        if row is None:
+            return
+        if row:
+            yield start, row
+        start = reader.line_num + 1
+
+
+def first_row(member: Member, delimiter: str = ",") -> list[str]:
+    """The first row of `read_csv`, without counting progress; empty where there is none."""
+    with member.source.paused():
+        return next(read_csv(member, delimiter), (0, []))[1]
+
+
+def in_columns(member: Member, rows: Iterable[tuple[int, list[str]]], width: int, *, skip: int = 0) -> Iterator[Batch]:
+    """Rows of `read_csv` as batches of columns; `skip` header rows are passed over.
+
+    Raises: RetrievoError naming the row with another number of columns.
+    """
+    for batch in batches(itertools.islice(rows, skip, None), lambda row: sum(map(len, row[1]))):
+        for line, row in batch:
+            if len(row) != width:
+                raise wrong_width(member, line, len(row), width)
+        yield Batch([line for line, _ in batch], transposed([row for _, row in batch], width))

@@ -1,0 +1,291 @@
+"""Where foreign data comes from: a file, a folder or a zip archive, any of it gzipped, in blocks of whole lines."""
+
+from __future__ import annotations
+
+import codecs
+import contextlib
+import fnmatch
+import gzip
+import itertools
+import os
+import re
+import zipfile
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import IO
+
+from retrievo.support import console
+from retrievo.support.errors import RetrievoError
+
+BLOCK = 4 << 20  # bytes: some thousand documents, small beside a row group
+LONGEST = 256 << 20  # bytes of one line or JSON value; more means that the file is something else
+MEGABYTE = 1_000_000
+BYTE_ORDER_MARK = codecs.BOM_UTF8
+
+# first bytes of files that are not text, and what to do about them
+_PACKED = {
+    b"BZh": "bzip2: unpack it first (bunzip2)",
+    b"\xfd7zXZ": "xz: unpack it first (unxz)",
+    b"\x28\xb5\x2f\xfd": "zstd: unpack it first (unzstd)",
+    b"\x1f\x9d": "compress: unpack it first (uncompress)",
+    b"7z\xbc\xaf": "7z: unpack it first",
+    b"PAR1": "Parquet: nothing to import, pass it to --corpus or --queries",
+}
+_PACKED_SUFFIXES = (".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz")
+
+
+@dataclass(frozen=True)
+class Block:
+    """Whole lines of a member: UTF-8 (not yet checked), `\\n` line ends; `line` is the number of the first, from 1."""
+
+    member: Member
+    data: bytes
+    line: int
+    rows: int
+
+    def text(self) -> str:
+        """All lines as they are.
+
+        Raises: RetrievoError naming the first line that is not UTF-8.
+        """
+        try:
+            return self.data.decode()
+        except UnicodeDecodeError as error:
+            raise self.member.not_text(self.line + self.data.count(b"\n", 0, error.start), error) from None
+
+    def lines(self) -> Iterator[tuple[int, str]]:
+        """Line numbers and texts."""
+        return enumerate(self.text().removesuffix("\n").split("\n"), self.line)
+
+
+@dataclass(frozen=True, eq=False)
+class Member:
+    """One file of a source; `path` is its place inside, `size` counts bytes as progress does (packed, on disk)."""
+
+    source: Source
+    path: str
+    size: int
+    open: Callable[[], IO[bytes]]
+
+    def __str__(self) -> str:
+        return str(self.source.path) if self.source.is_file else f"{self.source.path}/{self.path}"
+
+    @property
+    def name(self) -> str:
+        """File name in lower case without `.gz`."""
+        return PurePosixPath(self.path).name.lower().removesuffix(".gz")
+
+    @property
+    def stem(self) -> str:
+        """File name without `.gz` and the suffix after it."""
+        name = PurePosixPath(self.path).name
+        return PurePosixPath(name[:-3] if name.lower().endswith(".gz") else name).stem
+
+    def error(self, line: int, found: str, expected: str | None = None, fix: str = "mend that line") -> RetrievoError:
+        """A problem at one line, for raising."""
+        return RetrievoError(f"{self}, line {line}", found, expected, fix)
+
+    def not_text(self, line: int, error: UnicodeDecodeError) -> RetrievoError:
+        """A problem with bytes that are no text in the encoding of this source."""
+        bad = error.object[error.start : error.start + 1].hex()
+        fix = "convert the file, or pass --encoding with what it is written in (latin-1, cp1252, utf-16)"
+        return self.error(line, f"byte 0x{bad} is not {self.source.encoding}", f"{self.source.encoding} text", fix)
+
+    def chunks(self, size: int | None = None) -> Iterator[bytes]:
+        """Its bytes, unpacked, without a byte order mark; in UTF-8 where another encoding was named.
+
+        Raises: RetrievoError where the file is damaged or packed in a way that is not read here.
+        """
+        raw = self._unpacked(size or BLOCK)
+        return raw if self.source.is_utf8 else self._as_utf8(raw)
+
+    def _unpacked(self, size: int) -> Iterator[bytes]:
+        first = True
+        with self._read_errors(), self.open() as raw, self._plain(raw) as plain:
+            before = 0
+            while chunk := plain.read(size):
+                self.source.count(raw.tell() - before)
+                before = raw.tell()
+                yield chunk.removeprefix(BYTE_ORDER_MARK) if first else chunk
+                first = False
+
+    def _plain(self, raw: IO[bytes]) -> contextlib.AbstractContextManager[IO[bytes]]:
+        start = raw.read(8)
+        raw.seek(0)
+        for magic, what in _PACKED.items():
+            if start.startswith(magic):
+                raise RetrievoError(self, f"is packed as {what}", "plain text or .gz")
+        packed = start.startswith(b"\x1f\x8b")
+        return gzip.GzipFile(fileobj=raw) if packed else contextlib.nullcontext(raw)  # type: ignore[return-value]
+
+    @contextlib.contextmanager
+    def _read_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except (EOFError, zlib.error, gzip.BadGzipFile, zipfile.BadZipFile, NotImplementedError) as error:
+            raise RetrievoError(self, f"is damaged or cut short ({error})", None, "download or pack it again") from None
+        except (OSError, RuntimeError) as error:  # zipfile: RuntimeError for an encrypted member
+            raise RetrievoError(self, f"cannot be read ({error})", None, "check the file") from None
+
+    def _as_utf8(self, chunks: Iterable[bytes]) -> Iterator[bytes]:
+        decoder, line, mark = codecs.getincrementaldecoder(self.source.encoding)(), 1, "\ufeff"
+        for chunk in itertools.chain(chunks, [b""]):
+            try:
+                text = decoder.decode(chunk, final=not chunk)
+            except UnicodeDecodeError as error:
+                raise self.not_text(line + error.object.count(b"\n", 0, error.start), error) from None
+            line += text.count("\n")
+            yield text.removeprefix(mark).encode()
+            mark = ""
+
+    def blocks(self) -> Iterator[Block]:
+        """Blocks of whole lines; the cut depends on the bytes alone.
+
+        Raises: RetrievoError for NUL bytes and for lines without an end.
+        """
+        rest, line = b"", 1
+        for chunk in self.chunks():
+            cut = chunk.rfind(b"\n") + 1
+            if cut:
+                block = self._block(rest + chunk[:cut], line)
+                yield block
+                line += block.rows
+            rest = chunk[cut:] if cut else rest + chunk
+            if len(rest) > LONGEST:
+                raise self.error(
+                    line, f"a line of more than {LONGEST >> 20} MiB", "a file of lines", "check the format"
+                )
+        if rest:
+            yield self._block(rest, line)
+
+    def _block(self, data: bytes, line: int) -> Block:
+        if b"\0" in data:
+            at = line + data.count(b"\n", 0, data.index(b"\0"))
+            fix = "check the file; if it is UTF-16, pass --encoding utf-16"
+            raise self.error(at, "holds a NUL byte", f"{self.source.encoding} text", fix)
+        data = data.replace(b"\r\n", b"\n") if b"\r" in data else data
+        return Block(self, data, line, data.count(b"\n") + (not data.endswith(b"\n")))
+
+    def lines(self) -> Iterator[tuple[int, str]]:
+        """All lines with their numbers."""
+        for block in self.blocks():
+            yield from block.lines()
+
+    def first_lines(self, count: int) -> list[tuple[int, str]]:
+        """The first lines that are not blank with their numbers, without counting progress."""
+        with self.source.paused():
+            return list(itertools.islice(((line, text) for line, text in self.lines() if text.strip()), count))
+
+    def glance(self, count: int) -> list[str]:
+        """The first lines that are not blank, to see what it is; none of a picture or a program in a folder."""
+        try:
+            return [text for _, text in self.first_lines(count)]
+        except RetrievoError:
+            if self.source.is_file:
+                raise
+            return []
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """A member and what it is: `noun` (corpus, queries, ...), `name` of the split, `unit` of positions in it."""
+
+    member: Member
+    noun: str
+    name: str = ""
+    unit: str = "line"
+
+    def place(self, position: int) -> str:
+        """Where something stands, for messages."""
+        return f"{self.member}, {self.unit} {position}"
+
+
+class Source:
+    """The files behind SOURCE, in the order of their paths; hidden ones and those under `output` are not looked at.
+
+    Raises: RetrievoError where there is nothing to read.
+    """
+
+    def __init__(self, path: Path, output: Path, encoding: str = "utf-8"):
+        self.path, self.encoding = path, encoding
+        self.is_utf8 = codecs.lookup(encoding).name == "utf-8"
+        self.is_file = path.is_file() and not zipfile.is_zipfile(path)
+        self._tick: Callable[[int], None] | None = None
+        self._bytes = 0
+        self.members = self._members(Path(os.path.abspath(output)))
+        if not self.members:
+            raise RetrievoError(path, "holds no files", None, "check the path")
+
+    def _members(self, output: Path) -> list[Member]:
+        if self.path.name.lower().endswith(_PACKED_SUFFIXES):
+            raise RetrievoError(self.path, "is a tar archive", "a file, a folder or a .zip", "unpack it first: tar xf")
+        if self.path.is_dir():
+            return [self._of_file(path) for path in _files(self.path, output)]
+        if self.is_file:
+            return [self._of_file(self.path)]
+        if not self.path.exists():
+            raise RetrievoError(self.path, "no such file or folder", None, "check the path")
+        archive = zipfile.ZipFile(self.path)
+        found = [info for info in archive.infolist() if not info.is_dir() and not _is_hidden(info.filename)]
+        return [self._of_zip(archive, info) for info in sorted(found, key=lambda info: info.filename)]
+
+    def _of_file(self, path: Path) -> Member:
+        inside = path.name if self.is_file else path.relative_to(self.path).as_posix()
+        return Member(self, inside, path.stat().st_size, lambda: path.open("rb"))
+
+    def _of_zip(self, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Member:
+        return Member(self, info.filename, info.file_size, lambda: archive.open(info))
+
+    def named(self, *patterns: str) -> list[Member]:
+        """Members whose file name, in lower case and without `.gz`, has one of these patterns."""
+        return [m for m in self.members if any(fnmatch.fnmatchcase(m.name, pattern) for pattern in patterns)]
+
+    def files(self, parts: Sequence[Part]) -> list[Path]:
+        """The files on disk behind these parts: what the input's fingerprint is made of."""
+        return [self.path / part.member.path for part in parts] if self.path.is_dir() else [self.path]
+
+    @contextlib.contextmanager
+    def progress(self, parts: Sequence[Part]) -> Iterator[None]:
+        """A bar over the bytes of these parts."""
+        total = -(-sum(part.member.size for part in parts) // MEGABYTE)
+        with console.progress(f"importing {self.path}", total, "MB") as tick:
+            self._tick = tick
+            yield
+            self._tick = None
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Reading in here does not move the bar."""
+        tick, self._tick = self._tick, None
+        try:
+            yield
+        finally:
+            self._tick = tick
+
+    def count(self, amount: int) -> None:
+        """Moves the bar on by a number of bytes."""
+        if self._tick is not None:
+            whole, self._bytes = divmod(self._bytes + amount, MEGABYTE)
+            self._tick(whole)
+
+
+def _files(folder: Path, output: Path) -> list[Path]:
+    """Files below a folder, without hidden ones and without what an import writes there."""
+    own = {output.with_name(output.name + suffix) for suffix in ("", ".partial", ".old")}
+    found = [
+        path for path in folder.rglob("*") if path.is_file() and not _is_hidden(path.relative_to(folder).as_posix())
+    ]
+    kept = [path for path in found if own.isdisjoint(Path(os.path.abspath(path)).parents)]
+    return sorted(kept, key=lambda path: path.relative_to(folder).as_posix())
+
+
+def _is_hidden(path: str) -> bool:
+    return any(part.startswith(".") or part == "__MACOSX" for part in PurePosixPath(path).parts)
+
+
+def split_of(name: str) -> str:
+    """The split that a file name speaks of: train, dev, test; test where it says nothing."""
+    found = re.search(r"(?<![a-z])(train|dev|valid|test)(ing|ation)?(?![a-z])", name.lower())
+    return found[1].replace("valid", "dev") if found else "test"

@@ -1,0 +1,196 @@
+"""`retrievo encode`: texts to an embeddings folder, shard by shard, in one process or many.
+
+A shard is a pure function of its rows, the model and the token budget, whichever process encodes it. So a killed run
+goes on with the shards that are missing, with any number of processes, and ends in the same bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from retrievo.data.options import corpus_option, force_option, output_option, queries_option, threads_option
+from retrievo.models.options import (
+    chunk_tokens_option,
+    device_option,
+    dtype_option,
+    model_option,
+    pooling_option,
+    revision_option,
+)
+from retrievo.support import console
+from retrievo.support.errors import UsageError
+from retrievo.support.options import Options, option
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    import torch
+
+    from retrievo.data.tables import Table
+    from retrievo.models.encoder import Encoder
+    from retrievo.models.tokens import Tokenized
+    from retrievo.support.artifact import Manifest, Output
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodeConfig(Options):
+    """Options of `retrievo encode`."""
+
+    model: str = model_option(affects_output=False)
+    revision: str | None = revision_option()
+    corpus: Path | None = corpus_option(default=None, alternative="texts")
+    queries: Path | None = queries_option(default=None, alternative="texts")
+    output: Path = output_option("Embeddings folder to make.")
+    pooling: str | None = pooling_option()
+    storage_dtype: str = option(
+        "Number format of the stored vectors.", default="float16", choices=("float16", "float32")
+    )
+    dtype: str = dtype_option()
+    chunk_tokens: int = chunk_tokens_option()
+    device: str = device_option()
+    threads: int | None = threads_option()
+    force: bool = force_option()
+
+    def check(self) -> None:
+        if (self.corpus is None) == (self.queries is None):
+            raise UsageError("encode", "needs one of --corpus and --queries", None, "pass --corpus CORPUS")
+
+    @property
+    def role(self) -> str:
+        """Which side of the encoder the texts are for."""
+        return "document" if self.corpus is not None else "query"
+
+
+def encode(config: EncodeConfig) -> Manifest:
+    """Encodes every text, or goes on where a killed run stopped, or finds all finished.
+
+    Raises: RetrievoError for a model or a table that can't be read.
+    """
+    from retrievo.data.tables import CORPUS, QUERIES, Table
+    from retrievo.learning.distributed import barrier, process_group
+    from retrievo.models.devices import resolve_device, set_threads
+
+    set_threads(config.threads)
+    table = Table(config.corpus, CORPUS) if config.corpus else Table(_required(config.queries), QUERIES)
+    with process_group(resolve_device(config.device)) as device:
+        output = _output(config, table, device)
+        finished = output.already_finished()
+        barrier()  # every process has looked before one begins
+        return finished or _encode_shards(config, table, output, device)
+
+
+def _required(path: Path | None) -> Path:
+    assert path is not None
+    return path
+
+
+def _output(config: EncodeConfig, table: Table, device: torch.device) -> Output:
+    from retrievo.models.precision import resolve_dtype
+    from retrievo.models.source import model_record
+    from retrievo.support.artifact import Output
+
+    model_config, model_inputs = model_record(config.model, config.revision)
+    dtype = str(resolve_dtype(config.dtype, device)).removeprefix("torch.")
+    record = config.record() | model_config | {"role": config.role, "dtype": dtype}
+    inputs = model_inputs | {"corpus" if config.corpus else "queries": table.input}
+    return Output(config.output, "embeddings", record, inputs, force=config.force, in_place=True)
+
+
+def _encode_shards(config: EncodeConfig, table: Table, output: Output, device: torch.device) -> Manifest:
+    """This process's share of the shards; the lead process begins and finishes the folder."""
+    from retrievo.learning.distributed import barrier, rank, world_size
+    from retrievo.models.encoder import Encoder
+    from retrievo.retrieval.embeddings import embeddings_stats, shard_bounds
+
+    with output.build_together(lead=rank() == 0, barrier=barrier) as folder:
+        encoder = Encoder.load(config.model, config.revision, pooling=config.pooling).to(device).eval()
+        own = list(enumerate(shard_bounds(table.rows)))[rank() :: world_size()]
+        _encode_missing(config, table, encoder, device, folder, own)
+        barrier()
+        if rank() != 0:
+            return output.manifest({})
+        stats = embeddings_stats(table.rows, encoder.dim, config.storage_dtype, config.role, encoder.spec.similarity)
+        stats["truncated"] = _truncated(folder, len(shard_bounds(table.rows)))
+        manifest = output.finish(stats)
+    _summary(config, manifest, encoder.spec.max_length(config.role))
+    return manifest
+
+
+def _encode_missing(
+    config: EncodeConfig,
+    table: Table,
+    encoder: Encoder,
+    device: torch.device,
+    folder: Path,
+    own: list[tuple[int, tuple[int, int]]],
+) -> None:
+    """Reads and tokenizes the next shard and writes the last one while this one is encoded."""
+    from retrievo.models.precision import resolve_dtype
+    from retrievo.models.vectors import encode_tokens
+    from retrievo.retrieval.embeddings import TRUNCATED, shard_name, write_shard
+
+    missing = [(number, bounds) for number, bounds in own if not (folder / shard_name(number)).exists()]
+    total = sum(end - first for _, (first, end) in own)
+    dtype, storage = resolve_dtype(config.dtype, device), config.storage_dtype
+    with console.progress("encoding", total, "texts") as tick, ThreadPoolExecutor(1) as writer:
+        tick(total - sum(end - first for _, (first, end) in missing))
+        written = None
+        shards = _ahead(_tokenized(table, encoder, config.role, [bounds for _, bounds in missing]))
+        for (number, _), (ids, rows) in zip(missing, shards, strict=True):
+            vectors = encode_tokens(
+                encoder,
+                config.role,
+                rows.tokens,
+                rows.offsets,
+                chunk_tokens=config.chunk_tokens,
+                dtype=dtype,
+                tick=tick,
+            )
+            if written is not None:
+                written.result()
+            told = {TRUNCATED: str(rows.truncated)}
+            written = writer.submit(write_shard, folder / shard_name(number), ids, vectors.astype(storage), told)
+        if written is not None:
+            written.result()
+
+
+def _tokenized(
+    table: Table, encoder: Encoder, role: str, bounds: list[tuple[int, int]]
+) -> Iterator[tuple[pa.Array, Tokenized]]:
+    """Ids and tokens of each shard."""
+    tokenization = encoder.tokenization(role)
+    names = [name for name in ("id", "title", "text") if table.has(name)]
+    for rows in table.slices(names, bounds):
+        titles = rows["title"].to_pylist() if "title" in names else None
+        yield rows["id"].combine_chunks(), tokenization.tokenize(rows["text"].to_pylist(), titles)
+
+
+def _ahead(items: Iterator[tuple[pa.Array, Tokenized]]) -> Iterator[tuple[pa.Array, Tokenized]]:
+    """The same items, the next one made in a thread while one is used."""
+    with ThreadPoolExecutor(1) as thread:
+        following = thread.submit(next, items, None)
+        while (item := following.result()) is not None:
+            following = thread.submit(next, items, None)
+            yield item
+
+
+def _truncated(folder: Path, shards: int) -> int:
+    """How many texts were cut at the maximal length, as each shard keeps it."""
+    from retrievo.retrieval.embeddings import TRUNCATED, shard_metadata, shard_name
+
+    return sum(int(shard_metadata(folder / shard_name(number))[TRUNCATED]) for number in range(shards))
+
+
+def _summary(config: EncodeConfig, manifest: Manifest, max_length: int) -> None:
+    rows, seconds = manifest.stats["rows"], manifest.seconds or 0.0
+    share = manifest.stats["truncated"] / max(1, rows)
+    facts = {
+        "made": f"{config.output} ({rows:,} {config.role} vectors of {manifest.stats['dim']} dimensions)",
+        "truncated": f"{share:.1%} of the texts, at {max_length} tokens",
+        "took": f"{console.seconds(seconds)} ({rows / max(seconds, 1e-9):,.0f} texts/s)",
+    }
+    following = f"retrievo search --index {config.output} --queries QUERIES --output run.parquet"
+    console.summary("encoded", facts, following if config.role == "document" else None)

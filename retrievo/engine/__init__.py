@@ -1,0 +1,1 @@
+"""Layer 5: gradient step, training loop, checkpoints."""

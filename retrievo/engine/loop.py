@@ -1,0 +1,196 @@
+"""The training loop: one batch, one gradient, one update, one line in the log."""
+
+from __future__ import annotations
+
+import json
+import math
+import resource
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch.optim import Optimizer
+
+from retrievo.engine import checkpoints
+from retrievo.engine.settings import FitConfig
+from retrievo.engine.step import gradient_step
+from retrievo.learning.batch import Batch, Stats
+from retrievo.learning.distributed import broadcast_state, gather_counts, rank
+from retrievo.learning.optimizers import OPTIMIZERS, learning_rate
+from retrievo.models.precision import resolve_dtype
+from retrievo.objectives.objective import Objective
+from retrievo.support.errors import RetrievoError
+
+Record = dict[str, Any]
+Callback = Callable[[int], Mapping[str, Any] | None]  # finished steps -> values to log
+
+
+class Feed(Protocol):
+    """Where batches come from: pure functions of the step, so that training goes on from any step."""
+
+    def batch(self, step: int) -> Batch:
+        """This rank's part of the batch of step 0, 1, ...; called from another thread."""
+
+    def position(self, step: int) -> dict[str, int]:
+        """Where a step stands in the data, such as epoch and batch."""
+
+
+def fit(
+    objective: Objective,
+    feed: Feed,
+    config: FitConfig,
+    *,
+    folder: Path,
+    device: torch.device,
+    progress: Callable[[Record], None] = lambda record: None,
+    every: Sequence[tuple[int, Callback]] = (),
+) -> None:
+    """Trains an objective in place until `max_steps`, from the latest checkpoint under `folder` if there is one.
+
+    folder: gets `metrics.jsonl`, a line for each step, and `checkpoints/`.
+    progress: called with each line. every: (n, callback) pairs, called on all ranks after each n-th step; a callback
+    may change what `feed` gives from the next step on, and what it returns is logged.
+    Raises: RetrievoError where the loss is not finite, or where the checkpoint is of another run.
+    """
+    objective.to(device)
+    broadcast_state(objective)
+    optimizer = OPTIMIZERS[config.optimizer](config, objective)
+    start = _resume(folder / "checkpoints", objective, optimizer, feed, config)
+    log = _Log(folder / "metrics.jsonl", start)
+    pauses = [n for n, _ in every]
+    tick = time.perf_counter()
+    for step, batch in prefetched(feed.batch, range(start, config.max_steps), config.prefetch, pauses):
+        waited = time.perf_counter() - tick
+        rate = learning_rate(config, step, config.max_steps)
+        stats = _update(objective, optimizer, batch, config, step, rate)
+        record = _record(step, feed, stats, rate, waited, time.perf_counter() - tick, device)
+        log.write(record)
+        progress(record)
+        for n, callback in every:  # before the checkpoint: a run killed here calls them again
+            if (step + 1) % n == 0 and (values := callback(step + 1)):
+                log.write({"step": step + 1, **values})
+        if (step + 1) % config.checkpoint_every == 0 or step + 1 == config.max_steps:
+            state = _state(feed, config, step + 1)
+            checkpoints.save(folder / "checkpoints", step + 1, objective, optimizer, state, config.keep_checkpoints)
+        tick = time.perf_counter()
+
+
+def prefetched(
+    make: Callable[[int], Batch], steps: range, ahead: int, pauses: Sequence[int] = ()
+) -> Iterator[tuple[int, Batch]]:
+    """(step, make(step)) in order, up to `ahead` of them made early in a thread.
+
+    pauses: after each n-th step nothing is made before the consumer asks, for it may have changed what `make` gives.
+    """
+    with ThreadPoolExecutor(1, "prefetch") as thread:
+        pending: deque[Future[Batch]] = deque()
+        for step in steps:
+            pause = min([(step // n + 1) * n for n in pauses], default=steps.stop)  # first step that has to wait
+            for early in range(step + len(pending), min(step + ahead + 1, pause, steps.stop)):
+                pending.append(thread.submit(make, early))
+            yield step, pending.popleft().result()
+
+
+def _update(
+    objective: Objective, optimizer: Optimizer, batch: Batch, config: FitConfig, step: int, rate: float
+) -> Stats:
+    """One step of the optimizer, which may ask for the gradient more than once; the figures of the first gradient."""
+    figures: list[Stats] = []
+    dtype = resolve_dtype(config.dtype, next(objective.parameters()).device)
+
+    def gradient() -> float:
+        figures.append(
+            gradient_step(
+                objective,
+                batch,
+                step=step,
+                seed=config.seed,
+                chunk_tokens=config.chunk_tokens,
+                keep_graphs=config.keep_graphs,
+                dtype=dtype,
+                max_gradient_norm=config.max_gradient_norm,
+            )
+        )
+        return 0.0  # torch wants a number; nothing here reads it
+
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    objective.train()  # a callback may have left it in another mode
+    optimizer.step(gradient)
+    objective.after_step()
+    return figures[0]
+
+
+def _record(
+    step: int, feed: Feed, stats: Stats, rate: float, waited: float, seconds: float, device: torch.device
+) -> Record:
+    """The line of a step in the log; rates are over all ranks, memory is the peak of this process."""
+    values = {name: value.item() for name, value in stats.items()}
+    for name in ("loss", "gradient_norm"):
+        if not math.isfinite(values[name]):
+            fix = "lower --learning-rate, or use --dtype float32"
+            raise RetrievoError(f"step {step + 1}", f"the {name.replace('_', ' ')} is {values[name]}", None, fix)
+    tokens, padded = values.pop("tokens"), values.pop("padded_tokens")
+    return {
+        "step": step + 1,
+        **feed.position(step),
+        **values,
+        "learning_rate": rate,
+        "tokens": tokens,
+        "padding": 1 - tokens / padded,
+        "pairs_per_second": values["pairs"] / seconds,
+        "tokens_per_second": tokens / seconds,
+        "seconds": seconds,
+        "seconds_waiting_for_data": waited,
+        "memory_bytes": _peak_memory(device),
+    }
+
+
+def _peak_memory(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # bytes there, KiB elsewhere
+
+
+class _Log:
+    """`metrics.jsonl` of rank 0; lines after the step that training goes on from are dropped."""
+
+    def __init__(self, path: Path, start: int):
+        self.path = path
+        if rank() == 0:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
+            kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= start]
+            path.write_text("".join(kept), encoding="utf-8")
+
+    def write(self, record: Record) -> None:
+        if rank() == 0:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(record) + "\n")
+
+
+def _state(feed: Feed, config: FitConfig, step: int) -> dict[str, Any]:
+    """What must be the same for a checkpoint to go on exactly."""
+    schedule = {"name": config.schedule, "warmup": config.warmup, "max_steps": config.max_steps}
+    return {"seed": config.seed, "schedule": schedule, "data": feed.position(step)}
+
+
+def _resume(folder: Path, objective: Objective, optimizer: Optimizer, feed: Feed, config: FitConfig) -> int:
+    """The number of finished steps; restores objective and optimizer where it is not 0."""
+    checkpoint = checkpoints.latest(folder)
+    saved = checkpoints.load(checkpoint, objective, optimizer) if checkpoint else {"step": 0}
+    step: int = saved["step"]
+    found = gather_counts(step, next(objective.parameters()).device)
+    if len(set(found)) > 1:
+        raise RetrievoError(folder, f"ranks see checkpoints of steps {found}", "the same on all", "share the folder")
+    for name, value in _state(feed, config, step).items():
+        if checkpoint and saved[name] != value:
+            fix = "give the same options, or choose another --output"
+            raise RetrievoError(checkpoint, f"{name} was {saved[name]}, now it is {value}", None, fix)
+    return step

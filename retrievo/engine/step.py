@@ -1,0 +1,188 @@
+"""The gradient of one step, by the gradient cache: a batch of any size in chunks that fit, with an unchanged gradient.
+
+Gao et al. 2021 (Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup); coCondenser, eq. 9-12.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from retrievo.learning.batch import Batch, Chunk, Stats
+from retrievo.learning.distributed import rank, sum_gradients, sum_over_ranks
+from retrievo.models.chunks import cut_chunks, pad
+from retrievo.objectives.objective import Objective
+from retrievo.support.errors import RetrievoError
+
+ALL_GRAPHS = sys.maxsize  # keep_graphs: plain training, every graph is kept and nothing is encoded twice
+_ENCODE, _LOCAL_LOSS = range(2)  # the two places where a chunk draws random numbers
+
+
+def gradient_step(
+    objective: Objective,
+    batch: Batch,
+    *,
+    step: int,
+    seed: int,
+    chunk_tokens: int,
+    keep_graphs: int = 0,
+    dtype: torch.dtype = torch.float32,
+    max_gradient_norm: float | None = None,
+) -> Stats:
+    """Leaves the gradient of the global batch in `.grad` of every parameter, on every rank; returns figures to log.
+
+    1. Encode each chunk without a graph, except the last `keep_graphs`.  2. `contrast` on all vectors; its gradient
+    d loss / d vector is the cache.  3. Encode each chunk again with the same dropout, backward of
+    sum(vector * cache) + local_loss.  4. Sum over ranks, once.  Where no vector needs a gradient, 1 and 2 are empty.
+
+    step, seed: decide dropout, with rank and chunk. chunk_tokens: most tokens of a chunk, padding included.
+    dtype: what encoders and local losses compute in. max_gradient_norm: longer gradients are shortened to it.
+    Returns `loss` and the objective's figures (true for the global batch), `gradient_norm` (before shortening),
+    `tokens`, `padded_tokens` and the counts of the batch, over all ranks.
+    Raises: RetrievoError for float16.
+    """
+    if dtype == torch.float16:
+        raise RetrievoError("--dtype", "found float16, which needs loss scaling", "bfloat16 or float32")
+    passes = _Passes(objective, batch, step, seed, chunk_tokens, dtype)
+    objective.zero_grad(set_to_none=True)
+    with torch.random.fork_rng(devices=[passes.device] if passes.device.type == "cuda" else []):
+        vectors, kept = passes.first(keep_graphs)
+        loss, stats, cache = passes.contrast(vectors)
+        local_loss = passes.second(cache, kept)
+    parameters = list(objective.parameters())
+    sum_gradients(parameters)
+    stats = _summed({"loss": loss + local_loss, "local_loss": local_loss, **stats})
+    stats["gradient_norm"] = _clip(parameters, max_gradient_norm)
+    return stats | {name: torch.tensor(count) for name, count in passes.batch.counts.items()}
+
+
+class _Passes:
+    """The chunks of one step on one rank, and the passes over them."""
+
+    def __init__(self, objective: Objective, batch: Batch, step: int, seed: int, chunk_tokens: int, dtype: torch.dtype):
+        self.objective, self.step, self.seed, self.dtype = objective, step, seed, dtype
+        self.device = next(objective.parameters()).device
+        self.plan = list(_cut(batch, chunk_tokens))
+        tokens = {"tokens": _tokens(batch), "padded_tokens": _padded_tokens(batch, self.plan)}
+        counts = _over_ranks(batch.counts | tokens, self.device)
+        self.batch = dataclasses.replace(batch, counts=counts).to(self.device)
+
+    def first(self, keep_graphs: int) -> tuple[dict[str, Tensor], dict[int, tuple[Tensor, Any]]]:
+        """All vectors without graph in the order of the batch, and the chunks whose graph was kept."""
+        kept: dict[int, tuple[Tensor, Any]] = {}
+        parts: dict[str, list[Tensor]] = {name: [] for name in self.objective.vector_names}
+        encoded = [index for index, (name, _) in enumerate(self.plan) if name in parts]
+        for index in encoded:
+            keep = index in encoded[max(0, len(encoded) - keep_graphs) :]
+            with torch.set_grad_enabled(keep):
+                vectors, rest = self.encode(index)
+            parts[self.plan[index][0]].append(vectors.detach())
+            if keep:
+                kept[index] = vectors, rest
+        return {name: self._in_order(name, vectors) for name, vectors in parts.items()}, kept
+
+    def contrast(self, vectors: dict[str, Tensor]) -> tuple[Tensor, Stats, dict[str, Tensor]]:
+        """The loss of all vectors, its figures, and d loss / d vector; scalars of the objective get their gradient."""
+        leaves = {name: vector.requires_grad_() for name, vector in vectors.items()}
+        loss, stats = self.objective.contrast(leaves, self.batch)
+        if loss.requires_grad:
+            loss.backward()
+        cache = {name: torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for name, leaf in leaves.items()}
+        return loss.detach(), stats, cache
+
+    def second(self, cache: dict[str, Tensor], kept: dict[int, tuple[Tensor, Any]]) -> Tensor:
+        """Accumulates the gradient of each chunk and returns the sum of the local losses."""
+        total = torch.zeros((), device=self.device)
+        # sets without vectors first, for they may be constants of the others' losses; then what holds memory
+        order = sorted(range(len(self.plan)), key=lambda index: (self.plan[index][0] in cache, index not in kept))
+        for index in order:
+            name, rows = self.plan[index]
+            vectors, rest = kept.pop(index) if index in kept else self.encode(index)
+            loss = self.local_loss(index, rest)
+            total += loss.detach()
+            if name in cache:
+                loss = loss + (vectors * cache[name][rows]).sum()
+            if loss.requires_grad:
+                loss.backward()
+        return total
+
+    def encode(self, index: int) -> tuple[Any, Any]:
+        """The vectors [n, D] float32 of a chunk, or None, and what its local loss needs."""
+        name, rows = self.plan[index]
+        tokens, offsets = self.batch.rows[name]
+        input_ids, mask = pad(tokens, offsets, rows, self.batch.pad_ids.get(name, 0))
+        arrays = (torch.from_numpy(array).to(self.device, non_blocking=True) for array in (rows, input_ids, mask))
+        with self._random(index, _ENCODE):
+            vectors, rest = self.objective.encode(Chunk(name, *arrays))
+        return None if vectors is None else vectors.float(), rest
+
+    def local_loss(self, index: int, rest: Any) -> Tensor:
+        """The local loss of a chunk; its random numbers do not depend on whether the graph of `rest` was kept."""
+        with self._random(index, _LOCAL_LOSS):
+            return self.objective.local_loss(rest, self.batch).float()
+
+    @contextlib.contextmanager
+    def _random(self, index: int, place: int) -> Iterator[None]:
+        """Autocast and a random state that is a function of (seed, step, rank, chunk), the same in both passes."""
+        key = np.random.SeedSequence([self.seed, self.step, rank(), index, place])
+        torch.manual_seed(int(key.generate_state(1, np.uint64)[0]))
+        # one context for each chunk: autocast's cache of cast weights must not outlive a pass without graph
+        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            yield
+
+    def _in_order(self, name: str, parts: list[Tensor]) -> Tensor:
+        """The vectors of a named set [n, D] out of its chunks."""
+        if not parts:
+            return self._no_vectors(name)
+        vectors = torch.cat(parts)
+        rows = np.concatenate([rows for of_name, rows in self.plan if of_name == name])
+        return torch.empty_like(vectors).index_copy_(0, torch.from_numpy(rows).to(self.device), vectors)
+
+    def _no_vectors(self, name: str) -> Tensor:
+        """Vectors [0, D] on a rank without rows, which still takes part in every collective."""
+        token = torch.full((1, 1), self.batch.pad_ids.get(name, 0), device=self.device)
+        with torch.no_grad():
+            vectors, _ = self.objective.encode(Chunk(name, token[0] * 0, token, torch.ones_like(token)))
+        assert vectors is not None
+        return vectors[:0].float()
+
+
+def _cut(batch: Batch, chunk_tokens: int) -> Iterator[tuple[str, np.ndarray]]:
+    for name, rows in batch.rows.items():
+        for chunk in cut_chunks(rows.lengths.numpy(), chunk_tokens):
+            yield name, chunk
+
+
+def _tokens(batch: Batch) -> int:
+    return sum(rows.tokens.numel() for rows in batch.rows.values())
+
+
+def _padded_tokens(batch: Batch, plan: list[tuple[str, np.ndarray]]) -> int:
+    lengths = {name: rows.lengths.numpy() for name, rows in batch.rows.items()}
+    return sum(len(rows) * int(lengths[name][rows].max()) for name, rows in plan)
+
+
+def _over_ranks(counts: dict[str, int], device: torch.device) -> dict[str, int]:
+    totals = sum_over_ranks(torch.tensor(list(counts.values()), device=device)).tolist()
+    return dict(zip(counts, totals, strict=True))
+
+
+def _summed(stats: Stats) -> Stats:
+    """The shares of all ranks, summed in one collective."""
+    values = torch.stack([value.detach().double() for value in stats.values()])
+    return dict(zip(stats, sum_over_ranks(values).unbind(), strict=True))
+
+
+def _clip(parameters: list[torch.nn.Parameter], max_norm: float | None) -> Tensor:
+    """The norm of the whole gradient; shortens the gradient where it exceeds `max_norm`."""
+    norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
+    if max_norm is not None:
+        torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
+    return norm

@@ -1,0 +1,99 @@
+"""The metrics by name: what can be typed after `--metrics`, and what it means (standard library only)."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from retrievo.support.errors import UsageError, did_you_mean
+
+DEFAULT_METRICS = ("mrr@10", "ndcg@10", "recall@100")
+
+
+@dataclass(frozen=True)
+class Name:
+    """One row of the table: `cutoff` says whether @k is required, optional or refused; aliases are in lower case."""
+
+    help: str
+    cutoff: str = "required"
+    aliases: tuple[str, ...] = ()
+
+
+NAMES = {
+    "mrr": Name("reciprocal rank of the first relevant document", "optional", ("rr", "recip_rank", "reciprocal_rank")),
+    "recall": Name("share of the relevant documents among the top k", "required", ("r",)),
+    "ndcg": Name("discounted cumulative gain (linear gain) over the best possible one", "optional", ("ndcg_cut",)),
+    "map": Name("precision averaged over the relevant documents", "optional", ("ap", "map_cut")),
+    "p": Name("share of relevant documents among the top k", "required", ("precision", "prec")),
+    "rprec": Name("precision at as many documents as are relevant", "none", ("r-prec", "r_prec", "r-precision")),
+    "success": Name("1 where a relevant document is among the top k", "required", ("hit", "hits", "hit_rate")),
+    "judged": Name("share of judged documents among the top k retrieved", "required"),
+    "nb-recall": Name("share of a run's top n that the reference run has in its top k: nb-recall-n@k", "required"),
+}
+_CANONICAL = {alias: name for name, row in NAMES.items() for alias in (name, *row.aliases)}
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A metric as a value whose text round-trips: `Metric.parse(str(metric)) == metric`.
+
+    name:   a key of NAMES.
+    cutoff: k, the number of top documents looked at; None = all.
+    depth:  n of nb-recall-n@k, None elsewhere.
+    """
+
+    name: str
+    cutoff: int | None = None
+    depth: int | None = None
+
+    def __str__(self) -> str:
+        depth = "" if self.depth is None else f"-{self.depth}"
+        return f"{self.name}{depth}" if self.cutoff is None else f"{self.name}{depth}@{self.cutoff}"
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether it compares a run with a reference run, and needs no qrels."""
+        return self.name == "nb-recall"
+
+    @classmethod
+    def parse(cls, text: str) -> Metric:
+        """Reads `mrr@10`, or the spellings of ir_measures (`RR@10`) and trec_eval (`ndcg_cut_10`, `recall.100`).
+
+        Raises: UsageError for a name that is not in the table, and for a cutoff that is missing or does not belong.
+        """
+        plain = text.strip().lower()
+        name, cutoff = _split(plain, "@_.")
+        depth = None
+        if re.fullmatch(r"nb[-_]recall[-_]\d+", name):
+            name, depth = _split(name.replace("_", "-"), "-")
+        if name not in _CANONICAL:
+            raise UsageError(f"metric '{text}'", "unknown name", None, _suggestion(plain))
+        metric = cls(_CANONICAL[name], cutoff, depth)
+        metric._check(text)
+        return metric
+
+    def _check(self, text: str) -> None:
+        rule = NAMES[self.name].cutoff
+        form = "nb-recall-50@200" if self.needs_reference else f"{self.name}@10"
+        if self.needs_reference and (self.cutoff is None or self.depth is None):
+            raise UsageError(f"metric '{text}'", "lacks its depth or cutoff", None, f"write it as {form}")
+        if rule == "required" and self.cutoff is None:
+            raise UsageError(f"metric '{text}'", "lacks its cutoff", None, f"write it as {form}")
+        if rule == "none" and self.cutoff is not None:
+            raise UsageError(f"metric '{text}'", "takes no cutoff", None, f"write it as {self.name}")
+        if self.cutoff == 0 or self.depth == 0:
+            raise UsageError(f"metric '{text}'", "its cutoff is 0", "at least 1", f"write it as {form}")
+
+
+def _split(text: str, separators: str) -> tuple[str, int | None]:
+    """`ndcg_cut.10` is ("ndcg_cut", 10); a name without a number keeps None."""
+    found = re.fullmatch(rf"(.+)[{re.escape(separators)}](\d+)", text, re.ASCII)
+    return (found[1], int(found[2])) if found else (text, None)
+
+
+def _suggestion(text: str) -> str:
+    """The closest name, with the cutoff that was typed."""
+    digits = re.search(r"\d+$", text)
+    cutoff = f"@{digits[0]}" if digits else ""
+    known = [name if row.cutoff == "none" else name + cutoff for name, row in NAMES.items() if name != "nb-recall"]
+    return did_you_mean(text, [*known, "nb-recall-50@200"])

@@ -1,0 +1,187 @@
+"""`retrievo import`: stream data in another format into a dataset folder."""
+
+from __future__ import annotations
+
+import codecs
+import importlib
+import shlex
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from retrievo.data.importers import FORMATS
+from retrievo.data.options import force_option, output_option
+from retrievo.support import console
+from retrievo.support.errors import UsageError
+from retrievo.support.options import Options, option, options_of
+
+if TYPE_CHECKING:
+    from retrievo.data.importers.source import Part, Source
+    from retrievo.support.artifact import Manifest
+
+VECTORS = "vectors"
+_ABOUT = "; ".join(f"{name}: {format.about}" for name, format in FORMATS.items())
+_VECTORS = {"format": (VECTORS,)}
+_COLUMNS = {"format": ("jsonl", "tsv", "csv")}
+_SHOWN = 8  # files named in the summary
+
+
+def _check_encoding(name: str) -> None:
+    try:
+        codecs.lookup(name)
+    except LookupError:
+        raise UsageError("--encoding", f"found '{name}'", "an encoding such as utf-8, latin-1 or cp1252") from None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImportConfig(Options):
+    """Options of `retrievo import`."""
+
+    format: str = option(
+        f"{_ABOUT}; {VECTORS}: X.npy and IDS.txt, one id per line.", choices=(*FORMATS, VECTORS), positional=True
+    )
+    source: Path = option("Folder, file, .zip or .gz.", positional=True)
+    ids: Path | None = option("Text file of ids.", default=None, positional=True, only=_VECTORS)
+    output: Path = output_option("Dataset folder to make (of vectors: embeddings folder).")
+    encoding: str = option("Text encoding of the source.", default="utf-8", check=_check_encoding)
+    role: str = option(
+        "What the rows are.",
+        default="document",
+        choices=("document", "query"),
+        only={"format": (*_COLUMNS["format"], VECTORS)},
+    )
+    similarity: str = option(
+        "How a query and a document vector are compared.", default="dot", choices=("dot", "cosine"), only=_VECTORS
+    )
+    id_column: str | None = option(
+        "Column of the ids: its name, or its number from 1.",
+        default=None,
+        only=_COLUMNS,
+        hidden_default="the usual names; 1 without header",
+    )
+    text_column: str | None = option(
+        "Column of the texts.", default=None, only=_COLUMNS, hidden_default="the usual names; 2 without header"
+    )
+    title_column: str | None = option(
+        "Column of the titles.",
+        default=None,
+        only={**_COLUMNS, "role": ("document",)},
+        hidden_default="title, where there is one",
+    )
+    number_lines: bool = option("Use line numbers as ids.", default=False, only=_COLUMNS)
+    header: bool = option("Whether the first line names the columns.", default=True, only={"format": ("tsv", "csv")})
+    topic_field: str = option(
+        "Field of a topic that is the query.",
+        default="title",
+        choices=("title", "description", "narrative"),
+        only={"format": ("trec",)},
+    )
+    passage_words: int = option("Words of a passage.", default=100, minimum=1, only={"format": ("text",)})
+    stride: int | None = option(
+        "Words from the start of a passage to the start of the next.",
+        default=None,
+        minimum=1,
+        only={"format": ("text",)},
+        hidden_default="the words of a passage: no overlap",
+    )
+    force: bool = force_option()
+
+    def check(self) -> None:
+        if self.format == VECTORS and self.ids is None:
+            raise UsageError("IDS", "is missing", None, "retrievo import vectors X.npy IDS.txt --output DIR")
+        if self.format == VECTORS and self.encoding != "utf-8":
+            raise UsageError("--encoding", "does not apply to vectors", "ids in UTF-8", "convert the file of ids")
+        if self.output.absolute() == self.source.absolute():
+            raise UsageError("--output", "is the source itself", "another folder")
+        if self.stride is not None and self.stride > self.passage_words:
+            raise UsageError(
+                "--stride",
+                f"found {self.stride}",
+                f"at most --passage-words ({self.passage_words}); words would be lost",
+            )
+        if self.number_lines and self.id_column is not None:
+            raise UsageError("--number-lines", "is given together with --id-column", "one of them")
+
+
+def import_(config: ImportConfig) -> Manifest:
+    """Imports a source and returns the manifest of the dataset folder.
+
+    Raises: RetrievoError naming file and line of what does not fit; UsageError for options that do not.
+    """
+    if config.format == VECTORS:
+        return _import_vectors(config)
+    from retrievo.data.importers.dataset import DatasetWriter
+    from retrievo.data.importers.source import Source
+    from retrievo.support.artifact import Input, Output
+
+    reader = importlib.import_module(FORMATS[config.format].reader)
+    source = Source(config.source, config.output, config.encoding)
+    parts = reader.find(source)
+    inputs = {"source": Input.of(config.source, source.files(parts))}
+    output = Output(config.output, "dataset", config.record(), inputs, force=config.force)
+    if finished := output.already_finished():
+        return finished
+    _say_what_is_left(source, parts)
+    with output.build():
+        store = DatasetWriter(output, parts)
+        with source.progress(parts):
+            reader.read(parts, store, **_own_options(config))
+        manifest = output.finish(store.finish())
+    _summary(config, manifest, store.found)
+    return manifest
+
+
+def _import_vectors(config: ImportConfig) -> Manifest:
+    from retrievo.retrieval.embeddings import import_vectors
+
+    assert config.ids is not None
+    arrays = (config.source, config.ids)
+    manifest = import_vectors(
+        *arrays, config.output, role=config.role, similarity=config.similarity, force=config.force
+    )
+    facts = {"made": f"{config.output} ({manifest.stats['rows']:,} vectors of {manifest.stats['dim']} dimensions)"}
+    following = f"retrievo search --index {config.output} --queries QUERY_EMBEDDINGS --output run.parquet"
+    console.summary(f"imported {config.source}", facts, following if config.role == "document" else None)
+    return manifest
+
+
+def _own_options(config: ImportConfig) -> dict[str, Any]:
+    """The options that are declared for this format, by name: the keywords of its `read`."""
+    return {
+        known.name: getattr(config, known.name)
+        for known in options_of(ImportConfig)
+        if config.format in (known.declaration.only or {}).get("format", ())
+    }
+
+
+def _say_what_is_left(source: Source, parts: Sequence[Part]) -> None:
+    used = {part.member for part in parts}
+    left = [member.path for member in source.members if member not in used]
+    if left:
+        console.note(f"not read: {_few(left)}")
+
+
+def _few(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more
+
+
+def _summary(config: ImportConfig, manifest: Manifest, found: dict[Part, Counter[str]]) -> None:
+    """What became of which file, and what to type next."""
+    facts: dict[str, object] = {}
+    if len(found) <= _SHOWN:
+        facts = {part.member.path: _counted(counts) for part, counts in found.items()}
+    total: Counter[str] = sum(found.values(), Counter())
+    facts["together"] = f"{_counted(total)}; files: {len(found):,}"
+    facts["made"] = f"{config.output} in {console.seconds(manifest.seconds or 0.0)}"
+    next_command = None
+    if (config.output / "corpus.parquet").exists():
+        folder = shlex.quote(str(config.output))
+        next_command = f"retrievo index --type bm25 --corpus {folder} --output {folder}/bm25"
+    console.summary(f"imported {config.source}", facts, next_command)
+
+
+def _counted(counts: Counter[str]) -> str:
+    return "; ".join(f"{noun}: {count:,}" for noun, count in counts.items()) or "nothing"

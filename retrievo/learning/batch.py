@@ -1,0 +1,90 @@
+"""What one training step is made of: flat token ids of named sets of sequences, and what the losses know of them."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+Stats = dict[str, Tensor]
+"""Figures of a step by name, 0-dim each. Like a loss, each is this rank's share (a sum over its rows / the count over
+all ranks), so that the sum over ranks is the true value of the global batch."""
+
+
+class Rows(NamedTuple):
+    """One named set of n sequences without padding: row i is `tokens[offsets[i]:offsets[i + 1]]`."""
+
+    tokens: Tensor  # [T] token ids
+    offsets: Tensor  # [n + 1] int64
+
+    @property
+    def size(self) -> int:
+        """Number of sequences n."""
+        return self.offsets.numel() - 1
+
+    @property
+    def lengths(self) -> Tensor:
+        """Tokens of each row [n]."""
+        return self.offsets.diff()
+
+
+class Chunk(NamedTuple):
+    """A part of one named set, padded to its longest row: what an objective encodes at once."""
+
+    name: str
+    rows: Tensor  # [n] which rows of the named set
+    input_ids: Tensor  # [n, L]
+    attention_mask: Tensor  # [n, L]
+
+
+class Relevant(NamedTuple):
+    """Every relevant document of each query, by row number in the corpus and by text hash."""
+
+    ids: Tensor  # [R]
+    hashes: Tensor  # [R]
+    offsets: Tensor  # [B + 1]; query i: offsets[i]:offsets[i + 1]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """This rank's part of one step, as a collator makes it: no padding, nothing of the model, picklable.
+
+    rows:     the named sets of sequences; the engine encodes them in the order of this dictionary.
+    pad_ids:  token id that pads each named set.
+    counts:   what sums are divided by (`pairs`, masked tokens ...). A collator counts its own part; the engine puts
+              the sums over all ranks in their place before an objective sees the batch.
+    ids:      row number of each sequence of a named set in its table [n] int64.
+    hashes:   text hash of each sequence of a named set [n] int64.
+    groups:   documents of each query, its positive first [B]; sums to the number of documents.
+    relevant: what must not count as a negative of each query.
+    labels:   a label for each token of a named set [T], -100 where there is none.
+    """
+
+    rows: dict[str, Rows]
+    counts: dict[str, int]
+    pad_ids: dict[str, int] = field(default_factory=dict)
+    ids: dict[str, Tensor] = field(default_factory=dict)
+    hashes: dict[str, Tensor] = field(default_factory=dict)
+    groups: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
+    relevant: Relevant | None = None
+    labels: dict[str, Tensor] = field(default_factory=dict)
+
+    def to(self, device: torch.device) -> Batch:
+        """The same batch with what losses read on `device`; token ids stay where chunks are padded."""
+        if device.type == "cpu":
+            return self
+
+        def moved(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+            return {name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()}
+
+        return dataclasses.replace(
+            self,
+            ids=moved(self.ids),
+            hashes=moved(self.hashes),
+            groups=self.groups.to(device),
+            relevant=self.relevant and Relevant(*(tensor.to(device) for tensor in self.relevant)),
+            labels=moved(self.labels),
+        )

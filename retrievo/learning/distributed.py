@@ -1,0 +1,139 @@
+"""The collectives of training; with one process each is the trivial case and no process group exists.
+
+Conventions: a loss is a sum over this rank's rows / the count over all ranks, and gradients are summed over ranks.
+So no number of processes appears in any loss, and ranks may hold different numbers of rows.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+BUCKET_BYTES = 64 << 20  # large enough for full bandwidth, small beside the gradient of a BERT-base (440 MB)
+
+
+@contextlib.contextmanager
+def process_group(device: str) -> Iterator[torch.device]:
+    """The device of this process; joins the other processes that torchrun started (gloo on CPU, NCCL on CUDA)."""
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    place = torch.device(device)
+    if place.type == "cuda" and place.index is None:
+        place = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    if place.type == "cuda":
+        torch.cuda.set_device(place)
+    if world == 1:
+        yield place
+        return
+    # Its functions take the group that exists when they are imported (torch's optimizers do that) as their default and
+    # would keep it, with its threads, past its end: one exit in some ten then aborts. So they are imported before.
+    importlib.import_module("torch.distributed.nn.functional")
+    if place.type == "cuda":
+        dist.init_process_group("nccl", device_id=place)
+    else:
+        dist.init_process_group("gloo")
+    yield place
+    dist.destroy_process_group()  # not after an error: this could wait for ranks that wait for this one
+
+
+def world_size() -> int:
+    """Number of processes W."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """Which of the W processes this is, from 0."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def barrier() -> None:
+    """Waits for every process."""
+    if world_size() > 1:
+        dist.barrier()
+
+
+def sum_over_ranks(values: Tensor) -> Tensor:
+    """The elementwise sum over all processes; without gradient."""
+    if world_size() > 1:
+        values = values.detach().clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(values)
+    return values
+
+
+def gather_counts(count: int, device: torch.device) -> list[int]:
+    """How many rows each rank has [W]."""
+    if world_size() == 1:
+        return [count]
+    counts = torch.zeros(world_size(), dtype=torch.int64, device=device)
+    counts[rank()] = count
+    return sum_over_ranks(counts).tolist()
+
+
+def gather_rows(rows: Tensor, counts: Sequence[int]) -> Tensor:
+    """The rows of all ranks in rank order: [counts[rank], ...] -> [sum(counts), ...]; differentiable.
+
+    The gradient of a row is the sum of what the losses of all ranks say of it. Each rank must reach the backward.
+    """
+    return rows if world_size() == 1 else _GatherRows.apply(rows, list(counts))
+
+
+class _GatherRows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, counts: list[int]) -> Tensor:
+        ctx.counts = counts
+        padded = rows.new_zeros(max(counts), *rows.shape[1:])  # collectives want equal shapes
+        padded[: len(rows)] = rows
+        parts = [torch.empty_like(padded) for _ in counts]
+        dist.all_gather(parts, padded)
+        return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        start = sum(ctx.counts[: rank()])
+        return sum_over_ranks(gradient)[start : start + ctx.counts[rank()]], None
+
+
+def broadcast_state(module: nn.Module) -> None:
+    """Gives every rank the parameters and buffers of rank 0."""
+    if world_size() > 1:
+        for tensor in (*module.parameters(), *module.buffers()):
+            dist.broadcast(tensor.detach(), src=0)
+
+
+def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """Replaces each gradient by its sum over ranks, in buckets.
+
+    A parameter that only some ranks used counts as zero on the others; one that no rank used keeps no gradient, as in
+    one process, so that the optimizer leaves it alone.
+    """
+    if world_size() == 1:
+        return
+    for bucket in _buckets([parameter for parameter in parameters if parameter.requires_grad]):
+        gradients = [p.new_zeros(p.shape) if p.grad is None else p.grad for p in bucket]
+        used = bucket[0].new_tensor([p.grad is not None for p in bucket])  # travels with the gradients
+        flat = torch.cat([gradient.flatten() for gradient in (*gradients, used)])
+        dist.all_reduce(flat)
+        *summed, used = flat.split([p.numel() for p in bucket] + [len(bucket)])
+        for parameter, gradient, anywhere in zip(bucket, summed, used.tolist(), strict=True):
+            parameter.grad = gradient.view_as(parameter) if anywhere else None
+
+
+def _buckets(parameters: Sequence[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
+    """Runs of parameters of one dtype and at most BUCKET_BYTES (a larger one stands alone)."""
+    for dtype in dict.fromkeys(parameter.dtype for parameter in parameters):
+        bucket: list[nn.Parameter] = []
+        size = 0
+        for parameter in (parameter for parameter in parameters if parameter.dtype == dtype):
+            if bucket and size + parameter.nbytes > BUCKET_BYTES:
+                yield bucket
+                bucket, size = [], 0
+            bucket.append(parameter)
+            size += parameter.nbytes
+        if bucket:
+            yield bucket

@@ -1,0 +1,89 @@
+"""Optimizers and learning-rate schedules by name. A schedule is a pure function of the step, so it has no state."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from retrievo.support.errors import UsageError, did_you_mean
+
+if TYPE_CHECKING:
+    from torch import nn
+    from torch.optim import Optimizer
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """How parameters move: the optimizer, its constants, and the course of the learning rate over the steps."""
+
+    optimizer: str = "adamw"  # a row of OPTIMIZERS
+    learning_rate: float = 5e-6  # peak, reached at the end of the warm-up
+    schedule: str = "linear"  # a row of SCHEDULES
+    warmup: float = 0.1  # share of the steps in which the learning rate rises linearly from 0
+    weight_decay: float = 0.01  # of matrices only
+    beta1: float = 0.9
+    beta2: float = 0.999
+    epsilon: float = 1e-8
+
+    def __post_init__(self) -> None:
+        for flag, name, table in (
+            ("--optimizer", self.optimizer, OPTIMIZERS),
+            ("--schedule", self.schedule, SCHEDULES),
+        ):
+            if name not in table:
+                raise UsageError(flag, f"found '{name}'", None, did_you_mean(name, table))
+        if not 0 <= self.warmup < 1:
+            raise UsageError("--warmup", f"found {self.warmup}", "a share of the steps from 0 to below 1")
+
+
+def adamw(config: OptimizerConfig, module: nn.Module) -> Optimizer:
+    """AdamW (Loshchilov & Hutter 2019), fused where the device has it."""
+    import torch
+
+    groups = decay_groups(module, config.weight_decay)
+    fused = all(p.device.type in ("cpu", "cuda") for group in groups for p in group["params"])  # type: ignore[attr-defined]
+    betas = (config.beta1, config.beta2)
+    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=betas, eps=config.epsilon, fused=fused)
+
+
+def decay_groups(module: nn.Module, weight_decay: float) -> list[dict[str, object]]:
+    """Two parameter groups: matrices, with weight decay; biases, LayerNorm and scalars (at most one axis), without."""
+    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    matrices, others = [p for p in trained if p.ndim > 1], [p for p in trained if p.ndim <= 1]
+    groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]
+
+
+def linear(progress: float) -> float:
+    """Falls linearly from 1 to 0."""
+    return 1.0 - progress
+
+
+def cosine(progress: float) -> float:
+    """Falls from 1 to 0 along half a cosine (Loshchilov & Hutter 2017, eq. 5, without restarts)."""
+    return 0.5 * (1.0 + math.cos(math.pi * progress))
+
+
+def constant(progress: float) -> float:
+    """Stays at 1."""
+    return 1.0
+
+
+OPTIMIZERS: dict[str, Callable[[OptimizerConfig, nn.Module], Optimizer]] = {
+    "adamw": adamw,
+}
+SCHEDULES: dict[str, Callable[[float], float]] = {  # progress after the warm-up, 0 ... 1 -> share of the peak
+    "linear": linear,
+    "cosine": cosine,
+    "constant": constant,
+}
+
+
+def learning_rate(config: OptimizerConfig, step: int, max_steps: int) -> float:
+    """The learning rate of step 0 ... max_steps - 1; neither the first nor the last step is spent at rate 0."""
+    warmup = round(config.warmup * max_steps)
+    if step < warmup:
+        return config.learning_rate * (step + 1) / (warmup + 1)
+    return config.learning_rate * SCHEDULES[config.schedule]((step - warmup) / (max_steps - warmup))

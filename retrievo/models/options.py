@@ -1,0 +1,46 @@
+"""Options that every command with a model shares, each declared once (standard library only)."""
+
+from __future__ import annotations
+
+from dataclasses import MISSING
+from typing import Any
+
+from retrievo.models.precision import DTYPES
+from retrievo.models.spec import POOLINGS
+from retrievo.support.options import option
+
+DEVICES = ("auto", "cpu", "cuda")
+
+
+def model_option(default: Any = MISSING, **declared: Any) -> Any:
+    """`--model`."""
+    return option(
+        "Model folder (retrievo, sentence-transformers, Hugging Face) or hub name.", default=default, **declared
+    )
+
+
+def revision_option() -> Any:
+    """`--revision`."""
+    return option("Branch, tag or commit of a hub model.", default=None, affects_output=False)
+
+
+def dtype_option() -> Any:
+    """`--dtype`."""
+    help = "What the model computes in; auto is bfloat16 where the hardware multiplies it fast, else float32."
+    return option(help, default="auto", choices=tuple(DTYPES))
+
+
+def device_option() -> Any:
+    """`--device`."""
+    return option("Where to compute.", default="auto", choices=DEVICES, affects_output=False)
+
+
+def chunk_tokens_option() -> Any:
+    """`--chunk-tokens`."""
+    return option("Most tokens computed at once, padding included.", default=4096, minimum=1)
+
+
+def pooling_option() -> Any:
+    """`--pooling`."""
+    help = "How token vectors become one vector, for a model folder that does not say it."
+    return option(help, default=None, choices=tuple(POOLINGS), hidden_default="as the folder says, else cls")

@@ -1,0 +1,1 @@
+"""Layer 4: how rows become vectors and vectors become a loss."""

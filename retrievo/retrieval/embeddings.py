@@ -1,0 +1,314 @@
+"""Vectors with ids: the embeddings folder of memory-mapped Arrow shards, and the import of foreign arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+from retrievo.data.ordering import repeated
+from retrievo.support import console
+from retrievo.support.artifact import Input, Manifest, Output
+from retrievo.support.errors import RetrievoError, UsageError, did_you_mean
+from retrievo.support.files import HashingFile, atomic_path
+
+if TYPE_CHECKING:
+    from retrievo.retrieval.exact import Hits
+
+ROLES = ("document", "query")
+SIMILARITIES = ("dot", "cosine")
+TRUNCATED = "truncated"  # key of a shard's metadata: how many of its texts were cut at the maximal length
+DTYPES = {"float16": pa.float16(), "float32": pa.float32()}
+
+_SMALLEST_SHARD, _LARGEST_SHARD, _SHARDS = 4_096, 131_072, 64
+_IDS_PER_CHUNK = 1 << 16
+_ROWS_CHECKED = 1 << 12  # a mask of some MB
+
+
+def shard_name(number: int) -> str:
+    """The file name of a shard, counted from 0."""
+    return f"shard-{number:05d}.arrow"
+
+
+def shard_bounds(rows: int) -> list[tuple[int, int]]:
+    """The first row and the row after the last of every shard: clamp(N / 64, 4,096, 131,072) rows, for N rows.
+
+    A function of N alone, so that any number of processes cuts the same shards. No rows make one empty shard.
+    """
+    size = min(max(-(-rows // _SHARDS), _SMALLEST_SHARD), _LARGEST_SHARD)
+    return [(first, min(first + size, rows)) for first in range(0, max(rows, 1), size)]
+
+
+def embeddings_stats(rows: int, dim: int, dtype: str, role: str, similarity: str) -> dict[str, Any]:
+    """The part of the manifest's `stats` that a reader of embeddings relies on.
+
+    Raises: UsageError where role, similarity or dtype is not a known name.
+    """
+    for flag, value, known in (("--role", role, ROLES), ("--similarity", similarity, SIMILARITIES)):
+        if value not in known:
+            raise UsageError(flag, f"found '{value}'", None, did_you_mean(value, known))
+    if dtype not in DTYPES:
+        raise UsageError("--storage-dtype", f"found '{dtype}'", None, did_you_mean(dtype, DTYPES))
+    shards = len(shard_bounds(rows))
+    return {"rows": rows, "dim": dim, "dtype": dtype, "role": role, "similarity": similarity, "shards": shards}
+
+
+def write_shard(
+    path: Path, ids: pa.Array, vectors: np.ndarray, metadata: dict[str, str] | None = None
+) -> dict[str, Any]:
+    """Writes one shard atomically and returns its record (bytes, content hash); equal rows give equal bytes.
+
+    ids: strings [n]. vectors: float16 or float32 [n, D], finite. metadata: facts of this shard, kept in its schema.
+
+    Raises: RetrievoError naming shard, row and id of the first vector that is not finite.
+    """
+    vectors = np.ascontiguousarray(vectors)
+    _check_finite(vectors, lambda row: f"{path} row {row + 1} (id '{ids[row].as_py()}')")
+    schema = _shard_schema(vectors.shape[1], vectors.dtype.name).with_metadata(metadata)
+    column = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), vectors.shape[1])
+    with atomic_path(path) as temporary, HashingFile(temporary) as file:
+        with pa.ipc.new_file(file, schema) as writer:
+            writer.write_batch(pa.record_batch([ids.cast(pa.string()), column], schema=schema))
+        return file.record()
+
+
+def shard_metadata(path: Path) -> dict[str, str]:
+    """The facts that a shard keeps in its schema."""
+    found = pa.ipc.open_file(pa.memory_map(str(path))).schema.metadata or {}
+    return {name.decode(): value.decode() for name, value in found.items()}
+
+
+def _shard_schema(dim: int, dtype: str) -> pa.Schema:
+    return pa.schema([("id", pa.string()), ("vector", pa.list_(DTYPES[dtype], dim))])
+
+
+def _check_finite(vectors: np.ndarray, name_row: Callable[[int], str]) -> None:
+    """Raises RetrievoError for the first row that holds a NaN or an infinity."""
+    for start in range(0, len(vectors), _ROWS_CHECKED):
+        part = vectors[start : start + _ROWS_CHECKED]
+        bad = np.argwhere(~np.isfinite(part))
+        if len(bad):
+            row, place = bad[0].tolist()
+            raise RetrievoError(
+                name_row(start + row), f"the vector holds {part[row, place]}", "finite numbers", "encode it again"
+            )
+
+
+class Vectors:
+    """Vectors [N, D] in shards with the id of every row; shards may lie in a memory map, nothing is copied.
+
+    shards: float16 or float32 arrays [n, D] of one dtype, at least one; ids: strings [n] for each of them.
+    names:  what error messages call each shard; owner: what must live as long as the shards.
+    """
+
+    def __init__(
+        self,
+        shards: Sequence[np.ndarray],
+        ids: Sequence[pa.Array],
+        *,
+        similarity: str = "dot",
+        names: Sequence[str] | None = None,
+        owner: object = None,
+    ):
+        self._shards, self._names = list(shards), list(names or [f"shard {n}" for n in range(len(shards))])
+        if {shard.dtype.name for shard in self._shards} - set(DTYPES):
+            raise ValueError(f"vectors of type {self._shards[0].dtype}; expected {' or '.join(DTYPES)}")
+        self.starts = np.cumsum([0, *(len(shard) for shard in self._shards)])
+        self.rows, self.dim, self.dtype = int(self.starts[-1]), self._shards[0].shape[1], self._shards[0].dtype
+        self.similarity, self._owner = similarity, owner
+        self._ids = pa.chunked_array(ids, pa.string())
+
+    def __len__(self) -> int:
+        return self.rows
+
+    def blocks(self, rows: int, first: int = 0, end: int | None = None) -> Iterator[tuple[int, np.ndarray]]:
+        """The vectors from `first` to `end` in order, as (row, view [at most `rows`, D]) that never cross a shard."""
+        for origin, shard in zip(self.starts.tolist(), self._shards, strict=False):
+            stop = min(len(shard), (self.rows if end is None else end) - origin)
+            for start in range(max(0, first - origin), stop, rows):
+                yield origin + start, shard[start : min(start + rows, stop)]
+
+    def take(self, rows: np.ndarray) -> np.ndarray:
+        """Copies of the vectors [n, D] of these rows, quickest where the rows ascend."""
+        if (rows[1:] < rows[:-1]).any():
+            order = np.argsort(rows)
+            found = np.empty((len(rows), self.dim), self.dtype)
+            found[order] = self.take(rows[order])
+            return found
+        found = np.empty((len(rows), self.dim), self.dtype)
+        cuts = np.searchsorted(rows, self.starts)
+        for shard in np.flatnonzero(np.diff(cuts)):
+            inside = slice(cuts[shard], cuts[shard + 1])
+            found[inside] = self._shards[shard][rows[inside] - self.starts[shard]]
+        return found
+
+    def search_batches(self, queries: np.ndarray, depth: int, **options: Any) -> Iterator[Hits]:
+        """Exact search: see `retrievo.retrieval.exact.search_batches`."""
+        from retrievo.retrieval.exact import search_batches  # needs torch, which reading and importing do not
+
+        return search_batches(queries, self, depth, **options)
+
+    def ids(self, rows: np.ndarray | None = None) -> pa.ChunkedArray:
+        """The ids of these rows, or of all."""
+        return self._ids if rows is None else self._ids.take(pa.array(rows, pa.int64()))
+
+    def describe(self, row: int) -> str:
+        """Where a row lies, for error messages: shard, row in it, id."""
+        shard = int(np.searchsorted(self.starts, row, side="right")) - 1
+        return f"{self._names[shard]} row {row - self.starts[shard] + 1} (id '{self._ids[row].as_py()}')"
+
+    def check_finite(self, first: int, block: np.ndarray) -> None:
+        """Raises RetrievoError for the first vector of a block that is not finite, naming shard, row and id."""
+        _check_finite(block, lambda row: self.describe(first + row))
+
+
+class Embeddings(Vectors):
+    """An embeddings folder, opened in the memory map and checked against its manifest.
+
+    dim D, dtype, rows N, similarity ('dot' or 'cosine'), role ('document' or 'query'), manifest.
+
+    Raises: RetrievoError where the folder is no finished embeddings folder or its shards do not agree with it.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.manifest = Manifest.read(path, "embeddings")
+        told = self.manifest.stats
+        files = [path / shard_name(number) for number in range(told["shards"])]
+        opened = [_open_shard(file, told["dim"], told["dtype"]) for file in files]
+        names = [str(file) for file in files]
+        super().__init__(
+            [vectors for _, vectors in opened], [ids for ids, _ in opened], similarity=told["similarity"], names=names
+        )
+        self.role: str = told["role"]
+        if self.rows != told["rows"]:
+            raise RetrievoError(path, f"its shards hold {self.rows:,} rows", f"{told['rows']:,}", "make it again")
+
+
+def _open_shard(path: Path, dim: int, dtype: str) -> tuple[pa.Array, np.ndarray]:
+    """Ids [n] and vectors [n, D] of a shard as views of the memory map."""
+    try:
+        file = pa.ipc.open_file(pa.memory_map(str(path)))
+        batch = file.get_batch(0)
+    except FileNotFoundError:
+        raise RetrievoError(path, "is missing", "every shard that the manifest counts", "make it again") from None
+    except (pa.ArrowInvalid, OSError) as error:
+        raise RetrievoError(path, f"is no readable Arrow file: {error}", None, "make it again") from None
+    expected = _shard_schema(dim, dtype)
+    if batch.schema != expected or file.num_record_batches != 1 or sum(column.null_count for column in batch.columns):
+        fields = ", ".join(f"{field.name}: {field.type}" for field in batch.schema)
+        wanted = ", ".join(f"{field.name}: {field.type}" for field in expected)
+        raise RetrievoError(path, f"holds ({fields})", f"({wanted}) without nulls in one batch", "make it again")
+    return batch.column(0), batch.column(1).flatten().to_numpy(zero_copy_only=True).reshape(-1, dim)
+
+
+def import_vectors(
+    array: Path, ids: Path, output: Path, *, role: str = "document", similarity: str = "dot", force: bool = False
+) -> Manifest:
+    """Makes an embeddings folder from a NumPy array `X.npy` [N, D] and a text file with one id per line.
+
+    float16 and float32 are kept; float64 is stored as float32, with a note.
+
+    Raises: RetrievoError for arrays of another shape or type, ids that are too few, too many, empty or repeated, and
+    vectors that are not finite.
+    """
+    inputs = {"vectors": Input.of(array), "ids": Input.of(ids)}
+    result = Output(output, "embeddings", {"role": role, "similarity": similarity}, inputs, force=force)
+    if finished := result.already_finished():
+        return finished
+    source = ForeignVectors(array, ids)
+    with result.build():
+        return result.finish(source.write(result, role=role, similarity=similarity))
+
+
+class ForeignVectors:
+    """A NumPy array [N, D] in the memory map and its ids, checked but for values that are not finite.
+
+    Raises: RetrievoError for everything that `import_vectors` names.
+    """
+
+    def __init__(self, array: Path, ids: Path):
+        self.array, self.vectors = array, _open_array(array)
+        self.ids = _read_ids(ids, len(self.vectors), array)
+        self.dtype = "float16" if self.vectors.dtype.itemsize == 2 else "float32"
+
+    def write(self, output: Output, *, role: str, similarity: str) -> dict[str, Any]:
+        """Writes the shards into an output that is being built, and returns the stats for its manifest."""
+        rows, dim = self.vectors.shape
+        stats = embeddings_stats(rows, dim, self.dtype, role, similarity)
+        with console.progress("importing vectors", rows, "vectors") as tick:
+            for number, (first, end) in enumerate(shard_bounds(rows)):
+                part = _as_stored(self.vectors[first:end], self.dtype)
+                _check_finite(part, lambda row, first=first: self._describe(first + row))  # type: ignore[misc]
+                ids = self.ids.slice(first, end - first).combine_chunks()
+                output.record(shard_name(number), write_shard(output.folder / shard_name(number), ids, part))
+                tick(end - first)
+        return stats
+
+    def _describe(self, row: int) -> str:
+        return f"{self.array} row {row + 1} (id '{self.ids[row].as_py()}')"
+
+
+def _as_stored(vectors: np.ndarray, dtype: str) -> np.ndarray:
+    with np.errstate(over="ignore"):  # a float64 beyond float32 becomes infinite, which the check for that reports
+        return np.ascontiguousarray(vectors, dtype)
+
+
+def _open_array(path: Path) -> np.ndarray:
+    """A floating-point array [N, D] in the memory map."""
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except FileNotFoundError:
+        raise RetrievoError(path, "no such file", "an array X.npy", "check the path") from None
+    except (ValueError, OSError, EOFError) as error:
+        fix = "write it with numpy.save, without Python objects"
+        raise RetrievoError(path, f"can't be read: {error}", "a .npy array of numbers", fix) from None
+    if not isinstance(array, np.ndarray):
+        raise RetrievoError(path, "is an archive of arrays (.npz)", "one array", "save it with numpy.save")
+    if array.ndim != 2 or array.shape[1] == 0:
+        raise RetrievoError(path, f"has shape {array.shape}", "[rows, dimensions]", "save one vector per row")
+    if array.dtype.kind != "f" or array.dtype.itemsize not in (2, 4, 8):
+        raise RetrievoError(path, f"holds {array.dtype}", "float16, float32 or float64", "convert it with astype")
+    if array.dtype.itemsize == 8:
+        console.note(f"{path}: float64 is stored as float32")
+    return array
+
+
+def _read_ids(path: Path, rows: int, array: Path) -> pa.ChunkedArray:
+    """One id per line, as many as the array has rows, none empty, none twice."""
+    try:
+        chunks = list(_id_chunks(path))
+    except FileNotFoundError:
+        raise RetrievoError(path, "no such file", "one id per line", "check the path") from None
+    ids = pa.chunked_array(chunks, pa.string())
+    if len(ids) != rows:
+        raise RetrievoError(path, f"has {len(ids):,} lines", f"{rows:,}, one for each row of {array}", "check both")
+    twice = repeated(np.zeros(rows, np.int64), ids)
+    if twice:
+        lines = f"lines {twice[0] + 1:,} and {twice[1] + 1:,}"
+        raise RetrievoError(path, f"id '{ids[twice[0]]}' occurs twice ({lines})", "each id once", "remove one of them")
+    return ids
+
+
+def _id_chunks(path: Path) -> Iterator[pa.Array]:
+    chunk: list[str] = []
+    with path.open("rb") as file:
+        for number, raw in enumerate(file, start=1):
+            chunk.append(_decode(raw, f"{path} line {number}"))
+            if len(chunk) == _IDS_PER_CHUNK:
+                yield pa.array(chunk, pa.string())
+                chunk = []
+    yield pa.array(chunk, pa.string())
+
+
+def _decode(raw: bytes, where: str) -> str:
+    try:
+        found = raw.rstrip(b"\r\n").decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise RetrievoError(where, "is not UTF-8", "UTF-8 text", "convert the file") from None
+    if not found:
+        raise RetrievoError(where, "is empty", "one id per line", "remove the line, or give the row an id")
+    return found

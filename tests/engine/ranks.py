@@ -1,0 +1,114 @@
+"""What each process of test_ranks.py does: `python ranks.py FOLDER`, with the environment that torchrun sets."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from tiny import SpanPairs, finetune, finetune_batch, span_batch
+from torch import Tensor, nn
+
+from retrievo.engine.loop import fit
+from retrievo.engine.settings import FitConfig
+from retrievo.learning.batch import Batch
+from retrievo.learning.distributed import (
+    broadcast_state,
+    gather_counts,
+    gather_rows,
+    process_group,
+    rank,
+    sum_gradients,
+    world_size,
+)
+from retrievo.learning.samplers import share
+from retrievo.objectives.objective import Objective
+
+STEPS = 6
+GROUPS = [[3, 1, 4, 2, 2], [2, 2, 2], [1], [4, 4], [1, 3, 1, 3], [2]]  # of each step; two have a single query
+
+
+class Feed:
+    """This rank's part of batches that do not divide by the number of ranks, or leave a rank without rows."""
+
+    def __init__(self, make: Callable[[int, slice], Batch], sizes: list[int]):
+        self.make, self.sizes = make, sizes
+
+    def batch(self, step: int) -> Batch:
+        return self.make(step, share(self.sizes[step], rank(), world_size()))
+
+    def position(self, step: int) -> dict[str, int]:
+        return {"epoch": 0, "batch": step}
+
+
+def queries() -> Feed:
+    return Feed(lambda step, of: finetune_batch(GROUPS[step], step, of), [len(groups) for groups in GROUPS])
+
+
+def spans() -> Feed:
+    def make(step: int, of: slice) -> Batch:
+        return span_batch(2 * (step + 1), step, slice(2 * of.start, 2 * of.stop))
+
+    return Feed(make, [step + 1 for step in range(STEPS)])
+
+
+CASES: dict[str, Callable[[], tuple[Objective, Feed]]] = {
+    "tied": lambda: (finetune(), queries()),
+    "untied": lambda: (finetune(tied=False), queries()),
+    "learned temperature": lambda: (finetune(temperature=0.5, learn_temperature=True), queries()),
+    "local loss": lambda: (SpanPairs(), spans()),
+}
+
+
+def train(folder: Path) -> dict[str, Tensor]:
+    """Trains every case under `folder` and returns its parameters at the end."""
+    found = {}
+    for name, make in CASES.items():
+        objective, feed = make()
+        # clipping keeps early steps alike; plain AdamW would blow up differences where a gradient is nearly zero
+        config = FitConfig(max_steps=STEPS, learning_rate=1e-2, epsilon=1e-3, chunk_tokens=20, dtype="float32")
+        fit(objective, feed, config, folder=folder / name, device=torch.device("cpu"))
+        found |= {f"{name}/{key}": value.detach() for key, value in objective.named_parameters()}
+    return found
+
+
+def collectives() -> dict[str, Any]:
+    """What the collectives of two ranks give, to be looked at by the test."""
+    mine = torch.full((3 * rank(), 2), float(rank() + 1)).requires_grad_()  # rank 0 has no rows, rank 1 three
+    counts = gather_counts(len(mine), mine.device)
+    rows = gather_rows(mine, counts)
+    (rows * (rank() + 1)).T.contiguous().T.sum().backward()
+    layer = nn.Linear(2, 2)  # each rank draws its own weights
+    layer.register_buffer("queue", torch.full((1,), float(rank())))
+    torch.manual_seed(rank())
+    nn.init.normal_(layer.weight)
+    broadcast_state(layer)
+    used, partly, unused = (nn.Parameter(torch.zeros(2)) for _ in range(3))
+    used.grad = torch.full((2,), float(rank() + 1))
+    partly.grad = torch.ones(2) if rank() == 1 else None
+    sum_gradients([used, partly, unused])
+    return {
+        "counts": counts,
+        "rows": rows.tolist(),
+        "gradient": mine.grad.tolist(),
+        "weight": layer.weight.tolist(),
+        "queue": layer.queue.tolist(),
+        "summed": [None if p.grad is None else p.grad.tolist() for p in (used, partly, unused)],
+    }
+
+
+def main(folder: Path) -> None:
+    torch.set_num_threads(1)
+    with process_group("cpu"):
+        me = rank()
+        torch.save(train(folder / "train"), folder / f"weights-{me}.pt")
+        found = collectives()
+    threads = [task.joinpath("comm").read_text().strip() for task in Path("/proc/self/task").glob("*")]
+    (folder / f"collectives-{me}.json").write_text(json.dumps(found | {"threads": threads}))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

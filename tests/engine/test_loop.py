@@ -1,0 +1,230 @@
+"""Training resumes bit for bit, logs what happened, and calls back in time."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny import finetune, finetune_batch
+
+from retrievo.engine.loop import fit, prefetched
+from retrievo.engine.settings import FitConfig
+from retrievo.learning.batch import Batch
+from retrievo.learning.optimizers import OPTIMIZERS
+from retrievo.objectives.objective import Objective
+from retrievo.support.errors import RetrievoError, UsageError
+
+PER_EPOCH = 4
+
+
+class Feed:
+    """Four batches in an epoch, the last one smaller."""
+
+    def __init__(self) -> None:
+        self.made: list[int] = []
+
+    def batch(self, step: int) -> Batch:
+        self.made.append(step)
+        return finetune_batch([2, 3, 1] if step % PER_EPOCH == PER_EPOCH - 1 else [3, 1, 4, 2, 2], seed=step)
+
+    def position(self, step: int) -> dict[str, int]:
+        return {"epoch": step // PER_EPOCH, "batch": step % PER_EPOCH}
+
+
+def config(**options: Any) -> FitConfig:
+    defaults = {"max_steps": 8, "learning_rate": 1e-2, "chunk_tokens": 24, "dtype": "float32", "checkpoint_every": 3}
+    return FitConfig(**{**defaults, **options})
+
+
+def run(folder: Path, device: str = "cpu", feed: Feed | None = None, **options: Any) -> Objective:
+    calls = {name: options.pop(name) for name in ("every", "progress") if name in options}
+    objective = finetune(dropout=0.2, temperature=0.5, learn_temperature=True)
+    fit(objective, feed or Feed(), config(**options), folder=folder, device=torch.device(device), **calls)
+    return objective
+
+
+def log(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def same_weights(left: Objective, right: Objective) -> bool:
+    expected = right.state_dict()
+    return all(torch.equal(tensor, expected[name]) for name, tensor in left.state_dict().items())
+
+
+class Killed(Exception):
+    pass
+
+
+def killed_after(step: int) -> Any:
+    def progress(record: dict[str, Any]) -> None:
+        if record["step"] == step:
+            raise Killed
+
+    return progress
+
+
+@pytest.mark.parametrize("kill", [1, 3, 4, 7])
+def test_a_killed_run_goes_on_bit_for_bit(tmp_path: Path, kill: int) -> None:
+    whole = run(tmp_path / "whole")
+    with pytest.raises(Killed):
+        run(tmp_path / "killed", progress=killed_after(kill))
+    resumed = run(tmp_path / "killed")
+    assert same_weights(resumed, whole)
+    timings = ("second", "memory")
+    kept = [
+        [
+            {key: value for key, value in record.items() if not any(of in key for of in timings)}
+            for record in log(folder)
+        ]
+        for folder in (tmp_path / "killed", tmp_path / "whole")
+    ]
+    assert kept[0] == kept[1]
+
+
+def test_only_steps_after_the_checkpoint_are_made_again(tmp_path: Path) -> None:
+    with pytest.raises(Killed):
+        run(tmp_path, progress=killed_after(5))
+    feed = Feed()
+    run(tmp_path, feed=feed)
+    assert feed.made == [3, 4, 5, 6, 7]
+
+
+def test_a_finished_run_gives_its_weights_again_without_a_step(tmp_path: Path) -> None:
+    first, feed = run(tmp_path), Feed()
+    assert same_weights(run(tmp_path, feed=feed), first)
+    assert feed.made == []
+
+
+def test_training_learns(tmp_path: Path, device: torch.device) -> None:
+    feed = Feed()
+    feed.batch = lambda step: finetune_batch([3, 1, 4, 2, 2])
+    run(tmp_path, device.type, feed, max_steps=30)
+    losses = [record["loss"] for record in log(tmp_path)]
+    assert losses[-1] < losses[0] / 2
+
+
+def test_each_step_logs_its_figures(tmp_path: Path) -> None:
+    seen: list[dict[str, Any]] = []
+    run(tmp_path, progress=seen.append)
+    records = log(tmp_path)
+    assert records == seen
+    assert [record["step"] for record in records] == list(range(1, 9))
+    assert [record["epoch"] for record in records] == [0] * 4 + [1] * 4
+    assert [record["pairs"] for record in records] == [5, 5, 5, 3] * 2
+    for record in records:
+        assert 0 <= record["accuracy"] <= 1
+        assert 0 <= record["padding"] < 1
+        assert record["pairs_per_second"] == pytest.approx(record["pairs"] / record["seconds"])
+        assert record["tokens_per_second"] == pytest.approx(record["tokens"] / record["seconds"])
+        assert record["loss"] == pytest.approx(record["infonce"])
+        assert record["gradient_norm"] > 0
+        assert record["seconds_waiting_for_data"] < record["seconds"]
+        assert record["memory_bytes"] > 1 << 20
+    assert records[0]["learning_rate"] == 1e-2 / 2  # one step of warm-up
+    assert records[1]["learning_rate"] == 1e-2
+
+
+def test_callbacks_come_after_their_step_and_what_they_return_is_logged(tmp_path: Path) -> None:
+    called: list[int] = []
+
+    def validate(step: int) -> dict[str, float]:
+        called.append(step)
+        return {"dev_mrr@10": step / 10}
+
+    run(tmp_path, every=[(3, validate), (5, lambda step: None)])
+    assert called == [3, 6]
+    assert [record["step"] for record in log(tmp_path) if "dev_mrr@10" in record] == [3, 6]
+    assert [record["step"] for record in log(tmp_path)] == [1, 2, 3, 3, 4, 5, 6, 6, 7, 8]
+
+
+def test_a_run_killed_in_a_callback_calls_it_again(tmp_path: Path) -> None:
+    def fails(step: int) -> None:
+        raise Killed
+
+    with pytest.raises(Killed):
+        run(tmp_path, every=[(3, fails)])
+    called: list[int] = []
+    run(tmp_path, every=[(3, lambda step: called.append(step))])
+    assert called == [3, 6]
+
+
+def test_a_callback_may_change_what_the_next_step_is_fed(tmp_path: Path) -> None:
+    feed = Feed()
+    run(tmp_path, feed=feed, every=[(2, lambda step: feed.made.append(-step))], prefetch=5)
+    assert feed.made == [0, 1, -2, 2, 3, -4, 4, 5, -6, 6, 7, -8]
+
+
+def test_a_callback_that_left_evaluation_mode_does_not_switch_dropout_off(tmp_path: Path) -> None:
+    plain = run(tmp_path / "plain")
+    objective = finetune(dropout=0.2, temperature=0.5, learn_temperature=True)
+    stop = [(1, lambda step: objective.eval() and None)]
+    fit(objective, Feed(), config(), folder=tmp_path / "other", device=torch.device("cpu"), every=stop)
+    assert same_weights(objective, plain)
+
+
+@pytest.mark.parametrize("ahead", [0, 1, 3, 20])
+@pytest.mark.parametrize("pauses", [[], [2], [2, 3]])
+def test_prefetching_changes_nothing_but_when_things_are_made(ahead: int, pauses: list[int]) -> None:
+    assert list(prefetched(lambda step: step * 10, range(3, 9), ahead, pauses)) == [
+        (step, step * 10) for step in range(3, 9)
+    ]
+
+
+def test_an_error_while_a_batch_is_made_reaches_the_caller() -> None:
+    with pytest.raises(ZeroDivisionError):
+        list(prefetched(lambda step: 1 // (3 - step), range(9), 2))
+
+
+def test_a_loss_that_is_not_finite_stops_before_it_is_saved(tmp_path: Path) -> None:
+    feed = Feed()
+    objective = finetune()
+    with torch.no_grad():
+        objective.encoder.document.tokens.weight.fill_(float("inf"))
+    with pytest.raises(RetrievoError, match="step 1: the loss is nan; lower --learning-rate"):
+        fit(objective, feed, config(checkpoint_every=1), folder=tmp_path, device=torch.device("cpu"))
+    assert not (tmp_path / "checkpoints").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"seed": 1}, "seed was 0, now it is 1"), ({"max_steps": 9}, "schedule was .*'max_steps': 8.*now it is .*9")],
+)
+def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path, options: dict[str, int], message: str) -> None:
+    run(tmp_path)
+    with pytest.raises(RetrievoError, match=message):
+        run(tmp_path, **options)
+
+
+def test_the_optimizer_may_ask_for_the_gradient_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Twice(torch.optim.SGD):
+        def step(self, closure: Any = None) -> None:
+            found = []
+            for _ in range(2):
+                closure()
+                found.append(
+                    [p.grad.clone() for group in self.param_groups for p in group["params"] if p.grad is not None]
+                )
+            assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+            super().step()
+
+    monkeypatch.setitem(OPTIMIZERS, "adamw", lambda config, module: Twice(module.parameters(), lr=1.0))
+    run(tmp_path)
+    assert len(log(tmp_path)) == 8
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_steps": 0}, "--max-steps: found 0; expected at least 1"),
+        ({"keep_graphs": -1}, "--keep-graphs: found -1; expected at least 0"),
+        ({"max_gradient_norm": 0.0}, "--max-gradient-norm: found 0.0; expected more than 0"),
+    ],
+)
+def test_wrong_options_name_the_flag(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError) as error:
+        config(**options)
+    assert str(error.value) == message

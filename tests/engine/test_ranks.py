@@ -1,0 +1,112 @@
+"""Two processes make the steps that one makes, with uneven rows, an idle rank, and parameters that nothing uses."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from ranks import CASES, STEPS, train
+
+from retrievo.engine import checkpoints
+
+SCRIPT = Path(__file__).with_name("ranks.py")
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """What one process and two processes left; all checks share one start of processes."""
+    one, two = tmp_path_factory.mktemp("one"), tmp_path_factory.mktemp("two")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    names = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, **names, "PYTHONPATH": str(ROOT)}
+    started = [
+        subprocess.Popen(
+            [sys.executable, SCRIPT, two],
+            env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in (0, 1)
+    ]
+    torch.save(train(one / "train"), one / "weights-0.pt")
+    for process in started:
+        _, errors = process.communicate(timeout=120)
+        assert process.returncode == 0, errors
+    return one, two
+
+
+def weights(folder: Path, rank: int = 0) -> dict[str, torch.Tensor]:
+    found: dict[str, torch.Tensor] = torch.load(folder / f"weights-{rank}.pt")
+    return found
+
+
+def log(folder: Path, case: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "train" / case / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_two_processes_log_the_losses_of_one(folders: tuple[Path, Path], case: str) -> None:
+    expected, found = (log(folder, case) for folder in folders)
+    assert len(found) == STEPS
+    for name in ("loss", "local_loss", "gradient_norm"):
+        assert [record[name] for record in found] == pytest.approx([record[name] for record in expected], abs=1e-5)
+    for name in ("pairs", "tokens"):
+        assert [record[name] for record in found] == [record[name] for record in expected]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_two_processes_end_with_the_weights_of_one_and_agree_to_the_bit(folders: tuple[Path, Path], case: str) -> None:
+    expected = weights(folders[0])
+    first, second = (weights(folders[1], rank) for rank in (0, 1))
+    for name in (name for name in expected if name.startswith(case)):
+        assert torch.equal(first[name], second[name])
+        torch.testing.assert_close(first[name], expected[name], rtol=1e-5, atol=1e-5)
+
+
+def test_parameters_that_no_rank_uses_are_not_even_decayed(folders: tuple[Path, Path]) -> None:
+    start, _ = CASES["tied"]()
+    torch.testing.assert_close(
+        weights(folders[1])["tied/encoder.unused.weight"], start.encoder.unused.weight.detach(), rtol=0, atol=0
+    )
+
+
+def test_one_checkpoint_is_written_for_all(folders: tuple[Path, Path]) -> None:
+    assert checkpoints.latest(folders[1] / "train" / "tied" / "checkpoints").name == f"step-{STEPS:06d}"
+
+
+def collectives(folder: Path, rank: int) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / f"collectives-{rank}.json").read_text())
+    return found
+
+
+def test_rows_of_unequal_counts_are_gathered_in_rank_order_with_the_gradient_of_all_ranks(
+    folders: tuple[Path, Path],
+) -> None:
+    first, second = (collectives(folders[1], rank) for rank in (0, 1))
+    assert first["counts"] == second["counts"] == [0, 3]
+    assert first["rows"] == second["rows"] == [[2.0, 2.0]] * 3
+    assert first["gradient"] == []
+    assert second["gradient"] == [[3.0, 3.0]] * 3  # weight 1 in the loss of rank 0, 2 in that of rank 1
+
+
+def test_state_is_that_of_rank_0_and_gradients_are_summed_where_any_rank_has_one(folders: tuple[Path, Path]) -> None:
+    first, second = (collectives(folders[1], rank) for rank in (0, 1))
+    assert first["weight"] == second["weight"]
+    assert first["queue"] == second["queue"] == [0.0]
+    assert first["summed"] == second["summed"] == [[3.0, 3.0], [1.0, 1.0], None]
+
+
+def test_no_thread_of_the_process_group_outlives_it(folders: tuple[Path, Path]) -> None:
+    """One that does aborts some exits."""
+    for rank in (0, 1):
+        assert not [name for name in collectives(folders[1], rank)["threads"] if "gloo" in name or "tcpstore" in name]

@@ -1,0 +1,136 @@
+"""What a step trains on is a pure function of (seed, epoch, query), and epochs cover what there is."""
+
+from __future__ import annotations
+
+import pickle
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from retrievo.learning.samplers import GroupSampler, Ragged, share
+from retrievo.support.errors import RetrievoError
+
+DOCUMENTS = 40
+
+
+@st.composite
+def samplers(draw: st.DrawFn) -> GroupSampler:
+    documents = st.lists(st.integers(0, DOCUMENTS - 1), max_size=9)
+    queries = draw(st.lists(st.tuples(documents, documents), min_size=1, max_size=12))
+    queries.append(([3], [4, 5]))  # one at least can be trained on
+    return GroupSampler(
+        Ragged.of([sorted(set(positives)) for positives, _ in queries]),
+        Ragged.of([negatives for _, negatives in queries]),
+        documents=DOCUMENTS,
+        batch_size=draw(st.integers(1, 8)),
+        negatives_per_query=draw(st.integers(0, 6)),
+        seed=draw(st.integers(0, 1000)),
+    )
+
+
+def one_query(positives: list[int], negatives: list[int], wanted: int = 2, documents: int = DOCUMENTS) -> GroupSampler:
+    return GroupSampler(
+        Ragged.of([positives]),
+        Ragged.of([negatives]),
+        documents=documents,
+        batch_size=1,
+        negatives_per_query=wanted,
+        seed=7,
+    )
+
+
+@given(samplers(), st.integers(0, 50))
+def test_a_group_is_a_positive_and_distinct_documents_none_of_them_positive(sampler: GroupSampler, epoch: int) -> None:
+    for query in sampler.queries:
+        positives = set(sampler.positives.list(query))
+        first, *rest = sampler.draw(epoch, query).documents
+        assert first in positives
+        assert len(set(rest)) == len(rest)
+        assert not positives & set(rest)
+        assert all(0 <= document < DOCUMENTS for document in rest)
+
+
+@given(samplers())
+def test_epochs_cover_all_positives_and_the_whole_pool(sampler: GroupSampler) -> None:
+    for query in sampler.queries:
+        positives = set(sampler.positives.list(query))
+        pool = set(sampler.negatives.list(query)) - positives
+        rotations = {sampler.draw(epoch, query).documents[0] for epoch in range(len(positives))}
+        assert rotations == positives
+        if sampler.negatives_per_query:
+            epochs = range(-(-len(pool) // sampler.negatives_per_query))
+            assert pool <= {document for epoch in epochs for document in sampler.draw(epoch, query).documents[1:]}
+
+
+@given(samplers(), st.integers(0, 5))
+def test_a_pool_that_is_large_enough_gives_all_negatives_and_a_smaller_one_is_used_whole(
+    sampler: GroupSampler, epoch: int
+) -> None:
+    wanted = sampler.negatives_per_query
+    for query in sampler.queries:
+        pool = set(sampler.negatives.list(query)) - set(sampler.positives.list(query))
+        drawn = set(sampler.draw(epoch, query).documents[1:])
+        assert len(drawn) == (wanted if pool else 0)
+        assert len(drawn & pool) == min(wanted, len(pool))
+
+
+@given(samplers(), st.integers(1, 4), st.integers(0, 40))
+def test_any_step_gives_the_same_on_a_fresh_sampler_and_ranks_share_it_in_order(
+    sampler: GroupSampler, ranks: int, step: int
+) -> None:
+    whole = sampler.batch(step)
+    resumed = pickle.loads(pickle.dumps(sampler))
+    parts = [draw for rank in range(ranks) for draw in resumed.batch(step, rank, ranks)]
+    assert [draw.query for draw in parts] == [draw.query for draw in whole]
+    assert all(np.array_equal(a.documents, b.documents) for a, b in zip(whole, parts, strict=True))
+
+
+@given(samplers(), st.integers(0, 3))
+def test_an_epoch_is_every_judged_query_once_and_only_its_last_batch_is_smaller(
+    sampler: GroupSampler, epoch: int
+) -> None:
+    steps = range(epoch * sampler.batches_per_epoch, (epoch + 1) * sampler.batches_per_epoch)
+    batches = [sampler.batch(step) for step in steps]
+    assert [sampler.position(step)["epoch"] for step in steps] == [epoch] * len(steps)
+    assert sorted(draw.query for batch in batches for draw in batch) == list(sampler.queries)
+    assert all(len(batch) == sampler.batch_size for batch in batches[:-1])
+    assert 1 <= len(batches[-1]) <= sampler.batch_size
+
+
+def test_epochs_and_seeds_differ_in_order() -> None:
+    many = Ragged.of([[0]] * 50)
+    none = Ragged.of([[]] * 50)
+    first, second = (
+        GroupSampler(many, none, documents=1, batch_size=50, negatives_per_query=0, seed=seed) for seed in (0, 1)
+    )
+    orders = {tuple(sampler.order(epoch)) for sampler in (first, second) for epoch in (0, 1)}
+    assert len(orders) == 4
+
+
+def test_a_query_without_a_pool_trains_in_batch_only() -> None:
+    assert one_query([3], [], wanted=5).draw(0, 0).documents.tolist() == [3]
+
+
+def test_filling_changes_from_epoch_to_epoch_and_repeats_itself() -> None:
+    sampler = one_query([3], [4], wanted=6)
+    fills = [tuple(sampler.draw(epoch, 0).documents[2:]) for epoch in (0, 1, 0)]
+    assert fills[0] == fills[2] != fills[1]
+
+
+def test_a_corpus_too_small_to_fill_from_gives_what_there_is() -> None:
+    sampler = one_query([0, 2], [1], wanted=7, documents=5)
+    assert sorted(sampler.draw(0, 0).documents[1:]) == [1, 3, 4]
+
+
+def test_no_query_with_a_positive_is_an_error() -> None:
+    with pytest.raises(RetrievoError, match="none has a relevant document"):
+        one_query([], [1])
+
+
+@given(st.integers(0, 30), st.integers(1, 8))
+def test_shares_are_contiguous_and_differ_by_one_at_most(total: int, ranks: int) -> None:
+    parts = [range(total)[share(total, rank, ranks)] for rank in range(ranks)]
+    assert [row for part in parts for row in part] == list(range(total))
+    assert max(map(len, parts)) - min(map(len, parts)) <= 1

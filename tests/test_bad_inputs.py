@@ -1,0 +1,399 @@
+"""Every bad input gives one line that says where, what was found and what to do, and leaves nothing half-written.
+
+The table below is also what docs/errors.md promises: a test compares the two.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+Make = Callable[[Path], list[object]]
+
+
+@pytest.fixture(scope="module")
+def house(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Good data, from which each case takes what it does not break."""
+    folder = tmp_path_factory.mktemp("house")
+    rng = np.random.default_rng(0)
+    table(folder / "corpus.parquet", id=["d1", "d2", "d3"], text=["wing in a slipstream", "boundary layer", "heat"])
+    table(folder / "queries.parquet", id=["q1", "q2"], text=["slipstream", "heat"])
+    table(
+        folder / "qrels" / "test.parquet",
+        query_id=["q1", "q2"],
+        doc_id=["d1", "d3"],
+        relevance=pa.array([1, 1], pa.int32()),
+    )
+    (folder / "run.trec").write_text("q1 Q0 d1 1 2.5 x\nq2 Q0 d3 1 2.5 x\n")
+    for name, rows in (("documents", 3), ("questions", 2), ("narrow", 2)):
+        np.save(folder / f"{name}.npy", rng.standard_normal((rows, 2 if name == "narrow" else 4)).astype(np.float32))
+        (folder / f"{name}.txt").write_text("".join(f"{name[0]}{n}\n" for n in range(rows)))
+    return folder
+
+
+def table(path: Path, **columns: object) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table(columns), path)
+    return path
+
+
+def text(path: Path, content: str | bytes) -> Path:
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return path
+
+
+def vectors(folder: Path, array: object, ids: str = "a\nb\n") -> list[object]:
+    np.save(folder / "x.npy", array, allow_pickle=True)
+    return ["import", "vectors", folder / "x.npy", text(folder / "ids.txt", ids), "--output", folder / "out"]
+
+
+def index_corpus(folder: Path, **columns: object) -> list[object]:
+    return ["index", "--type", "bm25", "--corpus", table(folder / "c.parquet", **columns), "--output", folder / "out"]
+
+
+def evaluate(folder: Path, run: str, qrels: str = "q1 0 d1 1\n", *more: object) -> list[object]:
+    runs = text(folder / "r.trec", run)
+    return ["evaluate", "--run", runs, "--qrels", text(folder / "q.txt", qrels), *more]
+
+
+def settings(folder: Path, content: str) -> list[object]:
+    return ["evaluate", "--config", text(folder / "s.toml", content), "--run", HOUSE / "run.trec", "--qrels", HOUSE]
+
+
+HOUSE = Path("HOUSE")  # stands for the fixture's folder in the table below
+NAN = np.array([[1, np.nan], [1, 2]], np.float32)
+
+# what is wrong -> (command in a fresh folder, exit code, what the one line says)
+CASES: dict[str, tuple[Make, int, str]] = {
+    # tables
+    "missing column": (
+        lambda f: index_corpus(f, id=["a"], body_text=["x"]),
+        1,
+        "c.parquet: has no column 'text' (it has: id, body_text)",
+    ),
+    "column of the wrong type": (
+        lambda f: index_corpus(f, id=["a"], text=[1.5]),
+        1,
+        "column 'text' is of type double; expected string",
+    ),
+    "missing id": (lambda f: index_corpus(f, id=["a", None], text=["x", "y"]), 1, "column 'id' is empty in row 2"),
+    "duplicate document id": (
+        lambda f: index_corpus(f, id=["a", "b", "a"], text=["x", "y", "z"]),
+        1,
+        "id 'a' occurs twice (rows 1 and 3)",
+    ),
+    "duplicate query id": (
+        lambda f: [
+            "search",
+            "--index",
+            HOUSE / "bm25",
+            "--queries",
+            table(f / "q.parquet", id=["a", "a"], text=["x", "y"]),
+            "--output",
+            f / "out.trec",
+        ],
+        1,
+        "query id 'a' occurs twice",
+    ),
+    "truncated Parquet": (
+        lambda f: ["index", "--type", "bm25", "--corpus", text(f / "c.parquet", b"PAR1xxxx"), "--output", f / "out"],
+        1,
+        "c.parquet: is no readable Parquet file; expected the corpus",
+    ),
+    "JSON Lines where Parquet is read": (
+        lambda f: ["index", "--type", "bm25", "--corpus", text(f / "c.jsonl", "{}"), "--output", f / "out"],
+        1,
+        "import it first: retrievo import jsonl",
+    ),
+    "corpus that is not there": (
+        lambda f: ["index", "--type", "bm25", "--corpus", f / "no.parquet", "--output", f / "out"],
+        1,
+        "no.parquet: no such file; expected the corpus",
+    ),
+    "folder without tables": (
+        lambda f: ["index", "--type", "bm25", "--corpus", f, "--output", f / "out"],
+        1,
+        "holds no Parquet file for the corpus",
+    ),
+    # runs and judgements
+    "run with a short line": (
+        lambda f: evaluate(f, "q1 Q0 d1 1 2.5 x\nq1 Q0 d2\n"),
+        1,
+        "r.trec line 2: found 3 fields; expected query_id Q0 doc_id rank score tag",
+    ),
+    "score that is no number": (
+        lambda f: evaluate(f, "q1 Q0 d1 1 high x\n"),
+        1,
+        "r.trec line 1: score is 'high'; expected a number",
+    ),
+    "score that is not finite": (lambda f: evaluate(f, "q1 Q0 d1 1 nan x\n"), 1, "score nan"),
+    "document twice for a query": (lambda f: evaluate(f, "q1 Q0 d1 1 2 x\nq1 Q0 d1 2 1 x\n"), 1, "d1"),
+    "run of other queries": (lambda f: evaluate(f, "q7 Q0 d1 1 2 x\n"), 1, "none of its 1 queries is judged"),
+    "run that is not text": (lambda f: evaluate(f, b"\xff\xfe\x00"), 1, "r.trec: can't be read as text"),  # type: ignore[arg-type]
+    "run that is not there": (
+        lambda f: ["evaluate", "--run", f / "no.trec", "--qrels", HOUSE],
+        1,
+        "no.trec: no such file; expected the run",
+    ),
+    "pair judged twice": (
+        lambda f: evaluate(f, "q1 Q0 d1 1 2 x\n", "q1 0 d1 1\nq1 0 d1 2\n"),
+        1,
+        "query 'q1' and document 'd1' are judged 2 times",
+    ),
+    "grade that is no number": (
+        lambda f: evaluate(f, "q1 Q0 d1 1 2 x\n", "q1 0 d1 good\n"),
+        1,
+        "q.txt line 1: relevance is 'good'; expected a whole number",
+    ),
+    "empty judgements": (lambda f: evaluate(f, "q1 Q0 d1 1 2 x\n", "\n"), 1, "q.txt"),
+    "judgements with two columns": (
+        lambda f: evaluate(f, "q1 Q0 d1 1 2 x\n", "q1 d1\n"),
+        1,
+        "its first line has 2 fields",
+    ),
+    "no run at all": (lambda f: ["evaluate", "--qrels", HOUSE], 2, "--run: no run to score"),
+    # metrics
+    "unknown metric": (
+        lambda f: evaluate(f, "q1 Q0 d1 1 2 x\n", "q1 0 d1 1\n", "--metrics", "ndgc@10"),
+        2,
+        "metric 'ndgc@10': unknown name; did you mean 'ndcg@10'?",
+    ),
+    "metric without its cutoff": (
+        lambda f: evaluate(f, "q1 Q0 d1 1 2 x\n", "q1 0 d1 1\n", "--metrics", "recall"),
+        2,
+        "lacks its cutoff; write it as recall@10",
+    ),
+    "cutoff of 0": (lambda f: evaluate(f, "q1 Q0 d1 1 2 x\n", "q1 0 d1 1\n", "--metrics", "p@0"), 2, "its cutoff is 0"),
+    "nb-recall without its other run": (
+        lambda f: evaluate(f, "q1 Q0 d1 1 2 x\n", "q1 0 d1 1\n", "--metrics", "nb-recall-5@10"),
+        2,
+        "pass the first one with --reference-run",
+    ),
+    # options
+    "unknown TOML key": (
+        lambda f: settings(f, "[evaluate]\nmetrcs = ['map']\n"),
+        2,
+        "s.toml [evaluate]: unknown key 'metrcs'; did you mean 'metrics'?",
+    ),
+    "unknown TOML section": (
+        lambda f: settings(f, "[evalute]\n"),
+        2,
+        "unknown section [evalute]; did you mean 'evaluate'?",
+    ),
+    "TOML value of the wrong type": (
+        lambda f: settings(f, "[evaluate]\nmin_relevance = 'two'\n"),
+        2,
+        "min_relevance: found 'two'; expected a whole number",
+    ),
+    "broken TOML": (lambda f: settings(f, "[evaluate\n"), 1, "s.toml: is not TOML"),
+    "settings file that is not there": (
+        lambda f: ["evaluate", "--config", f / "no.toml", "--run", HOUSE / "run.trec"],
+        1,
+        "no.toml: no such file",
+    ),
+    "negative depth": (
+        lambda f: ["search", "x", "--index", HOUSE / "bm25", "--depth", "-1"],
+        2,
+        "--depth: found -1; expected at least 1",
+    ),
+    "depth that is no number": (lambda f: ["search", "x", "--index", HOUSE / "bm25", "--depth", "ten"], 2, "--depth"),
+    "unknown flag": (lambda f: ["search", "x", "--indx", HOUSE / "bm25"], 2, "No such option: --indx"),
+    "unknown command": (lambda f: ["serch"], 2, "No such command 'serch'"),
+    "flag that does not apply": (
+        lambda f: ["index", "--type", "flat", "--language", "de", "--embeddings", f, "--output", f / "out"],
+        2,
+        "--language: does not apply",
+    ),
+    "unknown index type": (
+        lambda f: ["index", "--type", "falt", "--embeddings", f, "--output", f / "out"],
+        2,
+        "--type: found 'falt'; did you mean 'flat'?",
+    ),
+    "unknown language": (
+        lambda f: ["index", "--type", "bm25", "--corpus", HOUSE, "--language", "xx", "--output", f / "out"],
+        2,
+        "--language: found 'xx'",
+    ),
+    "malformed heap": (
+        lambda f: ["index", "--type", "bm25", "--corpus", HOUSE, "--heap", "lots", "--output", f / "out"],
+        2,
+        "--heap: found 'lots'",
+    ),
+    "title template without text": (
+        lambda f: ["index", "--type", "bm25", "--corpus", HOUSE, "--title-template", "{title}", "--output", f / "out"],
+        2,
+        "--title-template: found '{title}'",
+    ),
+    "nothing to search for": (lambda f: ["search", "--index", HOUSE / "bm25"], 2, "nothing to search for"),
+    "queries without a place for the run": (
+        lambda f: ["search", "--index", HOUSE / "bm25", "--queries", HOUSE],
+        2,
+        "--queries: no place for the run; pass --output",
+    ),
+    "run name without a known suffix": (
+        lambda f: ["search", "--index", HOUSE / "bm25", "--queries", HOUSE, "--output", f / "out.csv"],
+        2,
+        "out.csv'; expected a file that ends in .parquet",
+    ),
+    "empty question": (lambda f: ["search", " ", "--index", HOUSE / "bm25"], 2, "QUESTION: is empty"),
+    # artefacts
+    "index that is not there": (
+        lambda f: ["search", "x", "--index", f / "no"],
+        1,
+        "no: no such file or folder; check the path",
+    ),
+    "folder that is no artefact": (
+        lambda f: ["search", "x", "--index", f],
+        1,
+        "is no artefact of retrievo (it has no manifest.json)",
+    ),
+    "unfinished index": (
+        lambda f: ["search", "x", "--index", text(f / "begin.json", "{}").parent],
+        1,
+        "is unfinished; run the command that makes it again",
+    ),
+    "artefact of another kind": (
+        lambda f: ["index", "--embeddings", HOUSE / "bm25", "--output", f / "out"],
+        1,
+        "is of kind 'bm25-index'; expected embeddings",
+    ),
+    "output that is not ours": (
+        lambda f: ["index", "--type", "bm25", "--corpus", HOUSE, "--output", text(f / "thesis.txt", "x").parent],
+        1,
+        "holds files that retrievo did not make ('thesis.txt')",
+    ),
+    # vectors
+    "NaN vectors": (lambda f: vectors(f, NAN), 1, "row 1 (id 'a'): the vector holds nan; expected finite numbers"),
+    "more ids than vectors": (lambda f: vectors(f, np.ones((1, 2), np.float32)), 1, "ids.txt: has 2 lines; expected 1"),
+    "duplicate vector ids": (
+        lambda f: vectors(f, np.ones((2, 2), np.float32), "a\na\n"),
+        1,
+        "id 'a' occurs twice (lines 1 and 2)",
+    ),
+    "vectors of whole numbers": (
+        lambda f: vectors(f, np.ones((2, 2), np.int64)),
+        1,
+        "x.npy: holds int64; expected float16, float32 or float64",
+    ),
+    "array of one dimension": (
+        lambda f: vectors(f, np.ones(2, np.float32)),
+        1,
+        "x.npy: has shape (2,); expected [rows, dimensions]",
+    ),
+    "array of Python objects": (lambda f: vectors(f, np.array([["a"], [None]], object)), 1, "x.npy: can't be read"),
+    "queries of another dimension": (
+        lambda f: ["search", "--index", HOUSE / "documents", "--queries", HOUSE / "narrow", "--output", f / "out.trec"],
+        1,
+        "have shape (2, 2); expected [queries, 4]",
+    ),
+    "documents where queries belong": (
+        lambda f: [
+            "search",
+            "--index",
+            HOUSE / "documents",
+            "--queries",
+            HOUSE / "documents",
+            "--output",
+            f / "out.trec",
+        ],
+        1,
+        "holds document vectors; expected query vectors",
+    ),
+    "texts over imported vectors": (
+        lambda f: ["search", "--index", HOUSE / "documents", "--queries", HOUSE, "--output", f / "out.trec"],
+        1,
+        "its manifest knows no model",
+    ),
+    "BM25 option for a dense index": (
+        lambda f: ["search", "x", "--index", HOUSE / "documents", "--k1", "1"],
+        2,
+        "--k1: does not apply to",
+    ),
+    # imports
+    "import of broken JSON": (
+        lambda f: [
+            "import",
+            "jsonl",
+            text(f / "c.jsonl", '{"id": "a", "text": "x"}\n{"id": \n'),
+            "--output",
+            f / "out",
+        ],
+        1,
+        "c.jsonl, line 2",
+    ),
+    "import of a repeated id": (
+        lambda f: ["import", "jsonl", text(f / "c.jsonl", '{"id": "a", "text": "x"}\n' * 2), "--output", f / "out"],
+        1,
+        "id 'a'",
+    ),
+    "import of a missing file": (
+        lambda f: ["import", "beir", f / "no.zip", "--output", f / "out"],
+        1,
+        "no.zip: no such file or folder",
+    ),
+    "unknown format": (
+        lambda f: ["import", "bier", f, "--output", f / "out"],
+        2,
+        "FORMAT: found 'bier'; did you mean 'beir'?",
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def finished_house(house: Path, module_retrievo: Callable) -> Path:
+    """With a BM25 index and embeddings."""
+    made = module_retrievo("index", "--type", "bm25", "--corpus", house, "--output", house / "bm25")
+    assert made.code == 0, made.err
+    for name, role in (("documents", "document"), ("questions", "query"), ("narrow", "query")):
+        arrays = (house / f"{name}.npy", house / f"{name}.txt")
+        made = module_retrievo("import", "vectors", *arrays, "--output", house / name, "--role", role)
+        assert made.code == 0, made.err
+    return house
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_bad_input_gives_one_line_and_leaves_nothing(
+    name: str, finished_house: Path, tmp_path: Path, retrievo: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make, code, message = CASES[name]
+    arguments = [str(argument).replace("HOUSE", str(finished_house), 1) for argument in make(tmp_path)]
+    before = sorted(path for path in tmp_path.rglob("*"))
+    monkeypatch.chdir(tmp_path)
+    outcome = retrievo(*arguments)
+    error = [line for line in outcome.err.splitlines() if line.startswith("error: ")]
+    assert message in outcome.err
+    assert (outcome.code, len(error), outcome.out) == (code, 1, "")
+    assert "Traceback" not in outcome.err
+    left = sorted(path for path in tmp_path.rglob("*"))
+    unfinished = {path for path in left if ".partial" in str(path)}
+    assert [path for path in left if path not in unfinished] == before, "nothing half-written stands at the output"
+
+
+def test_the_page_of_errors_lists_every_case() -> None:
+    page = (Path(__file__).parent.parent / "docs" / "errors.md").read_text(encoding="utf-8")
+    rows = {name: f"| {name} | `{message}` | {code} |" for name, (_, code, message) in CASES.items()}
+    assert [name for name, row in rows.items() if row not in page] == []
+
+
+def test_there_are_at_least_forty() -> None:
+    assert len(CASES) >= 40
+
+
+def test_odd_but_usable_data_is_counted_in_a_warning(tmp_path: Path, retrievo: Callable) -> None:
+    corpus = text(tmp_path / "corpus.jsonl", '{"_id": "a", "text": ""}\n{"_id": "b", "text": "x"}\n')
+    (tmp_path / "qrels").mkdir()
+    text(tmp_path / "queries.jsonl", '{"_id": "q", "text": "x"}\n')
+    text(tmp_path / "qrels" / "test.tsv", "query-id\tcorpus-id\tscore\nq\tb\t1\nq\tnowhere\t1\nghost\tb\t1\n")
+    outcome = retrievo("import", "beir", corpus.parent, "--output", tmp_path / "out")
+    assert outcome.code == 0, outcome.err
+    warnings = " ".join(line for line in outcome.err.splitlines() if line.startswith("warning: "))
+    assert "documents without text: 1; kept" in warnings
+    assert "judgements (test) of a query that is not there: 1; kept" in warnings
+    assert "judgements (test) of a document that is not in the corpus: 1; kept" in warnings
+    assert json.loads((tmp_path / "out" / "manifest.json").read_text())["stats"]

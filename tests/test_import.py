@@ -1,0 +1,165 @@
+"""`retrievo import`: one command from foreign files to a dataset folder that the other commands read."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from retrievo.data.importers import FORMATS
+from retrievo.import_ import VECTORS, ImportConfig, import_
+from retrievo.support.errors import UsageError
+from retrievo.support.options import options_of
+
+
+@pytest.fixture
+def beir(tmp_path: Path) -> Path:
+    source = tmp_path / "set"
+    (source / "qrels").mkdir(parents=True)
+    (source / "corpus.jsonl").write_text('{"_id": "d", "title": "T", "text": "words"}\n')
+    (source / "queries.jsonl").write_text('{"_id": "q", "text": "which"}\n')
+    (source / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\nq\td\t1\n")
+    (source / "README.md").write_text("about\n")
+    return source
+
+
+def test_the_command_makes_a_dataset_folder_and_says_what_became_of_what(
+    retrievo: Callable[..., Any], beir: Path, tmp_path: Path
+) -> None:
+    outcome = retrievo("import", "beir", beir, "--output", tmp_path / "out")
+    assert outcome.code == 0, outcome.err
+    assert outcome.out == ""
+    said = " ".join(outcome.err.split())
+    for words in ("corpus.jsonl documents: 1", "qrels/test.tsv judgements (test): 1", "not read: README.md"):
+        assert words in said
+    assert f"retrievo index --type bm25 --corpus {tmp_path / 'out'}" in outcome.err
+    made = sorted(path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.*"))
+    assert made == ["corpus.parquet", "manifest.json", "qrels/test.parquet", "queries.parquet", "retrievo.toml"]
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert manifest["kind"] == "dataset"
+    assert manifest["stats"] == {"documents": 1, "queries": 1, "qrels": {"test": 1}}
+    assert manifest["inputs"]["source"]["path"] == "set"
+    assert not (tmp_path / "out.partial").exists()
+
+
+def test_running_again_changes_nothing_and_other_options_are_refused(
+    retrievo: Callable[..., Any], beir: Path, tmp_path: Path
+) -> None:
+    command = ["import", "beir", beir, "--output", tmp_path / "out"]
+    retrievo(*command)
+    before = (tmp_path / "out" / "manifest.json").stat().st_mtime_ns
+    again = retrievo(*command)
+    assert again.code == 0
+    assert "already finished" in again.err
+    assert (tmp_path / "out" / "manifest.json").stat().st_mtime_ns == before
+    (beir / "corpus.jsonl").write_text('{"_id": "d", "text": "other"}\n')
+    changed = retrievo(*command)
+    assert changed.code == 1
+    assert "its source is another one" in changed.err
+    assert retrievo(*command, "--force").code == 0
+    assert (tmp_path / "out" / "manifest.json").stat().st_mtime_ns != before
+
+
+def test_an_output_inside_the_source_is_not_read_as_a_part_of_it(
+    retrievo: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a.md").write_text("# A\nwords\n")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out.partial").mkdir()
+    (tmp_path / "out.partial" / "begin.json").write_text("{}")
+    (tmp_path / "out.partial" / "b.md").write_text("left by a run that was killed\n")
+    assert retrievo("import", "text", ".", "--output", "out").code == 0
+    assert json.loads((tmp_path / "out" / "manifest.json").read_text())["stats"] == {"documents": 1}
+
+
+def test_a_failed_import_leaves_nothing_that_passes_for_a_dataset(
+    retrievo: Callable[..., Any], beir: Path, tmp_path: Path
+) -> None:
+    (beir / "queries.jsonl").write_text("broken\n")
+    outcome = retrievo("import", "beir", beir, "--output", tmp_path / "out")
+    assert outcome.code == 1
+    assert "queries.jsonl, line 1: is not JSON" in outcome.err
+    assert "Traceback" not in outcome.err
+    assert not (tmp_path / "out").exists()
+    (beir / "queries.jsonl").write_text('{"_id": "q", "text": "which"}\n')
+    assert retrievo("import", "beir", beir, "--output", tmp_path / "out").code == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["bier"], "did you mean 'beir'?"),
+        (["beir", "--header"], "--header: does not apply"),
+        (["text", "--stride", "300"], "--stride: found 300; expected at most --passage-words (100)"),
+        (["jsonl", "--number-lines", "--id-column", "x"], "--number-lines: is given together with --id-column"),
+        (["jsonl", "--role", "query", "--title-column", "x"], "--title-column: does not apply"),
+        (["jsonl", "--role", "qrels"], "--role"),
+        (["trec", "--encoding", "klingon"], "--encoding: found 'klingon'"),
+        (["beir", "--output", "set"], "--output: is the source itself"),
+        (["vectors", "--encoding", "latin-1"], "IDS: is missing"),
+    ],
+)
+def test_options_that_do_not_fit_are_usage_errors(
+    arguments: list[str],
+    words: str,
+    retrievo: Callable[..., Any],
+    beir: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    format, *more = arguments
+    outcome = retrievo("import", format, "set", "--output", "out", *more)
+    assert outcome.code == 2
+    assert words in outcome.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_settings_file_gives_defaults_relative_to_the_dataset(beir: Path, tmp_path: Path) -> None:
+    import_(ImportConfig(format="beir", source=beir, output=tmp_path / "out"))
+    for section, values in tomllib.loads((tmp_path / "out" / "retrievo.toml").read_text()).items():
+        for name, path in values.items():
+            assert (tmp_path / "out" / path).is_file(), (section, name)
+
+
+def test_every_format_is_a_choice_and_every_option_of_a_format_names_one() -> None:
+    known = {option.name: option for option in options_of(ImportConfig)}
+    assert known["format"].declaration.choices == (*FORMATS, VECTORS)
+    for option in known.values():
+        assert set((option.declaration.only or {}).get("format", ())) <= {*FORMATS, VECTORS}
+
+
+def test_usage_rules_hold_for_the_library_too(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="--encoding"):
+        ImportConfig(format="beir", source=tmp_path, output=tmp_path / "out", encoding="klingon")
+    source, ids = tmp_path / "x.npy", tmp_path / "ids.txt"
+    with pytest.raises(UsageError, match="--encoding: does not apply to vectors"):
+        ImportConfig(format=VECTORS, source=source, ids=ids, output=tmp_path / "out", encoding="latin-1")
+
+
+def test_somebody_elses_manifest_beside_the_files_is_no_obstacle(retrievo: Callable[..., Any], tmp_path: Path) -> None:
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "index.html").write_text("<title>Home</title><p>words</p>")
+    (tmp_path / "site" / "manifest.json").write_text('{"name": "web app", "icons": []}')
+    outcome = retrievo("import", "text", tmp_path / "site", "--output", tmp_path / "out")
+    assert outcome.code == 0, outcome.err
+    assert "not read: manifest.json" in outcome.err
+
+
+@pytest.mark.slow
+def test_an_import_killed_at_any_moment_and_run_again_gives_the_same_bytes(kill_harness: Any, tmp_path: Path) -> None:
+    source = tmp_path / "train.jsonl"
+    with source.open("w") as file:
+        for number in range(40_000):
+            passages = [{"docid": f"d{number * 3 + n}", "title": "t", "text": f"passage {n} " * 9} for n in range(3)]
+            record = {"query_id": str(number), "query": "which?", "positive_passages": passages[:1]}
+            file.write(json.dumps(record | {"negative_passages": passages[1:]}) + "\n")
+    killed = kill_harness.check(
+        lambda output: ["import", "tevatron", str(source), "--output", str(output)], moments=6, output="dataset"
+    )
+    assert killed >= 3

@@ -1,0 +1,141 @@
+"""Index and search as typed: BM25 and vectors, tables and questions, the same run whatever the way to it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from retrievo.data.run import Run
+from retrievo.support.artifact import MANIFEST, Manifest
+
+TEXTS = ["wing in a slipstream", "boundary layer over a wing", "heat transfer", "wing in a slipstream", ""]
+
+
+@pytest.fixture(scope="module")
+def house(tmp_path_factory: pytest.TempPathFactory, module_retrievo: Callable) -> Path:
+    """A corpus with a duplicate and an empty text, queries, a BM25 index, and embeddings with many duplicates."""
+    folder = tmp_path_factory.mktemp("house")
+    ids = ["a", "b", "c 1", "d", "ü"]
+    pq.write_table(pa.table({"id": ids, "title": ["W", "B", "H", "W", ""], "text": TEXTS}), folder / "corpus.parquet")
+    pq.write_table(
+        pa.table({"id": ["q2", "q1", "q3"], "text": ["heat", "wing slipstream", "zzz"]}), folder / "queries.parquet"
+    )
+    made = module_retrievo("index", "--type", "bm25", "--corpus", folder, "--output", folder / "bm25")
+    assert made.code == 0, made.err
+    assert "1 documents have no text" in made.err
+    rng = np.random.default_rng(0)
+    base = rng.standard_normal((60, 768)).astype(np.float16)
+    np.save(folder / "d.npy", base[rng.integers(0, 60, 2_400)])  # each vector about 40 times
+    np.save(folder / "q.npy", rng.standard_normal((25, 768)).astype(np.float16))
+    for name, count, role in (("d", 2_400, "document"), ("q", 25, "query")):
+        (folder / f"{name}.txt").write_text("".join(f"{name}{number}\n" for number in rng.permutation(count)))
+        arguments = (folder / f"{name}.npy", folder / f"{name}.txt", "--output", folder / name, "--role", role)
+        made = module_retrievo("import", "vectors", *arguments)
+        assert made.code == 0, made.err
+    return folder
+
+
+def test_a_run_has_the_queries_in_their_order(house: Path, tmp_path: Path, retrievo: Callable) -> None:
+    out = tmp_path / "out.parquet"
+    outcome = retrievo("search", "--index", house / "bm25", "--queries", house, "--output", out)
+    assert outcome.code == 0, outcome.err
+    found = pq.read_table(out).to_pylist()
+    assert [(row["query_id"], row["doc_id"], row["rank"]) for row in found] == [
+        ("q2", "c 1", 1),
+        ("q1", "a", 1),
+        ("q1", "d", 2),
+        ("q1", "b", 3),
+    ]
+    assert "1 queries found nothing" in outcome.err
+    assert Manifest.read(out, "run").stats == {"queries": 3, "without_results": 1, "rows": 4}
+
+
+def test_an_index_knows_its_corpus_and_language(house: Path) -> None:
+    manifest = Manifest.read(house / "bm25", "bm25-index")
+    assert manifest.input_path("corpus", "--corpus") == house
+    assert manifest.config == {"type": "bm25", "language": "en", "title_template": "{title} {text}"}
+    assert manifest.stats["documents"] == 5
+    assert manifest.stats["empty"] == 1
+
+
+def test_a_question_gives_titles_and_snippets(house: Path, retrievo: Callable) -> None:
+    outcome = retrievo("search", "slipstreams?", "--index", house / "bm25")
+    assert [line.split("\t")[2:] for line in outcome.out.splitlines()] == [["a", "W", TEXTS[0]], ["d", "W", TEXTS[3]]]
+    hits = json.loads(retrievo("search", "slipstream", "--index", house / "bm25", "--depth", "1", "--json").out)["hits"]
+    assert [(hit["rank"], hit["id"], hit["title"]) for hit in hits] == [(1, "a", "W")]
+    assert retrievo("search", "zzz", "--index", house / "bm25").out == "no document matches\n"
+
+
+def test_k1_and_b_change_the_scores(house: Path, tmp_path: Path, retrievo: Callable) -> None:
+    runs = {}
+    for name, flags in {
+        "default": (),
+        "same": ("--k1", "0.9", "--b", "0.4"),
+        "k1": ("--k1", "2"),
+        "b": ("--b", "1"),
+    }.items():
+        out = tmp_path / f"{name}.trec.parquet"
+        assert retrievo("search", "--index", house / "bm25", "--queries", house, "--output", out, *flags).code == 0
+        runs[name] = Run.read(out).table["score"].to_pylist()
+    assert runs["default"] == runs["same"]
+    assert runs["k1"] != runs["default"] != runs["b"]
+
+
+def search(retrievo: Callable, index: Path, house: Path, out: Path, *flags: object) -> bytes:
+    outcome = retrievo("search", "--index", index, "--queries", house / "q", "--output", out, *flags)
+    assert outcome.code == 0, outcome.err
+    return out.read_bytes()
+
+
+def test_the_run_is_the_same_from_any_shards_threads_and_batches(
+    house: Path, tmp_path: Path, retrievo: Callable
+) -> None:
+    reference = search(retrievo, house / "d", house, tmp_path / "run.trec")
+    for shards in (1, 2, 16):
+        index = tmp_path / f"index-{shards}"
+        assert retrievo("index", "--embeddings", house / "d", "--shards", shards, "--output", index).code == 0
+        assert len(list(index.glob("*.faiss"))) == shards
+        for threads, batch in ((1, 1), (2, 7), (1, 1_000)):
+            folder = tmp_path / f"{shards}-{threads}-{batch}"
+            folder.mkdir()
+            flags = ("--threads", threads, "--batch-size", batch)
+            assert search(retrievo, index, house, folder / "run.trec", *flags) == reference
+
+
+def test_depth_10_is_the_first_10_of_depth_1000(house: Path, tmp_path: Path, retrievo: Callable) -> None:
+    deep = search(retrievo, house / "d", house, tmp_path / "run.trec").decode().splitlines()
+    (tmp_path / "shallow").mkdir()
+    shallow = (
+        search(retrievo, house / "d", house, tmp_path / "shallow" / "run.trec", "--depth", 10).decode().splitlines()
+    )
+    assert shallow == [line for line in deep if int(line.split()[3]) <= 10]
+
+
+def test_searching_again_does_nothing_and_other_options_are_refused(
+    house: Path, tmp_path: Path, retrievo: Callable
+) -> None:
+    arguments = ("search", "--index", house / "bm25", "--queries", house, "--output", tmp_path / "out.parquet")
+    assert retrievo(*arguments).code == 0
+    before = (tmp_path / "out.parquet").stat().st_mtime_ns
+    again = retrievo(*arguments, "--threads", 1)
+    assert again.code == 0
+    assert "is already finished" in again.err
+    assert (tmp_path / "out.parquet").stat().st_mtime_ns == before
+    other = retrievo(*arguments, "--depth", 5)
+    assert other.code == 1
+    assert "is finished, but depth was 1000 and is now 5" in other.err
+    assert retrievo(*arguments, "--depth", 5, "--force").code == 0
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_a_faiss_shard_opens_with_faiss(house: Path, tmp_path: Path, retrievo: Callable) -> None:
+    faiss = pytest.importorskip("faiss")
+    assert retrievo("index", "--embeddings", house / "d", "--output", tmp_path / "index").code == 0
+    assert faiss.read_index(str(tmp_path / "index" / "shard-00000.faiss")).ntotal == 2_400
+    assert json.loads((tmp_path / "index" / MANIFEST).read_text())["kind"] == "faiss-index"
