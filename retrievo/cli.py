@@ -14,9 +14,11 @@ from retrievo.encode import EncodeConfig
 from retrievo.evaluate import EvaluateConfig
 from retrievo.import_ import ImportConfig
 from retrievo.index import IndexConfig
+from retrievo.mine import MineConfig
 from retrievo.search import SearchConfig
 from retrievo.support.commandline import command_function, run_app, spread
 from retrievo.support.options import Options, options_of
+from retrievo.train import TrainConfig
 
 HELP = "Dense retrieval: pre-train, train, encode, index, search, mine negatives, evaluate."
 
@@ -62,12 +64,42 @@ def _evaluate(config: EvaluateConfig) -> None:
     evaluate(config).print(as_json=config.json)
 
 
+def _train(config: TrainConfig) -> None:
+    from retrievo.train import train
+
+    train(config)
+
+
+def _mine(config: MineConfig) -> None:
+    from retrievo.mine import mine
+
+    mine(config)
+
+
 COMMANDS = {
     "import": Command(
         ImportConfig,
         _import,
         "Make a dataset folder (corpus, queries, qrels as Parquet) from files in another format.",
         ("retrievo import beir scifact.zip --output scifact", "retrievo import text notes/ --output notes-dataset"),
+    ),
+    "train": Command(
+        TrainConfig,
+        _train,
+        "Fine-tune an encoder on queries, their relevant documents and hard negatives.",
+        (
+            "retrievo train --model M --corpus C --queries Q --qrels R --negatives bm25.parquet --output stage-1",
+            "retrievo train stage-2",
+        ),
+    ),
+    "mine-negatives": Command(
+        MineConfig,
+        _mine,
+        "Find hard negatives with BM25 or with a trained model.",
+        (
+            "retrievo mine-negatives --source bm25 --corpus C --queries Q --qrels R --output negatives.parquet",
+            "retrievo mine-negatives stage-1 to stage-2",
+        ),
     ),
     "encode": Command(
         EncodeConfig,

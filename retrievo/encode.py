@@ -94,7 +94,7 @@ def _output(config: EncodeConfig, table: Table, device: torch.device) -> Output:
 
     model_config, model_inputs = model_record(config.model, config.revision)
     dtype = str(resolve_dtype(config.dtype, device)).removeprefix("torch.")
-    record = config.record() | model_config | {"role": config.role, "dtype": dtype}
+    record = config.record() | model_config | {"role": config.role, "computed_in": dtype}
     inputs = model_inputs | {"corpus" if config.corpus else "queries": table.input}
     return Output(config.output, "embeddings", record, inputs, force=config.force, in_place=True)
 

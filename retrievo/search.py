@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     from retrievo.data.corpus import Document
     from retrievo.data.run import RunWriter
     from retrievo.retrieval.answer import Answer
-    from retrievo.retrieval.exact import Hits as ScanHits
+    from retrievo.retrieval.embeddings import Embeddings
+    from retrievo.retrieval.faiss_index import FaissIndex
     from retrievo.retrieval.lexical import BM25Index, Hits
     from retrievo.support.artifact import Input, Manifest
 
@@ -207,32 +208,30 @@ def _plan_vectors(config: SearchConfig, manifest: Manifest) -> Plan:
     def batches() -> Iterator[Found]:
         queries, dense = encode(), _open_dense(config, manifest.kind)
         depth, options = config.depth or TABLE_DEPTH, _scan_options(config)
-        with console.progress("searching", None, "documents") as tick:
+        with console.progress(
+            "searching", dense.rows * _scans(config, len(queries), min(depth, dense.rows)), "documents"
+        ) as tick:
             for hits in dense.search_batches(queries, depth=depth, tick=tick, **options):
                 yield Found(hits.query, dense.ids(hits.row), hits.score)
 
     return Plan(query_ids, source, batches)
 
 
-class Dense(NamedTuple):
-    """Vectors of documents that can be searched, and the ids of their rows."""
-
-    ids: Callable[[np.ndarray], pa.ChunkedArray]
-    search_batches: Callable[..., Iterator[ScanHits]]
-
-
-def _open_dense(config: SearchConfig, kind: str) -> Dense:
-    from retrievo.retrieval.exact import search_batches
-
+def _open_dense(config: SearchConfig, kind: str) -> Embeddings | FaissIndex:
     if kind == EMBEDDINGS_KIND:
         from retrievo.retrieval.embeddings import Embeddings
 
-        vectors = Embeddings(config.index)
-        return Dense(vectors.ids, functools.partial(search_batches, vectors=vectors))
+        return Embeddings(config.index)
     from retrievo.retrieval.faiss_index import FaissIndex
 
-    index = FaissIndex(config.index)
-    return Dense(index.ids, index.search_batches)
+    return FaissIndex(config.index)
+
+
+def _scans(config: SearchConfig, queries: int, depth: int) -> int:
+    """How often all documents are scanned: once for each batch of queries."""
+    from retrievo.retrieval.exact import default_batch
+
+    return -(-queries // (config.batch_size or default_batch(depth)))
 
 
 def _scan_options(config: SearchConfig) -> dict[str, Any]:

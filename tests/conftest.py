@@ -142,3 +142,77 @@ def assert_same_data(reference: Path, other: Path) -> None:
 @pytest.fixture
 def kill_harness(tmp_path: Path) -> KillHarness:
     return KillHarness(tmp_path / "kill-harness")
+
+
+# ------------------------------------------------------------------------------------- a model and data to train on
+
+TOPICS = ("wing", "flow", "heat", "shock", "layer", "blade", "engine", "wave")
+FILLERS = ("the", "of", "over", "under", "fast", "slow", "thin", "hot", "test", "case", "data", "plot")
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random BERT of 2 layers x 32 with a word-level vocabulary, as a plain Hugging Face folder; no dropout."""
+    import torch
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+    from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    words = [*special, *TOPICS, *(f"{topic}{n}" for topic in TOPICS for n in range(8)), *FILLERS]
+    tokenizer = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, "[UNK]"))
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        "[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    names = {
+        "pad_token": "[PAD]",
+        "unk_token": "[UNK]",
+        "cls_token": "[CLS]",
+        "sep_token": "[SEP]",
+        "mask_token": "[MASK]",
+    }
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=len(words),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=64,
+        initializer_range=0.1,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+    )
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    BertModel(config).save_pretrained(folder)
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=64, **names).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def toy_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """240 documents with topics, each with a query in its words: learnable in a few steps. Ten texts occur twice."""
+    import numpy as np
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    rng = np.random.default_rng(0)
+    folder = tmp_path_factory.mktemp("toy")
+    documents, queries = [], []
+    for _ in range(240):
+        own = [f"{topic}{rng.integers(8)}" for topic in rng.choice(TOPICS, 4)]
+        queries.append(" ".join(own[:2]))
+        documents.append(" ".join(rng.permutation([*own, *rng.choice(FILLERS, 5 + rng.integers(8))])))
+    documents[230:] = documents[:10]
+    ids = [f"d{number}" for number in range(240)]
+    pq.write_table(pa.table({"id": ids, "title": ["data"] * 240, "text": documents}), folder / "corpus.parquet")
+    pq.write_table(pa.table({"id": [f"q{n}" for n in range(240)], "text": queries}), folder / "queries.parquet")
+    (folder / "qrels").mkdir()
+    for split, rows in (("train", range(160)), ("test", range(160, 240))):
+        columns = {"query_id": [f"q{n}" for n in rows], "doc_id": [f"d{n}" for n in rows]}
+        pq.write_table(
+            pa.table({**columns, "relevance": pa.array([1] * len(rows), pa.int32())}),
+            folder / "qrels" / f"{split}.parquet",
+        )
+    return folder

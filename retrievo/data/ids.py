@@ -6,27 +6,20 @@ nothing in memory. It also carries a hash of every text, for identity masking an
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import os
-import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
+from retrievo.data.cache import GrowingArray, cached
 from retrievo.data.tables import Table
 from retrievo.support import console
 from retrievo.support.errors import RetrievoError
-from retrievo.support.files import remove, write_json
+from retrievo.support.files import remove
 
 FORMAT = 1
-
-
-def cache_folder() -> Path:
-    """`$XDG_CACHE_HOME/retrievo`: what can be made again, never beside a corpus."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "retrievo"
 
 
 def hash_texts(texts: Iterable[str]) -> np.ndarray:
@@ -43,13 +36,11 @@ class IdMap:
     """
 
     def __init__(self, table: Table):
-        self.folder = cache_folder() / f"ids-{FORMAT}" / table.input.fingerprint
-        if not (self.folder / "done.json").is_file():
-            _build(table, self.folder)
-        self.ids = _IdColumn(self.folder / "ids.arrow")
-        self._hashes = np.load(self.folder / "hashes.npy", mmap_mode="r")  # sorted
-        self._rows = np.load(self.folder / "rows.npy", mmap_mode="r")  # the row of each sorted hash
-        self.text_hashes = np.load(self.folder / "texts.npy", mmap_mode="r")  # in row order
+        folder = cached(f"ids-{FORMAT}/{table.input.fingerprint}", lambda building: _build(table, building))
+        self.ids = _IdColumn(folder / "ids.arrow")
+        self._hashes = np.load(folder / "hashes.npy", mmap_mode="r")  # sorted
+        self._rows = np.load(folder / "rows.npy", mmap_mode="r")  # the row of each sorted hash
+        self.text_hashes = np.load(folder / "texts.npy", mmap_mode="r")  # in row order
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -87,58 +78,26 @@ class _IdColumn:
         return self._table.column(0)
 
 
-def _build(table: Table, folder: Path) -> None:
-    """Builds into a folder of this process and renames it; a second builder of the same map does no harm."""
-    building = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
-    remove(building)
-    building.mkdir(parents=True)
-    try:
-        _write_columns(table, building)
-        _sort_hashes(table, building)
-        write_json(building / "done.json", {"rows": table.rows})
-        with contextlib.suppress(OSError):  # another process was quicker
-            building.rename(folder)
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
+def _build(table: Table, building: Path) -> None:
+    _write_columns(table, building)
+    _sort_hashes(table, building)
 
 
 def _write_columns(table: Table, building: Path) -> None:
     """One pass over the table: ids as they are, hashes of ids and of texts in row order."""
     schema = pa.schema([("id", pa.string())])
-    texts_too = table.schema.noun in ("corpus", "queries")
     with (
         pa.OSFile(str(building / "ids.arrow"), "wb") as sink,
         pa.ipc.new_file(sink, schema) as writer,
-        _growing(building / "unsorted.npy") as unsorted,
-        _growing(building / "texts.npy") as hashes,
+        GrowingArray(building / "unsorted.npy", "<u8") as unsorted,
+        GrowingArray(building / "texts.npy", "<u8") as hashes,
         console.progress(f"reading ids of {table.path}", table.rows, "rows") as tick,
     ):
-        names = ["id", "text"] if texts_too else ["id"]
-        for batch in table.batches(names):
+        for batch in table.batches(["id", "text"]):
             writer.write_batch(batch.select(["id"]))
-            unsorted(hash_texts(batch.column("id").to_pylist()))
-            hashes(hash_texts(batch.column("text").to_pylist()))
+            unsorted.append(hash_texts(batch.column("id").to_pylist()))
+            hashes.append(hash_texts(batch.column("text").to_pylist()))
             tick(batch.num_rows)
-
-
-@contextlib.contextmanager
-def _growing(path: Path) -> Iterator:
-    """Appends uint64 values to a .npy file whose length is written into its header at the end."""
-    with path.open("wb") as file:
-        count = 0
-
-        def header() -> None:
-            np.lib.format.write_array_header_1_0(file, {"descr": "<u8", "fortran_order": False, "shape": (count,)})
-
-        def append(values: np.ndarray) -> None:
-            nonlocal count
-            count += len(values)
-            file.write(values.tobytes())
-
-        header()  # numpy pads headers, so that a larger count fits the same place
-        yield append
-        file.seek(0)
-        header()
 
 
 def _sort_hashes(table: Table, building: Path) -> None:

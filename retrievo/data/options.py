@@ -48,10 +48,10 @@ def json_option() -> Any:
     return option("Print JSON instead of a table.", default=False, affects_output=False)
 
 
-def title_template_option(**declared: Any) -> Any:
+def title_template_option(default: str | None = TITLE_TEMPLATE, **declared: Any) -> Any:
     """`--title-template`."""
     help = "How the title and the text of a document become one text."
-    return option(help, default=TITLE_TEMPLATE, check=check_title_template, **declared)
+    return option(help, default=default, check=check_title_template, **declared)
 
 
 def check_title_template(template: str) -> None:

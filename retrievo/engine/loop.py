@@ -64,9 +64,9 @@ def fit(
     log = _Log(folder / "metrics.jsonl", start)
     pauses = [n for n, _ in every]
     tick = time.perf_counter()
-    for step, batch in prefetched(feed.batch, range(start, config.max_steps), config.prefetch, pauses):
+    for step, batch in prefetched(feed.batch, range(start, config.steps), config.prefetch, pauses):
         waited = time.perf_counter() - tick
-        rate = learning_rate(config, step, config.max_steps)
+        rate = learning_rate(config, step, config.steps)
         stats = _update(objective, optimizer, batch, config, step, rate)
         record = _record(step, feed, stats, rate, waited, time.perf_counter() - tick, device)
         log.write(record)
@@ -74,7 +74,7 @@ def fit(
         for n, callback in every:  # before the checkpoint: a run killed here calls them again
             if (step + 1) % n == 0 and (values := callback(step + 1)):
                 log.write({"step": step + 1, **values})
-        if (step + 1) % config.checkpoint_every == 0 or step + 1 == config.max_steps:
+        if (step + 1) % config.save_every == 0 or step + 1 == config.steps:
             state = _state(feed, config, step + 1)
             checkpoints.save(folder / "checkpoints", step + 1, objective, optimizer, state, config.keep_checkpoints)
         tick = time.perf_counter()
@@ -177,7 +177,7 @@ class _Log:
 
 def _state(feed: Feed, config: FitConfig, step: int) -> dict[str, Any]:
     """What must be the same for a checkpoint to go on exactly."""
-    schedule = {"name": config.schedule, "warmup": config.warmup, "max_steps": config.max_steps}
+    schedule = {"name": config.schedule, "warmup": config.warmup, "max_steps": config.steps}
     return {"seed": config.seed, "schedule": schedule, "data": feed.position(step)}
 
 

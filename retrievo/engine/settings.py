@@ -5,30 +5,28 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from retrievo.learning.optimizers import OptimizerConfig
-from retrievo.support.errors import UsageError
+from retrievo.models.options import chunk_tokens_option, dtype_option
+from retrievo.support.options import option
 
 
 @dataclass(frozen=True, kw_only=True)
 class FitConfig(OptimizerConfig):
     """How long training lasts, what it computes in, what it keeps."""
 
-    max_steps: int
-    seed: int = 0  # of the order of the data, of dropout and of everything else that is random
-    dtype: str = "auto"  # what encoders compute in; parameters and losses stay float32
-    chunk_tokens: int = 4096  # most tokens that are encoded at once, padding included
-    keep_graphs: int = 0  # chunks that keep their graph, so that they are not encoded twice; costs memory
-    max_gradient_norm: float | None = 1.0  # longer gradients are shortened to it; None = never
-    checkpoint_every: int = 1000  # steps
-    keep_checkpoints: int = 2
-    prefetch: int = 2  # batches made ahead of time
+    max_steps: int | None = option("Steps to train.", default=None, minimum=1, alternative="length")
+    seed: int = option("Of the order of the data, of dropout and of all else that is random.", default=0, minimum=0)
+    dtype: str = dtype_option()
+    chunk_tokens: int = chunk_tokens_option()
+    keep_graphs: int = option(
+        "Chunks that keep their graph, so that they are not encoded twice; costs memory.", default=0, minimum=0
+    )
+    max_gradient_norm: float | None = option("Longer gradients are shortened to it.", default=1.0, above=0)
+    save_every: int = option("Steps between checkpoints.", default=1_000, minimum=1, affects_output=False)
+    keep_checkpoints: int = option("Checkpoints kept, the latest ones.", default=2, minimum=1, affects_output=False)
+    prefetch: int = option("Batches made ahead of time.", default=2, minimum=0, affects_output=False)
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("max_steps", "chunk_tokens", "checkpoint_every", "keep_checkpoints"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"--{name.replace('_', '-')}", f"found {getattr(self, name)}", "at least 1")
-        for name in ("seed", "keep_graphs", "prefetch"):
-            if getattr(self, name) < 0:
-                raise UsageError(f"--{name.replace('_', '-')}", f"found {getattr(self, name)}", "at least 0")
-        if self.max_gradient_norm is not None and not self.max_gradient_norm > 0:
-            raise UsageError("--max-gradient-norm", f"found {self.max_gradient_norm}", "more than 0")
+    @property
+    def steps(self) -> int:
+        """The number of steps, once it is known."""
+        assert self.max_steps is not None, "the number of steps is worked out before training starts"
+        return self.max_steps

@@ -7,35 +7,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from retrievo.support.errors import UsageError, did_you_mean
+from retrievo.support.options import Options, option
 
 if TYPE_CHECKING:
     from torch import nn
     from torch.optim import Optimizer
-
-
-@dataclass(frozen=True, kw_only=True)
-class OptimizerConfig:
-    """How parameters move: the optimizer, its constants, and the course of the learning rate over the steps."""
-
-    optimizer: str = "adamw"  # a row of OPTIMIZERS
-    learning_rate: float = 5e-6  # peak, reached at the end of the warm-up
-    schedule: str = "linear"  # a row of SCHEDULES
-    warmup: float = 0.1  # share of the steps in which the learning rate rises linearly from 0
-    weight_decay: float = 0.01  # of matrices only
-    beta1: float = 0.9
-    beta2: float = 0.999
-    epsilon: float = 1e-8
-
-    def __post_init__(self) -> None:
-        for flag, name, table in (
-            ("--optimizer", self.optimizer, OPTIMIZERS),
-            ("--schedule", self.schedule, SCHEDULES),
-        ):
-            if name not in table:
-                raise UsageError(flag, f"found '{name}'", None, did_you_mean(name, table))
-        if not 0 <= self.warmup < 1:
-            raise UsageError("--warmup", f"found {self.warmup}", "a share of the steps from 0 to below 1")
 
 
 def adamw(config: OptimizerConfig, module: nn.Module) -> Optimizer:
@@ -79,6 +55,22 @@ SCHEDULES: dict[str, Callable[[float], float]] = {  # progress after the warm-up
     "cosine": cosine,
     "constant": constant,
 }
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig(Options):
+    """How parameters move: the optimizer, its constants, and the course of the learning rate over the steps."""
+
+    optimizer: str = option("How parameters move along the gradient.", default="adamw", choices=tuple(OPTIMIZERS))
+    learning_rate: float = option("Peak, reached at the end of the warm-up.", default=5e-6, above=0)
+    schedule: str = option("Course of the learning rate after the warm-up.", default="linear", choices=tuple(SCHEDULES))
+    warmup: float = option(
+        "Share of the steps in which the learning rate rises from 0.", default=0.1, minimum=0, maximum=0.99
+    )
+    weight_decay: float = option("Decay of matrices (not of biases and LayerNorm).", default=0.01, minimum=0)
+    beta1: float = option("AdamW: decay of the mean gradient.", default=0.9, minimum=0, maximum=1)
+    beta2: float = option("AdamW: decay of the mean squared gradient.", default=0.999, minimum=0, maximum=1)
+    epsilon: float = option("AdamW: added to the root of the mean square.", default=1e-8, above=0)
 
 
 def learning_rate(config: OptimizerConfig, step: int, max_steps: int) -> float:

@@ -66,6 +66,11 @@ class Tokenization:
         """A hash of all that decides the tokens, for the key of a token cache."""
         return hashlib.blake2b(json.dumps(asdict(self), sort_keys=True).encode(), digest_size=16).hexdigest()
 
+    @property
+    def vocabulary_size(self) -> int:
+        """Number of token ids, added ones included."""
+        return self._tokenizer.get_vocab_size()
+
     def _render(self, texts: Sequence[str], titles: Sequence[str | None] | None) -> list[str]:
         if self.title_template is None:
             if titles is not None:

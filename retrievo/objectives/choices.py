@@ -6,27 +6,24 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from retrievo.learning.losses import LOSSES
-from retrievo.support.errors import UsageError, did_you_mean
+from retrievo.support.errors import UsageError
+from retrievo.support.options import Options, option
 
 
 @dataclass(frozen=True, kw_only=True)
-class FinetuneConfig:
+class FinetuneConfig(Options):
     """Contrastive fine-tuning of queries against documents."""
 
-    loss: tuple[str, ...] = ("infonce",)  # rows of LOSSES
-    loss_weight: tuple[float, ...] = (1.0,)  # one for each loss
-    temperature: float = 1.0  # divides the inner products
-    learn_temperature: bool = False  # the temperature is then where training starts
+    loss: tuple[str, ...] = option("What is minimized.", default=("infonce",), choices=tuple(LOSSES))
+    loss_weight: tuple[float, ...] = option("Weight of each loss.", default=(1.0,), minimum=0)
+    temperature: float = option("Divides the scores.", default=1.0, above=0)
+    learn_temperature: bool = option("Train the temperature too, from --temperature on.", default=False)
 
-    def __post_init__(self) -> None:
-        for name in self.loss:
-            if name not in LOSSES:
-                raise UsageError("--loss", f"found '{name}'", None, did_you_mean(name, LOSSES))
+    def check(self) -> None:
+        super().check()
         if len(self.loss) != len(self.loss_weight):
             found = f"{len(self.loss_weight)} weights for {len(self.loss)} losses"
             raise UsageError("--loss-weight", found, "one for each --loss")
-        if not self.temperature > 0:
-            raise UsageError("--temperature", f"found {self.temperature}", "more than 0")
 
 
 class Choice(NamedTuple):

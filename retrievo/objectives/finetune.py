@@ -16,17 +16,15 @@ from retrievo.learning.batch import Batch, Chunk, Relevant, Rows, Stats
 from retrievo.learning.distributed import gather_counts, gather_rows, rank
 from retrievo.learning.losses import LOSSES, Contest, identity_mask
 from retrievo.models.encoder import Encoder
-from retrievo.models.tokens import Tokenization, Tokenized
 from retrievo.objectives.choices import FinetuneConfig
 from retrievo.objectives.objective import Objective
 
 
 class Example(NamedTuple):
-    """A query with its group of documents, as texts and identities; own positive first."""
+    """A query with its group of documents, as token ids and identities; own positive first."""
 
-    query: str
-    documents: Sequence[str]  # [G]
-    titles: Sequence[str | None]  # [G]
+    query: np.ndarray  # [L]
+    documents: Sequence[np.ndarray]  # [G] of [L]
     document_ids: np.ndarray  # [G] row numbers in the corpus
     document_hashes: np.ndarray  # [G] text hashes
     relevant_ids: np.ndarray  # [r] all relevant documents of the query
@@ -35,24 +33,19 @@ class Example(NamedTuple):
 
 @dataclass(frozen=True)
 class FinetuneCollator:
-    """Tokenizes examples into a Batch with the named sets `query` [B] and `document` (groups one after the other)."""
+    """Examples into a Batch with the named sets `query` [B] and `document` (groups one after the other)."""
 
-    query: Tokenization
-    document: Tokenization
     pad_id: int
 
     def __call__(self, items: Sequence[Example]) -> Batch:
-        queries = self.query.tokenize([item.query for item in items])
-        documents = self.document.tokenize(
-            [text for item in items for text in item.documents], [title for item in items for title in item.titles]
-        )
         relevant = Relevant(
             ids=_flat([item.relevant_ids for item in items]),
             hashes=_flat([item.relevant_hashes for item in items]),
             offsets=torch.tensor([0, *(len(item.relevant_ids) for item in items)]).cumsum(0),
         )
+        documents = [document for item in items for document in item.documents]
         return Batch(
-            rows={"query": _rows(queries), "document": _rows(documents)},
+            rows={"query": _rows([item.query for item in items]), "document": _rows(documents)},
             counts={"pairs": len(items)},
             pad_ids={"query": self.pad_id, "document": self.pad_id},
             ids={"document": _flat([item.document_ids for item in items])},
@@ -62,12 +55,13 @@ class FinetuneCollator:
         )
 
 
-def _rows(tokenized: Tokenized) -> Rows:
-    return Rows(torch.from_numpy(tokenized.tokens), torch.from_numpy(tokenized.offsets))
+def _rows(rows: Sequence[np.ndarray]) -> Rows:
+    return Rows(_flat(rows), torch.tensor([0, *map(len, rows)]).cumsum(0))
 
 
-def _flat(arrays: list[np.ndarray]) -> Tensor:
-    return torch.from_numpy(np.concatenate([np.empty(0, dtype=np.int64), *arrays]).astype(np.int64))
+def _flat(arrays: Sequence[np.ndarray]) -> Tensor:
+    """One tensor of int64; hashes of 64 bits without sign keep their bits."""
+    return torch.from_numpy(np.concatenate([np.empty(0, np.int64), *(array.astype(np.int64) for array in arrays)]))
 
 
 class Finetune(Objective):
@@ -91,8 +85,7 @@ class Finetune(Objective):
         return self.config.temperature if self.log_temperature is None else self.log_temperature.exp()
 
     def collator(self) -> FinetuneCollator:
-        encoder = self.encoder
-        return FinetuneCollator(encoder.tokenization("query"), encoder.tokenization("document"), encoder.pad_id)
+        return FinetuneCollator(self.encoder.pad_id)
 
     def encode(self, chunk: Chunk) -> tuple[Tensor, None]:
         vectors = self.encoder.encode(chunk.name, chunk.input_ids, chunk.attention_mask)

@@ -51,7 +51,7 @@ class Input:
     def of(cls, path: Path, files: Sequence[Path] | None = None) -> Input:
         """An input from its files (default: the one at `path`, or all that the manifest in the folder `path` lists)."""
         if files is None and (path / MANIFEST).is_file():
-            return cls(path, _digest(Manifest.read(path).files))
+            return cls(path, _digest({k: v for k, v in Manifest.read(path).files.items() if "blake2b" in v}))
         files = [path] if files is None else list(files)
         own = [record for record in map(_own_record, files) if record]
         if len(own) < len(files):
@@ -67,7 +67,8 @@ def _own_record(path: Path) -> dict[str, Any] | None:
         record = Manifest.read(path.parent).files.get(path.name)
     except RetrievoError:  # somebody else's manifest.json, as beside a web page
         return None
-    return record if record and record["bytes"] == path.stat().st_size else None
+    same = record is not None and "blake2b" in record and record["bytes"] == path.stat().st_size
+    return record if same else None
 
 
 def _digest(value: Any) -> str:
@@ -168,7 +169,9 @@ class Output:
                 output.finish(stats)
 
     path:   the folder, or the single file where it has a suffix that names a table (`single_file`).
-    beside: files that may stand in the folder before its maker starts (`stage-2/negatives.parquet`).
+    beside: names in the folder that are not this output's own (`negatives.parquet`): they may stand there before its
+            maker starts and are not listed.
+    volatile: names whose content differs from run to run (logs, checkpoints): listed without a content hash.
     in_place: the folder grows where it stands and is resumed (models, embeddings) instead of being built aside.
     """
 
@@ -183,9 +186,11 @@ class Output:
         single_file: bool = False,
         in_place: bool = False,
         beside: Sequence[str] = (),
+        volatile: Sequence[str] = (),
     ):
         self.path, self.kind, self.config, self.inputs = path, kind, json.loads(json.dumps(config)), inputs
-        self.force, self.single_file, self.in_place, self.beside = force, single_file, in_place, beside
+        self.force, self.single_file, self.in_place = force, single_file, in_place
+        self.beside, self.volatile = beside, volatile
         self.records: dict[str, dict[str, Any]] = {}
         self.start = time.monotonic()
         aside = not in_place or force
@@ -336,15 +341,24 @@ class Output:
             (self.folder / self.path.name).replace(self.path)
             remove(self.folder)
             return self.manifest(stats)
-        made = [path.relative_to(self.folder).as_posix() for path in sorted(self.folder.rglob("*")) if path.is_file()]
-        keep = {BEGIN, *(self.beside if self.folder == self.path else ())}
-        files = {name: self.records.get(name) or file_record(self.folder / name) for name in made if name not in keep}
+        files = {path.relative_to(self.folder).as_posix(): self._record_of(path) for path in self._own_files()}
         manifest = Manifest(**{**self.manifest(stats).as_json(), "files": files, "seconds": round(self.elapsed, 3)})
         write_json(self.folder / MANIFEST, manifest.as_json())
         remove(self.folder / BEGIN)
         if self.folder != self.path:
             self._swap()
         return manifest
+
+    def _own_files(self) -> list[Path]:
+        foreign = {BEGIN, MANIFEST, *(self.beside if self.folder == self.path else ())}
+        found = [path for path in sorted(self.folder.rglob("*")) if path.is_file()]
+        return [path for path in found if path.relative_to(self.folder).parts[0] not in foreign]
+
+    def _record_of(self, path: Path) -> dict[str, Any]:
+        name = path.relative_to(self.folder)
+        if name.parts[0] in self.volatile:
+            return {"bytes": path.stat().st_size}
+        return self.records.get(name.as_posix()) or file_record(path)
 
     def _swap(self) -> None:
         """Puts the finished folder in the place of the old one; files that no manifest lists stay."""

@@ -33,9 +33,9 @@ def command_function(
     def command(**flags: Any) -> None:
         chosen, show = flags.pop("config"), flags.pop("show_config")
         typed = {flag: value for flag, value in flags.items() if value is not None and value != []}
-        layers = [Layer("flag", typed, typed=True), *settings_layers(config, name, commands, chosen)]
-        resolved = resolve(config, layers)
-        for source in layers[1:]:
+        files = [*config.layers(typed), *settings_layers(config, name, commands, chosen)]
+        resolved = resolve(config, [Layer("flag", typed, typed=True), *files, *config.manifest_layers(typed)])
+        for source in files:
             console.note(f"defaults from {source.name}")
         for warning in resolved.warnings:
             console.warn(warning)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import functools
 import os
 import sys
@@ -14,10 +15,13 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 
-class Tick(Protocol):
-    """Moves a progress bar on by a number of units."""
+_inner: contextvars.ContextVar[bool] = contextvars.ContextVar("inner", default=False)
 
-    def __call__(self, amount: int = 1) -> None: ...
+
+class Tick(Protocol):
+    """Moves a progress bar on by a number of units; `told` replaces the rate at its end."""
+
+    def __call__(self, amount: int = 1, told: str | None = None) -> None: ...
 
 
 @functools.cache
@@ -53,7 +57,7 @@ def error(text: str) -> None:
 def progress(description: str, total: int | None, unit: str) -> Iterator[Tick]:
     """A bar with rate and time left on a terminal; elsewhere one line every 30 seconds, so that logs stay short."""
     if not is_lead():
-        yield lambda amount=1: None
+        yield lambda amount=1, told=None: None
     elif _screen().is_terminal:
         with _bar(description, total, unit) as tick:
             yield tick
@@ -77,9 +81,9 @@ def _bar(description: str, total: int | None, unit: str) -> Iterator[Tick]:
     with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=_screen(), transient=True) as bars:
         task = bars.add_task(description, total=total, rate="")
 
-        def tick(amount: int = 1) -> None:
+        def tick(amount: int = 1, told: str | None = None) -> None:
             speed = bars.tasks[0].speed
-            bars.update(task, advance=amount, rate=f"{speed:,.0f} {unit}/s" if speed else "")
+            bars.update(task, advance=amount, rate=told or (f"{speed:,.0f} {unit}/s" if speed else ""))
 
         yield tick
 
@@ -94,18 +98,29 @@ class _LogLines:
         self.done, self.start = 0, time.monotonic()
         self.last = self.start
 
-    def __call__(self, amount: int = 1) -> None:
+    def __call__(self, amount: int = 1, told: str | None = None) -> None:
         self.done += amount
         now = time.monotonic()
         if now - self.last >= self.EVERY:
             self.last = now
             of = f" of {self.total:,}" if self.total else ""
-            note(f"{self.description}: {self.done:,}{of} {self.unit}, {self.done / (now - self.start):,.0f}/s")
+            rate = told or f"{self.done / (now - self.start):,.0f}/s"
+            note(f"{self.description}: {self.done:,}{of} {self.unit}, {rate}")
+
+
+@contextlib.contextmanager
+def inner_steps() -> Iterator[None]:
+    """Within a command made of other commands, only the outer one closes with a summary."""
+    token = _inner.set(True)
+    try:
+        yield
+    finally:
+        _inner.reset(token)
 
 
 def summary(title: str, facts: Mapping[str, object], next_command: str | None = None) -> None:
     """What was made, where, how long it took, and the next command to type."""
-    if not is_lead():
+    if not is_lead() or _inner.get():
         return
     from rich.text import Text
 

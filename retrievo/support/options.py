@@ -131,6 +131,16 @@ class Options:
     def check(self) -> None:
         """Rules across options; raises UsageError that quotes the flags as typed."""
 
+    @classmethod
+    def layers(cls, typed: Mapping[str, Any]) -> list[Any]:
+        """Layers of settings between the flags and `retrievo.toml`, where a command has such (`STAGE/train.toml`)."""
+        return []
+
+    @classmethod
+    def manifest_layers(cls, typed: Mapping[str, Any]) -> list[Any]:
+        """Layers of settings below `retrievo.toml`, where a command takes defaults from a manifest."""
+        return []
+
     def record(self) -> dict[str, Any]:
         """The options that affect the output, as JSON values: what a manifest keeps and compares."""
         chosen = vars(self)

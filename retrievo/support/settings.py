@@ -79,6 +79,7 @@ def _find(config: type[Options], layers: Sequence[Layer]) -> dict[str, tuple[Any
         for name in layer.values:
             if name not in known_names:
                 raise UsageError(layer.name, f"unknown key '{name}'", None, did_you_mean(name, known_names))
+        _check_alternatives(config, layer)
         for known in options_of(config):
             group = known.declaration.alternative
             if known.name not in layer.values or known.name in found or groups.get(group, layer) is not layer:
@@ -88,6 +89,16 @@ def _find(config: type[Options], layers: Sequence[Layer]) -> dict[str, tuple[Any
             found[known.name] = (value, layer)
         groups |= {known.declaration.alternative: layer for known in _grouped(config) if known.name in layer.values}
     return found
+
+
+def _check_alternatives(config: type[Options], layer: Layer) -> None:
+    """Raises UsageError where one source gives two options that exclude each other."""
+    seen: dict[str | None, Option] = {}
+    for known in _grouped(config):
+        if layer.values.get(known.name) is not None:
+            other = seen.setdefault(known.declaration.alternative, known)
+            if other is not known:
+                raise UsageError(layer.where(known), f"is given together with {layer.where(other)}", "one of them")
 
 
 def _grouped(config: type[Options]) -> list[Option]:
@@ -129,10 +140,10 @@ def settings_layers(config: type[Options], command: str, commands: Sequence[str]
         if section not in commands or not isinstance(values, dict):
             raise UsageError(path, f"unknown section [{section}]", None, did_you_mean(section, commands))
     layer = Layer(f"{path} [{command}]", sections.get(command, {}))
-    return [Layer(layer.name, _relative_to(path.parent, config, layer.values))] if layer.values else []
+    return [Layer(layer.name, relative_to(path.parent, config, layer.values))] if layer.values else []
 
 
-def _relative_to(folder: Path, config: type[Options], values: Mapping[str, Any]) -> dict[str, Any]:
+def relative_to(folder: Path, config: type[Options], values: Mapping[str, Any]) -> dict[str, Any]:
     """Paths of a TOML file read relative to that file's folder."""
     known = {option.name: option for option in options_of(config)}
 

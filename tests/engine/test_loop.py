@@ -8,12 +8,14 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import finetune, finetune_batch
+from tiny import TinyEncoder, finetune, finetune_batch
 
 from retrievo.engine.loop import fit, prefetched
 from retrievo.engine.settings import FitConfig
 from retrievo.learning.batch import Batch
 from retrievo.learning.optimizers import OPTIMIZERS
+from retrievo.objectives.choices import FinetuneConfig
+from retrievo.objectives.finetune import Finetune
 from retrievo.objectives.objective import Objective
 from retrievo.support.errors import RetrievoError, UsageError
 
@@ -35,7 +37,7 @@ class Feed:
 
 
 def config(**options: Any) -> FitConfig:
-    defaults = {"max_steps": 8, "learning_rate": 1e-2, "chunk_tokens": 24, "dtype": "float32", "checkpoint_every": 3}
+    defaults = {"max_steps": 8, "learning_rate": 1e-2, "chunk_tokens": 24, "dtype": "float32", "save_every": 3}
     return FitConfig(**{**defaults, **options})
 
 
@@ -185,7 +187,7 @@ def test_a_loss_that_is_not_finite_stops_before_it_is_saved(tmp_path: Path) -> N
     with torch.no_grad():
         objective.encoder.document.tokens.weight.fill_(float("inf"))
     with pytest.raises(RetrievoError, match="step 1: the loss is nan; lower --learning-rate"):
-        fit(objective, feed, config(checkpoint_every=1), folder=tmp_path, device=torch.device("cpu"))
+        fit(objective, feed, config(save_every=1), folder=tmp_path, device=torch.device("cpu"))
     assert not (tmp_path / "checkpoints").exists()
 
 
@@ -199,9 +201,69 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path, options: dict[st
         run(tmp_path, **options)
 
 
-def test_the_optimizer_may_ask_for_the_gradient_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "option",
+    [
+        {"seed": 1},
+        {"dtype": "bfloat16"},
+        {"chunk_tokens": 12},  # dropout is drawn chunk by chunk
+        {"max_gradient_norm": 1e-3},
+        {"learning_rate": 2e-2},
+        {"schedule": "cosine"},
+        {"warmup": 0.5},
+        {"weight_decay": 0.5},
+        {"beta1": 0.5},
+        {"beta2": 0.5},
+        {"epsilon": 1e-2},
+    ],
+    ids=lambda option: next(iter(option)),
+)
+def test_every_option_that_should_changes_the_weights(tmp_path: Path, option: dict[str, Any]) -> None:
+    short = {"max_steps": 3, "save_every": 100}
+    plain, other = run(tmp_path / "plain", **short), run(tmp_path / "other", **{**short, **option})
+    assert not same_weights(plain, other)
+
+
+def test_kept_graphs_save_encodings_and_change_only_the_last_bits(tmp_path: Path) -> None:
+    calls = []
+    for keep_graphs in (0, 2):
+        objective = finetune(dropout=0.2)
+        encode, count = objective.encode, [0]
+
+        def counted(chunk: Any, encode: Any = encode, count: list[int] = count) -> Any:
+            count[0] += 1
+            return encode(chunk)
+
+        objective.encode = counted
+        chosen = config(max_steps=1, keep_graphs=keep_graphs)
+        fit(objective, Feed(), chosen, folder=tmp_path / str(keep_graphs), device=torch.device("cpu"))
+        calls.append(count[0])
+    assert calls[0] - calls[1] == 2
+    assert log(tmp_path / "0")[0]["gradient_norm"] == pytest.approx(log(tmp_path / "2")[0]["gradient_norm"], rel=1e-6)
+
+
+def test_after_step_follows_each_update(tmp_path: Path) -> None:
+    class Following(Finetune):
+        seen: list[float] = []
+
+        def after_step(self) -> None:
+            self.seen.append(self.temperature.item())
+
+    objective = Following(FinetuneConfig(temperature=0.5, learn_temperature=True), TinyEncoder())
+    fit(objective, Feed(), config(max_steps=3), folder=tmp_path, device=torch.device("cpu"))
+    assert len(set(Following.seen)) == 3
+    assert Following.seen[-1] == objective.temperature.item()
+    assert 0.5 not in Following.seen
+
+
+def test_the_optimizer_gets_the_rate_of_the_schedule_and_may_ask_for_the_gradient_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rates = []
+
     class Twice(torch.optim.SGD):
         def step(self, closure: Any = None) -> None:
+            rates.append(self.param_groups[0]["lr"])
             found = []
             for _ in range(2):
                 closure()
@@ -213,7 +275,7 @@ def test_the_optimizer_may_ask_for_the_gradient_twice(tmp_path: Path, monkeypatc
 
     monkeypatch.setitem(OPTIMIZERS, "adamw", lambda config, module: Twice(module.parameters(), lr=1.0))
     run(tmp_path)
-    assert len(log(tmp_path)) == 8
+    assert rates == [record["learning_rate"] for record in log(tmp_path)]
 
 
 @pytest.mark.parametrize(

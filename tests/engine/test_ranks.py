@@ -96,7 +96,7 @@ def test_rows_of_unequal_counts_are_gathered_in_rank_order_with_the_gradient_of_
     assert first["counts"] == second["counts"] == [0, 3]
     assert first["rows"] == second["rows"] == [[2.0, 2.0]] * 3
     assert first["gradient"] == []
-    assert second["gradient"] == [[3.0, 3.0]] * 3  # weight 1 in the loss of rank 0, 2 in that of rank 1
+    assert second["gradient"] == [[0.0, 3.0], [6.0, 9.0], [12.0, 15.0]]  # 0 ... 5, once from rank 0, twice from rank 1
 
 
 def test_state_is_that_of_rank_0_and_gradients_are_summed_where_any_rank_has_one(folders: tuple[Path, Path]) -> None:

@@ -180,6 +180,22 @@ def test_sets_without_vectors_are_encoded_once_beside_sets_with_vectors() -> Non
     assert objective.calls == [("text", False)] * 2 + [("key", True)] + [("text", True)] * 2
 
 
+def test_what_a_chunk_draws_for_its_local_loss_is_not_what_it_drew_while_it_was_encoded() -> None:
+    class Drawing(Counting):
+        drawn: set[float] = set()
+
+        def encode(self, chunk: Chunk) -> tuple[Tensor | None, Any]:
+            self.drawn.add(torch.rand(()).item())
+            return super().encode(chunk)
+
+        def local_loss(self, rest: Any, batch: Batch) -> Tensor:
+            self.drawn.add(torch.rand(()).item())
+            return super().local_loss(rest, batch)
+
+    step_gradient(Drawing(()), Batch(rows={"text": ones(3)}, counts={"pairs": 3}), chunk_tokens=1)
+    assert len(Drawing.drawn) == 2 * 3
+
+
 def test_clipping_shortens_the_whole_gradient_and_reports_its_norm_before(device: torch.device) -> None:
     objective, batch = finetune().to(device), finetune_batch(FOUR_GROUPS)
     _, free = step_gradient(objective, batch)

@@ -69,7 +69,7 @@ class SpanPairs(Objective):
         labels, mask = pad(batch.labels["span"].cpu(), batch.rows["span"].offsets, rows.cpu(), -100)
         labels = torch.from_numpy(np.where(mask, labels, -100)).to(hidden.device)
         logits = self.head(hidden[labels >= 0]) @ self.encoder.document.tokens.weight.T
-        return functional.cross_entropy(logits, labels[labels >= 0], reduction="sum") / batch.counts["masked"]
+        return functional.cross_entropy(logits, labels[labels >= 0], reduction="sum") / max(1, batch.counts["masked"])
 
     def contrast(self, vectors: dict[str, Tensor], batch: Batch) -> tuple[Tensor, Stats]:
         spans = vectors["span"]

@@ -76,7 +76,7 @@ def test_schedules_follow_their_formulas() -> None:
     [
         ({"optimizer": "adam"}, "--optimizer: found 'adam'; did you mean 'adamw'?"),
         ({"schedule": "liner"}, "--schedule: found 'liner'; did you mean 'linear'?"),
-        ({"warmup": 1.0}, "--warmup: found 1.0; expected a share of the steps from 0 to below 1"),
+        ({"warmup": 1.0}, "--warmup: found 1.0; expected at most 0.99"),
     ],
 )
 def test_wrong_options_name_the_flag(options: dict[str, object], message: str) -> None:

@@ -99,6 +99,14 @@ def test_an_epoch_is_every_judged_query_once_and_only_its_last_batch_is_smaller(
     assert 1 <= len(batches[-1]) <= sampler.batch_size
 
 
+def test_a_step_of_another_epoch_is_not_served_from_the_order_of_the_latest_one() -> None:
+    sampler = GroupSampler(
+        Ragged.of([[0]] * 50), Ragged.of([[]] * 50), documents=1, batch_size=50, negatives_per_query=0, seed=0
+    )
+    for epoch in (0, 2, 1):
+        assert [draw.query for draw in sampler.batch(epoch)] == list(sampler.order(epoch))
+
+
 def test_epochs_and_seeds_differ_in_order() -> None:
     many = Ragged.of([[0]] * 50)
     none = Ragged.of([[]] * 50)

@@ -260,14 +260,26 @@ def test_few_documents_beyond_the_depth_are_rescored(monkeypatch: pytest.MonkeyP
 
 
 def test_batches_come_one_by_one_with_progress() -> None:
-    ticks: list[int] = []
-    batches = search_batches(
-        normal(5, 4), in_shards(normal(30, 4), 2), 3, batch_size=2, tick=lambda amount=1: ticks.append(amount)
-    )
+    done = 0
+
+    def tick(amount: int = 1, told: str | None = None) -> None:
+        nonlocal done
+        done += amount
+
+    batches = search_batches(normal(5, 4), in_shards(normal(30, 4), 2), 3, batch_size=2, tick=tick)
     assert next(batches).query.tolist() == [0, 0, 0, 1, 1, 1]
-    assert sum(ticks) == 30
+    assert done == 30
     assert [sorted(set(hits.query.tolist())) for hits in batches] == [[2, 3], [4]]
-    assert sum(ticks) == 90
+    assert done == 90
+
+
+def test_matrix_products_that_break_the_bound_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def half_precise(queries: torch.Tensor, tile: torch.Tensor) -> torch.Tensor:
+        return (queries.to_dense().bfloat16() @ tile.bfloat16().T).float()
+
+    monkeypatch.setattr(torch.nn.functional, "linear", half_precise)
+    with pytest.raises(RetrievoError, match="less exact than float32"):
+        search_exact(normal(5, 64), in_shards(normal(500, 64, seed=1)), 10)
 
 
 def test_faiss_finds_the_same_documents() -> None:

@@ -79,6 +79,11 @@ def test_a_toml_key_that_does_not_apply_is_a_warning() -> None:
     assert resolved.warnings == ["retrievo.toml [x]: k1 is left aside, it applies only with kind bm25"]
 
 
+def test_two_alternatives_in_one_place_are_an_error() -> None:
+    with pytest.raises(UsageError, match="--source: is given together with QUESTION; expected one of them"):
+        resolve(Example, [given(question="why?", source="q.parquet")])
+
+
 def test_a_typed_alternative_displaces_the_one_in_toml() -> None:
     resolved = resolve(Example, [given(question="why?"), Layer("retrievo.toml [x]", {"source": "q.parquet"})])
     assert (resolved.config.question, resolved.config.source) == ("why?", None)

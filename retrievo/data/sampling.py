@@ -1,0 +1,23 @@
+"""Seeded draws that depend on what is drawn and on nothing else: not on order, batches or processes."""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+def random_keys(seed: int, *columns: np.ndarray) -> np.ndarray:
+    """A pseudo-random uint64 for each row of integer columns [n]: a pure function of the seed and the row's values.
+
+    Each column is mixed in by the finalizer of splitmix64 (Steele, Lea & Flood 2014, fig. 19), which maps distinct
+    inputs to distinct outputs.
+    """
+    state = np.full(len(columns[0]), seed, np.uint64)
+    for column in columns:
+        state = _mixed(state ^ _mixed(column.astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)))
+    return state
+
+
+def _mixed(values: np.ndarray) -> np.ndarray:
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return values ^ (values >> np.uint64(31))

@@ -1,0 +1,73 @@
+"""Tokens of a whole table: tokenized once into flat memory-mapped files, shared by processes and by later runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from retrievo.data.cache import GrowingArray, cached
+from retrievo.data.tables import Table
+from retrievo.support import console
+
+FORMAT = 1
+
+
+class Tokens(Protocol):
+    """Token ids of n texts: text i is `tokens[offsets[i]:offsets[i + 1]]`."""
+
+    @property
+    def tokens(self) -> np.ndarray: ...
+    @property
+    def offsets(self) -> np.ndarray: ...
+
+
+class Tokenizes(Protocol):
+    """What turns texts into tokens, and a fingerprint of all that decides which."""
+
+    @property
+    def fingerprint(self) -> str: ...
+    @property
+    def vocabulary_size(self) -> int: ...
+    def tokenize(self, texts: list[str], titles: list[str] | None = None) -> Tokens:
+        """Token ids of each text."""
+
+
+class TokenCache:
+    """Token ids of every row of a table, keyed by the table's and the tokenization's fingerprints.
+
+    2 bytes a token (4 for vocabularies beyond 65,536) and 8 a row on disk; next to nothing in memory.
+    """
+
+    def __init__(self, table: Table, tokenization: Tokenizes):
+        name = f"tokens-{FORMAT}/{table.input.fingerprint}-{tokenization.fingerprint}"
+        folder = cached(name, lambda building: _build(table, tokenization, building))
+        self.tokens = np.load(folder / "tokens.npy", mmap_mode="r")
+        self.offsets = np.load(folder / "offsets.npy", mmap_mode="r")
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def row(self, position: int) -> np.ndarray:
+        """The tokens of one row."""
+        return self.tokens[self.offsets[position] : self.offsets[position + 1]]
+
+
+def _build(table: Table, tokenization: Tokenizes, folder: Path) -> None:
+    dtype = "<u2" if tokenization.vocabulary_size <= 1 << 16 else "<u4"
+    names = [name for name in ("title", "text") if table.has(name)]
+    with (
+        GrowingArray(folder / "tokens.npy", dtype) as tokens,
+        GrowingArray(folder / "offsets.npy", "<i8") as offsets,
+        console.progress(f"tokenizing {table.path}", table.rows, "texts") as tick,
+    ):
+        end = 0
+        offsets.append(np.zeros(1, np.int64))
+        for batch in table.batches(names):
+            titles = batch.column("title").to_pylist() if "title" in names else None
+            rows = tokenization.tokenize(batch.column("text").to_pylist(), titles)
+            tokens.append(rows.tokens)
+            offsets.append(rows.offsets[1:] + end)
+            end += int(rows.offsets[-1])
+            tick(batch.num_rows)

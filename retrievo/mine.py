@@ -1,0 +1,296 @@
+"""`retrievo mine-negatives`: documents that a retriever ranks high for a query and that nobody judged relevant.
+
+A composition of verbs: index or encode, search, then choose from the run. `mine-negatives stage-1 to stage-2` takes
+what it needs from the manifest of stage 1 and leaves `stage-2/train.toml` for `retrievo train stage-2`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from retrievo.data.options import (
+    corpus_option,
+    force_option,
+    output_option,
+    qrels_option,
+    queries_option,
+    threads_option,
+    title_template_option,
+)
+from retrievo.encode import EncodeConfig, encode
+from retrievo.index import IndexConfig, index
+from retrievo.models.options import chunk_tokens_option, device_option, dtype_option, model_option, revision_option
+from retrievo.search import SearchConfig, search
+from retrievo.support import console
+from retrievo.support.errors import UsageError
+from retrievo.support.options import Options, option, options_of
+from retrievo.support.settings import Layer
+from retrievo.train import STAGE_NEGATIVES, STAGE_SETTINGS, TrainConfig
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from retrievo.data.corpus import Corpus, Queries
+    from retrievo.data.qrels import Qrels
+    from retrievo.support.artifact import Input, Manifest, Output
+
+BM25, DENSE = "bm25", "dense"
+_DENSE_ONLY, _BM25_ONLY = {"source": (DENSE,)}, {"source": (BM25,)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class MineConfig(Options):
+    """Options of `retrievo mine-negatives`."""
+
+    stages: tuple[str, ...] = option(
+        "STAGE to NEXT: mine with the model of one stage for the training of the next.",
+        default=(),
+        positional=True,
+        affects_output=False,
+    )
+    source: str = option("Retriever whose mistakes become negatives.", default=BM25, choices=(BM25, DENSE))
+    model: str | None = model_option(default=None, only=_DENSE_ONLY, affects_output=False)
+    revision: str | None = revision_option()
+    corpus: Path = corpus_option()
+    queries: Path = queries_option()
+    qrels: Path = qrels_option()
+    output: Path = output_option("Table of negatives to make (.parquet).")
+    depth: int = option("Documents searched per query.", default=200, minimum=1)
+    skip: int = option("Best ranks passed over, where unjudged relevant documents crowd.", default=0, minimum=0)
+    samples: int = option("Negatives kept per query.", default=30, minimum=1)
+    sampling: str = option(
+        "Ranks that are kept: a seeded draw, or the best.", default="random", choices=("random", "top")
+    )
+    min_relevance: int = option("Lowest grade that counts as relevant.", default=1, minimum=1)
+    language: str = option("BM25: analyzer.", default="en", only=_BM25_ONLY)
+    k1: float = option("BM25: saturation of the term frequency.", default=0.9, minimum=0, only=_BM25_ONLY)
+    b: float = option("BM25: length normalization.", default=0.4, minimum=0, maximum=1, only=_BM25_ONLY)
+    title_template: str = title_template_option(only=_BM25_ONLY)
+    dtype: str = dtype_option()
+    chunk_tokens: int = chunk_tokens_option()
+    device: str = device_option()
+    threads: int | None = threads_option()
+    seed: int = option("Of the draw.", default=0, minimum=0)
+    force: bool = force_option()
+
+    def check(self) -> None:
+        if self.stages and (len(self.stages) != 3 or self.stages[1] != "to"):
+            raise UsageError(
+                "mine-negatives", f"found '{' '.join(self.stages)}'", "two stages, as in: stage-1 to stage-2"
+            )
+        if self.source == DENSE and self.model is None:
+            raise UsageError("--source dense", "needs a model", None, "pass --model FOLDER")
+        if self.output.suffix != ".parquet":
+            raise UsageError("--output", f"found '{self.output}'", "a file that ends in .parquet")
+        if self.skip >= self.depth:
+            raise UsageError("--skip", f"found {self.skip}", f"less than --depth ({self.depth})")
+
+    @classmethod
+    def manifest_layers(cls, typed: Mapping[str, Any]) -> list[Layer]:
+        """`stage-1 to stage-2` means what the manifest of stage 1 says."""
+        stages = typed.get("stages", ())
+        if len(stages) != 3 or stages[1] != "to":
+            return []
+        manifest = _trained_stage(Path(stages[0]))
+        tables = {name: str(manifest.input_path(name, f"--{name}")) for name in ("corpus", "queries", "qrels")}
+        mined = {"source": DENSE, "model": stages[0], "output": str(Path(stages[2]) / STAGE_NEGATIVES)}
+        relevance = {"min_relevance": manifest.config["min_relevance"]}
+        return [Layer(f"manifest of {stages[0]}", tables | mined | relevance)]
+
+
+def mine(config: MineConfig) -> Manifest:
+    """Mines, or finds the negatives finished; between stages it also writes the settings of the next one.
+
+    Raises: RetrievoError for tables that can't be read or a stage that was not trained.
+    """
+    from retrievo.data.corpus import Corpus, Queries
+    from retrievo.data.qrels import Qrels
+    from retrievo.models.source import model_record
+    from retrievo.support.artifact import Output
+
+    corpus, queries, qrels = Corpus(config.corpus), Queries(config.queries), Qrels.read(config.qrels)
+    model_config, model_inputs = model_record(config.model, config.revision) if config.model else ({}, {})
+    inputs = {"corpus": corpus.input, "queries": queries.input, "qrels": qrels.input, **model_inputs}
+    record = config.record() | model_config
+    output = Output(config.output, "negatives", record, inputs, force=config.force, single_file=True)
+    manifest = output.already_finished()
+    if manifest is None:
+        pairs = _relevant_pairs(qrels, queries, config.min_relevance)
+        with output.build() as folder, console.inner_steps():
+            run = _run(config, corpus, _judged_queries(queries, pairs, folder), folder, model_inputs)
+            stats = _write_negatives(config, corpus, pairs, run, folder / config.output.name, output)
+            manifest = output.finish(stats)
+        _summary(config, manifest, output.elapsed)
+    if config.stages:
+        write_stage(Path(config.stages[0]), Path(config.stages[2]))
+    return manifest
+
+
+def _relevant_pairs(qrels: Qrels, queries: Queries, min_relevance: int) -> pa.Table:
+    """Relevant (query_id, doc_id) of the queries that are there.
+
+    Raises: RetrievoError where there are none.
+    """
+    import pyarrow.compute as pc
+
+    from retrievo.support.errors import RetrievoError
+
+    grades = qrels.table["relevance"]
+    there = pc.is_in(qrels.table["query_id"], value_set=queries.ids.combine_chunks())
+    pairs = qrels.table.filter(pc.and_(pc.greater_equal(grades, min_relevance), there)).select(["query_id", "doc_id"])
+    if not pairs.num_rows:
+        raise RetrievoError(
+            qrels.path, "judges no query of the table relevant", None, "check --queries and --min-relevance"
+        )
+    return pairs
+
+
+def _judged_queries(queries: Queries, pairs: pa.Table, folder: Path) -> Path:
+    """A table of the queries that have a relevant document: only those are trained on."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    judged = pc.is_in(queries.ids, value_set=pc.unique(pairs["query_id"]))
+    table = pa.table({"id": queries.ids, "text": pa.array(queries.texts, pa.string())}).filter(judged)
+    pq.write_table(table, folder / "queries.parquet")
+    return folder / "queries.parquet"
+
+
+def _run(config: MineConfig, corpus: Corpus, queries: Path, folder: Path, model: Mapping[str, Input]) -> Path:
+    """Searches the judged queries; indexes and embeddings are kept for later."""
+    run = folder / "run.parquet"
+    shared: dict[str, Any] = {"queries": queries, "output": run, "depth": config.depth, "threads": config.threads}
+    if config.source == BM25:
+        search(SearchConfig(index=_bm25_index(config, corpus), k1=config.k1, b=config.b, **shared))
+    else:
+        computing: dict[str, Any] = {name: getattr(config, name) for name in ("dtype", "chunk_tokens", "device")}
+        search(SearchConfig(index=_embeddings(config, corpus, model, computing), **shared, **computing))
+    return run
+
+
+def _bm25_index(config: MineConfig, corpus: Corpus) -> Path:
+    """An index in the user's cache, named after what it is made of."""
+    from retrievo.data.cache import cache_folder
+    from retrievo.data.ids import hash_texts
+
+    key = hash_texts([f"{config.language}\0{config.title_template}"])[0]
+    path = cache_folder() / "bm25" / f"{corpus.input.fingerprint}-{key:016x}"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    options = {"language": config.language, "title_template": config.title_template, "threads": config.threads}
+    index(IndexConfig(type=BM25, corpus=config.corpus, output=path, **options))  # type: ignore[arg-type]
+    return path
+
+
+def _embeddings(config: MineConfig, corpus: Corpus, model: Mapping[str, Input], computing: Mapping[str, Any]) -> Path:
+    """Embeddings of the corpus beside a trained model; of other models in the user's cache."""
+    from retrievo.data.cache import cache_folder
+    from retrievo.data.ids import hash_texts
+    from retrievo.support.artifact import MANIFEST
+
+    assert config.model is not None
+    made_by = model["model"].fingerprint if "model" in model else f"{hash_texts([config.model])[0]:016x}"
+    home = Path(config.model) if (Path(config.model) / MANIFEST).is_file() else cache_folder()
+    path = home / "embeddings" / f"{corpus.input.fingerprint}-{made_by}"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    encode(EncodeConfig(model=config.model, revision=config.revision, corpus=config.corpus, output=path, **computing))
+    return path
+
+
+def _write_negatives(
+    config: MineConfig, corpus: Corpus, pairs: pa.Table, run: Path, path: Path, output: Output
+) -> dict[str, int]:
+    from retrievo.data.tables import NEGATIVES, TableWriter
+    from retrievo.retrieval.mining import Relevant, Window, choose
+
+    window = Window(config.skip, config.depth, config.samples, config.sampling, config.seed)
+    totals: Counter[str] = Counter()
+    with TableWriter(path, NEGATIVES.arrow) as writer:
+        for negatives, counts in choose(run, Relevant(corpus, pairs), window, config.source):
+            writer.write(negatives)
+            totals.update(counts)
+        stats = {"negatives": writer.rows, **totals}
+        writer.close(output.manifest(stats))
+    return stats
+
+
+def _summary(config: MineConfig, manifest: Manifest, seconds: float) -> None:
+    told = manifest.stats
+    facts = {
+        "made": f"{config.output} ({told['negatives']:,} negatives of {told['queries']:,} queries, by {config.source})",
+        "dropped": f"{told['relevant']:,} relevant documents, {told['same_text']:,} with the text of one",
+        "short": f"{told['short']:,} queries keep fewer than {config.samples}, {told['without']:,} of them none",
+        "took": console.seconds(seconds),
+    }
+    following = (
+        f"retrievo train {config.stages[2]}"
+        if config.stages
+        else "retrievo train ... --negatives " + str(config.output)
+    )
+    console.summary("mined", facts, following)
+
+
+# -------------------------------------------------------------------------------------------------- the next stage
+
+
+def _trained_stage(stage: Path) -> Manifest:
+    """The manifest of a stage that `retrievo train` made.
+
+    Raises: RetrievoError where it is another model, or not trained yet.
+    """
+    from retrievo.support.artifact import Manifest
+    from retrievo.support.errors import RetrievoError
+
+    manifest = Manifest.read(stage, "model")
+    if "qrels" not in manifest.inputs:
+        raise RetrievoError(
+            stage, "was not made by retrievo train", "a trained stage", "pass --source dense --model instead"
+        )
+    return manifest
+
+
+def write_stage(stage: Path, following: Path) -> None:
+    """Writes the settings of the next stage: the model that the first one STARTED from, its tables, both pools of
+    negatives, and the options that stage 1 was given. Settings that are there already stay as they are.
+    """
+    import tomli_w
+
+    from retrievo.models.source import recorded_model
+    from retrievo.support.files import atomic_path
+
+    path = following / STAGE_SETTINGS
+    if path.exists():
+        console.note(f"{path} is there already and stays as it is")
+        return
+    manifest = _trained_stage(stage)
+    model, revision = recorded_model(manifest, "--model")
+    tables = {name: _from(following, manifest.input_path(name, f"--{name}")) for name in ("corpus", "queries", "qrels")}
+    pools = [name for name in manifest.inputs if name.startswith("negatives-")]
+    negatives = [_from(following, manifest.input_path(name, "--negatives")) for name in pools] + [STAGE_NEGATIVES]
+    started_from = {"model": _from(following, Path(model)) if Path(model).exists() else model}
+    if revision:
+        started_from["revision"] = revision
+    settings = started_from | tables | {"negatives": negatives} | _given(manifest)
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(tomli_w.dumps({"train": settings}).encode())
+
+
+def _given(manifest: Manifest) -> dict[str, Any]:
+    """The options of a training run that are not the defaults."""
+    known = {option.name: option.default for option in options_of(TrainConfig) if option.default is not MISSING}
+    plain = {name: list(value) if isinstance(value, tuple) else value for name, value in known.items()}
+    recorded = {
+        name: value for name, value in manifest.config.items() if name in plain and name not in ("model", "revision")
+    }
+    return {name: value for name, value in recorded.items() if value is not None and value != plain[name]}
+
+
+def _from(folder: Path, path: Path) -> str:
+    """A path as a settings file in `folder` writes it: relative where both lie in one place, else absolute."""
+    absolute, home = Path(os.path.abspath(path)), Path(os.path.abspath(folder))
+    return os.path.relpath(absolute, home) if absolute.is_relative_to(home.parent) else str(absolute)

@@ -1,0 +1,136 @@
+"""What fine-tuning learns from: judged queries, their relevant documents and their negatives, by row number."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from retrievo.data.corpus import Corpus, Queries
+from retrievo.data.ids import IdMap
+from retrievo.data.negatives import Negatives, pooled
+from retrievo.data.qrels import Qrels
+from retrievo.data.token_cache import TokenCache
+from retrievo.learning.batch import Batch
+from retrievo.learning.distributed import rank, world_size
+from retrievo.learning.samplers import Draw, GroupSampler, Ragged
+from retrievo.models.encoder import Encoder
+from retrievo.objectives.finetune import Example, FinetuneCollator
+from retrievo.support import console
+from retrievo.support.artifact import Input
+from retrievo.support.errors import RetrievoError
+
+
+class TrainingData:
+    """The tables of a training run, with every id turned into a row number.
+
+    Judgements and negatives of queries or documents that are not there are counted and left out; a document without
+    text is never trained on.
+    Raises: RetrievoError for tables that can't be read, and where no judged pair is left.
+    """
+
+    def __init__(self, corpus: Path, queries: Path, qrels: Path, negatives: Sequence[Path], min_relevance: int):
+        self.corpus, self.queries = Corpus(corpus), Queries(queries)
+        judged, pools = Qrels.read(qrels), [Negatives.read(path) for path in negatives]
+        self.inputs: dict[str, Input] = {
+            "corpus": self.corpus.input,
+            "queries": self.queries.input,
+            "qrels": judged.input,
+            **{f"negatives-{number}": pool.input for number, pool in enumerate(pools, start=1)},
+        }
+        relevant = judged.table.filter(pc.greater_equal(judged.table["relevance"], min_relevance))
+        self.positives, self.lost_judgements = self._by_query(relevant)
+        self.negatives, self.lost_negatives = self._by_query(pooled(pools))
+        self.pairs = len(self.positives.values)
+        self.judged = int(np.count_nonzero(np.diff(self.positives.offsets)))
+        if not self.pairs:
+            found = f"none of its {relevant.num_rows:,} relevant pairs has its query and its document"
+            raise RetrievoError(qrels, found, None, "check --queries, --corpus and --min-relevance")
+
+    def _by_query(self, pairs: pa.Table) -> tuple[Ragged, int]:
+        """Document rows of each query row, in the order of the table; and how many pairs were left out."""
+        query, document = self._query_ids.rows(pairs["query_id"]), self.corpus.id_map.rows(pairs["doc_id"])
+        known = (query >= 0) & (document >= 0)
+        known[known] = ~self._empty[document[known]]
+        query, document = query[known], document[known]
+        order = np.argsort(query, kind="stable")
+        offsets = np.concatenate([[0], np.cumsum(np.bincount(query, minlength=len(self.queries)))])
+        return Ragged(document[order], offsets.astype(np.int64)), int((~known).sum())
+
+    @cached_property
+    def _query_ids(self) -> IdMap:
+        return IdMap(self.queries.table)
+
+    @cached_property
+    def _empty(self) -> np.ndarray:
+        """Whether a document has no text, [N]."""
+        from retrievo.data.ids import hash_texts
+
+        return self.corpus.id_map.text_hashes == hash_texts([""])[0]
+
+    def say_counts(self) -> None:
+        """What will be trained on, and what was left out."""
+        pool = np.diff(self.negatives.offsets)[np.diff(self.positives.offsets) > 0]
+        with_pool = int(np.count_nonzero(pool))
+        console.note(
+            f"{self.judged:,} judged queries with {self.pairs:,} relevant documents; {with_pool:,} of them have "
+            f"hard negatives ({pool.sum() / max(1, with_pool):.0f} on average)"
+        )
+        for what, lost in (("judgements", self.lost_judgements), ("negatives", self.lost_negatives)):
+            if lost:
+                console.warn(f"{what} left out, of unknown queries or documents or of empty texts: {lost:,}")
+
+
+class TrainingFeed:
+    """Batches of tokenized groups: pure functions of (seed, step) and of this process's rank."""
+
+    def __init__(
+        self,
+        data: TrainingData,
+        encoder: Encoder,
+        collator: FinetuneCollator,
+        *,
+        batch_size: int,
+        negatives_per_query: int,
+        seed: int,
+    ):
+        self.data, self.collator = data, collator
+        self.query_tokens = TokenCache(data.queries.table, encoder.tokenization("query"))
+        self.document_tokens = TokenCache(data.corpus.table, encoder.tokenization("document"))
+        self.hashes = data.corpus.id_map.text_hashes
+        self.sampler = GroupSampler(
+            data.positives,
+            data.negatives,
+            documents=len(data.corpus),
+            batch_size=batch_size,
+            negatives_per_query=negatives_per_query,
+            seed=seed,
+        )
+
+    @property
+    def batches_per_epoch(self) -> int:
+        """Steps of one pass over the judged queries."""
+        return self.sampler.batches_per_epoch
+
+    def batch(self, step: int) -> Batch:
+        """This rank's part of the batch of a step."""
+        return self.collator([self._example(draw) for draw in self.sampler.batch(step, rank(), world_size())])
+
+    def position(self, step: int) -> dict[str, int]:
+        """Where a step stands in the data."""
+        return self.sampler.position(step)
+
+    def _example(self, draw: Draw) -> Example:
+        relevant = self.data.positives.list(draw.query)
+        return Example(
+            query=self.query_tokens.row(draw.query),
+            documents=[self.document_tokens.row(document) for document in draw.documents],
+            document_ids=draw.documents,
+            document_hashes=self.hashes[draw.documents],
+            relevant_ids=relevant,
+            relevant_hashes=self.hashes[relevant],
+        )

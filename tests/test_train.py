@@ -1,0 +1,251 @@
+"""Training from the command line: two rounds, resumed runs, several processes, and what a stage remembers."""
+
+from __future__ import annotations
+
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from retrievo.data.qrels import Qrels
+from retrievo.support.artifact import Manifest
+
+CHECKOUT = Path(__file__).resolve().parent.parent
+FLAGS = [
+    "--batch-size",
+    16,
+    "--learning-rate",
+    1e-3,
+    "--temperature",
+    0.1,
+    "--dtype",
+    "float32",
+    "--similarity",
+    "cosine",
+    "--pooling",
+    "mean",
+]
+
+ROUNDS = ["--negatives-per-query", 2, "--epochs", 6]
+
+MEAN = ["--dtype", "fp32", "--pooling", "mean"]
+
+
+def tables(dataset: Path) -> list[object]:
+    return ["--corpus", dataset, "--queries", dataset, "--qrels", dataset / "qrels" / "train.parquet"]
+
+
+def start(tiny_model: Path, dataset: Path, output: Path, *more: object) -> list[str]:
+    return list(map(str, ["train", "--model", tiny_model, *tables(dataset), "--output", output, *FLAGS, *more]))
+
+
+def losses(folder: Path) -> list[float]:
+    return [json.loads(line)["loss"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def weights(folder: Path) -> bytes:
+    return (folder / "model.safetensors").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def two_rounds(tmp_path_factory: Any, tiny_model: Path, toy_dataset: Path, module_retrievo: Callable) -> Path:
+    """BM25 negatives, stage 1, mined negatives, stage 2."""
+    home = tmp_path_factory.mktemp("rounds")
+    bm25 = ["mine-negatives", "--source", "bm25", *tables(toy_dataset), "--depth", 40, "--samples", 10]
+    for arguments in (
+        [*bm25, "--output", home / "bm25.parquet"],
+        start(tiny_model, toy_dataset, home / "stage-1", "--negatives", home / "bm25.parquet", *ROUNDS),
+        ["mine-negatives", home / "stage-1", "to", home / "stage-2", "--depth", 40, "--samples", 8],
+        ["train", home / "stage-2"],
+    ):
+        made = module_retrievo(*arguments)
+        assert made.code == 0, made.err
+    return home
+
+
+def test_training_lowers_the_loss_and_raises_retrieval(
+    two_rounds: Path, tiny_model: Path, toy_dataset: Path, tmp_path: Path, retrievo: Callable
+) -> None:
+    found = losses(two_rounds / "stage-1")
+    assert len(found) == 60  # 6 epochs of 160 judged queries by 16
+    assert sum(found[-3:]) < sum(found[:3])
+    scores = {}
+    for name, model in (("before", tiny_model), ("after", two_rounds / "stage-1")):
+        assert (
+            retrievo("encode", "--model", model, "--corpus", toy_dataset, "--output", tmp_path / name, *MEAN).code == 0
+        )
+        run = tmp_path / f"{name}.parquet"
+        searched = retrievo(
+            "search", "--index", tmp_path / name, "--queries", toy_dataset, "--output", run, "--dtype", "fp32"
+        )
+        assert searched.code == 0, searched.err
+        outcome = retrievo("evaluate", "--run", run, "--qrels", toy_dataset, "--metrics", "mrr@10", "--json")
+        scores[name] = json.loads(outcome.out)[name]["mrr@10"]
+    assert scores["after"] > scores["before"] + 0.1
+
+
+def test_stage_2_starts_from_where_stage_1_started_and_pools_both_negatives(two_rounds: Path, tiny_model: Path) -> None:
+    first, second = Manifest.read(two_rounds / "stage-1", "model"), Manifest.read(two_rounds / "stage-2", "model")
+    assert second.inputs["model"] == first.inputs["model"]
+    assert second.input_path("model", "--model") == tiny_model
+    pools = {name: recorded for name, recorded in second.inputs.items() if name.startswith("negatives-")}
+    assert [Path(recorded["path"]).name for recorded in pools.values()] == ["bm25.parquet", "negatives.parquet"]
+    settings = tomllib.loads((two_rounds / "stage-2" / "train.toml").read_text())["train"]
+    assert settings["temperature"] == 0.1
+    assert settings["negatives"][-1] == "negatives.parquet"
+    assert "seed" not in settings, "only what stage 1 was given"
+    assert {key: value for key, value in second.config.items() if first.config[key] != value} == {}
+
+
+def test_no_relevant_document_is_ever_a_negative(two_rounds: Path, toy_dataset: Path) -> None:
+    texts = dict(
+        zip(*pq.read_table(toy_dataset / "corpus.parquet", columns=["id", "text"]).to_pydict().values(), strict=True)
+    )
+    relevant = {
+        (row["query_id"], texts[row["doc_id"]])
+        for row in Qrels.read(toy_dataset / "qrels" / "train.parquet").table.to_pylist()
+    }
+    for pool, source in (
+        (two_rounds / "bm25.parquet", "bm25"),
+        (two_rounds / "stage-2" / "negatives.parquet", "dense"),
+    ):
+        rows = pq.read_table(pool).to_pylist()
+        assert len(rows) > 500
+        assert {row["source"] for row in rows} == {source}
+        assert not {(row["query_id"], texts[row["doc_id"]]) for row in rows} & relevant
+        assert Manifest.read(pool, "negatives").stats["same_text"] > 0, "documents that occur twice were met"
+
+
+def test_a_finished_stage_is_left_alone_and_another_option_refused(two_rounds: Path, retrievo: Callable) -> None:
+    before = weights(two_rounds / "stage-2")
+    again = retrievo("train", two_rounds / "stage-2")
+    assert (again.code, "is already finished" in again.err) == (0, True)
+    assert (
+        retrievo(
+            "mine-negatives", two_rounds / "stage-1", "to", two_rounds / "stage-2", "--depth", 40, "--samples", 8
+        ).code
+        == 0
+    )
+    other = retrievo("train", two_rounds / "stage-2", "--seed", 1)
+    assert other.code == 1
+    assert "is finished, but seed was 0 and is now 1" in other.err
+    assert weights(two_rounds / "stage-2") == before
+
+
+def test_the_model_opens_in_sentence_transformers_with_the_same_vectors(two_rounds: Path, toy_dataset: Path) -> None:
+    import numpy as np
+
+    from retrievo.models.encoder import Encoder
+    from retrievo.models.vectors import encode_texts
+
+    library = pytest.importorskip("sentence_transformers", minversion="6")
+    texts = pq.read_table(toy_dataset / "queries.parquet")["text"].to_pylist()[:20]
+    theirs = library.SentenceTransformer(str(two_rounds / "stage-2"), device="cpu", local_files_only=True).encode_query(
+        texts
+    )
+    ours = encode_texts(Encoder.load(two_rounds / "stage-2"), "query", texts, chunk_tokens=256)
+    np.testing.assert_allclose(theirs, ours, atol=1e-5)
+
+
+def test_the_same_command_gives_the_same_bytes(
+    tiny_model: Path, toy_dataset: Path, tmp_path: Path, retrievo: Callable
+) -> None:
+    for name in ("a", "b"):
+        outcome = retrievo(*start(tiny_model, toy_dataset, tmp_path / name, "--max-steps", 4))
+        assert outcome.code == 0, outcome.err
+    assert weights(tmp_path / "a") == weights(tmp_path / "b")
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--max-steps", 3, "--epochs", 2], "--epochs"),
+        (["--loss", "infonec"], "--loss: found 'infonec'; did you mean 'infonce'?"),
+        (["--document-max-length", 4_000], "--document-max-length: 4000 tokens; expected 3 to 64 for this backbone"),
+        (["--negatives", "nowhere.parquet"], "nowhere.parquet: no such file"),
+        (["--min-relevance", 5], "none of its 0 relevant pairs has its query and its document"),
+    ],
+)
+def test_wrong_options_are_named(
+    flags: list[object], message: str, tiny_model: Path, toy_dataset: Path, tmp_path: Path, retrievo: Callable
+) -> None:
+    outcome = retrievo(*start(tiny_model, toy_dataset, tmp_path / "out", *flags))
+    assert outcome.code in (1, 2)
+    assert message in outcome.err
+    assert not (tmp_path / "out" / "manifest.json").exists()
+
+
+def run(arguments: list[str], processes: int = 1, kill_after: float | None = None) -> float | None:
+    """Seconds a command took with this many processes; None where it was killed."""
+    launcher = ["-m", "torch.distributed.run", "--nproc-per-node", str(processes)] if processes > 1 else []
+    command = [sys.executable, *launcher, "-m", "retrievo", *arguments]
+    begun = time.monotonic()
+    process = subprocess.Popen(command, cwd=CHECKOUT, stderr=subprocess.PIPE, start_new_session=True)
+    try:
+        _, error = process.communicate(timeout=kill_after)
+    except subprocess.TimeoutExpired:
+        import os
+
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        return None
+    assert process.returncode == 0, error.decode()
+    return time.monotonic() - begun
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment_and_run_again_training_ends_in_the_same_bytes(
+    tiny_model: Path, toy_dataset: Path, tmp_path: Path
+) -> None:
+    flags = ("--max-steps", 20, "--save-every", 3)
+    took = run(start(tiny_model, toy_dataset, tmp_path / "whole", *flags))
+    assert took is not None
+    rng, kills = random.Random(0), 0
+    for moment in range(6):
+        output = tmp_path / f"killed-{moment}"
+        kills += run(start(tiny_model, toy_dataset, output, *flags), kill_after=rng.uniform(0.6, 0.98) * took) is None
+        run(start(tiny_model, toy_dataset, output, *flags))
+        assert weights(output) == weights(tmp_path / "whole")
+        assert losses(output) == losses(tmp_path / "whole")
+    assert kills >= 3
+
+
+@pytest.mark.slow
+def test_two_processes_log_the_losses_of_one(tiny_model: Path, toy_dataset: Path, tmp_path: Path) -> None:
+    flags = ("--max-steps", 12, "--batch-size", 15)  # uneven: 8 and 7 queries
+    run(start(tiny_model, toy_dataset, tmp_path / "one", *flags))
+    run(start(tiny_model, toy_dataset, tmp_path / "two", *flags), processes=2)
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-5)
+
+
+@pytest.mark.slow
+def test_encode_killed_and_resumed_with_other_processes_ends_in_the_same_bytes(
+    tiny_model: Path, tmp_path: Path, toy_dataset: Path
+) -> None:
+    import pyarrow as pa
+
+    texts = pq.read_table(toy_dataset / "corpus.parquet")["text"].to_pylist() * 100  # 24,000 texts: 6 shards
+    pq.write_table(pa.table({"id": [f"d{n}" for n in range(len(texts))], "text": texts}), tmp_path / "corpus.parquet")
+
+    def encode(output: Path) -> list[str]:
+        return list(map(str, ["encode", "--model", tiny_model, "--corpus", tmp_path, "--output", output]))
+
+    took = run(encode(tmp_path / "whole"))
+    assert took is not None
+    rng, kills = random.Random(0), 0
+    for moment, (first, then) in enumerate([(1, 2), (2, 1), (1, 1), (2, 2)]):
+        output = tmp_path / f"killed-{moment}"
+        kills += run(encode(output), first, kill_after=rng.uniform(0.6, 0.95) * took) is None
+        run(encode(output), then)
+        for shard in sorted((tmp_path / "whole").glob("*.arrow")):
+            assert (output / shard.name).read_bytes() == shard.read_bytes()
+    assert kills >= 2
