@@ -25,6 +25,7 @@ ALL_GRAPHS = sys.maxsize  # keep_graphs: plain training, every graph is kept and
 _ENCODE, _LOCAL_LOSS = range(2)  # the two places where a chunk draws random numbers
 
 
+@torch.enable_grad()  # an optimizer may ask from a place that builds no graphs
 def gradient_step(
     objective: Objective,
     batch: Batch,
@@ -79,8 +80,8 @@ class _Passes:
         kept: dict[int, tuple[Tensor, Any]] = {}
         parts: dict[str, list[Tensor]] = {name: [] for name in self.objective.vector_names}
         encoded = [index for index, (name, _) in enumerate(self.plan) if name in parts]
-        for index in encoded:
-            keep = index in encoded[max(0, len(encoded) - keep_graphs) :]
+        for place, index in enumerate(encoded):
+            keep = place >= len(encoded) - keep_graphs
             with torch.set_grad_enabled(keep):
                 vectors, rest = self.encode(index)
             parts[self.plan[index][0]].append(vectors.detach())

@@ -121,6 +121,14 @@ def test_a_step_leaves_the_random_state_of_its_caller_alone(device: torch.device
     assert torch.equal(torch.rand(3, device=device), expected)
 
 
+def test_a_step_asked_for_where_no_graphs_are_built_gives_the_same() -> None:
+    objective, batch = finetune(), finetune_batch(FOUR_GROUPS)
+    _, expected = step_gradient(objective, batch)
+    with torch.no_grad():
+        _, found = step_gradient(objective, batch)
+    assert_same(found, expected)
+
+
 def test_a_step_replaces_gradients_left_by_an_earlier_one() -> None:
     objective, batch = finetune(), finetune_batch(FOUR_GROUPS)
     _, first = step_gradient(objective, batch)
