@@ -125,7 +125,9 @@ class Options:
 
     def __post_init__(self) -> None:
         for known in options_of(type(self)):
-            known.check(getattr(self, known.name))
+            value = known.convert(getattr(self, known.name), known.flag)  # a library call may pass text for a path
+            object.__setattr__(self, known.name, value)
+            known.check(value)
         self.check()
 
     def check(self) -> None:

@@ -111,6 +111,13 @@ def test_the_library_checks_as_the_command_line_does() -> None:
         Example(needed="x").depth = 3  # type: ignore[misc]
 
 
+def test_the_library_takes_text_for_paths_and_lists_for_several() -> None:
+    made = Example(needed="x", source="a/b", metrics=["map"], rate=1)  # type: ignore[arg-type]
+    assert (made.source, made.metrics, made.rate) == (Path("a/b"), ("map",), 1.0)
+    with pytest.raises(UsageError, match="--depth: found 'ten'; expected a whole number"):
+        Example(needed="x", depth="ten")  # type: ignore[arg-type]
+
+
 def test_the_record_holds_what_affects_the_output_and_applies() -> None:
     record = Example(needed="x", threads=4).record()
     assert record == {
