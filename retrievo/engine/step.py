@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from retrievo.engine.dropout import SeededDropout
 from retrievo.learning.batch import Batch, Chunk, Stats
 from retrievo.learning.distributed import rank, sum_gradients, sum_over_ranks
 from retrievo.models.chunks import cut_chunks, pad
@@ -132,10 +133,11 @@ class _Passes:
     @contextlib.contextmanager
     def _random(self, index: int, place: int) -> Iterator[None]:
         """Autocast and a random state that is a function of (seed, step, rank, chunk), the same in both passes."""
-        key = np.random.SeedSequence([self.seed, self.step, rank(), index, place])
-        torch.manual_seed(int(key.generate_state(1, np.uint64)[0]))
+        key = [self.seed, self.step, rank(), index, place]
+        torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0]))
+        fast = SeededDropout(key) if self.device.type == "cpu" else contextlib.nullcontext()
         # one context for each chunk: autocast's cache of cast weights must not outlive a pass without graph
-        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+        with fast, torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
             yield
 
     def _in_order(self, name: str, parts: list[Tensor]) -> Tensor:

@@ -18,7 +18,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-WORDS = "wing flow heat shock layer blade engine wave pressure velocity temperature boundary surface plate cone".split()
+WORDS = ("wing", "flow", "heat", "shock", "layer", "blade", "engine", "wave", "pressure", "velocity", "surface", "cone")
 
 
 def main() -> None:
