@@ -154,7 +154,7 @@ def _fit(config: TrainConfig, data: TrainingData, output: Output, device: torch.
     from retrievo.objectives.training_data import TrainingFeed
 
     with output.build_together(lead=rank() == 0, barrier=barrier) as folder:
-        encoder = _load(config)
+        encoder = _load(config, data)
         objective = Finetune(config, encoder)
         feed = TrainingFeed(
             data,
@@ -179,10 +179,16 @@ def _fit(config: TrainConfig, data: TrainingData, output: Output, device: torch.
     return manifest
 
 
-def _load(config: TrainConfig) -> Encoder:
+def _load(config: TrainConfig, data: TrainingData) -> Encoder:
+    """The encoder that training starts from: a model that exists, or a random one with a vocabulary of this corpus."""
     from retrievo.models.encoder import Encoder
+    from retrievo.models.scratch import scratch_folder, scratch_size
 
-    return Encoder.load(config.model, config.revision, **{name: getattr(config, name) for name in _OF_THE_MODEL})
+    options = {name: getattr(config, name) for name in _OF_THE_MODEL}
+    if scratch_size(config.model) is None:
+        return Encoder.load(config.model, config.revision, **options)
+    options["pooling"] = config.pooling or "cls"
+    return Encoder.load(scratch_folder(config.model, data.corpus, config.seed), **options)
 
 
 def _steps(config: TrainConfig, batches_per_epoch: int) -> int:

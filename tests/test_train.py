@@ -165,6 +165,28 @@ def test_the_same_command_gives_the_same_bytes(
     assert weights(tmp_path / "a") == weights(tmp_path / "b")
 
 
+def test_a_model_can_start_from_nothing(toy_dataset: Path, tmp_path: Path, retrievo: Callable) -> None:
+    arguments = [
+        "train",
+        "--model",
+        "scratch:tiny",
+        *tables(toy_dataset),
+        "--output",
+        tmp_path / "out",
+        "--max-steps",
+        2,
+    ]
+    outcome = retrievo(*arguments, "--batch-size", 8)
+    assert outcome.code == 0, outcome.err
+    manifest = Manifest.read(tmp_path / "out", "model")
+    assert manifest.config["model"] == "scratch:tiny"
+    assert manifest.stats["dim"] == 128
+    unknown = retrievo(
+        *[str(argument).replace("tiny", "tinny") for argument in arguments[:-4]], "--output", tmp_path / "no"
+    )
+    assert "did you mean 'scratch:tiny'?" in unknown.err
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [

@@ -1,0 +1,182 @@
+"""Fusion: several runs of the same queries become one.
+
+The table of names is standard library only, so that the command line can list it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+from retrievo.support.errors import RetrievoError, UsageError, did_you_mean
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pyarrow as pa
+
+RRF_K = 60  # as in the paper
+
+
+class Ranking(NamedTuple):
+    """One run as flat columns [n] in the order of the ordering rule; a query is known by its number."""
+
+    query: np.ndarray  # int64, ascending
+    rank: np.ndarray  # int32, from 1 within the query
+    score: np.ndarray  # float32
+    queries: int  # Q: numbers of all runs, with results here or not
+
+
+class Shares(NamedTuple):
+    """What a run says of the documents that it has, and what of the others."""
+
+    present: np.ndarray  # float64 [n]
+    absent: np.ndarray  # float64 [Q]
+
+
+def reciprocal_ranks(run: Ranking) -> Shares:
+    """1 / (k + rank) with k = 60, 0 for documents that the run lacks (Cormack, Clarke & Buettcher 2009, RRFscore)."""
+    import numpy as np
+
+    return Shares(1 / (RRF_K + run.rank.astype(np.float64)), np.zeros(run.queries))
+
+
+def z_scores(run: Ranking) -> Shares:
+    """(score - mean) / standard deviation over the run's documents of a query; 0 where all of them score the same.
+
+    A document that the run lacks gets the lowest value of the query: it scored no higher than the last one found.
+    """
+    import numpy as np
+
+    score, first = run.score.astype(np.float64), np.flatnonzero(run.rank == 1)
+    last = np.append(first[1:], len(score)) - 1 if len(first) else first
+    size = np.maximum(np.bincount(run.query, minlength=run.queries), 1)
+    mean = np.bincount(run.query, score, run.queries) / size
+    centred = score - mean[run.query]
+    deviation = np.sqrt(np.bincount(run.query, centred**2, run.queries) / size)
+    deviation[run.query[first[score[first] == score[last]]]] = np.inf  # the mean may be off by a rounding
+    normalized = centred / deviation[run.query]
+    lowest = np.zeros(run.queries)
+    lowest[run.query[last]] = normalized[last]
+    return Shares(normalized, lowest)
+
+
+@dataclass(frozen=True)
+class Fusion:
+    """One way to fuse: what each run says of a document; this is weighted and summed over the runs."""
+
+    help: str
+    shares: Callable[[Ranking], Shares]
+
+
+FUSIONS = {
+    "rrf": Fusion("sum of 1 / (60 + rank)", reciprocal_ranks),
+    "zscore": Fusion("sum of scores, each run's normalized to mean 0 and deviation 1 within a query", z_scores),
+}
+
+
+def fuse(
+    method: str,
+    runs: Sequence[pa.Table],
+    weights: Sequence[float] | None = None,
+    *,
+    queries: pa.ChunkedArray | None = None,
+    depth: int | None = None,
+) -> pa.Table:
+    """One run of all documents that any run has: score = sum_r w_r share_r(document), rounded once to float32.
+
+    The scores do not depend on the order of the runs where their weights are equal. Ranks that a run carries are not
+    looked at; the ordering rule gives them.
+
+    runs:    tables with columns query_id, doc_id and score.
+    weights: one for each run, more than 0; default 1 each.
+    queries: ids of all queries, whose order the result has; default: as they come in the first run, then in the next.
+    depth:   most documents of a query in the result; default all.
+
+    Returns a table with the columns of a run.
+
+    Raises: UsageError for a method that is not in `FUSIONS`; RetrievoError for weights that do not fit, a query that
+    is not in `queries`, a document that a run has twice for a query, and a score that is not finite.
+    """
+    import numpy as np
+    import pyarrow as pa
+
+    if method not in FUSIONS:
+        raise UsageError("fusion", f"found '{method}'", None, did_you_mean(method, FUSIONS))
+    weights = _checked_weights(weights, len(runs))
+    numbers, query_ids = _numbered([run["query_id"] for run in runs], queries)
+    documents, doc_ids = _numbered([run["doc_id"] for run in runs])
+    keys = [number * len(doc_ids) + document for number, document in zip(numbers, documents, strict=True)]
+    pairs = np.unique(np.concatenate(keys))  # [P] of a query and a document
+    query, document = np.divmod(pairs, max(1, len(doc_ids)))
+    shares = np.empty((len(runs), len(pairs)))  # [R, P]
+    for row, (run, number) in enumerate(zip(runs, numbers, strict=True)):
+        ranking, order = _ranking(run, number, len(query_ids), f"run {row + 1}")
+        present, absent = FUSIONS[method].shares(ranking)
+        shares[row] = absent[query] * weights[row]
+        shares[row, np.searchsorted(pairs, keys[row][order])] = present * weights[row]
+    score = np.sort(shares, axis=0).sum(axis=0)  # sorted, since the last bits of a sum depend on the order of its terms
+    return _run_table(query_ids, query, doc_ids.take(pa.array(document)), score.astype(np.float32), depth)
+
+
+def _checked_weights(weights: Sequence[float] | None, runs: int) -> Sequence[float]:
+    if not runs:
+        raise RetrievoError("fusion", "no runs", "at least one")
+    if weights is not None and (len(weights) != runs or not all(0 < weight < math.inf for weight in weights)):
+        found = ", ".join(f"{weight:g}" for weight in weights)
+        raise RetrievoError("weights", f"found {found or 'none'}", f"{runs} numbers above 0, one for each run")
+    return weights or [1.0] * runs
+
+
+def _numbered(
+    columns: Sequence[pa.ChunkedArray], known: pa.ChunkedArray | None = None
+) -> tuple[list[np.ndarray], pa.LargeStringArray]:
+    """The number of each id, int64 [n] for each column, and the ids by number: those known, else as they come.
+
+    Raises: RetrievoError for an id that is not among those known.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    from retrievo.data.ordering import flat_strings
+
+    flat = [flat_strings(column) for column in columns]
+    ids = pa.concat_arrays(flat).unique() if known is None else flat_strings(known)
+    places = [pc.index_in(column, ids) for column in flat]
+    for row, (column, place) in enumerate(zip(flat, places, strict=True)):
+        if place.null_count:
+            stranger = column.filter(place.is_null())[0].as_py()
+            raise RetrievoError(f"run {row + 1}", f"has a query '{stranger}' that is not in the table of queries")
+    return [place.to_numpy().astype("int64") for place in places], ids
+
+
+def _ranking(run: pa.Table, numbers: np.ndarray, queries: int, where: str) -> tuple[Ranking, np.ndarray]:
+    """A run in order, and the permutation that puts it so."""
+    from retrievo.data.ordering import ranked, ranks, repeated
+
+    if twice := repeated(numbers, run["doc_id"]):
+        query_id, doc_id = (run[name][twice[0]].as_py() for name in ("query_id", "doc_id"))
+        found = f"has document '{doc_id}' twice for query '{query_id}'"
+        raise RetrievoError(where, found, "each document once for a query")
+    score = run["score"].to_numpy().astype("float32")
+    order = ranked(numbers, score, run["doc_id"])
+    return Ranking(numbers[order], ranks(numbers[order]), score[order], queries), order
+
+
+def _run_table(
+    query_ids: pa.Array, query: np.ndarray, doc_id: pa.Array, score: np.ndarray, depth: int | None
+) -> pa.Table:
+    """A run in order, at most `depth` documents of each query."""
+    import numpy as np
+    import pyarrow as pa
+
+    from retrievo.data.ordering import ranked, ranks
+    from retrievo.data.tables import RUN
+
+    order = ranked(query, score, doc_id)
+    rank = ranks(query[order])
+    kept = np.flatnonzero(rank <= (len(rank) if depth is None else depth))
+    order = order[kept]
+    columns = [query_ids.take(pa.array(query[order])), doc_id.take(pa.array(order)), score[order], rank[kept]]
+    return pa.table(columns, names=RUN.arrow.names).cast(RUN.arrow)
