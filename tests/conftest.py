@@ -93,32 +93,39 @@ class KillHarness:
     ) -> int:
         """Returns how many of the runs were really killed before they ended."""
         reference = self.folder / "reference" / output
-        took = self._run(command(reference), None)
+        took = run_process(command(reference))
+        assert took is not None
         rng = random.Random(seed)
         kills = 0
         for moment in range(moments):
             other = self.folder / f"moment-{moment}" / output
-            kills += self._run(command(other), rng.uniform(0.02, took)) is None
+            kills += run_process(command(other), rng.uniform(0.02, took)) is None
             assert_absent_unfinished_or_whole(other)
-            assert self._run(command(other), None) is not None
+            assert run_process(command(other)) is not None
             (same or assert_same_data)(reference, other)
             assert not other.with_name(other.name + ".partial").exists(), "the finished run left its work folder behind"
         return kills
 
-    def _run(self, command: list[str], kill_after: float | None) -> float | None:
-        """Seconds that the command took, or None where it was killed."""
-        start = time.monotonic()
-        process = subprocess.Popen(
-            [sys.executable, "-m", "retrievo", *command], cwd=CHECKOUT, stderr=subprocess.PIPE, start_new_session=True
-        )
-        try:
-            _, error = process.communicate(timeout=kill_after)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.communicate()
-            return None
-        assert process.returncode == 0, error.decode()
-        return time.monotonic() - start
+
+def run_process(arguments: list[str], kill_after: float | None = None, processes: int = 1) -> float | None:
+    """Seconds that `retrievo ...` took in a process of its own (several under torchrun); None where it was killed."""
+    launcher = ["-m", "torch.distributed.run", "--nproc-per-node", str(processes)] if processes > 1 else []
+    start = time.monotonic()
+    command = [sys.executable, *launcher, "-m", "retrievo", *arguments]
+    process = subprocess.Popen(command, cwd=CHECKOUT, stderr=subprocess.PIPE, start_new_session=True)
+    try:
+        _, error = process.communicate(timeout=kill_after)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        return None
+    assert process.returncode == 0, error.decode()
+    return time.monotonic() - start
+
+
+@pytest.fixture
+def process() -> Callable[..., float | None]:
+    return run_process
 
 
 def assert_absent_unfinished_or_whole(output: Path) -> None:

@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-import signal
-import subprocess
-import sys
-import time
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +15,6 @@ import pytest
 from retrievo.data.qrels import Qrels
 from retrievo.support.artifact import Manifest
 
-CHECKOUT = Path(__file__).resolve().parent.parent
 FLAGS = [
     "--batch-size",
     16,
@@ -206,52 +201,38 @@ def test_wrong_options_are_named(
     assert not (tmp_path / "out" / "manifest.json").exists()
 
 
-def run(arguments: list[str], processes: int = 1, kill_after: float | None = None) -> float | None:
-    """Seconds a command took with this many processes; None where it was killed."""
-    launcher = ["-m", "torch.distributed.run", "--nproc-per-node", str(processes)] if processes > 1 else []
-    command = [sys.executable, *launcher, "-m", "retrievo", *arguments]
-    begun = time.monotonic()
-    process = subprocess.Popen(command, cwd=CHECKOUT, stderr=subprocess.PIPE, start_new_session=True)
-    try:
-        _, error = process.communicate(timeout=kill_after)
-    except subprocess.TimeoutExpired:
-        import os
-
-        os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
-        return None
-    assert process.returncode == 0, error.decode()
-    return time.monotonic() - begun
-
-
 @pytest.mark.slow
 def test_killed_at_any_moment_and_run_again_training_ends_in_the_same_bytes(
-    tiny_model: Path, toy_dataset: Path, tmp_path: Path
+    tiny_model: Path, toy_dataset: Path, tmp_path: Path, process: Callable
 ) -> None:
     flags = ("--max-steps", 20, "--save-every", 3)
-    took = run(start(tiny_model, toy_dataset, tmp_path / "whole", *flags))
+    took = process(start(tiny_model, toy_dataset, tmp_path / "whole", *flags))
     assert took is not None
     rng, kills = random.Random(0), 0
     for moment in range(6):
         output = tmp_path / f"killed-{moment}"
-        kills += run(start(tiny_model, toy_dataset, output, *flags), kill_after=rng.uniform(0.6, 0.98) * took) is None
-        run(start(tiny_model, toy_dataset, output, *flags))
+        kills += (
+            process(start(tiny_model, toy_dataset, output, *flags), kill_after=rng.uniform(0.6, 0.98) * took) is None
+        )
+        process(start(tiny_model, toy_dataset, output, *flags))
         assert weights(output) == weights(tmp_path / "whole")
         assert losses(output) == losses(tmp_path / "whole")
     assert kills >= 3
 
 
 @pytest.mark.slow
-def test_two_processes_log_the_losses_of_one(tiny_model: Path, toy_dataset: Path, tmp_path: Path) -> None:
+def test_two_processes_log_the_losses_of_one(
+    tiny_model: Path, toy_dataset: Path, tmp_path: Path, process: Callable
+) -> None:
     flags = ("--max-steps", 12, "--batch-size", 15)  # uneven: 8 and 7 queries
-    run(start(tiny_model, toy_dataset, tmp_path / "one", *flags))
-    run(start(tiny_model, toy_dataset, tmp_path / "two", *flags), processes=2)
+    process(start(tiny_model, toy_dataset, tmp_path / "one", *flags))
+    process(start(tiny_model, toy_dataset, tmp_path / "two", *flags), processes=2)
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-5)
 
 
 @pytest.mark.slow
 def test_encode_killed_and_resumed_with_other_processes_ends_in_the_same_bytes(
-    tiny_model: Path, tmp_path: Path, toy_dataset: Path
+    tiny_model: Path, tmp_path: Path, toy_dataset: Path, process: Callable
 ) -> None:
     import pyarrow as pa
 
@@ -261,13 +242,13 @@ def test_encode_killed_and_resumed_with_other_processes_ends_in_the_same_bytes(
     def encode(output: Path) -> list[str]:
         return list(map(str, ["encode", "--model", tiny_model, "--corpus", tmp_path, "--output", output]))
 
-    took = run(encode(tmp_path / "whole"))
+    took = process(encode(tmp_path / "whole"))
     assert took is not None
     rng, kills = random.Random(0), 0
     for moment, (first, then) in enumerate([(1, 2), (2, 1), (1, 1), (2, 2)]):
         output = tmp_path / f"killed-{moment}"
-        kills += run(encode(output), first, kill_after=rng.uniform(0.6, 0.95) * took) is None
-        run(encode(output), then)
+        kills += process(encode(output), processes=first, kill_after=rng.uniform(0.6, 0.95) * took) is None
+        process(encode(output), processes=then)
         for shard in sorted((tmp_path / "whole").glob("*.arrow")):
             assert (output / shard.name).read_bytes() == shard.read_bytes()
     assert kills >= 2
