@@ -105,11 +105,11 @@ def table_files(path: Path, noun: str) -> list[Path]:
 
 
 def _default_split(folder: Path) -> list[Path]:
-    """Of a dataset folder's qrels: test, else dev."""
-    for split in ("test", "dev"):
-        if (folder / f"{split}.parquet").is_file():
-            return [folder / f"{split}.parquet"]
-    raise RetrievoError(folder, "has neither test.parquet nor dev.parquet", None, "name the qrels file")
+    """Of a dataset folder's qrels: test, else dev (MS MARCO's `dev.small` too)."""
+    found = [path for split in ("test", "dev") for path in sorted(folder.glob(f"{split}*.parquet"))]
+    if not found:
+        raise RetrievoError(folder, "has neither test.parquet nor dev.parquet", None, "name the qrels file")
+    return found[:1]
 
 
 class Table:

@@ -302,13 +302,17 @@ def test_judgements_that_do_not_fit_are_named(text: str, words: str, tmp_path: P
 
 def test_settings_name_the_tables_that_are_there_and_test_before_dev() -> None:
     tables = {"corpus.parquet", "queries.parquet", "qrels/train.parquet", "qrels/dev.parquet", "qrels/test.parquet"}
+    training = {"corpus": "corpus.parquet", "queries": "queries.parquet", "qrels": "qrels/train.parquet"}
     assert tomllib.loads(settings_text(tables)) == {
+        "train": training,
+        "mine-negatives": training,
         "index": {"corpus": "corpus.parquet"},
         "search": {"queries": "queries.parquet"},
         "evaluate": {"qrels": "qrels/test.parquet"},
     }
     assert tomllib.loads(settings_text(tables - {"qrels/test.parquet"}))["evaluate"] == {"qrels": "qrels/dev.parquet"}
     assert "evaluate" not in tomllib.loads(settings_text({"qrels/train.parquet"}))
+    assert "train" not in tomllib.loads(settings_text(tables - {"qrels/train.parquet"}))
 
 
 # -- ids and negatives in flat memory ----------------------------------------------------------------------------------

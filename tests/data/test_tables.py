@@ -50,6 +50,8 @@ def test_a_folder_and_a_glob_are_one_table_in_the_order_of_names(tmp_path: Path)
 def test_a_dataset_folder_stands_for_the_noun_that_is_asked(tmp_path: Path) -> None:
     write(tmp_path / "corpus.parquet", id=["1"], text=["x"])
     write(tmp_path / "queries.parquet", id=["q"], text=["x"])
+    write(tmp_path / "qrels" / "dev.small.parquet", query_id=["q"], doc_id=["1"], relevance=[1])
+    assert Table(tmp_path, QRELS).files == [tmp_path / "qrels" / "dev.small.parquet"]
     write(tmp_path / "qrels" / "dev.parquet", query_id=["q"], doc_id=["1"], relevance=[1])
     assert len(Corpus(tmp_path)) == 1
     assert Queries(tmp_path).texts == ["x"]

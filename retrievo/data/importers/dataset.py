@@ -270,7 +270,11 @@ def settings_text(files: set[str]) -> str:
     """
     splits = sorted(name for name in files if name.startswith("qrels/"))
     chosen = [name for wanted in ("qrels/test", "qrels/dev") for name in splits if name.startswith(wanted)]
+    training = {"corpus": "corpus.parquet", "queries": "queries.parquet", "qrels": "qrels/train.parquet"}
+    trains = files.issuperset(training.values())
     sections = {
+        "train": training if trains else {},
+        "mine-negatives": training if trains else {},
         "index": {"corpus": "corpus.parquet"} if "corpus.parquet" in files else {},
         "search": {"queries": "queries.parquet"} if "queries.parquet" in files else {},
         "evaluate": {"qrels": chosen[0]} if chosen else {},
