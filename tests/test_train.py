@@ -151,6 +151,26 @@ def test_the_model_opens_in_sentence_transformers_with_the_same_vectors(two_roun
     np.testing.assert_allclose(theirs, ours, atol=1e-5)
 
 
+def test_a_typed_question_over_vectors_finds_its_model_and_texts_through_the_manifests(
+    two_rounds: Path, toy_dataset: Path, tmp_path: Path, retrievo: Callable
+) -> None:
+    made = retrievo(
+        "encode", "--model", two_rounds / "stage-2", "--corpus", toy_dataset, "--output", tmp_path / "vectors"
+    )
+    assert made.code == 0, made.err
+    assert retrievo("index", "--embeddings", tmp_path / "vectors", "--output", tmp_path / "index").code == 0
+    question = pq.read_table(toy_dataset / "queries.parquet")["text"][0].as_py()
+    answers = [
+        retrievo("search", question, "--index", tmp_path / name, "--depth", 5, "--json")
+        for name in ("vectors", "index")
+    ]
+    hits = [json.loads(answer.out)["hits"] for answer in answers]
+    assert hits[0] == hits[1]
+    assert [hit["rank"] for hit in hits[0]] == [1, 2, 3, 4, 5]
+    assert hits[0][0]["title"] == "data"
+    assert any(word in hit["snippet"] for hit in hits[0] for word in question.split())
+
+
 def test_the_same_command_gives_the_same_bytes(
     tiny_model: Path, toy_dataset: Path, tmp_path: Path, retrievo: Callable
 ) -> None:
