@@ -143,7 +143,7 @@ def _record(
         "learning_rate": rate,
         "tokens": tokens,
         "padding": 1 - tokens / padded,
-        "pairs_per_second": values["pairs"] / seconds,
+        **{f"{name}_per_second": values[name] / seconds for name in ("pairs", "documents") if name in values},
         "tokens_per_second": tokens / seconds,
         "seconds": seconds,
         "seconds_waiting_for_data": waited,

@@ -9,6 +9,8 @@ from retrievo.learning.losses import LOSSES
 from retrievo.support.errors import UsageError
 from retrievo.support.options import Options, option
 
+_WITH_HEAD = {"objective": ("condenser", "cocondenser")}
+
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneConfig(Options):
@@ -26,6 +28,38 @@ class FinetuneConfig(Options):
             raise UsageError("--loss-weight", found, "one for each --loss")
 
 
+@dataclass(frozen=True, kw_only=True)
+class MlmConfig(Options):
+    """Masked language modelling of spans of documents."""
+
+    max_length: int = option("Tokens of a span, special tokens included.", default=128, minimum=10)
+    sentence_boundaries: bool = option("Let spans begin and end with a sentence, where one does.", default=False)
+    mask_probability: float = option("Share of the tokens of a span to predict.", default=0.15, above=0, maximum=1)
+    whole_word: bool = option("Mask all pieces of a word or none.", default=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CondenserConfig(MlmConfig):
+    """Masked language modelling through a Condenser head."""
+
+    early_layer: int | None = option(
+        "Layer whose tokens the head sees; 0 = embeddings.",
+        default=None,
+        minimum=0,
+        hidden_default="as the model's head, else half of the layers",
+        only=_WITH_HEAD,
+    )
+    head_layers: int | None = option(
+        "Layers of the head.", default=None, minimum=1, hidden_default="as the model's head, else 2", only=_WITH_HEAD
+    )
+    late_mlm: bool = option("Predict masked tokens from the last layer too.", default=True, only=_WITH_HEAD)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CoCondenserConfig(CondenserConfig):
+    """Condenser, and spans of one document drawn together, those of others apart."""
+
+
 class Choice(NamedTuple):
     """The options of an objective, and where its class lies."""
 
@@ -34,5 +68,8 @@ class Choice(NamedTuple):
 
 
 OBJECTIVES = {
+    "mlm": Choice(MlmConfig, "retrievo.objectives.pretraining:MaskedLanguageModel"),
+    "condenser": Choice(CondenserConfig, "retrievo.objectives.pretraining:Condenser"),
+    "cocondenser": Choice(CoCondenserConfig, "retrievo.objectives.pretraining:CoCondenser"),
     "finetune": Choice(FinetuneConfig, "retrievo.objectives.finetune:Finetune"),
 }

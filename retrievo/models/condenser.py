@@ -1,0 +1,182 @@
+"""What pre-training trains: a backbone with its masked-language-model head, and the Condenser head beside it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from retrievo.models import opening
+from retrievo.models.encoder import Encoder
+from retrievo.models.saving import write_folder
+from retrievo.models.spec import EncoderSpec
+from retrievo.support import console
+from retrievo.support.errors import RetrievoError
+from retrievo.support.files import atomic_path
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+HEAD_FILE = "condenser_head.safetensors"
+HEAD_LAYERS = 2  # the paper's head
+# type of the backbone -> attribute of its masked language model that turns token vectors [..., D] into logits [..., V]
+MLM_HEADS = {"bert": "cls", "roberta": "lm_head", "xlm-roberta": "lm_head", "camembert": "lm_head"}
+
+
+class CondenserHead(nn.Module):
+    """Transformer layers that see the late [CLS] and early tokens: [h_cls^cd; h^cd] = Head([h_cls^late; h^early]).
+
+    coCondenser (Gao & Callan 2022), eq. 4; Condenser (Gao & Callan 2021). What the late layers learn can reach the
+    head's tokens through [CLS] only. The layers are new ones of the backbone's own class, drawn as its own were.
+
+    backbone: gives class and configuration; it is no part of the head. layers: how many, 2 in the paper.
+    early_layer: whose output the tokens come from, 1 ... number of layers, 0 = embeddings; None = half of them.
+
+    Raises: RetrievoError for a layer that the backbone does not have.
+    """
+
+    def __init__(self, backbone: PreTrainedModel, layers: int = HEAD_LAYERS, early_layer: int | None = None):
+        super().__init__()
+        self.config = backbone.config
+        depth = self.config.num_hidden_layers
+        self.early_layer = depth // 2 if early_layer is None else early_layer
+        if not 0 <= self.early_layer <= depth:
+            raise RetrievoError("--early-layer", f"found {self.early_layer}", f"0 to {depth} for this backbone")
+        layer_class: type[nn.Module] = type(backbone.get_submodule("encoder.layer.0"))
+        with _seeded():
+            self.layers = nn.ModuleList(layer_class(self.config) for _ in range(layers))
+            self.layers.apply(backbone._init_weights)
+
+    def forward(self, early: Tensor, late: Tensor, attention_mask: Tensor) -> Tensor:
+        """Token vectors [n, L, D] out of those of the early and of the last layer [n, L, D]; mask [n, L]."""
+        from transformers.masking_utils import create_bidirectional_mask
+
+        hidden = torch.cat([late[:, :1], early[:, 1:]], dim=1)
+        mask = create_bidirectional_mask(self.config, hidden, attention_mask)
+        for layer in self.layers:
+            hidden = layer(hidden, mask)
+        return hidden
+
+    def save(self, path: Path) -> None:
+        """Writes the layers as `0. ...`, `1. ...` and the early layer into one safetensors file."""
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.layers.state_dict().items()}
+        with atomic_path(path) as temporary:
+            temporary.write_bytes(save(tensors, {"early_layer": json.dumps(self.early_layer)}))
+
+    @classmethod
+    def load(cls, path: Path, backbone: PreTrainedModel, early_layer: int | None = None) -> CondenserHead:
+        """Reads a head; `early_layer` is for files that do not say it.
+
+        Raises: RetrievoError for a file that holds no head of this backbone.
+        """
+        with safe_open(path, "pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            told = (file.metadata() or {}).get("early_layer")
+        head = cls(backbone, len({name.split(".")[0] for name in tensors}), json.loads(told) if told else early_layer)
+        own = head.layers.state_dict()
+        if {name: tensor.shape for name, tensor in own.items()} != {
+            name: value.shape for name, value in tensors.items()
+        }:
+            raise RetrievoError(path, "a head of another backbone", f"layers of this {backbone.config.model_type}")
+        head.layers.load_state_dict(tensors)
+        return head
+
+
+class MaskedEncoder(Encoder):
+    """A tied encoder that keeps the masked-language-model head of its backbone, and a Condenser head where it has one.
+
+    language_model: the masked language model of transformers whose backbone the encoder uses; see `MLM_HEADS`.
+    Raises: RetrievoError for another type of backbone.
+    """
+
+    def __init__(
+        self,
+        language_model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        spec: EncoderSpec,
+        condenser: CondenserHead | None = None,
+    ):
+        _check_type(language_model.config.model_type)
+        super().__init__(cast("PreTrainedModel", language_model.base_model), tokenizer, spec)
+        self.language_model = language_model.float()
+        self.condenser = condenser
+
+    @property
+    def mlm_head(self) -> nn.Module:
+        """Token vectors [..., D] to logits over the vocabulary [..., V]."""
+        head: nn.Module = getattr(self.language_model, MLM_HEADS[self.language_model.config.model_type])
+        return head
+
+    @classmethod
+    def load(
+        cls,
+        name: str | Path,
+        revision: str | None = None,
+        notify: Callable[[str], None] = console.warn,
+        **overrides: Any,
+    ) -> MaskedEncoder:
+        """Opens a model as `Encoder.load` does, with the heads that its folder holds; a missing MLM head starts fresh.
+
+        Raises: RetrievoError for what `Encoder.load` refuses, untied encoders, and backbones that are not of a type in
+        `MLM_HEADS`.
+        """
+        plain = Encoder.load(name, revision, notify, **overrides)
+        if not plain.spec.tied:
+            raise RetrievoError(str(name), "an encoder each for queries and documents", "one for both to pre-train")
+        _check_type(plain.backbone.config.model_type)
+        folder = opening.read_folder(opening.locate(str(name), revision), str(name)).backbones["document"]
+        encoder = cls(_open_language_model(folder, str(name), notify), plain.tokenizer, plain.spec)
+        if (folder / HEAD_FILE).is_file():
+            encoder.condenser = CondenserHead.load(folder / HEAD_FILE, encoder.backbone)
+        return encoder
+
+    def save(self, folder: str | Path, facts: Mapping[str, object] | None = None) -> None:
+        """Writes the folder of an encoder whose checkpoint is a masked language model, with its Condenser head.
+
+        transformers opens it as AutoModel and as AutoModelForMaskedLM; `Encoder.load` drops both heads.
+        """
+        path = Path(folder) / HEAD_FILE
+        if self.condenser is None:
+            path.unlink(missing_ok=True)
+        else:
+            self.condenser.save(path)
+        write_folder(Path(folder), self.spec, {"document": self.language_model}, self.tokenizer, facts or {})
+
+
+def _check_type(model_type: str) -> None:
+    if model_type not in MLM_HEADS:
+        found = f"a backbone of type {model_type}"
+        raise RetrievoError("--model", found, f"one of {', '.join(MLM_HEADS)}, whose heads pre-training knows")
+
+
+def _open_language_model(folder: Path, name: str, notify: Callable[[str], None]) -> PreTrainedModel:
+    """The masked language model of a checkpoint that is known to hold the whole backbone."""
+    from transformers import AutoModelForMaskedLM
+
+    with opening.quiet(), _seeded():
+        model, info = AutoModelForMaskedLM.from_pretrained(
+            folder,
+            dtype=torch.float32,
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+    if info["missing_keys"]:
+        notify(f"{name}: has no masked-language-model head; it starts from a fresh one")
+    return model
+
+
+@contextlib.contextmanager
+def _seeded() -> Iterator[None]:
+    """The same fresh weights every time, and the caller's random state left alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)
+        yield

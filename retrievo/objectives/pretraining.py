@@ -1,0 +1,301 @@
+"""Pre-training on bare documents: masked language modelling, Condenser and coCondenser."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from retrievo.data.sampling import random_keys
+from retrievo.learning.batch import Batch, Chunk, Rows, Stats
+from retrievo.learning.distributed import gather_counts, gather_rows, rank
+from retrievo.models.condenser import HEAD_LAYERS, CondenserHead, MaskedEncoder
+from retrievo.models.encoder import position_limit
+from retrievo.models.tokens import Tokenization
+from retrievo.objectives.choices import CoCondenserConfig, CondenserConfig, MlmConfig
+from retrievo.objectives.masking import IGNORED, Vocabulary
+from retrievo.objectives.objective import Objective
+from retrievo.objectives.views import LEAST_SPAN, cut_pairs, cut_windows, gather, whole_sentences
+from retrievo.support import console
+from retrievo.support.errors import RetrievoError
+
+SPAN = "span"  # the named set of every objective here
+_CUT, _MASK = range(2)  # one stream of random numbers for each purpose
+_TILE = 1 << 21  # scores worked out at once (8 MiB), so that memory does not grow with the square of the batch
+
+
+class Document(NamedTuple):
+    """What a collator makes spans of."""
+
+    tokens: np.ndarray  # [n] token ids without the tokenizer's frame ([CLS] ... [SEP])
+    key: np.uint64  # what its spans and masks are drawn from
+
+
+@dataclass(frozen=True)
+class SpanCollator:
+    """Documents into a Batch of masked spans; cut first, then masked. A pure function of tokens and keys.
+
+    pairs:          two spans of each document, 2i and 2i + 1 from document i, instead of one.
+    longest:        most tokens of a span, without the frame.
+    before, after:  the tokenizer's frame.
+    Labels are `IGNORED` where nothing is to be predicted. Counts: `documents`, `spans`, and `masked` tokens.
+    """
+
+    vocabulary: Vocabulary
+    pairs: bool
+    longest: int
+    probability: float
+    sentences: bool
+    before: tuple[int, ...]
+    after: tuple[int, ...]
+    pad_id: int
+
+    @property
+    def spans(self) -> int:
+        """Spans of each document."""
+        return 2 if self.pairs else 1
+
+    @property
+    def least_tokens(self) -> int:
+        """Tokens that a document needs."""
+        return self.spans * LEAST_SPAN
+
+    def __call__(self, items: Sequence[Document]) -> Batch:
+        keys = np.array([item.key for item in items], np.uint64)
+        tokens, offsets = self._cut([item.tokens for item in items], random_keys(_CUT, keys))
+        spans = np.tile(np.arange(self.spans), len(items))
+        seeds = random_keys(_MASK, keys.repeat(self.spans), spans)
+        seen, labels = self.vocabulary.mask(tokens, offsets, seeds, self.probability)
+        nothing = [IGNORED] * len(self.before), [IGNORED] * len(self.after)
+        return Batch(
+            rows={SPAN: _framed(seen, offsets, self.before, self.after)},
+            labels={SPAN: _framed(labels, offsets, *nothing).tokens},
+            counts={"documents": len(items), "spans": len(spans), "masked": int((labels != IGNORED).sum())},
+            pad_ids={SPAN: self.pad_id},
+        )
+
+    def _cut(self, texts: Sequence[np.ndarray], keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Flat tokens and offsets of the spans."""
+        lengths = np.array([len(text) for text in texts], np.int64)
+        spans = (cut_pairs if self.pairs else cut_windows)(lengths, self.longest, keys)
+        tokens, offsets = gather(texts, spans)
+        if not self.sentences:
+            return tokens, offsets
+        closing = spans.starts + spans.lengths[:, None] == lengths[:, None]
+        sentence = self.vocabulary.sentence
+        kept = whole_sentences(tokens, offsets, sentence, spans.starts.ravel() == 0, closing.ravel())
+        return tokens[kept], np.concatenate([[0], np.cumsum(kept)])[offsets]
+
+
+def _framed(flat: np.ndarray, offsets: np.ndarray, before: Sequence[int], after: Sequence[int]) -> Rows:
+    """Rows with the same tokens before and after each."""
+    more = len(before) + len(after)
+    place = offsets + more * np.arange(len(offsets))
+    framed = np.empty(place[-1], np.int64)
+    framed[np.arange(len(flat)) + np.repeat(place[:-1] + len(before) - offsets[:-1], np.diff(offsets))] = flat
+    framed[place[:-1, None] + np.arange(len(before))] = before
+    framed[place[1:, None] - len(after) + np.arange(len(after))] = after
+    return Rows(torch.from_numpy(framed), torch.from_numpy(place))
+
+
+class Hidden(NamedTuple):
+    """What a backbone says of a chunk."""
+
+    rows: Tensor  # [n]
+    attention_mask: Tensor  # [n, L]
+    early: Tensor  # [n, L, D] what a Condenser head reads; the same as `late` where there is none
+    late: Tensor  # [n, L, D]
+
+
+class MaskedLanguageModel(Objective):
+    """Cross-entropy of masked tokens given the others (BERT, Devlin et al. 2019): their mean over the global batch.
+
+    Logits over the vocabulary are worked out for masked tokens only.
+    Raises: RetrievoError where a span is longer than the backbone has positions for.
+    """
+
+    Config = MlmConfig
+    pairs = False
+    encoder: MaskedEncoder
+
+    def __init__(self, config: MlmConfig, encoder: MaskedEncoder):
+        super().__init__()
+        self.config, self.encoder = config, encoder
+        most = position_limit(encoder.backbone)
+        if most is not None and config.max_length > most:
+            raise RetrievoError("--max-length", f"found {config.max_length}", f"at most {most} for this backbone")
+        self._set_head()
+
+    def _set_head(self) -> None:
+        self.encoder.condenser = None  # a head that takes no part would no longer fit the backbone
+
+    def collator(self) -> SpanCollator:
+        tokenizer, config = self.encoder.tokenizer, self.config
+        before, after = frame(self.encoder.tokenization("document"))
+        return SpanCollator(
+            vocabulary=Vocabulary.of(tokenizer, config.whole_word),
+            pairs=self.pairs,
+            longest=config.max_length - len(before) - len(after),
+            probability=config.mask_probability,
+            sentences=config.sentence_boundaries,
+            before=before,
+            after=after,
+            pad_id=self.encoder.pad_id,
+        )
+
+    def encode(self, chunk: Chunk) -> tuple[Tensor | None, Hidden]:
+        late = self.encoder.backbone(input_ids=chunk.input_ids, attention_mask=chunk.attention_mask).last_hidden_state
+        return None, Hidden(chunk.rows, chunk.attention_mask, late, late)
+
+    def local_loss(self, rest: Hidden, batch: Batch) -> Tensor:
+        labels = _padded_labels(rest, batch)
+        chosen = labels != IGNORED
+        states = [state[chosen] for state in self.states(rest)]  # of [m, D]
+        logits = self.encoder.mlm_head(torch.cat(states))  # [k m, V]
+        loss = functional.cross_entropy(logits, labels[chosen].repeat(len(states)), reduction="sum")
+        return loss / max(1, batch.counts["masked"])
+
+    def states(self, hidden: Hidden) -> list[Tensor]:
+        """The token vectors [n, L, D] that masked tokens are predicted from; each has its loss, of equal weight."""
+        return [hidden.late]
+
+
+def _padded_labels(hidden: Hidden, batch: Batch) -> Tensor:
+    """The labels of a chunk [n, L]."""
+    flat, mask = batch.labels[SPAN], hidden.attention_mask
+    starts = batch.rows[SPAN].offsets.to(flat.device)[hidden.rows]
+    place = starts[:, None] + torch.arange(mask.shape[1], device=flat.device)
+    return flat[place.where(mask.bool(), 0)].where(mask.bool(), IGNORED)
+
+
+def frame(tokenization: Tokenization) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The special tokens that stand before and after a text."""
+    bare, framed = (
+        dataclasses.replace(tokenization, special_tokens=special, max_length=None).tokenize(["a"]).tokens.tolist()
+        for special in (False, True)
+    )
+    before = next(i for i in range(len(framed)) if framed[i : i + len(bare)] == bare)
+    return tuple(framed[:before]), tuple(framed[before + len(bare) :])
+
+
+class Condenser(MaskedLanguageModel):
+    """Masked language modelling through a head that sees the late [CLS] and early tokens (coCondenser, eq. 1-5).
+
+    With `late_mlm` the backbone's own masked language modelling is added, unweighted, as in the published recipe.
+    The mean over the masked tokens of the global batch, as the reference takes it; eq. 5 is written as a sum, which
+    would weigh it some 19 times against the contrast at 128 tokens.
+
+    A head of the encoder goes on; where it has none, a fresh one is put there.
+    Raises: RetrievoError for a layer that the backbone does not have, options that contradict the head of the encoder,
+    and a tokenizer that puts nothing before a text.
+    """
+
+    Config = CondenserConfig
+    config: CondenserConfig
+
+    def _set_head(self) -> None:
+        encoder, config = self.encoder, self.config
+        # the vector that is trained here is the late [CLS], compared by inner product (eq. 6)
+        encoder.spec = dataclasses.replace(encoder.spec, pooling="cls", normalize=False, similarity="dot")
+        if not frame(encoder.tokenization("document"))[0]:
+            raise RetrievoError("--model", "a tokenizer that puts nothing before a text", "one that puts [CLS] there")
+        if encoder.condenser is None:
+            layers = config.head_layers or HEAD_LAYERS
+            encoder.condenser = CondenserHead(encoder.backbone, layers, config.early_layer)
+        _check_head(encoder.condenser, config)
+
+    @property
+    def head(self) -> CondenserHead:
+        """The encoder's Condenser head."""
+        assert self.encoder.condenser is not None, "put there when the objective was made"
+        return self.encoder.condenser
+
+    def encode(self, chunk: Chunk) -> tuple[Tensor | None, Hidden]:
+        found = self.encoder.backbone(
+            input_ids=chunk.input_ids, attention_mask=chunk.attention_mask, output_hidden_states=True
+        )
+        early = found.hidden_states[self.head.early_layer]
+        return None, Hidden(chunk.rows, chunk.attention_mask, early, found.last_hidden_state)
+
+    def states(self, hidden: Hidden) -> list[Tensor]:
+        condensed = self.head(hidden.early, hidden.late, hidden.attention_mask)
+        return [condensed, hidden.late] if self.config.late_mlm else [condensed]
+
+
+def _check_head(head: CondenserHead, config: CondenserConfig) -> None:
+    for name, found in (("early_layer", head.early_layer), ("head_layers", len(head.layers))):
+        wanted = getattr(config, name)
+        if wanted not in (None, found):
+            flag = f"--{name.replace('_', '-')}"
+            raise RetrievoError(flag, f"found {wanted}", f"{found}, as the model's head has it", f"leave {flag} out")
+
+
+class CoCondenser(Condenser):
+    """Condenser, with a contrast of late [CLS] vectors: L = L_mlm + L_co, both means (coCondenser, eq. 7).
+
+    Two spans come from each document. Of each, the other one competes with all other spans of the global batch
+    (eq. 6): -log exp<h_ij, h_i'j'> / sum over kl != ij of exp<h_ij, h_kl>, without temperature; the mean over spans.
+    """
+
+    Config = CoCondenserConfig
+    pairs = True
+    vector_names = (SPAN,)
+
+    def _set_head(self) -> None:
+        if self.encoder.condenser is None:
+            console.warn(
+                "the model has no Condenser head: a fresh one harms the backbone; pre-train with the objective "
+                "condenser first"
+            )
+        super()._set_head()
+
+    def encode(self, chunk: Chunk) -> tuple[Tensor, Hidden]:
+        _, hidden = super().encode(chunk)
+        return hidden.late[:, 0], hidden
+
+    def contrast(self, vectors: dict[str, Tensor], batch: Batch) -> tuple[Tensor, Stats]:
+        own = vectors[SPAN]  # [m, D]
+        counts = gather_counts(len(own), own.device)
+        every = gather_rows(own, counts)  # [M, D]
+        columns = sum(counts[: rank()]) + torch.arange(len(own), device=own.device)
+        total, hits = _SpanLoss.apply(own, every, columns)
+        loss = total / batch.counts["spans"]
+        return loss, {"contrastive_loss": loss.detach(), "accuracy": hits / batch.counts["spans"]}
+
+
+class _SpanLoss(torch.autograd.Function):
+    """The sum of -log softmax of each span's partner among all other spans, and how often the partner wins.
+
+    spans [m, D] are the rows `columns` [m] of `every` [M, D]; rows 2i and 2i + 1 are partners. The gradient, softmax -
+    partner, is worked out beside the loss, tile by tile: neither time nor memory for the scores a second time.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, spans: Tensor, every: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
+        loss, hits = spans.new_zeros(()), spans.new_zeros(())
+        gradient, of_every = torch.zeros_like(spans), torch.zeros_like(every)
+        tile = max(1, _TILE // max(1, len(every)))
+        for own, column, part in zip(spans.split(tile), columns.split(tile), gradient.split(tile), strict=True):
+            scores = (own @ every.T).scatter_(1, column[:, None], float("-inf"))  # [t, M]
+            partner = (column ^ 1)[:, None]
+            hits += (scores.argmax(1, keepdim=True) == partner).sum()
+            total = scores.logsumexp(1, keepdim=True)
+            loss += (total - scores.gather(1, partner)).sum()
+            slope = scores.sub_(total).exp_()
+            slope.scatter_add_(1, partner, slope.new_full(partner.shape, -1.0))
+            torch.mm(slope, every, out=part)
+            of_every.addmm_(slope.T, own)
+        ctx.save_for_backward(gradient, of_every)
+        ctx.mark_non_differentiable(hits)
+        return loss, hits
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor, _: Tensor) -> tuple[Tensor, Tensor, None]:
+        gradient, of_every = ctx.saved_tensors
+        return upstream * gradient, upstream * of_every, None

@@ -1,0 +1,80 @@
+"""Views of documents: which parts of a text an objective sees, seeded and at once for many texts (numpy only)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from retrievo.data.sampling import random_keys
+
+LEAST_SPAN = 8  # tokens; shorter spans say too little of their document
+_FIRST, _SECOND = range(2)  # one stream of random numbers for each place
+
+
+class Spans(NamedTuple):
+    """k spans of each of n documents, all spans of a document of one length."""
+
+    starts: np.ndarray  # [n, k]
+    lengths: np.ndarray  # [n]
+
+
+def cut_windows(lengths: np.ndarray, longest: int, keys: np.ndarray) -> Spans:
+    """One span of each document, as long as `longest` allows, its place drawn uniformly.
+
+    lengths: tokens of each document [n]; keys: what the draw comes from [n] uint64.
+    """
+    size = np.minimum(lengths, longest)
+    return Spans(_below(lengths - size + 1, _FIRST, keys)[:, None], size)
+
+
+def cut_pairs(lengths: np.ndarray, longest: int, keys: np.ndarray) -> Spans:
+    """Two spans of each document that share no token: of min(longest, n // 2) tokens, their places drawn uniformly.
+
+    All pairs of places are equally likely, in both orders. (The paper's spans have 128 tokens, from documents of the
+    web; passages are shorter than two of those.)
+    """
+    size = np.minimum(longest, lengths // 2)
+    free = lengths - 2 * size  # tokens outside both spans
+    # two of free + 2 marks in a row: what is left of the lower one, and between them, is free
+    first, second = _below(free + 2, _FIRST, keys), _below(free + 1, _SECOND, keys)
+    second += second >= first
+    lower, upper = np.minimum(first, second), np.maximum(first, second)
+    starts = np.stack([lower, upper - 1 + size], axis=1)
+    return Spans(np.where((first < second)[:, None], starts, starts[:, ::-1]), size)
+
+
+def _below(bounds: np.ndarray, stream: int, keys: np.ndarray) -> np.ndarray:
+    """A number in 0 ... bound - 1 for each document; the bias of the remainder is below n / 2^64."""
+    return (random_keys(stream, keys) % bounds.astype(np.uint64)).astype(np.int64)
+
+
+def gather(texts: Sequence[np.ndarray], spans: Spans) -> tuple[np.ndarray, np.ndarray]:
+    """The tokens of all spans, document after document: flat tokens [T] and offsets [n k + 1]."""
+    pairs = zip(texts, spans.starts.tolist(), spans.lengths.tolist(), strict=True)
+    parts = [text[start : start + size] for text, starts, size in pairs for start in starts]
+    lengths = np.repeat(spans.lengths, spans.starts.shape[1])
+    return np.concatenate([np.empty(0, np.int64), *parts]), np.concatenate([[0], np.cumsum(lengths)])
+
+
+def whole_sentences(
+    tokens: np.ndarray, offsets: np.ndarray, ends: np.ndarray, opening: np.ndarray, closing: np.ndarray
+) -> np.ndarray:
+    """Which tokens stay [T] bool when each span begins and ends with a sentence.
+
+    What comes before the first end of a sentence in the span goes, and what comes after the last one; a span of which
+    fewer than `LEAST_SPAN` tokens would stay stays whole.
+
+    tokens [T], offsets [m + 1]: flat spans. ends: whether a token ends a sentence, by token id [V].
+    opening, closing: whether a span begins or ends with its document, where a sentence does too [m] bool.
+    """
+    rows = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
+    final = np.flatnonzero(ends[tokens])
+    first, last = np.full((2, len(offsets) - 1), -1)  # the ends of sentences before and in what stays
+    last[rows[final]] = final
+    first[rows[final[::-1]]] = final[::-1]
+    first, last = np.where(opening, offsets[:-1] - 1, first), np.where(closing, offsets[1:] - 1, last)
+    position = np.arange(len(tokens))
+    kept = (position > first[rows]) & (position <= last[rows])
+    return kept | (last - first < LEAST_SPAN)[rows]

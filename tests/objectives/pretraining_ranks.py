@@ -1,0 +1,120 @@
+"""Tiny models and documents of pre-training; as a script, what each process of test_pretraining.py does."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+from torch import Tensor
+from transformers import BertConfig, BertForMaskedLM, PreTrainedTokenizerFast, RobertaConfig, RobertaForMaskedLM
+
+from retrievo.data.corpus import Corpus
+from retrievo.engine.step import gradient_step
+from retrievo.learning.distributed import process_group, rank
+from retrievo.models.condenser import MaskedEncoder
+from retrievo.models.spec import EncoderSpec
+from retrievo.objectives.choices import OBJECTIVES
+from retrievo.objectives.pretraining import CoCondenser, Condenser, MaskedLanguageModel
+from retrievo.objectives.pretraining_data import PretrainFeed
+
+SYLLABLES = [consonant + vowel for consonant in "bdfgkm" for vowel in "aeiou"]
+SIZE = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 32}
+CLASSES = {"mlm": MaskedLanguageModel, "condenser": Condenser, "cocondenser": CoCondenser}
+
+
+@functools.cache
+def syllables() -> PreTrainedTokenizerFast:
+    """A WordPiece tokenizer whose words are strings of syllables."""
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    pieces = [*special, ".", *SYLLABLES, *(f"##{syllable}" for syllable in SYLLABLES)]
+    made = Tokenizer(models.WordPiece({piece: index for index, piece in enumerate(pieces)}, unk_token="[UNK]"))
+    made.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    made.post_processor = processors.TemplateProcessing("[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)])
+    names = {f"{name}_token": f"[{name.upper()}]" for name in ("pad", "unk", "cls", "sep", "mask")}
+    return PreTrainedTokenizerFast(tokenizer_object=made, **names)
+
+
+@functools.cache
+def byte_syllables() -> PreTrainedTokenizerFast:
+    """The same for a byte-level BPE as RoBERTa's."""
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    pairs = [(syllable[0], syllable[1]) for syllable in SYLLABLES]
+    merges = [*pairs, *(("Ġ", syllable) for syllable in SYLLABLES)]
+    pieces = ["<s>", "<pad>", "</s>", "<unk>", "<mask>", *letters, *map("".join, merges)]
+    made = Tokenizer(models.BPE({piece: index for index, piece in enumerate(pieces)}, merges))
+    made.pre_tokenizer, made.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    made.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0), add_prefix_space=False)
+    names = {"cls": "<s>", "pad": "<pad>", "sep": "</s>", "unk": "<unk>", "mask": "<mask>"}
+    return PreTrainedTokenizerFast(tokenizer_object=made, **{f"{name}_token": sign for name, sign in names.items()})
+
+
+def model(family: str = "bert", dropout: float = 0.0) -> MaskedEncoder:
+    """A masked language model of 3 layers x 16."""
+    torch.manual_seed(0)
+    rates = {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout, "initializer_range": 0.3}
+    spec = EncoderSpec(query_max_length=64, document_max_length=64)
+    if family == "roberta":
+        config = RobertaConfig(vocab_size=len(byte_syllables()), max_position_embeddings=66, **SIZE, **rates)
+        return MaskedEncoder(RobertaForMaskedLM(config), byte_syllables(), spec)
+    config = BertConfig(vocab_size=len(syllables()), max_position_embeddings=64, **SIZE, **rates)
+    return MaskedEncoder(BertForMaskedLM(config), syllables(), spec)
+
+
+def objective(name: str, family: str = "bert", dropout: float = 0.0, **options: Any) -> Any:
+    """An objective on its own tiny model, in training mode."""
+    config = OBJECTIVES[name].config(**{"max_length": 14, "mask_probability": 0.3, **options})
+    encoder = model(family, dropout)
+    if name == "cocondenser":
+        Condenser(config, encoder)  # puts a head there
+    return CLASSES[name](config, encoder).train()
+
+
+def texts(count: int, seed: int = 0, shortest: int = 8) -> list[str]:
+    """Documents of `shortest` to 30 words of one to three syllables, and a full stop here and there."""
+    random = np.random.default_rng(seed)
+
+    def word() -> str:
+        return "".join(random.choice(SYLLABLES, random.integers(1, 4))) + (" ." if random.random() < 0.1 else "")
+
+    return [" ".join(word() for _ in range(random.integers(shortest, 31))) for _ in range(count)]
+
+
+def write_corpus(path: Path, documents: list[str]) -> Path:
+    ids = [f"d{number}" for number in range(len(documents))]
+    pq.write_table(pa.table({"id": ids, "text": documents}), path)
+    return path
+
+
+BATCH_SIZE, DOCUMENTS = 5, 11  # batches of 5, 5 and 1 documents: they do not divide, and leave a rank without any
+
+
+def gradients_of_an_epoch(folder: Path) -> dict[str, Tensor]:
+    """Gradient, loss and counts of each step of an epoch, for each objective."""
+    found = {}
+    corpus = Corpus(folder / "corpus.parquet")
+    for name in CLASSES:
+        trained = objective(name)
+        feed = PretrainFeed(corpus, trained.encoder, trained.collator(), batch_size=BATCH_SIZE, seed=3)
+        for step in range(feed.batches_per_epoch):
+            stats = gradient_step(trained, feed.batch(step), step=step, seed=3, chunk_tokens=40)
+            found |= {f"{name}/{step}/{key}": value for key, value in stats.items() if key != "padded_tokens"}
+            gradients = {key: p.grad for key, p in trained.named_parameters() if p.grad is not None}
+            found |= {f"{name}/{step}/gradient of {key}": value for key, value in gradients.items()}
+    return found
+
+
+def main(folder: Path) -> None:
+    torch.set_num_threads(1)
+    with process_group("cpu"):
+        torch.save(gradients_of_an_epoch(folder), folder / f"found-{rank()}.pt")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,145 @@
+"""The feed of pre-training: which documents, in which order, in whose batch, and what is left out."""
+
+from __future__ import annotations
+
+import dataclasses
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from pretraining_ranks import objective, texts, write_corpus
+
+from retrievo.data.corpus import Corpus
+from retrievo.objectives import pretraining_data
+from retrievo.objectives.masking import IGNORED
+from retrievo.objectives.pretraining_data import PretrainFeed
+from retrievo.support.errors import RetrievoError
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+SHORT = ["ba be bi", "", "ba be bi bo bu ba be", "da " * 15]  # the last has one token too few for two spans
+STEP = 4
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
+    """10 documents long enough for two spans, and 4 too short."""
+    documents = texts(10, seed=1, shortest=16)
+    path = tmp_path_factory.mktemp("corpus") / "corpus.parquet"
+    return Corpus(write_corpus(path, [*documents[:5], *SHORT, *documents[5:]]))
+
+
+def feed(corpus: Corpus, name: str = "cocondenser", **options: Any) -> PretrainFeed:
+    trained = objective(name)
+    options = {"batch_size": STEP, "seed": 0, **options}
+    return PretrainFeed(corpus, trained.encoder, trained.collator(), **options)
+
+
+def spans(made: PretrainFeed, step: int) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """Masked tokens and labels of each span of a step."""
+    batch = made.batch(step)
+    rows, labels = batch.rows["span"], batch.labels["span"]
+    bounds = list(pairwise(rows.offsets.tolist()))
+    return [(tuple(rows.tokens[low:high].tolist()), tuple(labels[low:high].tolist())) for low, high in bounds]
+
+
+def epoch(made: PretrainFeed, number: int = 0) -> list[Any]:
+    first = number * made.batches_per_epoch
+    return [span for step in range(first, first + made.batches_per_epoch) for span in spans(made, step)]
+
+
+def test_each_document_that_is_long_enough_comes_once_an_epoch_in_a_new_order(corpus: Corpus) -> None:
+    made = feed(corpus)
+    assert made.documents.tolist() == [0, 1, 2, 3, 4, 9, 10, 11, 12, 13]
+    orders = [made._order(number).tolist() for number in range(3)]
+    assert all(sorted(order) == made.documents.tolist() for order in orders)
+    assert len({tuple(order) for order in orders}) == 3
+    assert feed(corpus, seed=1)._order(0).tolist() != orders[0]
+
+
+def test_the_last_batch_of_an_epoch_is_smaller_and_the_next_epoch_goes_on(corpus: Corpus) -> None:
+    made = feed(corpus)
+    assert [made.batch(step).counts["documents"] for step in range(6)] == [4, 4, 2, 4, 4, 2]
+    assert [made.position(step) for step in (0, 2, 3)] == [
+        {"epoch": 0, "batch": 0},
+        {"epoch": 0, "batch": 2},
+        {"epoch": 1, "batch": 0},
+    ]
+
+
+def test_what_is_left_out_depends_on_the_spans_and_is_said(corpus: Corpus, capsys: pytest.CaptureFixture[str]) -> None:
+    pairs, single = feed(corpus), feed(corpus, "mlm")
+    assert (pairs.left_out, single.left_out) == (4, 3)
+    assert 8 in single.documents  # 15 tokens
+    pairs.say_counts()
+    told = " ".join(capsys.readouterr().err.split())
+    assert "10 documents of" in told
+    assert "2 x 12 of them are seen in an epoch" in told
+    assert "warning: documents left out, which have fewer than 16 tokens: 4" in told
+
+
+def test_a_corpus_of_short_documents_is_used_whole(tmp_path: Path) -> None:
+    """Passages are shorter than two full spans; each gives two of half its length."""
+    trained = objective("cocondenser", max_length=64)
+    short = Corpus(write_corpus(tmp_path / "corpus.parquet", ["ba be bi bo bu " * 4] * 6))
+    made = PretrainFeed(short, trained.encoder, trained.collator(), batch_size=6, seed=0)
+    assert made.left_out == 0
+    assert made.batch(0).rows["span"].lengths.tolist() == [10 + 2] * 12
+
+
+def test_a_corpus_most_of_whose_documents_are_too_short_is_refused(tmp_path: Path) -> None:
+    path = write_corpus(tmp_path / "corpus.parquet", [*SHORT[:3], *texts(2, shortest=16)])
+    message = "3 of 5 documents have fewer than 16 tokens; expected room for 2 spans of 8 tokens in most"
+    with pytest.raises(RetrievoError, match=message):
+        feed(Corpus(path))
+
+
+def test_a_batch_is_a_function_of_seed_and_step(corpus: Corpus) -> None:
+    forward, backward = feed(corpus), feed(corpus)
+    steps = list(range(5))
+    expected = [spans(forward, step) for step in steps]
+    assert [spans(backward, step) for step in reversed(steps)] == expected[::-1]
+    assert spans(feed(corpus, seed=1), 0) != expected[0]
+
+
+def test_spans_and_masks_of_a_document_depend_on_the_epoch_and_not_on_the_batch(corpus: Corpus) -> None:
+    small, large = feed(corpus), feed(corpus, batch_size=10)
+    first = epoch(large)
+    assert sorted(epoch(small)) == sorted(first)
+    assert not set(first) & set(epoch(large, 1))
+
+
+@pytest.mark.parametrize("ranks", [2, 3, 5])
+def test_ranks_share_a_batch_document_by_document(corpus: Corpus, ranks: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = feed(corpus)
+    expected = [spans(made, step) for step in range(3)]
+    monkeypatch.setattr(pretraining_data, "world_size", lambda: ranks)
+    parts = []
+    for rank in range(ranks):
+        monkeypatch.setattr(pretraining_data, "rank", lambda rank=rank: rank)
+        parts.append([spans(made, step) for step in range(3)])
+    for step, whole in enumerate(expected):
+        assert [span for part in parts for span in part[step]] == whole
+        assert all(len(part[step]) % 2 == 0 for part in parts)
+
+
+def test_titles_are_read_prefixes_are_not_and_texts_are_not_truncated(tmp_path: Path) -> None:
+    trained = objective("mlm", max_length=64)
+    table = {"id": ["a"], "title": ["ga gi"], "text": ["ba " * 100]}
+    pq.write_table(pa.table(table), tmp_path / "corpus.parquet")
+    trained.encoder.spec = dataclasses.replace(trained.encoder.spec, document_prefix="bu bu ")
+    made = PretrainFeed(Corpus(tmp_path / "corpus.parquet"), trained.encoder, trained.collator(), batch_size=1, seed=0)
+    words = trained.encoder.tokenizer.convert_ids_to_tokens(made.tokens.row(0).tolist())
+    assert words == ["ga", "gi", *["ba"] * 100]
+
+
+def test_labels_hold_what_the_mask_hides(corpus: Corpus) -> None:
+    made = feed(corpus)
+    batch = made.batch(0)
+    labels, seen = batch.labels["span"], batch.rows["span"].tokens
+    hidden = seen == 4
+    assert 0 < hidden.sum() < (labels != IGNORED).sum()
+    assert torch.all(labels[hidden] >= 5)

@@ -1,0 +1,113 @@
+"""Losses and gradients are those of the public reference implementations, on tiny models with fixed inputs."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models
+from tokenizers.processors import TemplateProcessing
+from transformers import BertForMaskedLM, PreTrainedTokenizerFast
+
+from retrievo.engine.step import gradient_step
+from retrievo.learning.batch import Batch, Rows
+from retrievo.models.condenser import HEAD_FILE, CondenserHead, MaskedEncoder
+from retrievo.models.spec import EncoderSpec
+from retrievo.objectives.choices import OBJECTIVES, CoCondenserConfig, MlmConfig
+from retrievo.objectives.objective import Objective
+from retrievo.objectives.pretraining import CoCondenser, MaskedLanguageModel
+
+HOME = Path(os.environ.get("RETRIEVO_GOLDEN", Path(__file__).resolve().parents[2] / "shared" / "golden"))
+CHUNK_TOKENS = 40  # a few spans: the gradient cache is at work
+
+
+def check_condenser(folder: Path, case: dict[str, Any]) -> None:
+    """The three losses and all gradients of coCondenser; the late loss is that of plain masked language modelling."""
+    encoder, batch, expected = masked_encoder(folder, case["skip_from"]), span_batch(case), case["expected"]
+    assert encoder.condenser is not None
+    assert len(encoder.condenser.layers) == case["n_head_layers"]
+    longest = encoder.spec.document_max_length
+    objective = CoCondenser(CoCondenserConfig(max_length=longest, late_mlm=case["late_mlm"]), encoder)
+    stats = step(objective, batch)
+    assert_loss(stats["loss"], expected["cocondenser_loss"])
+    assert_loss(stats["contrastive_loss"], expected["contrastive_loss"])
+    assert_loss(stats["local_loss"], expected["condenser_loss"])
+    assert_norms(reference_norms(objective), expected["grad_norms"])
+    if case["late_mlm"]:
+        stats = step(MaskedLanguageModel(MlmConfig(max_length=longest), encoder), batch)
+        assert_loss(stats["loss"], expected["late_mlm_loss"])
+
+
+# kind of case (the first word of its folder's name) -> its check, and the objective that such cases are for
+CHECKS: dict[str, Callable[[Path, dict[str, Any]], None]] = {"condenser": check_condenser}
+OBJECTIVE_OF = {"condenser": "cocondenser", "moco": "contriever"}
+
+
+def test_golden_values_of_the_reference_implementations(capsys: pytest.CaptureFixture[str]) -> None:
+    cases = sorted(path.parent for path in HOME.rglob("case.json"))
+    if not cases:
+        pytest.skip(f"no golden cases below {HOME} (set RETRIEVO_GOLDEN)")
+    checked, waiting = 0, []
+    for folder in cases:
+        kind = folder.name.split("-")[0]
+        if OBJECTIVE_OF[kind] not in OBJECTIVES:
+            waiting.append(folder.name)
+            continue
+        CHECKS[kind](folder, json.loads((folder / "case.json").read_text()))
+        checked += 1
+    later = f" ({', '.join(waiting)}: no such objective yet)" if waiting else ""
+    with capsys.disabled():
+        print(f"\ngolden: {checked} cases checked{later}")
+    assert checked
+
+
+def masked_encoder(folder: Path, early_layer: int) -> MaskedEncoder:
+    model = BertForMaskedLM.from_pretrained(folder, local_files_only=True)
+    size, longest = model.config.vocab_size, model.config.max_position_embeddings
+    words = Tokenizer(models.WordLevel({f"word-{number}": number for number in range(size)}, "word-1"))
+    words.post_processor = TemplateProcessing("word-2 $A word-3", special_tokens=[("word-2", 2), ("word-3", 3)])
+    names = {"pad_token": "word-0", "cls_token": "word-2", "sep_token": "word-3", "mask_token": "word-4"}
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, **names)
+    spec = EncoderSpec(query_max_length=longest, document_max_length=longest)
+    head = CondenserHead.load(folder / HEAD_FILE, model.base_model, early_layer)
+    return MaskedEncoder(model, tokenizer, spec, head)
+
+
+def span_batch(case: dict[str, Any]) -> Batch:
+    """The padded inputs of a case as flat rows."""
+    ids, mask, labels = (torch.tensor(case[name]) for name in ("input_ids", "attention_mask", "labels"))
+    offsets = torch.cat([torch.zeros(1, dtype=torch.int64), mask.sum(1).cumsum(0)])
+    chosen = labels[mask == 1]
+    counts = {"documents": len(ids) // 2, "spans": len(ids), "masked": int((chosen >= 0).sum())}
+    return Batch(rows={"span": Rows(ids[mask == 1], offsets)}, labels={"span": chosen}, counts=counts)
+
+
+def step(objective: Objective, batch: Batch) -> dict[str, torch.Tensor]:
+    return gradient_step(objective, batch, step=0, seed=0, chunk_tokens=CHUNK_TOKENS)
+
+
+def reference_norms(objective: Objective) -> dict[str, float]:
+    """Norms of the gradients by the names of the reference."""
+    return {
+        name.removeprefix("encoder.")
+        .replace("backbone.", "lm.bert.")
+        .replace("language_model.", "lm.")
+        .replace("condenser.layers.", "c_head."): parameter.grad.norm().item()
+        for name, parameter in objective.named_parameters()
+        if parameter.grad is not None
+    }
+
+
+def assert_loss(found: torch.Tensor, expected: float) -> None:
+    assert found.item() == pytest.approx(expected, rel=1e-4)
+
+
+def assert_norms(found: dict[str, float], expected: dict[str, float]) -> None:
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        assert abs(found[name] - value) <= 1e-3 * abs(value) + 1e-6, name
