@@ -20,6 +20,8 @@ import pyarrow.parquet as pq
 
 WORDS = ("wing", "flow", "heat", "shock", "layer", "blade", "engine", "wave", "pressure", "velocity", "surface", "cone")
 
+CHUNKS = ("--chunk-tokens", 1_024)  # which the smallest batch fills too
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
