@@ -17,6 +17,7 @@ import torch
 from torch.optim import Optimizer
 
 from retrievo.engine import checkpoints
+from retrievo.engine.memory import return_freed_memory
 from retrievo.engine.settings import FitConfig
 from retrievo.engine.step import gradient_step
 from retrievo.learning.batch import Batch, Stats
@@ -57,6 +58,8 @@ def fit(
     may change what `feed` gives from the next step on, and what it returns is logged.
     Raises: RetrievoError where the loss is not finite, or where the checkpoint is of another run.
     """
+    if device.type == "cpu":
+        return_freed_memory()
     objective.to(device)
     broadcast_state(objective)
     optimizer = OPTIMIZERS[config.optimizer](config, objective)
