@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from retrievo.data.corpus import Corpus, Queries
-from retrievo.data.ids import IdMap
+from retrievo.data.ids import IdMap, hash_texts
 from retrievo.data.negatives import Negatives, pooled
 from retrievo.data.qrels import Qrels
 from retrievo.data.token_cache import TokenCache
@@ -68,8 +68,6 @@ class TrainingData:
     @cached_property
     def _empty(self) -> np.ndarray:
         """Whether a document has no text, [N]."""
-        from retrievo.data.ids import hash_texts
-
         return self.corpus.id_map.text_hashes == hash_texts([""])[0]
 
     def say_counts(self) -> None:
