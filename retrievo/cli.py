@@ -15,6 +15,7 @@ from retrievo.evaluate import EvaluateConfig
 from retrievo.import_ import ImportConfig
 from retrievo.index import IndexConfig
 from retrievo.mine import MineConfig
+from retrievo.pretrain import PretrainConfig
 from retrievo.search import SearchConfig
 from retrievo.support.commandline import command_function, run_app, spread
 from retrievo.support.options import Options, options_of
@@ -64,6 +65,12 @@ def _evaluate(config: EvaluateConfig) -> None:
     evaluate(config).print(as_json=config.json)
 
 
+def _pretrain(config: PretrainConfig) -> None:
+    from retrievo.pretrain import pretrain
+
+    pretrain(config)
+
+
 def _train(config: TrainConfig) -> None:
     from retrievo.train import train
 
@@ -82,6 +89,15 @@ COMMANDS = {
         _import,
         "Make a dataset folder (corpus, queries, qrels as Parquet) from files in another format.",
         ("retrievo import beir scifact.zip --output scifact", "retrievo import text notes/ --output notes-dataset"),
+    ),
+    "pretrain": Command(
+        PretrainConfig,
+        _pretrain,
+        "Pre-train a backbone on bare documents: masked language model, Condenser, coCondenser.",
+        (
+            "retrievo pretrain --corpus msmarco.parquet",
+            "retrievo pretrain --corpus notes-dataset --model scratch:small --max-length 64 --batch-size 256",
+        ),
     ),
     "train": Command(
         TrainConfig,

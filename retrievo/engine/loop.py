@@ -50,12 +50,14 @@ def fit(
     device: torch.device,
     progress: Callable[[Record], None] = lambda record: None,
     every: Sequence[tuple[int, Callback]] = (),
+    restart: int = 0,
 ) -> None:
     """Trains an objective in place until `max_steps`, from the latest checkpoint under `folder` if there is one.
 
     folder: gets `metrics.jsonl`, a line for each step, and `checkpoints/`.
     progress: called with each line. every: (n, callback) pairs, called on all ranks after each n-th step; a callback
     may change what `feed` gives from the next step on, and what it returns is logged.
+    restart: the finished steps of a run that goes on: from there on the schedule of the learning rate begins anew.
     Raises: RetrievoError where the loss is not finite, or where the checkpoint is of another run.
     """
     if device.type == "cpu":
@@ -63,13 +65,13 @@ def fit(
     objective.to(device)
     broadcast_state(objective)
     optimizer = OPTIMIZERS[config.optimizer](config, objective)
-    start = _resume(folder / "checkpoints", objective, optimizer, feed, config)
+    start = _resume(folder / "checkpoints", objective, optimizer, feed, config, restart)
     log = _Log(folder / "metrics.jsonl", start)
     pauses = [n for n, _ in every]
     tick = time.perf_counter()
     for step, batch in prefetched(feed.batch, range(start, config.steps), config.prefetch, pauses):
         waited = time.perf_counter() - tick
-        rate = learning_rate(config, step, config.steps)
+        rate = learning_rate(config, step - restart, config.steps - restart)
         stats = _update(objective, optimizer, batch, config, step, rate)
         record = _record(step, feed, stats, rate, waited, time.perf_counter() - tick, device)
         log.write(record)
@@ -78,7 +80,7 @@ def fit(
             if (step + 1) % n == 0 and (values := callback(step + 1)):
                 log.write({"step": step + 1, **values})
         if (step + 1) % config.save_every == 0 or step + 1 == config.steps:
-            state = _state(feed, config, step + 1)
+            state = _state(feed, config, step + 1, restart)
             checkpoints.save(folder / "checkpoints", step + 1, objective, optimizer, state, config.keep_checkpoints)
         tick = time.perf_counter()
 
@@ -178,13 +180,15 @@ class _Log:
                 file.write(json.dumps(record) + "\n")
 
 
-def _state(feed: Feed, config: FitConfig, step: int) -> dict[str, Any]:
+def _state(feed: Feed, config: FitConfig, step: int, restart: int) -> dict[str, Any]:
     """What must be the same for a checkpoint to go on exactly."""
-    schedule = {"name": config.schedule, "warmup": config.warmup, "max_steps": config.steps}
+    schedule = {"name": config.schedule, "warmup": config.warmup, "max_steps": config.steps, "restart": restart}
     return {"seed": config.seed, "schedule": schedule, "data": feed.position(step)}
 
 
-def _resume(folder: Path, objective: Objective, optimizer: Optimizer, feed: Feed, config: FitConfig) -> int:
+def _resume(
+    folder: Path, objective: Objective, optimizer: Optimizer, feed: Feed, config: FitConfig, restart: int
+) -> int:
     """The number of finished steps; restores objective and optimizer where it is not 0."""
     checkpoint = checkpoints.latest(folder)
     saved = checkpoints.load(checkpoint, objective, optimizer) if checkpoint else {"step": 0}
@@ -192,8 +196,11 @@ def _resume(folder: Path, objective: Objective, optimizer: Optimizer, feed: Feed
     found = gather_counts(step, next(objective.parameters()).device)
     if len(set(found)) > 1:
         raise RetrievoError(folder, f"ranks see checkpoints of steps {found}", "the same on all", "share the folder")
-    for name, value in _state(feed, config, step).items():
-        if checkpoint and saved[name] != value:
+    if step < restart:
+        raise RetrievoError(folder, f"reaches step {step}", f"step {restart}, from which training is to go on")
+    for name, value in _state(feed, config, step, restart).items():
+        begins_anew = name == "schedule" and step == restart
+        if checkpoint and saved[name] != value and not begins_anew:
             fix = "give the same options, or choose another --output"
             raise RetrievoError(checkpoint, f"{name} was {saved[name]}, now it is {value}", None, fix)
     return step

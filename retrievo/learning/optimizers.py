@@ -57,12 +57,18 @@ SCHEDULES: dict[str, Callable[[float], float]] = {  # progress after the warm-up
 }
 
 
+def learning_rate_option(default: float) -> float:
+    """`--learning-rate`, whose default depends on what is trained."""
+    declared: float = option("Peak, reached at the end of the warm-up.", default=default, above=0)
+    return declared
+
+
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig(Options):
     """How parameters move: the optimizer, its constants, and the course of the learning rate over the steps."""
 
     optimizer: str = option("How parameters move along the gradient.", default="adamw", choices=tuple(OPTIMIZERS))
-    learning_rate: float = option("Peak, reached at the end of the warm-up.", default=5e-6, above=0)
+    learning_rate: float = learning_rate_option(5e-6)
     schedule: str = option("Course of the learning rate after the warm-up.", default="linear", choices=tuple(SCHEDULES))
     warmup: float = option(
         "Share of the steps in which the learning rate rises from 0.", default=0.1, minimum=0, maximum=0.99

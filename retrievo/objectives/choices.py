@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from retrievo.learning.losses import LOSSES
 from retrievo.support.errors import UsageError
@@ -73,3 +74,10 @@ OBJECTIVES = {
     "cocondenser": Choice(CoCondenserConfig, "retrievo.objectives.pretraining:CoCondenser"),
     "finetune": Choice(FinetuneConfig, "retrievo.objectives.finetune:Finetune"),
 }
+PRETRAINING = ("mlm", "condenser", "cocondenser")
+
+
+def objective_class(name: str) -> Any:
+    """The class of an objective in `OBJECTIVES`; this imports torch."""
+    module, attribute = OBJECTIVES[name].target.split(":")
+    return getattr(importlib.import_module(module), attribute)

@@ -127,6 +127,17 @@ class Manifest:
         )
 
 
+def recorded_work(folder: Path, kind: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The config and the stats of a finished output; of an unfinished one its config alone.
+
+    Raises: RetrievoError where there is neither, or it is of another kind.
+    """
+    if not (folder / MANIFEST).is_file() and (folder / BEGIN).is_file():
+        return json.loads((folder / BEGIN).read_text(encoding="utf-8"))["config"], {}
+    manifest = Manifest.read(folder, kind)
+    return manifest.config, manifest.stats
+
+
 def _upgrade() -> str:
     return f"this is retrievo {retrievo.__version__}; install the version that wrote it"
 
@@ -173,6 +184,7 @@ class Output:
             maker starts and are not listed.
     volatile: names whose content differs from run to run (logs, checkpoints): listed without a content hash.
     in_place: the folder grows where it stands and is resumed (models, embeddings) instead of being built aside.
+    continues: options that may differ from those of a finished output, which then goes on instead of being refused.
     """
 
     def __init__(
@@ -187,10 +199,11 @@ class Output:
         in_place: bool = False,
         beside: Sequence[str] = (),
         volatile: Sequence[str] = (),
+        continues: Sequence[str] = (),
     ):
         self.path, self.kind, self.config, self.inputs = path, kind, json.loads(json.dumps(config)), inputs
         self.force, self.single_file, self.in_place = force, single_file, in_place
-        self.beside, self.volatile = beside, volatile
+        self.beside, self.volatile, self.continues = beside, volatile, continues
         self.records: dict[str, dict[str, Any]] = {}
         self.start = time.monotonic()
         aside = not in_place or force
@@ -216,6 +229,8 @@ class Output:
             self._check_unfinished()
             return None
         changed = self.differences(manifest.kind, manifest.config, manifest.inputs)
+        if changed and self.continues and not self.differences(manifest.kind, self._carried(manifest), manifest.inputs):
+            return None
         if changed and not self.force:
             raise RetrievoError(
                 self.path, f"is finished, but {'; '.join(changed)}", None, "pass --force or another --output"
@@ -224,6 +239,11 @@ class Output:
             return None
         console.note(f"{self.path} is already finished; nothing to do")
         return manifest
+
+    def _carried(self, manifest: Manifest) -> dict[str, Any]:
+        """The options of a finished output, as they stand once it goes on."""
+        now = {name: self.config[name] for name in self.continues if name in self.config}
+        return {name: value for name, value in manifest.config.items() if name not in self.continues} | now
 
     def differences(self, kind: str, config: Mapping[str, Any], inputs: Mapping[str, Mapping[str, str]]) -> list[str]:
         """What differs between this output and one that was made, in words; empty where it would be the same."""
@@ -289,6 +309,7 @@ class Output:
                 remove(leftover)
             if not (self.folder / BEGIN).exists():
                 write_json(self.folder / BEGIN, self._begin())
+            remove(self.folder / MANIFEST)  # of a finished output that goes on
             yield self.folder
 
     @contextlib.contextmanager

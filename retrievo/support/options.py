@@ -53,7 +53,7 @@ class Option:
 
     @property
     def flag(self) -> str:
-        return self.name.upper() if self.declaration.positional else "--" + self.name.replace("_", "-")
+        return self.name.upper() if self.declaration.positional else "--" + self.name.rstrip("_").replace("_", "-")
 
     @property
     def required(self) -> bool:

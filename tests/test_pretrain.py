@@ -1,0 +1,211 @@
+"""Pre-training from the command line: stages, what is left out, killed runs, longer schedules, what comes out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from retrievo.models.condenser import HEAD_FILE
+from retrievo.pretrain import FIRST_STAGE
+from retrievo.support.artifact import BEGIN, MANIFEST, Manifest
+
+TOPICS = ("wing", "flow", "heat", "shock", "layer", "blade", "engine", "wave")  # of the tiny model's vocabulary
+FILLERS = ("the", "of", "over", "under", "fast", "slow", "thin", "hot", "test", "case", "data", "plot")
+FLAGS = ["--batch-size", 32, "--max-length", 24, "--learning-rate", 1e-3, "--dtype", "float32"]
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: Any) -> Path:
+    """100 documents on two topics each, of 20 to 40 words; 9 are too short for two spans, 4 of these for one."""
+    rng = np.random.default_rng(0)
+    texts = []
+    for _ in range(100):
+        words = [f"{topic}{n}" for topic in rng.choice(TOPICS, 2) for n in range(4)]
+        texts.append(" ".join(rng.choice([*words, *FILLERS], rng.integers(20, 40))))
+    texts[:9] = ["wing flow heat"] * 4 + ["wing flow heat shock layer blade engine wave wing flow"] * 5
+    path = tmp_path_factory.mktemp("pretrain") / "corpus.parquet"
+    pq.write_table(pa.table({"id": [str(n) for n in range(100)], "text": texts}), path)
+    return path
+
+
+def start(model: Path | str, corpus: Path, output: Path, *more: object) -> list[str]:
+    return list(map(str, ["pretrain", "--model", model, "--corpus", corpus, "--output", output, *FLAGS, *more]))
+
+
+def log(folder: Path, name: str = "loss") -> list[float]:
+    return [json.loads(line)[name] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def assert_same_model(one: Path, other: Path) -> None:
+    for name in ("model.safetensors", HEAD_FILE):
+        assert (one / name).read_bytes() == (other / name).read_bytes(), name
+
+
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory: Any, tiny_model: Path, corpus: Path, module_retrievo: Callable) -> Path:
+    folder = tmp_path_factory.mktemp("done") / "pretrained"
+    outcome = module_retrievo(*start(tiny_model, corpus, folder, "--epochs", 10))
+    assert outcome.code == 0, outcome.err
+    (folder.parent / "said.txt").write_text(outcome.err)
+    return folder
+
+
+def test_a_model_without_a_head_gets_a_condenser_stage_then_cocondenser(pretrained: Path) -> None:
+    manifest = Manifest.read(pretrained, "model")
+    assert (manifest.stats["condenser_steps"], manifest.stats["steps"]) == (40 - 10, 30)  # 96 and 91 documents by 32
+    assert "accuracy" not in json.loads((pretrained / FIRST_STAGE / "metrics.jsonl").read_text().splitlines()[0])
+    for name in ("loss", "contrastive_loss"):
+        assert np.mean(log(pretrained, name)[-3:]) < np.mean(log(pretrained, name)[:3])
+
+
+def test_documents_too_short_for_spans_are_counted_aloud(pretrained: Path) -> None:
+    said = (pretrained.parent / "said.txt").read_text()
+    assert "documents left out, which have fewer than 8 tokens: 4" in said
+    assert "documents left out, which have fewer than 16 tokens: 9" in said
+
+
+def test_what_comes_out_opens_everywhere_and_is_trained_on(
+    pretrained: Path, toy_dataset: Path, tmp_path: Path, retrievo: Callable
+) -> None:
+    from transformers import AutoModel, AutoModelForMaskedLM
+
+    for kind in (AutoModel, AutoModelForMaskedLM):
+        _, info = kind.from_pretrained(pretrained, output_loading_info=True)
+        assert not [name for name in info["missing_keys"] if "pooler" not in name]
+    tables = ["--corpus", toy_dataset, "--queries", toy_dataset, "--qrels", toy_dataset / "qrels" / "train.parquet"]
+    outcome = retrievo("train", "--model", pretrained, *tables, "--output", tmp_path / "stage-1", "--max-steps", 2)
+    assert outcome.code == 0, outcome.err
+    assert "pooling" not in outcome.err  # the folder says it
+
+
+def test_one_command_with_a_settings_file_and_no_other_flag(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, retrievo: Callable
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("retrievo.toml").write_text('[pretrain]\nmodel = "scratch:tiny"\nmax_steps = 2\nmax_length = 24\n')
+    outcome = retrievo("pretrain", "--corpus", corpus)
+    assert outcome.code == 0, outcome.err
+    assert "into pretrained" in outcome.err
+    assert Path("pretrained", MANIFEST).is_file()
+
+
+def test_without_a_hub_one_error_names_both_ways_out(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, retrievo: Callable
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.chdir(tmp_path)
+    outcome = retrievo("pretrain", "--corpus", corpus)
+    assert outcome.code == 1
+    assert "--model PATH" in outcome.err
+    assert "--model scratch:small" in outcome.err
+    assert not Path("pretrained", MANIFEST).exists()
+
+
+@pytest.mark.parametrize("objective", ["mlm", "condenser"])
+def test_objectives_of_one_pass_lower_their_loss(
+    objective: str, tiny_model: Path, corpus: Path, tmp_path: Path, retrievo: Callable
+) -> None:
+    flags = start(tiny_model, corpus, tmp_path / "out", "--objective", objective, "--max-steps", 20)
+    outcome = retrievo(*flags)
+    assert outcome.code == 0, outcome.err
+    assert np.mean(log(tmp_path / "out")[-3:]) < np.mean(log(tmp_path / "out")[:3])
+    assert (tmp_path / "out" / HEAD_FILE).exists() == (objective == "condenser")
+    assert not (tmp_path / "out" / FIRST_STAGE).exists()
+
+
+def test_condenser_steps_0_goes_straight_to_the_contrast_with_a_warning(
+    tiny_model: Path, corpus: Path, tmp_path: Path, retrievo: Callable
+) -> None:
+    outcome = retrievo(*start(tiny_model, corpus, tmp_path / "out", "--condenser-steps", 0, "--max-steps", 1))
+    assert outcome.code == 0, outcome.err
+    assert "no Condenser head" in outcome.err
+    assert not (tmp_path / "out" / FIRST_STAGE).exists()
+
+
+def test_a_pretrained_model_goes_on_without_another_condenser_stage(
+    pretrained: Path, corpus: Path, tmp_path: Path, retrievo: Callable
+) -> None:
+    outcome = retrievo(*start(pretrained, corpus, tmp_path / "out", "--max-steps", 1))
+    assert outcome.code == 0, outcome.err
+    assert Manifest.read(tmp_path / "out", "model").stats["condenser_steps"] == 0
+    assert "fresh" not in outcome.err
+
+
+def test_options_of_other_objectives_are_refused(
+    tiny_model: Path, corpus: Path, tmp_path: Path, retrievo: Callable
+) -> None:
+    for flag in (["--early-layer", 1], ["--condenser-steps", 3]):
+        outcome = retrievo(*start(tiny_model, corpus, tmp_path / "out", "--objective", "mlm", *flag))
+        assert outcome.code == 2
+        assert flag[0] in outcome.err
+
+
+def test_a_finished_run_goes_on_with_a_longer_schedule(
+    tiny_model: Path, corpus: Path, tmp_path: Path, retrievo: Callable
+) -> None:
+    flags = start(tiny_model, corpus, tmp_path / "out", "--condenser-steps", 2, "--warmup", 0.5)
+    assert retrievo(*flags, "--max-steps", 4).code == 0
+    longer = retrievo(*flags, "--max-steps", 8)
+    assert longer.code == 1
+    assert "max_steps was 4 and is now 8" in longer.err
+    outcome = retrievo(*flags, "--max-steps", 8, "--continue")
+    assert outcome.code == 0, outcome.err
+    assert "warms up again" in outcome.err
+    rates = log(tmp_path / "out", "learning_rate")
+    assert rates[4:] == pytest.approx(rates[:4])  # the course of 4 steps once more
+    assert Manifest.read(tmp_path / "out", "model").stats["steps"] == 8
+    again = retrievo(*flags, "--max-steps", 8, "--continue")
+    assert "already finished" in again.err
+    shorter = retrievo(*flags, "--max-steps", 3, "--continue")
+    assert shorter.code == 2
+    assert "more than the 8 steps" in shorter.err
+
+
+def test_a_continuation_that_was_cut_short_goes_on_as_that_continuation(
+    tiny_model: Path, corpus: Path, tmp_path: Path, retrievo: Callable
+) -> None:
+    flags = ["--condenser-steps", 2, "--save-every", 1]
+    for name in ("whole", "cut"):
+        assert retrievo(*start(tiny_model, corpus, tmp_path / name, *flags, "--max-steps", 3)).code == 0
+        assert retrievo(*start(tiny_model, corpus, tmp_path / name, *flags, "--max-steps", 6, "--continue")).code == 0
+    cut = tmp_path / "cut"  # as a kill in step 6 leaves it
+    manifest = json.loads((cut / MANIFEST).read_text())
+    begin = {name: manifest[name] for name in ("kind", "format", "config", "inputs")}
+    (cut / BEGIN).write_text(json.dumps(begin))
+    (cut / MANIFEST).unlink()
+    (cut / "checkpoints" / "step-000006" / MANIFEST).unlink()
+    outcome = retrievo(*start(tiny_model, corpus, cut, *flags, "--max-steps", 6, "--continue"))
+    assert outcome.code == 0, outcome.err
+    assert_same_model(tmp_path / "whole", cut)
+    assert log(cut) == log(tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_killed_in_either_stage_and_run_again_gives_the_same_bytes(
+    kill_harness: Any, tiny_model: Path, corpus: Path
+) -> None:
+    def command(output: Path) -> list[str]:
+        return start(tiny_model, corpus, output, "--max-steps", 60, "--save-every", 7)
+
+    def same(reference: Path, other: Path) -> None:
+        assert_same_model(reference, other)
+        assert log(reference) == log(other)
+
+    assert kill_harness.check(command, moments=8, same=same) >= 4
+
+
+@pytest.mark.slow
+def test_two_processes_pretrain_as_one(
+    tiny_model: Path, corpus: Path, tmp_path: Path, process: Callable[..., float | None]
+) -> None:
+    for processes in (1, 2):
+        process(start(tiny_model, corpus, tmp_path / str(processes), "--max-steps", 6), processes=processes)
+    assert log(tmp_path / "1") == pytest.approx(log(tmp_path / "2"), rel=1e-4)
