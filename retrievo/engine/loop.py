@@ -17,7 +17,6 @@ import torch
 from torch.optim import Optimizer
 
 from retrievo.engine import checkpoints
-from retrievo.engine.memory import return_freed_memory
 from retrievo.engine.settings import FitConfig
 from retrievo.engine.step import gradient_step
 from retrievo.learning.batch import Batch, Stats
@@ -60,8 +59,6 @@ def fit(
     restart: the finished steps of a run that goes on: from there on the schedule of the learning rate begins anew.
     Raises: RetrievoError where the loss is not finite, or where the checkpoint is of another run.
     """
-    if device.type == "cpu":
-        return_freed_memory()
     objective.to(device)
     broadcast_state(objective)
     optimizer = OPTIMIZERS[config.optimizer](config, objective)

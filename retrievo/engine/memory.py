@@ -5,16 +5,14 @@ from __future__ import annotations
 import contextlib
 import ctypes
 
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
+CHUNKS_APART = 4  # trimming after each costs 40 % of the speed of pre-training, after each fourth 5 %
 
 
 def return_freed_memory() -> None:
-    """Makes glibc give large blocks back when they are freed; elsewhere it does nothing.
+    """Makes glibc give the pages of freed blocks back to the system; elsewhere it does nothing.
 
-    Chunks of ever new shapes leave holes: at 1,024 pairs a process grew to 1,824 MiB where it needed 1,258. glibc
-    raises its own threshold to 32 MiB after the first large block is freed; setting it once keeps it where it is.
+    Chunks of ever new shapes leave holes: without it a process that needs 956 MiB for 64 pairs has grown to 1,280 at
+    1,024, with it to 1,103. Blocks that are mapped one by one (a low threshold) end higher and at half the speed.
     """
     with contextlib.suppress(OSError, AttributeError):
-        library = ctypes.CDLL("libc.so.6")
-        library.mallopt(_MMAP_THRESHOLD, 1 << 20)
-        library.mallopt(_TRIM_THRESHOLD, 16 << 20)
+        ctypes.CDLL("libc.so.6").malloc_trim(0)

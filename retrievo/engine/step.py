@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from retrievo.engine.dropout import SeededDropout
+from retrievo.engine.memory import CHUNKS_APART, return_freed_memory
 from retrievo.learning.batch import Batch, Chunk, Stats
 from retrievo.learning.distributed import rank, sum_gradients, sum_over_ranks
 from retrievo.models.chunks import cut_chunks, pad
@@ -117,6 +118,8 @@ class _Passes:
 
     def encode(self, index: int) -> tuple[Any, Any]:
         """The vectors [n, D] float32 of a chunk, or None, and what its local loss needs."""
+        if self.device.type == "cpu" and index % CHUNKS_APART == 0:
+            return_freed_memory()
         name, rows = self.plan[index]
         tokens, offsets = self.batch.rows[name]
         input_ids, mask = pad(tokens, offsets, rows, self.batch.pad_ids.get(name, 0))

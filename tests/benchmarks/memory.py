@@ -47,6 +47,7 @@ def main() -> None:
                 1,
                 "--batch-size",
                 size,
+                *CHUNKS,
             ]
             print(f"train, batch {size:>6,}: {peak(train):8,.0f} MiB", flush=True)
         for count in given.documents:
