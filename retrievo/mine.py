@@ -167,10 +167,10 @@ def _run(config: MineConfig, corpus: Corpus, queries: Path, folder: Path, model:
     run = folder / "run.parquet"
     shared: dict[str, Any] = {"queries": queries, "output": run, "depth": config.depth, "threads": config.threads}
     if config.source == BM25:
-        search(SearchConfig(index=_bm25_index(config, corpus), k1=config.k1, b=config.b, **shared))
+        search(SearchConfig(index=(_bm25_index(config, corpus),), k1=config.k1, b=config.b, **shared))
     else:
         computing: dict[str, Any] = {name: getattr(config, name) for name in ("dtype", "chunk_tokens", "device")}
-        search(SearchConfig(index=_embeddings(config, corpus, model, computing), **shared, **computing))
+        search(SearchConfig(index=(_embeddings(config, corpus, model, computing),), **shared, **computing))
     return run
 
 

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from retrievo.data.run import Run
+from retrievo.retrieval.fusion import fuse
 from retrievo.support.artifact import MANIFEST, Manifest
 
 TEXTS = ["wing in a slipstream", "boundary layer over a wing", "heat transfer", "wing in a slipstream", ""]
@@ -139,3 +140,77 @@ def test_a_faiss_shard_opens_with_faiss(house: Path, tmp_path: Path, retrievo: C
     assert retrievo("index", "--embeddings", house / "d", "--output", tmp_path / "index").code == 0
     assert faiss.read_index(str(tmp_path / "index" / "shard-00000.faiss")).ntotal == 2_400
     assert json.loads((tmp_path / "index" / MANIFEST).read_text())["kind"] == "faiss-index"
+
+
+@pytest.fixture(scope="module")
+def untitled(house: Path, tmp_path_factory: pytest.TempPathFactory, module_retrievo: Callable) -> Path:
+    """A second index of the same corpus, which ranks otherwise."""
+    folder = tmp_path_factory.mktemp("untitled") / "bm25"
+    flags = ("--title-template", "{text}", "--language", "fr")
+    assert module_retrievo("index", "--type", "bm25", "--corpus", house, "--output", folder, *flags).code == 0
+    return folder
+
+
+@pytest.mark.parametrize("method", ["rrf", "zscore"])
+def test_several_indexes_give_the_fusion_of_their_runs(
+    method: str, house: Path, untitled: Path, tmp_path: Path, retrievo: Callable
+) -> None:
+    indexes = (house / "bm25", untitled)
+    for number, index in enumerate(indexes):
+        search(retrievo, index, house, tmp_path / f"{number}.parquet", "--queries", house)
+    runs = [pq.read_table(tmp_path / f"{number}.parquet") for number in range(2)]
+    queries = pq.read_table(house / "queries.parquet")["id"]
+    both = ("--index", indexes[1], "--queries", house, "--fuse", method)
+    search(retrievo, indexes[0], house, tmp_path / "fused.parquet", *both)
+    fused = pq.read_table(tmp_path / "fused.parquet")
+    assert fused.num_rows
+    assert fused.to_pylist() == fuse(method, runs, queries=queries).to_pylist()
+
+
+def test_the_order_of_fused_indexes_does_not_matter_and_weights_do(
+    house: Path, untitled: Path, tmp_path: Path, retrievo: Callable
+) -> None:
+    def run(name: str, *indexes: Path, flags: tuple = ()) -> list[dict]:
+        out = tmp_path / f"{name}.parquet"
+        more = [part for index in indexes[1:] for part in ("--index", index)]
+        search(retrievo, indexes[0], house, out, "--queries", house, *more, *flags)
+        return pq.read_table(out).to_pylist()
+
+    one, other = run("one", house / "bm25", untitled), run("other", untitled, house / "bm25")
+    assert one == other
+    assert run("weighted", house / "bm25", untitled, flags=("--fuse-weights", "3,1")) != one
+
+
+def test_a_fused_run_is_recognized_and_its_manifest_knows_both_indexes(
+    house: Path, untitled: Path, tmp_path: Path, retrievo: Callable
+) -> None:
+    out = tmp_path / "out.parquet"
+    arguments = ("search", "--index", house / "bm25", "--index", untitled, "--queries", house, "--output", out)
+    assert retrievo(*arguments).code == 0
+    assert {"index-1", "index-2"} <= set(Manifest.read(out).inputs)
+    assert "already finished" in retrievo(*arguments).err
+
+
+def test_a_question_asks_several_indexes(house: Path, untitled: Path, retrievo: Callable) -> None:
+    outcome = retrievo("search", "wing slipstream", "--index", house / "bm25", "--index", untitled, "--json")
+    assert outcome.code == 0, outcome.err
+    hits = json.loads(outcome.out)["hits"]
+    assert {hit["id"] for hit in hits[:2]} == {"a", "d"}
+    assert hits[0]["score"] == pytest.approx(2 / 61)
+
+
+def test_fusion_of_one_index_and_wrong_weights_are_usage_errors(
+    house: Path, untitled: Path, tmp_path: Path, retrievo: Callable
+) -> None:
+    one = retrievo("search", "wing", "--index", house / "bm25", "--fuse", "rrf")
+    assert (one.code, "--fuse" in one.err) == (2, True)
+    weights = ("--fuse-weights", "1,2,3")
+    three = retrievo("search", "wing", "--index", house / "bm25", "--index", untitled, *weights)
+    assert (three.code, "one for each --index" in three.err) == (2, True)
+
+
+def test_vectors_of_queries_cannot_ask_bm25(house: Path, tmp_path: Path, retrievo: Callable) -> None:
+    indexes = ("--index", house / "d", "--index", house / "bm25")
+    outcome = retrievo("search", *indexes, "--queries", house / "q", "--output", tmp_path / "out.parquet")
+    assert outcome.code == 1
+    assert "pass the table of queries" in outcome.err
