@@ -10,6 +10,7 @@ from typing import Any
 import typer
 
 import retrievo
+from retrievo.demo import DemoConfig
 from retrievo.encode import EncodeConfig
 from retrievo.evaluate import EvaluateConfig
 from retrievo.import_ import ImportConfig
@@ -83,6 +84,12 @@ def _mine(config: MineConfig) -> None:
     mine(config)
 
 
+def _demo(config: DemoConfig) -> None:
+    from retrievo.demo import demo
+
+    demo(config).print(as_json=config.json)
+
+
 COMMANDS = {
     "import": Command(
         ImportConfig,
@@ -152,6 +159,12 @@ COMMANDS = {
             "retrievo evaluate --run runs/bm25.parquet --qrels scifact --metrics ndcg@10 recall@100",
             "retrievo evaluate --run runs/*.parquet --qrels scifact --baseline runs/bm25.parquet",
         ),
+    ),
+    "demo": Command(
+        DemoConfig,
+        _demo,
+        "Walk the whole road on a corpus made on the spot: pre-train, train twice, search, fuse, compare.",
+        ("retrievo demo",),
     ),
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING
@@ -136,3 +137,20 @@ def run_app(app: typer.Typer, arguments: Sequence[str]) -> int:
     if code == 130:
         console.error("interrupted; run the same command again to go on")
     return code if isinstance(code, int) else 0
+
+
+def as_typed(command: str, config: Options) -> str:
+    """The line that a user would type for a Config: its options that are not the defaults."""
+    words = ["retrievo", command]
+    for known in options_of(type(config)):
+        value = getattr(config, known.name)
+        if value == known.default or value is None or value == ():
+            continue
+        values = [str(item) for item in value] if known.many else [str(value)]
+        if known.declaration.positional:
+            words += values
+        elif known.kind is bool:
+            words.append(known.flag if value else f"--no-{known.flag[2:]}")
+        else:
+            words += [word for item in values for word in (known.flag, item)]
+    return shlex.join(words)

@@ -1,0 +1,78 @@
+"""The demo: claims that say what the numbers say, and a road that is walked once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from retrievo.data.tables import RUN
+from retrievo.demo import CLAIMS, DATASET, DONE, RUNS, Claim, DemoConfig, Plan, claims, demo
+from retrievo.support.commandline import as_typed
+
+TINY = Plan("scratch:tiny", 2, 2, 32, 32, 0.2, 20, ("jinja2", "fsspec"))
+
+
+def test_a_claim_says_whether_it_holds() -> None:
+    assert str(Claim("a", "b", (0.3, 0.2), 0.001)).startswith("holds: a > b")
+    assert str(Claim("a", "b", (0.3, 0.2), 0.4)).startswith("holds, but may be chance")
+    assert str(Claim("a", "b", (0.2, 0.3), 0.001)).startswith("does not hold: a > b: a 0.2000, b 0.3000")
+
+
+def write_run(path: Path, rank: int) -> None:
+    """20 queries whose relevant document, d0, stands at a rank."""
+    rows = [
+        {"query_id": f"q{n}", "doc_id": "d0" if place == rank else f"d{place}", "score": -place, "rank": place}
+        for n in range(20)
+        for place in range(1, 6)
+    ]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.Table.from_pylist(rows).cast(RUN.arrow), path)
+
+
+def test_claims_are_read_from_the_runs_and_may_fail(tmp_path: Path) -> None:
+    ranks = {"untrained": 3, "stage-1": 1, "stage-2": 2, "bm25": 2, "fusion": 1}  # stage 2 is worse than stage 1
+    for name, rank in ranks.items():
+        write_run(tmp_path / "runs" / f"{name}.parquet", rank)
+    qrels = pa.table({"query_id": [f"q{n}" for n in range(20)], "doc_id": ["d0"] * 20, "relevance": [1] * 20})
+    (tmp_path / DATASET / "qrels").mkdir(parents=True)
+    pq.write_table(
+        qrels.cast(pa.schema([*list(qrels.schema)[:2], ("relevance", pa.int32())])),
+        tmp_path / DATASET / "qrels/test.parquet",
+    )
+    found = claims(tmp_path)
+    assert [(claim.better, claim.worse) for claim in found] == list(CLAIMS)
+    assert [claim.values[0] > claim.values[1] for claim in found] == [True, False, True]
+    assert found[0].values == pytest.approx((1, 1 / 3))
+    assert found[0].p < 0.001
+
+
+def test_a_config_is_told_as_it_would_be_typed() -> None:
+    config = DemoConfig(output=Path("a b"), seed=3, json=True)
+    assert as_typed("demo", config) == "retrievo demo --output 'a b' --seed 3 --json"
+
+
+@pytest.mark.slow
+def test_the_demo_walks_the_road_once_and_its_folder_answers_short_commands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any, retrievo: Callable
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    demo(DemoConfig(), TINY).print()
+    table = capsys.readouterr().out
+    assert all(name in table for name in RUNS)
+    stamps = {path: path.stat().st_mtime_ns for path in Path("retrievo-demo").rglob("*") if path.is_file()}
+    again = demo(DemoConfig(), TINY)
+    assert "already finished" in capsys.readouterr().err
+    assert stamps == {path: path.stat().st_mtime_ns for path in stamps}
+    assert len(again.claims) == len(CLAIMS)
+    monkeypatch.chdir("retrievo-demo")
+    assert retrievo("evaluate", "--metrics", "mrr@10", "recall@1000").code == 0
+    Path(DONE).unlink()  # as a kill before the end leaves it: every step is recognized
+    monkeypatch.chdir(tmp_path)
+    demo(DemoConfig(), TINY)
+    models = [path for path in stamps if path.name == "model.safetensors" and "untrained" not in path.parts]
+    assert stamps.items() >= {path: path.stat().st_mtime_ns for path in models}.items()
