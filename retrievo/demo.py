@@ -46,9 +46,9 @@ class Plan:
     """How much the demo does; the default takes some 4 minutes on 2 cores."""
 
     model: str = "scratch:small"
-    condenser_steps: int = 16
-    cocondenser_steps: int = 16
-    pretrain_batch: int = 256
+    condenser_steps: int = 60
+    cocondenser_steps: int = 60
+    pretrain_batch: int = 64
     batch: int = 128
     epochs: float = 1.0
     depth: int = 100

@@ -106,7 +106,7 @@ def _encode_shards(config: EncodeConfig, table: Table, output: Output, device: t
     from retrievo.retrieval.embeddings import embeddings_stats, shard_bounds
 
     with output.build_together(lead=rank() == 0, barrier=barrier) as folder:
-        encoder = Encoder.load(config.model, config.revision, pooling=config.pooling).to(device).eval()
+        encoder = Encoder.load(config.model, config.revision, as_stated=True, pooling=config.pooling).to(device).eval()
         own = list(enumerate(shard_bounds(table.rows)))[rank() :: world_size()]
         _encode_missing(config, table, encoder, device, folder, own)
         barrier()

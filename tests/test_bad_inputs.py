@@ -231,6 +231,46 @@ CASES: dict[str, tuple[Make, int, str]] = {
         "--title-template: found '{title}'",
     ),
     "nothing to search for": (lambda f: ["search", "--index", HOUSE / "bm25"], 2, "nothing to search for"),
+    "fusion of one index": (
+        lambda f: ["search", "x", "--index", HOUSE / "bm25", "--fuse", "rrf"],
+        2,
+        "--fuse: fuses several indexes, found one; repeat --index for each",
+    ),
+    "weights for other indexes": (
+        lambda f: ["search", "x", "--index", HOUSE / "bm25", "--index", HOUSE / "bm25", "--fuse-weights", "1,2,3"],
+        2,
+        "--fuse-weights: found 3 weights for 2 indexes; expected one for each --index",
+    ),
+    "pre-training of a model that is not there": (
+        lambda f: ["pretrain", "--corpus", HOUSE, "--model", f / "nothing"],
+        1,
+        "give --model PATH of a model folder, or --model scratch:small",
+    ),
+    "unknown size of a model from nothing": (
+        lambda f: ["pretrain", "--corpus", HOUSE, "--model", "scratch:smal"],
+        2,
+        "--model: found 'scratch:smal'; did you mean 'scratch:small'?",
+    ),
+    "option of another objective": (
+        lambda f: ["pretrain", "--corpus", HOUSE, "--objective", "mlm", "--early-layer", 1],
+        2,
+        "--early-layer: does not apply to what was chosen",
+    ),
+    "documents too short for spans": (
+        lambda f: ["pretrain", "--corpus", HOUSE, "--model", "scratch:tiny"],
+        1,
+        "room for 1 spans of 8 tokens in most",
+    ),
+    "continuing nothing": (
+        lambda f: ["pretrain", "--corpus", HOUSE, "--model", "scratch:tiny", "--continue", "--max-steps", 9],
+        1,
+        "pretrained: no such file or folder",
+    ),
+    "continuing without an end": (
+        lambda f: ["pretrain", "--corpus", HOUSE, "--continue"],
+        2,
+        "--continue: needs to know how long; pass --max-steps N, counted from the start",
+    ),
     "queries without a place for the run": (
         lambda f: ["search", "--index", HOUSE / "bm25", "--queries", HOUSE],
         2,

@@ -20,11 +20,13 @@ from retrievo.engine import checkpoints
 from retrievo.engine.settings import FitConfig
 from retrievo.engine.step import gradient_step
 from retrievo.learning.batch import Batch, Stats
-from retrievo.learning.distributed import broadcast_state, gather_counts, rank
+from retrievo.learning.distributed import as_rank_0_says, broadcast_state, gather_counts, rank
 from retrievo.learning.optimizers import OPTIMIZERS, learning_rate
 from retrievo.models.precision import resolve_dtype
 from retrievo.objectives.objective import Objective
 from retrievo.support.errors import RetrievoError
+
+SAVE_SECONDS = 300.0  # between checkpoints, where no number of steps is given: what a killed run loses at most
 
 Record = dict[str, Any]
 Callback = Callable[[int], Mapping[str, Any] | None]  # finished steps -> values to log
@@ -50,6 +52,7 @@ def fit(
     progress: Callable[[Record], None] = lambda record: None,
     every: Sequence[tuple[int, Callback]] = (),
     restart: int = 0,
+    clock: Callable[[], float] = time.monotonic,
 ) -> None:
     """Trains an objective in place until `max_steps`, from the latest checkpoint under `folder` if there is one.
 
@@ -57,6 +60,7 @@ def fit(
     progress: called with each line. every: (n, callback) pairs, called on all ranks after each n-th step; a callback
     may change what `feed` gives from the next step on, and what it returns is logged.
     restart: the finished steps of a run that goes on: from there on the schedule of the learning rate begins anew.
+    clock: seconds, by which checkpoints are written where `save_every` is None.
     Raises: RetrievoError where the loss is not finite, or where the checkpoint is of another run.
     """
     objective.to(device)
@@ -65,7 +69,7 @@ def fit(
     start = _resume(folder / "checkpoints", objective, optimizer, feed, config, restart)
     log = _Log(folder / "metrics.jsonl", start)
     pauses = [n for n, _ in every]
-    tick = time.perf_counter()
+    tick, saved = time.perf_counter(), clock()
     for step, batch in prefetched(feed.batch, range(start, config.steps), config.prefetch, pauses):
         waited = time.perf_counter() - tick
         rate = learning_rate(config, step - restart, config.steps - restart)
@@ -76,9 +80,10 @@ def fit(
         for n, callback in every:  # before the checkpoint: a run killed here calls them again
             if (step + 1) % n == 0 and (values := callback(step + 1)):
                 log.write({"step": step + 1, **values})
-        if (step + 1) % config.save_every == 0 or step + 1 == config.steps:
+        if _is_due(config, step + 1, clock() - saved, device):
             state = _state(feed, config, step + 1, restart)
             checkpoints.save(folder / "checkpoints", step + 1, objective, optimizer, state, config.keep_checkpoints)
+            saved = clock()
         tick = time.perf_counter()
 
 
@@ -175,6 +180,15 @@ class _Log:
         if rank() == 0:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(record) + "\n")
+
+
+def _is_due(config: FitConfig, finished: int, seconds: float, device: torch.device) -> bool:
+    """Whether a checkpoint follows after `finished` steps, `seconds` after the last one; the same on all ranks."""
+    if finished == config.steps:
+        return True
+    if config.save_every is not None:
+        return finished % config.save_every == 0
+    return as_rank_0_says(seconds >= SAVE_SECONDS, device)
 
 
 def _state(feed: Feed, config: FitConfig, step: int, restart: int) -> dict[str, Any]:

@@ -21,7 +21,13 @@ class FitConfig(OptimizerConfig):
         "Chunks that keep their graph, so that they are not encoded twice; costs memory.", default=0, minimum=0
     )
     max_gradient_norm: float | None = option("Longer gradients are shortened to it.", default=1.0, above=0)
-    save_every: int = option("Steps between checkpoints.", default=1_000, minimum=1, affects_output=False)
+    save_every: int | None = option(
+        "Steps between checkpoints.",
+        default=None,
+        minimum=1,
+        hidden_default="about every 5 minutes",
+        affects_output=False,
+    )
     keep_checkpoints: int = option("Checkpoints kept, the latest ones.", default=2, minimum=1, affects_output=False)
     prefetch: int = option("Batches made ahead of time.", default=2, minimum=0, affects_output=False)
 

@@ -75,6 +75,15 @@ def gather_counts(count: int, device: torch.device) -> list[int]:
     return sum_over_ranks(counts).tolist()
 
 
+def as_rank_0_says(answer: bool, device: torch.device) -> bool:
+    """The answer of rank 0, on every rank: for what each would decide for itself, such as by a clock."""
+    if world_size() == 1:
+        return answer
+    told = torch.tensor(answer, dtype=torch.uint8, device=device)
+    dist.broadcast(told, src=0)
+    return bool(told.item())
+
+
 def gather_rows(rows: Tensor, counts: Sequence[int]) -> Tensor:
     """The rows of all ranks in rank order: [counts[rank], ...] -> [sum(counts), ...]; differentiable.
 

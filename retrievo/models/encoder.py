@@ -15,7 +15,7 @@ from retrievo.models.saving import write_folder
 from retrievo.models.spec import POOLINGS, ROLES, EncoderSpec
 from retrievo.models.tokens import Tokenization, bare
 from retrievo.support import console
-from retrievo.support.errors import RetrievoError
+from retrievo.support.errors import RetrievoError, UsageError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -74,18 +74,24 @@ class Encoder(nn.Module):
         name: str | Path,
         revision: str | None = None,
         notify: Callable[[str], None] = console.warn,
+        as_stated: bool = False,
         **overrides: Any,
     ) -> Encoder:
         """Opens a model folder (ours, sentence-transformers' or plain Hugging Face) or a hub model of this name.
 
         overrides: fields of EncoderSpec that replace what the folder says; None = as the folder says. `tied=False`
         on a tied folder gives each role its own copy. notify: told what the folder does not state and was assumed.
+        as_stated: the model is used and not made into another one, so overrides only fill in what the folder leaves
+        open.
 
-        Raises: RetrievoError for a model that is not there, can't be fetched, or can't be used as its folder means it.
+        Raises: RetrievoError for a model that is not there, can't be fetched, or can't be used as its folder means it;
+        UsageError for overrides that contradict the folder, where it is to be used as stated.
         """
         name, chosen = str(name), {key: value for key, value in overrides.items() if value is not None}
         folder = opening.locate(name, revision)
         reading = opening.read_folder(folder, name, chosen)
+        if as_stated:
+            _refuse_contradictions(reading.stated, chosen)
         tokenizer = opening.open_tokenizer(reading.backbones["document"], reading.lowercase)
         backbones = {
             role: opening.open_backbone(path, name if path == folder else None)
@@ -136,6 +142,13 @@ def _check_same_tokenizer(reading: opening.Reading, tokenizer: PreTrainedTokeniz
     other = opening.open_tokenizer(reading.backbones["query"])
     if bare(other.backend_tokenizer.to_str()) != bare(tokenizer.backend_tokenizer.to_str()):
         raise RetrievoError(reading.backbones["query"], "another tokenizer than that of document/", "the same one")
+
+
+def _refuse_contradictions(stated: Mapping[str, Any], overrides: Mapping[str, Any]) -> None:
+    for name, value in overrides.items():
+        if name in stated and stated[name] != value:
+            flag, expected = f"--{name.replace('_', '-')}", f"{stated[name]!r}, as the model folder says it"
+            raise UsageError(flag, f"found {value!r}", expected, f"leave {flag} out")
 
 
 def _complete(

@@ -16,6 +16,7 @@ from retrievo.engine.loop import fit
 from retrievo.engine.settings import FitConfig
 from retrievo.learning.batch import Batch
 from retrievo.learning.distributed import (
+    as_rank_0_says,
     broadcast_state,
     gather_counts,
     gather_rows,
@@ -42,6 +43,16 @@ class Feed:
 
     def position(self, step: int) -> dict[str, int]:
         return {"epoch": 0, "batch": step}
+
+
+class Clock:
+    """Seconds that pass in steps of training only."""
+
+    def __init__(self, seconds_per_step: float):
+        self.now, self.seconds_per_step = 0.0, seconds_per_step
+
+    def advance(self, record: Any) -> None:
+        self.now += self.seconds_per_step
 
 
 def queries() -> Feed:
@@ -71,8 +82,19 @@ def train(folder: Path) -> dict[str, Tensor]:
         if rank() == 1:  # what this rank starts from must not matter
             nn.init.zeros_(objective.encoder.document.tokens.weight)
         # clipping keeps early steps alike; plain AdamW would blow up differences where a gradient is nearly zero
-        config = FitConfig(max_steps=STEPS, learning_rate=1e-2, epsilon=1e-3, chunk_tokens=20, dtype="float32")
-        fit(objective, feed, config, folder=folder / name, device=torch.device("cpu"))
+        config = FitConfig(
+            max_steps=STEPS, learning_rate=1e-2, epsilon=1e-3, chunk_tokens=20, dtype="float32", keep_checkpoints=STEPS
+        )
+        clock = Clock(1_000.0 if rank() == 1 else 200.0)  # by its own, rank 1 would save after each step
+        fit(
+            objective,
+            feed,
+            config,
+            folder=folder / name,
+            device=torch.device("cpu"),
+            progress=clock.advance,
+            clock=lambda clock=clock: clock.now,
+        )
         found |= {f"{name}/{key}": value.detach() for key, value in objective.named_parameters()}
     return found
 
@@ -99,6 +121,7 @@ def collectives() -> dict[str, Any]:
         "gradient": mine.grad.tolist(),
         "weight": layer.weight.tolist(),
         "queue": layer.queue.tolist(),
+        "told": [as_rank_0_says(answer, torch.device("cpu")) for answer in (rank() == 0, rank() == 1)],
         "summed": [None if p.grad is None else p.grad.tolist() for p in (used, partly, unused)],
     }
 

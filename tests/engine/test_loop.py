@@ -10,6 +10,7 @@ import pytest
 import torch
 from tiny import TinyEncoder, finetune, finetune_batch
 
+from retrievo.engine import checkpoints
 from retrievo.engine.loop import fit, prefetched
 from retrievo.engine.settings import FitConfig
 from retrievo.learning.batch import Batch
@@ -42,7 +43,7 @@ def config(**options: Any) -> FitConfig:
 
 
 def run(folder: Path, device: str = "cpu", feed: Feed | None = None, **options: Any) -> Objective:
-    calls = {name: options.pop(name) for name in ("every", "progress") if name in options}
+    calls = {name: options.pop(name) for name in ("every", "progress", "clock") if name in options}
     objective = finetune(dropout=0.2, temperature=0.5, learn_temperature=True)
     fit(objective, feed or Feed(), config(**options), folder=folder, device=torch.device(device), **calls)
     return objective
@@ -85,6 +86,72 @@ def test_a_killed_run_goes_on_bit_for_bit(tmp_path: Path, kill: int) -> None:
         for folder in (tmp_path / "killed", tmp_path / "whole")
     ]
     assert kept[0] == kept[1]
+
+
+def saved_steps(folder: Path) -> list[int]:
+    return sorted(int(path.name.removeprefix("step-")) for path in (folder / "checkpoints").iterdir())
+
+
+def ticking(seconds: dict[int, float], **options: Any) -> dict[str, Any]:
+    """Options of a run in which no time passes but these seconds in these steps."""
+    now = [0.0]
+
+    def progress(record: dict[str, Any]) -> None:
+        now[0] += seconds.get(record["step"], 0.0)
+
+    return {"progress": progress, "clock": lambda: now[0], "save_every": None, "keep_checkpoints": 8, **options}
+
+
+@pytest.mark.parametrize(
+    ("seconds", "expected"),
+    [
+        ({}, [8]),
+        (dict.fromkeys(range(1, 9), 100.0), [3, 6, 8]),
+        ({1: 299.0, 2: 2.0, 3: 298.0, 5: 2.0}, [2, 5, 8]),  # counted from the last checkpoint, not from the start
+        ({4: 5_000.0}, [4, 8]),  # a long step is followed by one checkpoint, not by those that it missed
+        ({8: 5_000.0}, [8]),
+    ],
+)
+def test_by_default_checkpoints_are_300_seconds_apart(
+    tmp_path: Path, seconds: dict[int, float], expected: list[int]
+) -> None:
+    run(tmp_path, **ticking(seconds))
+    assert saved_steps(tmp_path) == expected
+
+
+def test_time_spent_on_saving_does_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now, save = [0.0], checkpoints.save
+
+    def slow(*arguments: Any) -> None:
+        save(*arguments)
+        now[0] += 1_000.0
+
+    monkeypatch.setattr(checkpoints, "save", slow)
+    seconds = ticking({})
+    seconds["progress"] = lambda record: now.__setitem__(0, now[0] + 150.0)
+    run(tmp_path, **{**seconds, "clock": lambda: now[0]})
+    assert saved_steps(tmp_path) == [2, 4, 6, 8]
+
+
+def test_with_save_every_the_clock_decides_nothing(tmp_path: Path) -> None:
+    run(tmp_path, **ticking(dict.fromkeys(range(1, 9), 1_000.0), save_every=3))
+    assert saved_steps(tmp_path) == [3, 6, 8]
+
+
+def test_when_checkpoints_were_written_changes_no_weight(tmp_path: Path) -> None:
+    whole = run(tmp_path / "whole")
+    timed = ticking({5: 400.0})
+    ticks = timed["progress"]
+
+    def progress(record: dict[str, Any]) -> None:
+        ticks(record)
+        if record["step"] == 7:
+            raise Killed
+
+    with pytest.raises(Killed):
+        run(tmp_path / "killed", **{**timed, "progress": progress})
+    assert saved_steps(tmp_path / "killed") == [5]
+    assert same_weights(run(tmp_path / "killed"), whole)
 
 
 def test_only_steps_after_the_checkpoint_are_made_again(tmp_path: Path) -> None:

@@ -84,6 +84,17 @@ def test_one_checkpoint_is_written_for_all(folders: tuple[Path, Path]) -> None:
     assert checkpoints.latest(folders[1] / "train" / "tied" / "checkpoints").name == f"step-{STEPS:06d}"
 
 
+@pytest.mark.parametrize("processes", [1, 2])
+def test_checkpoints_fall_where_the_clock_of_rank_0_says(folders: tuple[Path, Path], processes: int) -> None:
+    for case in CASES:  # 200 s a step: 300 s have passed after two of them
+        saved = sorted(path.name for path in (folders[processes - 1] / "train" / case / "checkpoints").iterdir())
+        assert saved == ["step-000002", "step-000004", "step-000006"]
+
+
+def test_what_rank_0_says_is_told_to_all(folders: tuple[Path, Path]) -> None:
+    assert collectives(folders[1], 0)["told"] == collectives(folders[1], 1)["told"] == [True, False]
+
+
 def collectives(folder: Path, rank: int) -> dict[str, Any]:
     found: dict[str, Any] = json.loads((folder / f"collectives-{rank}.json").read_text())
     return found

@@ -10,6 +10,7 @@ from torch import nn
 from retrievo.learning import distributed
 from retrievo.learning.distributed import (
     _buckets,
+    as_rank_0_says,
     barrier,
     gather_counts,
     gather_rows,
@@ -34,6 +35,7 @@ def test_collectives_of_one_process_give_back_what_they_get() -> None:
     values = torch.randn(3, 2, requires_grad=True)
     assert gather_rows(values, gather_counts(3, values.device)) is values
     assert sum_over_ranks(values) is values
+    assert [as_rank_0_says(answer, values.device) for answer in (True, False)] == [True, False]
     layer = nn.Linear(2, 2)
     sum_gradients(layer.parameters())
     assert layer.weight.grad is None

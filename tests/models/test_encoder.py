@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from retrievo.models.encoder import Encoder, position_limit
-from retrievo.support.errors import RetrievoError
+from retrievo.support.errors import RetrievoError, UsageError
 
 
 @pytest.mark.parametrize(("pooling", "normalize"), [("cls", False), ("mean", True), ("last", False)])
@@ -98,6 +98,22 @@ def test_a_guess_is_printed_unless_somebody_listens(bert_folder, capsys):
 
 def test_an_override_of_none_is_no_override(load, bert_folder):
     assert load(bert_folder, pooling="mean", normalize=None, query_prefix=None).spec.normalize is False
+
+
+def test_a_model_used_as_stated_refuses_another_pooling_and_a_model_that_is_made_takes_it(load, bert_folder, tmp_path):
+    load(bert_folder, pooling="cls").save(tmp_path / "ours")
+    with pytest.raises(UsageError) as error:
+        load(tmp_path / "ours", as_stated=True, pooling="mean")
+    expected = "--pooling: found 'mean'; expected 'cls', as the model folder says it; leave --pooling out"
+    assert str(error.value) == expected
+    assert load(tmp_path / "ours", as_stated=True, pooling="cls").spec == load(tmp_path / "ours").spec
+    assert load(tmp_path / "ours", as_stated=True, pooling=None).spec.pooling == "cls"
+    assert load(tmp_path / "ours", pooling="mean").spec.pooling == "mean"
+
+
+def test_as_stated_a_silent_folder_takes_the_pooling_that_is_given(load, bert_folder, notices):
+    assert load(bert_folder, as_stated=True, pooling="mean").spec.pooling == "mean"
+    assert notices == []
 
 
 def test_a_local_folder_never_reaches_the_network(load, no_network, plain_folder, tmp_path):

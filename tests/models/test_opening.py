@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from retrievo.models.vectors import encode_tokens
-from retrievo.support.errors import RetrievoError
+from retrievo.support.errors import RetrievoError, UsageError
 
 
 def saved_by_sentence_transformers(folder, backbone, pooling, normalize, **settings):
@@ -190,6 +190,13 @@ def test_what_a_folder_states_beats_the_model_card(load, notices, theirs, tmp_pa
     shutil.copytree(theirs, tmp_path / "e5-small")
     assert load(tmp_path / "e5-small").spec.query_prefix == "Q: "
     assert notices == []
+
+
+def test_as_stated_their_pooling_stands_and_that_of_a_model_card_does_not(load, theirs, bert_folder, tmp_path):
+    with pytest.raises(UsageError, match="--pooling: found 'cls'; expected 'mean', as the model folder says it"):
+        load(theirs, as_stated=True, pooling="cls")
+    shutil.copytree(bert_folder, tmp_path / "contriever")
+    assert load(tmp_path / "contriever", as_stated=True, pooling="cls").spec.pooling == "cls"
 
 
 def with_module(folder, position, kind):
