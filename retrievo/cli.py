@@ -163,7 +163,7 @@ COMMANDS = {
     "demo": Command(
         DemoConfig,
         _demo,
-        "Walk the whole road on a corpus made on the spot: pre-train, train twice, search, fuse, compare.",
+        "Walk the whole road on a corpus made on the spot: train twice, search, fuse, compare.",
         ("retrievo demo",),
     ),
 }

@@ -14,7 +14,7 @@ from retrievo.data.tables import RUN
 from retrievo.demo import CLAIMS, DATASET, DONE, RUNS, Claim, DemoConfig, Plan, claims, demo
 from retrievo.support.commandline import as_typed
 
-TINY = Plan("scratch:tiny", 2, 2, 32, 32, 0.2, 20, ("jinja2", "fsspec"))
+TINY = Plan("scratch:tiny", 32, 3, 20, ("jinja2", "fsspec"))
 
 
 def test_a_claim_says_whether_it_holds() -> None:

@@ -118,7 +118,7 @@ class _Passes:
 
     def encode(self, index: int) -> tuple[Any, Any]:
         """The vectors [n, D] float32 of a chunk, or None, and what its local loss needs."""
-        if self.device.type == "cpu" and index % CHUNKS_APART == 0:
+        if self.device.type == "cpu" and index % CHUNKS_APART == CHUNKS_APART - 1:
             return_freed_memory()
         name, rows = self.plan[index]
         tokens, offsets = self.batch.rows[name]
