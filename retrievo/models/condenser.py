@@ -120,6 +120,7 @@ class MaskedEncoder(Encoder):
         name: str | Path,
         revision: str | None = None,
         notify: Callable[[str], None] = console.warn,
+        as_stated: bool = False,
         **overrides: Any,
     ) -> MaskedEncoder:
         """Opens a model as `Encoder.load` does, with the heads that its folder holds; a missing MLM head starts fresh.
@@ -127,7 +128,7 @@ class MaskedEncoder(Encoder):
         Raises: RetrievoError for what `Encoder.load` refuses, untied encoders, and backbones that are not of a type in
         `MLM_HEADS`.
         """
-        plain = Encoder.load(name, revision, notify, **overrides)
+        plain = Encoder.load(name, revision, notify, as_stated, **overrides)
         if not plain.spec.tied:
             raise RetrievoError(str(name), "an encoder each for queries and documents", "one for both to pre-train")
         _check_type(plain.backbone.config.model_type)
