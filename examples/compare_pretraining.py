@@ -17,12 +17,10 @@ from pathlib import Path
 
 MODEL = "scratch:small"
 LENGTH = 64
-TRAIN = ["--batch-size", 128, "--learning-rate", 3e-4, "--similarity", "cosine", "--temperature", 0.05] + [
-    "--query-max-length",
-    32,
-    "--document-max-length",
-    LENGTH,
-]
+TRAIN = (
+    *("--batch-size", 128, "--learning-rate", 3e-4, "--similarity", "cosine", "--temperature", 0.05),
+    *("--query-max-length", 32, "--document-max-length", LENGTH),
+)
 
 
 def main() -> None:
