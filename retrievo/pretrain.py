@@ -149,7 +149,10 @@ def _train(config: PretrainConfig, corpus: Corpus, output: Output, device: torch
 
     with output.build_together(lead=rank() == 0, barrier=barrier) as folder:
         encoder = _load(config, corpus, restart)
-        steps = [_fit(config, corpus, encoder, stage, device) for stage in _stages(config, encoder, folder, restart)]
+        works = [_Work(config, corpus, encoder, stage) for stage in _stages(config, encoder, folder, restart)]
+        for work in works:  # all were made before the first begins: what the last can't do is known now
+            work.fit(device)
+        steps = [work.steps for work in works]
         barrier()
         if rank() != 0:
             return output.manifest({})
@@ -188,29 +191,40 @@ def _stages(config: PretrainConfig, encoder: MaskedEncoder, folder: Path, restar
     return [Stage(CONDENSER, folder / FIRST_STAGE, config.condenser_steps or config.max_steps), last]
 
 
-def _fit(config: PretrainConfig, corpus: Corpus, encoder: MaskedEncoder, stage: Stage, device: torch.device) -> int:
-    """Trains the encoder in place; returns the number of steps of the stage."""
-    from retrievo.engine.loop import fit
-    from retrievo.learning.distributed import rank
-    from retrievo.objectives.pretraining_data import PretrainFeed
+class _Work:
+    """A stage with its objective and its batches.
 
-    objective = objective_class(stage.objective)(config, encoder)
-    feed = PretrainFeed(corpus, encoder, objective.collator(), batch_size=config.batch_size, seed=config.seed)
-    steps = stage.steps or max(1, round((config.epochs or DEFAULT_EPOCHS) * feed.batches_per_epoch))
-    planned = dataclasses.replace(config, epochs=None, continue_=False, max_steps=steps)
-    if rank() == 0:
-        feed.say_counts()
-    with console.progress(stage.objective, steps, "steps") as tick:
-        fit(
-            objective,
-            feed,
-            planned,
-            folder=stage.folder,
-            device=device,
-            progress=lambda record: _show(tick, record),
-            restart=stage.restart,
-        )
-    return steps
+    Raises: RetrievoError for an objective that the encoder has no place for, and documents too short for its spans.
+    """
+
+    def __init__(self, config: PretrainConfig, corpus: Corpus, encoder: MaskedEncoder, stage: Stage):
+        from retrievo.objectives.pretraining_data import PretrainFeed
+
+        self.config, self.stage = config, stage
+        self.objective = objective_class(stage.objective)(config, encoder)
+        collator = self.objective.collator()
+        self.feed = PretrainFeed(corpus, encoder, collator, batch_size=config.batch_size, seed=config.seed)
+        epochs = config.epochs or DEFAULT_EPOCHS
+        self.steps = stage.steps or max(1, round(epochs * self.feed.batches_per_epoch))
+
+    def fit(self, device: torch.device) -> None:
+        """Trains the encoder in place."""
+        from retrievo.engine.loop import fit
+        from retrievo.learning.distributed import rank
+
+        if rank() == 0:
+            self.feed.say_counts()
+        planned = dataclasses.replace(self.config, epochs=None, continue_=False, max_steps=self.steps)
+        with console.progress(self.stage.objective, self.steps, "steps") as tick:
+            fit(
+                self.objective,
+                self.feed,
+                planned,
+                folder=self.stage.folder,
+                device=device,
+                progress=lambda record: _show(tick, record),
+                restart=self.stage.restart,
+            )
 
 
 def _show(tick: console.Tick, record: Record) -> None:

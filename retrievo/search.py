@@ -101,7 +101,7 @@ class SearchConfig(Options):
             if given and len(self.index) < 2:
                 raise UsageError(flag, "fuses several indexes, found one", None, "repeat --index for each")
         if self.fuse_weights and len(self.fuse_weights) != len(self.index):
-            found = f"{len(self.fuse_weights)} weights for {len(self.index)} indexes"
+            found = f"found {len(self.fuse_weights)} weights for {len(self.index)} indexes"
             raise UsageError("--fuse-weights", found, "one for each --index")
 
     def record(self) -> dict[str, Any]:

@@ -300,7 +300,11 @@ class Output:
 
     @contextlib.contextmanager
     def build(self) -> Iterator[Path]:
-        """The folder to write into, locked against a second writer, with `begin.json` in it."""
+        """The folder to write into, locked against a second writer, with `begin.json` in it.
+
+        Work that ends in an error leaves nothing behind that can't be gone on with.
+        """
+        begins_here = not self.folder.exists()
         self.folder.mkdir(parents=True, exist_ok=True)
         with _locked(self.folder, self.path):
             if self.folder != self.path:
@@ -310,7 +314,17 @@ class Output:
             if not (self.folder / BEGIN).exists():
                 write_json(self.folder / BEGIN, self._begin())
             remove(self.folder / MANIFEST)  # of a finished output that goes on
-            yield self.folder
+            try:
+                yield self.folder
+            except BaseException:
+                self._withdraw(begins_here)
+                raise
+
+    def _withdraw(self, begins_here: bool) -> None:
+        """Removes what is built aside, which the next run would empty, and a folder in which nothing came about."""
+        files = [path for path in self.folder.rglob("*") if path.is_file()]
+        if self.folder != self.path or (begins_here and files == [self.folder / BEGIN]):
+            remove(self.folder)
 
     @contextlib.contextmanager
     def build_together(self, *, lead: bool, barrier: Callable[[], None]) -> Iterator[Path]:
