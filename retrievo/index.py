@@ -68,7 +68,7 @@ def index(config: IndexConfig) -> Manifest:
 def index_texts(config: IndexConfig) -> Manifest:
     """A Lucene index for BM25; a document without words is counted, kept, and never found."""
     from retrievo.data.corpus import Corpus
-    from retrievo.retrieval import lexical
+    from retrievo.retrieval import jvm, lexical
     from retrievo.support.artifact import Output
 
     assert config.corpus is not None
@@ -77,7 +77,7 @@ def index_texts(config: IndexConfig) -> Manifest:
     if finished := output.already_finished():
         return finished
     corpus.check_unique_ids()
-    lexical.start_jvm(config.heap)
+    jvm.start_jvm(config.heap)
     with output.build() as folder, console.progress("indexing", len(corpus), "documents") as tick:
         documents = _documents(corpus, config.title_template, tick)
         stats = lexical.build(documents, folder, language=config.language, threads=config.threads)

