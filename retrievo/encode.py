@@ -71,9 +71,9 @@ def encode(config: EncodeConfig) -> Manifest:
     """
     from retrievo.data.tables import CORPUS, QUERIES, Table
     from retrievo.learning.distributed import barrier, process_group
-    from retrievo.models.devices import resolve_device, set_threads
+    from retrievo.models.devices import prepare_cpu, resolve_device
 
-    set_threads(config.threads)
+    prepare_cpu(config.threads)
     table = Table(config.corpus, CORPUS) if config.corpus else Table(_required(config.queries), QUERIES)
     with process_group(resolve_device(config.device)) as device:
         output = _output(config, table, device)

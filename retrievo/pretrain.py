@@ -89,9 +89,9 @@ def pretrain(config: PretrainConfig) -> Manifest:
     """
     from retrievo.data.corpus import Corpus
     from retrievo.learning.distributed import barrier, process_group
-    from retrievo.models.devices import resolve_device, set_threads
+    from retrievo.models.devices import prepare_cpu, resolve_device
 
-    set_threads(config.threads)
+    prepare_cpu(config.threads)
     corpus = Corpus(config.corpus)
     console.note(f"pre-training with {config.objective} into {config.output}")
     with process_group(resolve_device(config.device)) as device:

@@ -114,10 +114,10 @@ def train(config: TrainConfig) -> Manifest:
     Raises: RetrievoError for a model or tables that can't be read or do not fit together.
     """
     from retrievo.learning.distributed import barrier, process_group
-    from retrievo.models.devices import resolve_device, set_threads
+    from retrievo.models.devices import prepare_cpu, resolve_device
     from retrievo.objectives.training_data import TrainingData
 
-    set_threads(config.threads)
+    prepare_cpu(config.threads)
     data = TrainingData(config.corpus, config.queries, config.qrels, config.negatives, config.min_relevance)
     with process_group(resolve_device(config.device)) as device:
         output = _output(config, data, device)

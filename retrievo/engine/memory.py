@@ -11,8 +11,8 @@ CHUNKS_APART = 8  # trimming before each costs 40 % of the speed of pre-training
 def return_freed_memory() -> None:
     """Makes glibc give the pages of freed blocks back to the system; elsewhere it does nothing.
 
-    Chunks of ever new shapes leave holes: without it a process that needs 956 MiB for 64 pairs has grown to 1,280 at
-    1,024, with it to 1,103. Blocks that are mapped one by one (a low threshold) end higher and at half the speed.
+    Chunks of ever new shapes leave holes, which grow with their number. Blocks that are mapped one by one (a low
+    threshold) end higher and at half the speed.
     """
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL("libc.so.6").malloc_trim(0)
