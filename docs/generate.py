@@ -1,11 +1,12 @@
-"""Writes docs/cli.md, the reference of all commands and options, from their declarations.
+"""Writes docs/cli.md from the declarations of commands and options, and docs/errors.md from the tests of bad inputs.
 
-python docs/generate.py            write it
-python docs/generate.py --check    exit 1 where the file is out of date
+python docs/generate.py            write them
+python docs/generate.py --check    exit 1 where one is out of date
 """
 
 from __future__ import annotations
 
+import runpy
 import sys
 from pathlib import Path
 
@@ -13,7 +14,8 @@ from retrievo.cli import COMMANDS, HELP, Command
 from retrievo.support.commandline import applies_only, shown_default
 from retrievo.support.options import Option, options_of
 
-TARGET = Path(__file__).with_name("cli.md")
+HERE = Path(__file__).parent
+CASES = HERE.parent / "tests" / "test_bad_inputs.py"
 
 INTRODUCTION = f"""# Commands and options
 
@@ -57,11 +59,39 @@ def _row(option: Option) -> str:
 _KINDS = {str: "text", int: "whole number", float: "number", bool: "switch", Path: "path"}
 
 
+ERRORS = """# Errors
+
+A problem with data, files or the machine is one line on standard error, `error: where: what was found; expected ...; next
+step`, and exit code 1. A problem with what was typed or written in a TOML file exits with 2, Ctrl-C with 130. Nothing
+half-written stands at the output. A traceback means a bug: please report it.
+
+Each row is a test in `tests/test_bad_inputs.py`.
+
+| what is wrong | what the line says | exit |
+|---|---|---|
+"""
+
+WARNINGS = """
+## Warnings
+
+Odd but usable data is counted in one line that begins with `warning:` and kept: documents without text, judgements of
+queries or documents that are not there, TOML keys that do not apply to what was chosen.
+"""
+
+
+def errors() -> str:
+    """The page of errors as Markdown."""
+    cases = runpy.run_path(str(CASES))["CASES"]
+    rows = "".join(f"| {name} | `{message}` | {code} |\n" for name, (_, code, message) in cases.items())
+    return ERRORS + rows + WARNINGS
+
+
 def main() -> int:
-    page = reference()
+    pages = {HERE / "cli.md": reference(), HERE / "errors.md": errors()}
     if "--check" in sys.argv[1:]:
-        return int(not TARGET.exists() or TARGET.read_text(encoding="utf-8") != page)
-    TARGET.write_text(page, encoding="utf-8")
+        return int(any(not path.exists() or path.read_text(encoding="utf-8") != page for path, page in pages.items()))
+    for path, page in pages.items():
+        path.write_text(page, encoding="utf-8")
     return 0
 
 
