@@ -61,9 +61,9 @@ _KINDS = {str: "text", int: "whole number", float: "number", bool: "switch", Pat
 
 ERRORS = """# Errors
 
-A problem with data, files or the machine is one line on standard error, `error: where: what was found; expected ...; next
-step`, and exit code 1. A problem with what was typed or written in a TOML file exits with 2, Ctrl-C with 130. Nothing
-half-written stands at the output. A traceback means a bug: please report it.
+A problem with data, files or the machine is one line on standard error, `error: where: what was found; expected ...;
+next step`, and exit code 1. A problem with what was typed or written in a TOML file exits with 2, Ctrl-C with 130.
+Nothing half-written stands at the output. A traceback means a bug: please report it.
 
 Each row is a test in `tests/test_bad_inputs.py`.
 
