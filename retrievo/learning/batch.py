@@ -60,6 +60,7 @@ class Batch:
     hashes:   text hash of each sequence of a named set [n] int64.
     groups:   documents of each query, its positive first [B]; sums to the number of documents.
     relevant: what must not count as a negative of each query.
+    teacher:  a teacher's score of each document of a group [n], NaN where it has none.
     labels:   a label for each token of a named set [T], -100 where there is none.
     """
 
@@ -70,6 +71,7 @@ class Batch:
     hashes: dict[str, Tensor] = field(default_factory=dict)
     groups: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
     relevant: Relevant | None = None
+    teacher: Tensor | None = None
     labels: dict[str, Tensor] = field(default_factory=dict)
 
     def to(self, device: torch.device) -> Batch:
@@ -86,5 +88,6 @@ class Batch:
             hashes=moved(self.hashes),
             groups=self.groups.to(device),
             relevant=self.relevant and Relevant(*(tensor.to(device) for tensor in self.relevant)),
+            teacher=None if self.teacher is None else self.teacher.to(device),
             labels=moved(self.labels),
         )

@@ -1,53 +1,185 @@
 """Contrastive losses of queries against the documents of the whole global batch, and what must not be a negative.
 
-Every loss returns one value per query; the objective divides their sum by the number of queries over all ranks.
+All scores of a large batch do not fit: 65,536 x 65,536 of them take 17 GB. So queries are taken in tiles, and the
+gradient with respect to the vectors is worked out beside the loss: memory is linear in the batch, and a loss need only
+say what it makes of the scores of some queries.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from retrievo.learning.batch import Relevant
 
+TILE = 1 << 23  # scores worked out at once (32 MiB each time they are copied)
+SCOPES = ("batch", "group")
 
-class Contest(NamedTuple):
-    """The queries of one rank and the documents of all ranks, which are the candidates of each query."""
+
+@dataclass(frozen=True)
+class Contest:
+    """The queries of one rank and the documents of all ranks, which are the candidates of each query.
+
+    masked: (query, document) pairs that are no negatives; may repeat, never the own positive.
+    own, teacher: columns of each query's own documents, its positive first, and what a teacher says of them; NaN where
+    it says nothing, and where a query has fewer than G.
+    """
 
     queries: Tensor  # [B, D]
     documents: Tensor  # [P, D]
     positives: Tensor  # [B] column of each query's own positive
-    masked: Tensor  # [2, m] (query, document) pairs that are no negatives; may repeat, never the own positive
+    masked: Tensor  # [2, m]
+    own: Tensor | None = None  # [B, G]
+    teacher: Tensor | None = None  # [B, G]
+
+    def truncated(self, dim: int) -> Contest:
+        """The same contest of the first `dim` dimensions."""
+        return dataclasses.replace(self, queries=self.queries[:, :dim], documents=self.documents[:, :dim])
 
 
-class Outcome(NamedTuple):
-    """What a loss says of each query."""
+@dataclass(frozen=True)
+class LossSettings:
+    """What losses need to know beside the scores.
 
-    loss: Tensor  # [B]
-    correct: Tensor  # [B] whether the own positive scores above every other candidate
+    label_smoothing: share of the target that all candidates have in common. teacher_temperature: divides the teacher's
+    scores. soft_label_scope: what the model's distribution is over, one of `SCOPES`.
+    """
+
+    label_smoothing: float = 0.0
+    teacher_temperature: float = 1.0
+    soft_label_scope: str = "batch"
 
 
-def info_nce(contest: Contest, temperature: float | Tensor) -> Outcome:
+class Tile(NamedTuple):
+    """Some queries with the scores of all documents."""
+
+    similarities: Tensor  # [t, P] inner products
+    scores: Tensor  # [t, P] the same / T; -inf for what is no candidate
+    temperature: float | Tensor
+    positives: Tensor  # [t]
+    masked: Tensor  # [t, P] bool
+    own: Tensor | None  # [t, G]
+    teacher: Tensor | None  # [t, G]
+
+    @property
+    def positive(self) -> Tensor:
+        """The score of each own positive [t]."""
+        return self.scores.gather(1, self.positives[:, None]).squeeze(1)
+
+
+def info_nce(tile: Tile, settings: LossSettings) -> Tensor:
     """InfoNCE over in-batch and hard negatives: -log softmax(s(q, .) / T) at q's own positive.
 
     s is the inner product (van den Oord et al. 2018, eq. 4; coCondenser, Gao & Callan 2022, eq. 14, where T = 1).
-    The own positive and every document of the global batch compete, save the masked pairs.
+    The own positive and every document of the global batch compete, save the masked pairs. With label smoothing e the
+    target is (1 - e) at the positive and e spread over all candidates (Szegedy et al. 2016, section 7).
     """
-    scores = contest.queries @ contest.documents.T / temperature  # [B, P]
-    query, document = contest.masked
-    scores[query, document] = float("-inf")
-    own = contest.positives[:, None]  # [B, 1]
-    positive = scores.gather(1, own).squeeze(1)  # [B]
-    others = scores.detach().scatter(1, own, float("-inf"))
-    return Outcome(scores.logsumexp(1) - positive, positive.detach() > others.amax(1))
+    loss = tile.scores.logsumexp(1) - tile.positive
+    if not settings.label_smoothing:
+        return loss
+    candidates = tile.scores.isfinite()
+    mean = tile.scores.where(candidates, 0).sum(1) / candidates.sum(1)
+    return loss + settings.label_smoothing * (tile.positive - mean)
 
 
-LOSSES: dict[str, Callable[[Contest, float | Tensor], Outcome]] = {
+def multi_positive(tile: Tile, settings: LossSettings) -> Tensor:
+    """The mean over all relevant documents p of the batch of -log(exp s_p / (exp s_p + sum of exp s_n)).
+
+    Positives do not compete with one another (Khosla et al. 2020, eq. 2, without the other positives in the
+    denominator); what InfoNCE masks is a positive here. InfoNCE where a query has one.
+    """
+    import torch
+
+    own = torch.zeros_like(tile.masked).scatter_(1, tile.positives[:, None], True)
+    negatives = tile.scores.masked_fill(own, NEVER).clamp_min(NEVER).logsumexp(1)  # finite: -inf has no gradient
+    relevant = own | tile.masked
+    query, document = relevant.nonzero(as_tuple=True)
+    lost = torch.nn.functional.softplus(negatives[query] - tile.similarities[query, document] / tile.temperature)
+    return torch.zeros_like(negatives).index_add(0, query, lost) / relevant.sum(1)
+
+
+def margin_mse(tile: Tile, settings: LossSettings) -> Tensor:
+    """The mean over own negatives n of ((s_p - s_n) - (t_p - t_n))^2, t the teacher's scores, without temperature.
+
+    Hofstaetter et al. 2020 (margin-MSE), eq. 6; TAS-B, Hofstaetter et al. 2021, eq. 3. A query has none where the
+    teacher does not know its positive, or none of its negatives.
+    """
+    teacher, known, columns = _taught(tile)
+    own = tile.similarities.gather(1, columns)  # [t, G]
+    wrong = (own[:, :1] - own[:, 1:]) - (teacher[:, :1] - teacher[:, 1:])
+    counted = known[:, 1:] & known[:, :1]
+    return wrong.square().where(counted, 0).sum(1) / counted.sum(1).clamp_min(1)
+
+
+def soft_labels(tile: Tile, settings: LossSettings) -> Tensor:
+    """KL(T || S) of the teacher's distribution T over own documents and the model's S (coCondenser, eq. 15-16).
+
+    T = softmax(t / teacher temperature), 0 for all other documents; S = softmax(s / T) over all candidates of the
+    global batch, or over the own documents that T knows (`soft_label_scope`). Eq. 16 is written KL(S || T), which is
+    infinite where T is 0. 0 for a query of which the teacher knows nothing.
+    """
+    import torch
+
+    teacher, known, columns = _taught(tile)
+    own = tile.scores.gather(1, columns)  # [t, G]
+    known = known & own.isfinite()
+    target = (teacher / settings.teacher_temperature).masked_fill(~known, NEVER).log_softmax(1)
+    everything = tile.scores if settings.soft_label_scope == "batch" else own.masked_fill(~known, NEVER)
+    model = own - everything.logsumexp(1, keepdim=True)
+    return torch.where(known, target.exp() * (target - model), 0).sum(1)
+
+
+NEVER = -1e30  # a score whose exponential is 0, and whose gradient is 0 instead of NaN
+
+
+def _taught(tile: Tile) -> tuple[Tensor, Tensor, Tensor]:
+    """The teacher's scores [t, G], 0 where it has none; where it has one [t, G]; and their columns [t, G]."""
+    assert tile.teacher is not None, "a loss with a teacher needs its scores"
+    assert tile.own is not None
+    known = tile.teacher.isfinite()
+    return tile.teacher.nan_to_num(0), known, tile.own
+
+
+LOSSES: dict[str, Callable[[Tile, LossSettings], Tensor]] = {  # each [t], what it makes of each query
     "infonce": info_nce,
+    "multi-positive": multi_positive,
+    "margin-mse": margin_mse,
+    "kl": soft_labels,
 }
+TAUGHT = ("margin-mse", "kl")  # these need a teacher
+
+
+class Outcome(NamedTuple):
+    """Sums over the queries of a contest."""
+
+    total: Tensor  # the weighted sum of all losses; differentiable
+    losses: dict[str, Tensor]  # each loss alone, without its weight
+    correct: Tensor  # how many own positives score above every other candidate
+
+
+def weighed(
+    contest: Contest, weights: Mapping[str, float], temperature: float | Tensor, settings: LossSettings
+) -> Outcome:
+    """The weighted sum of losses of `LOSSES` over all queries, tile by tile.
+
+    The gradient reaches queries, documents and a temperature that is a tensor.
+    """
+    total, sums, correct = _function().apply(
+        contest.queries, contest.documents, temperature, contest, dict(weights), settings
+    )
+    return Outcome(total, dict(zip(weights, sums.unbind(), strict=True)), correct)
+
+
+def _function() -> Any:
+    """The autograd function, made when torch is first needed: names of losses are known without it."""
+    from retrievo.learning.tiles import TiledLoss
+
+    return TiledLoss
 
 
 def identity_mask(relevant: Relevant, ids: Tensor, hashes: Tensor, positives: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ import importlib
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from retrievo.learning.losses import LOSSES
+from retrievo.learning.losses import LOSSES, SCOPES
 from retrievo.support.errors import UsageError
 from retrievo.support.options import Options, option
 
@@ -21,6 +21,23 @@ class FinetuneConfig(Options):
     loss_weight: tuple[float, ...] = option("Weight of each loss.", default=(1.0,), minimum=0)
     temperature: float = option("Divides the scores.", default=1.0, above=0)
     learn_temperature: bool = option("Train the temperature too, from --temperature on.", default=False)
+    label_smoothing: float = option(
+        "Share of the target that all candidates have in common.",
+        default=0.0,
+        minimum=0,
+        maximum=0.99,
+        only={"loss": ("infonce",)},
+    )
+    teacher_temperature: float = option("Divides the teacher's scores.", default=1.0, above=0, only={"loss": ("kl",)})
+    soft_label_scope: str = option(
+        "What the model's distribution is over: all documents of the batch, or those of the query's group.",
+        default="batch",
+        choices=SCOPES,
+        only={"loss": ("kl",)},
+    )
+    matryoshka: tuple[int, ...] = option(
+        "Dimensions that shall do alone: the loss is the mean over vectors cut to each.", default=(), minimum=1
+    )
 
     def check(self) -> None:
         super().check()

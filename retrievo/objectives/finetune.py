@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,10 +15,11 @@ from torch.nn import functional
 
 from retrievo.learning.batch import Batch, Chunk, Relevant, Rows, Stats
 from retrievo.learning.distributed import gather_counts, gather_rows, rank
-from retrievo.learning.losses import LOSSES, Contest, identity_mask
+from retrievo.learning.losses import Contest, LossSettings, Outcome, identity_mask, weighed
 from retrievo.models.encoder import Encoder
 from retrievo.objectives.choices import FinetuneConfig
 from retrievo.objectives.objective import Objective
+from retrievo.support.errors import RetrievoError
 
 
 class Example(NamedTuple):
@@ -29,6 +31,7 @@ class Example(NamedTuple):
     document_hashes: np.ndarray  # [G] text hashes
     relevant_ids: np.ndarray  # [r] all relevant documents of the query
     relevant_hashes: np.ndarray  # [r]
+    teacher: np.ndarray | None = None  # [G] a teacher's scores of the documents, NaN where it has none
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,7 @@ class FinetuneCollator:
             hashes={"document": _flat([item.document_hashes for item in items])},
             groups=torch.tensor([len(item.documents) for item in items], dtype=torch.int64),
             relevant=relevant,
+            teacher=_scores([item.teacher for item in items if item.teacher is not None]),
         )
 
 
@@ -64,10 +68,16 @@ def _flat(arrays: Sequence[np.ndarray]) -> Tensor:
     return torch.from_numpy(np.concatenate([np.empty(0, np.int64), *(array.astype(np.int64) for array in arrays)]))
 
 
+def _scores(arrays: Sequence[np.ndarray]) -> Tensor | None:
+    return torch.from_numpy(np.concatenate(arrays).astype(np.float32)) if arrays else None
+
+
 class Finetune(Objective):
     """The weighted sum of losses over a rank's queries [B, D] against the documents of all ranks [P, D].
 
     The mean over the queries of the global batch, in shares that sum over ranks (coCondenser, eq. 14; DPR, eq. 2).
+    With `matryoshka` the mean over vectors cut to each dimension (Kusupati et al. 2022, eq. 1, with equal weights).
+    Raises: RetrievoError for dimensions that the vectors do not have.
     """
 
     Config = FinetuneConfig
@@ -76,6 +86,10 @@ class Finetune(Objective):
     def __init__(self, config: FinetuneConfig, encoder: Encoder):
         super().__init__()
         self.config, self.encoder = config, encoder
+        if config.matryoshka and max(config.matryoshka) > encoder.dim:
+            found = f"found {max(config.matryoshka)}"
+            raise RetrievoError("--matryoshka", found, f"at most {encoder.dim}, the dimension of the model's vectors")
+        self.settings = LossSettings(config.label_smoothing, config.teacher_temperature, config.soft_label_scope)
         start = torch.tensor(math.log(config.temperature))
         self.log_temperature = nn.Parameter(start) if config.learn_temperature else None
 
@@ -93,22 +107,46 @@ class Finetune(Objective):
 
     def contrast(self, vectors: dict[str, Tensor], batch: Batch) -> tuple[Tensor, Stats]:
         contest = self._contest(vectors["query"], vectors["document"], batch)
-        total, stats = contest.queries.new_zeros(()), Stats()
-        for name, weight in zip(self.config.loss, self.config.loss_weight, strict=True):
-            outcome = LOSSES[name](contest, self.temperature)
-            value = outcome.loss.sum() / batch.counts["pairs"]
-            total = total + weight * value
-            stats[name] = value.detach()
-            stats["accuracy"] = outcome.correct.sum() / batch.counts["pairs"]
-        return total, stats
+        outcomes = [self._outcome(self._of_unit_length(contest.truncated(dim))) for dim in self.config.matryoshka]
+        outcomes = outcomes or [self._outcome(contest)]
+        pairs = batch.counts["pairs"] * len(outcomes)
+        losses = {name: torch.stack([outcome.losses[name] for outcome in outcomes]) for name in self.config.loss}
+        stats = {name: values.sum() / pairs for name, values in losses.items()}
+        stats["accuracy"] = outcomes[0].correct / batch.counts["pairs"]  # of the first dimension given
+        return torch.stack([outcome.total for outcome in outcomes]).sum() / pairs, stats
+
+    def _outcome(self, contest: Contest) -> Outcome:
+        weights = dict(zip(self.config.loss, self.config.loss_weight, strict=True))
+        return weighed(contest, weights, self.temperature, self.settings)
+
+    def _of_unit_length(self, contest: Contest) -> Contest:
+        """Under cosine, what was cut is scaled again."""
+        if self.encoder.spec.similarity != "cosine":
+            return contest
+        queries, documents = (functional.normalize(side, dim=-1) for side in (contest.queries, contest.documents))
+        return dataclasses.replace(contest, queries=queries, documents=documents)
 
     def _contest(self, queries: Tensor, documents: Tensor, batch: Batch) -> Contest:
         """This rank's queries among the documents of all ranks."""
         counts = gather_counts(len(documents), documents.device)
+        starts = batch.groups.cumsum(0) - batch.groups  # [B] each query's first document on this rank
         first = sum(counts[: rank()])  # column of this rank's first document
-        positives = first + batch.groups.cumsum(0) - batch.groups  # [B]
         identities = torch.stack([batch.ids["document"], batch.hashes["document"]], dim=1)
         ids, hashes = gather_rows(identities, counts).unbind(1)  # [P], [P]
         assert batch.relevant is not None, "fine-tuning needs the relevant documents of each query"
+        positives = first + starts
         masked = identity_mask(batch.relevant, ids.contiguous(), hashes.contiguous(), positives)
-        return Contest(queries, gather_rows(documents, counts), positives, masked)
+        own, teacher = _taught(batch, starts)
+        return Contest(
+            queries, gather_rows(documents, counts), positives, masked, None if own is None else first + own, teacher
+        )
+
+
+def _taught(batch: Batch, starts: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    """Each query's own documents on this rank and their teacher's scores, [B, G] padded with NaN."""
+    if batch.teacher is None:
+        return None, None
+    place = torch.arange(max([1, *batch.groups.tolist()]), device=starts.device)
+    inside = place < batch.groups[:, None]
+    own = (starts[:, None] + place).where(inside, 0)  # [B, G]
+    return own, batch.teacher[own].where(inside, float("nan"))

@@ -100,7 +100,12 @@ class Option:
 
     def applies(self, chosen: Mapping[str, Any]) -> bool:
         """Whether this option has a meaning beside what else was chosen."""
-        return all(chosen[name] in values for name, values in (self.declaration.only or {}).items())
+        rules = (self.declaration.only or {}).items()
+        return all(not {*_several(chosen[name])}.isdisjoint(values) for name, values in rules)
+
+
+def _several(value: Any) -> tuple[Any, ...]:
+    return value if isinstance(value, tuple) else (value,)
 
 
 _KIND_NAMES = {str: "text", int: "a whole number", float: "a number", bool: "true or false", Path: "a path"}

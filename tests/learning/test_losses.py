@@ -2,87 +2,195 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+import subprocess
+import sys
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional
 
+from retrievo.learning import tiles
 from retrievo.learning.batch import Relevant
-from retrievo.learning.losses import LOSSES, Contest, identity_mask, info_nce
+from retrievo.learning.losses import (
+    LOSSES,
+    SCOPES,
+    TAUGHT,
+    Contest,
+    LossSettings,
+    Outcome,
+    identity_mask,
+    weighed,
+)
 
 NOTHING = torch.zeros(2, 0, dtype=torch.int64)
 
 
 def contest(queries: int = 3, documents: int = 7, masked: torch.Tensor = NOTHING) -> Contest:
+    """Own positives at 0, 2, 5; groups 0-1, 2-4 and 5-6, of which the teacher does not know document 4."""
     torch.manual_seed(0)
-    drawn = torch.randn(queries, 4), torch.randn(documents, 4)
-    return Contest(*(vectors.requires_grad_() for vectors in drawn), torch.tensor([0, 2, 5]), masked)
+    drawn = (torch.randn(count, 4, dtype=torch.float64).requires_grad_() for count in (queries, documents))
+    own = torch.tensor([[0, 1, 0], [2, 3, 4], [5, 6, 0]])
+    teacher = torch.tensor([[2.0, 1.0, math.nan], [3.0, 1.5, math.nan], [0.5, 0.7, math.nan]], dtype=torch.float64)
+    return Contest(*drawn, torch.tensor([0, 2, 5]), masked, own, teacher)
+
+
+def value(given_: Contest, name: str = "infonce", temperature: Any = 1.0, **settings: Any) -> Outcome:
+    return weighed(given_, {name: 1.0}, temperature, LossSettings(**settings))
+
+
+def scores_of(given_: Contest) -> np.ndarray:
+    return (given_.queries @ given_.documents.T).detach().numpy()
 
 
 def test_infonce_without_mask_is_cross_entropy_at_the_own_positive() -> None:
     given_ = contest()
-    outcome = info_nce(given_, 0.05)
-    expected = functional.cross_entropy(given_.queries @ given_.documents.T / 0.05, given_.positives, reduction="none")
-    torch.testing.assert_close(outcome.loss, expected)
+    expected = functional.cross_entropy(given_.queries @ given_.documents.T / 0.05, given_.positives, reduction="sum")
+    torch.testing.assert_close(value(given_, temperature=0.05).total, expected)
+
+
+def test_label_smoothing_is_that_of_cross_entropy() -> None:
+    given_ = contest()
+    scores = given_.queries @ given_.documents.T
+    expected = functional.cross_entropy(scores, given_.positives, reduction="sum", label_smoothing=0.3)
+    torch.testing.assert_close(value(given_, label_smoothing=0.3).total, expected)
+
+
+def test_label_smoothing_gives_masked_documents_nothing() -> None:
+    given_ = contest(masked=torch.tensor([[0, 1, 2], [6, 6, 6]]))
+    without = dataclasses.replace(given_, documents=given_.documents[:6], masked=NOTHING)
+    torch.testing.assert_close(value(given_, label_smoothing=0.3).total, value(without, label_smoothing=0.3).total)
 
 
 def test_masked_documents_are_as_if_they_were_not_there() -> None:
     masked = torch.tensor([[0, 0, 2], [3, 4, 1]])
     given_ = contest(masked=masked)
-    scores = (given_.queries @ given_.documents.T).detach()
-    outcome = info_nce(given_, 1.0)
+    scores, expected = scores_of(given_), 0.0
     for query in range(3):
         out = {int(document) for of, document in masked.T if of == query}
         kept = [math.exp(scores[query, document]) for document in range(7) if document not in out]
-        expected = math.log(sum(kept)) - scores[query, given_.positives[query]]
-        assert outcome.loss[query].item() == pytest.approx(float(expected), rel=1e-5)
+        expected += math.log(sum(kept)) - scores[query, given_.positives[query]]
+    assert value(given_).total.item() == pytest.approx(expected)
 
 
 def test_a_masked_duplicate_of_the_positive_gets_no_gradient() -> None:
     given_ = contest(masked=torch.tensor([[0, 1, 2], [6, 6, 6]]))
-    info_nce(given_, 1.0).loss.sum().backward()
+    value(given_).total.backward()
     assert given_.documents.grad is not None
-    assert torch.equal(given_.documents.grad[6], torch.zeros(4))
+    assert torch.equal(given_.documents.grad[6], torch.zeros(4, dtype=torch.float64))
     assert given_.documents.grad[:6].abs().sum(1).min() > 0
 
 
-def test_a_repeated_pair_in_the_mask_changes_nothing() -> None:
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_repeated_pair_in_the_mask_changes_nothing(name: str) -> None:
     once, twice = torch.tensor([[0], [3]]), torch.tensor([[0, 0], [3, 3]])
-    assert torch.equal(info_nce(contest(masked=once), 1.0).loss, info_nce(contest(masked=twice), 1.0).loss)
+    assert torch.equal(value(contest(masked=once), name).total, value(contest(masked=twice), name).total)
 
 
 def test_a_query_with_no_other_candidate_has_loss_zero_and_counts_as_correct() -> None:
     alone = Contest(torch.ones(1, 4), torch.ones(1, 4), torch.tensor([0]), NOTHING)
-    assert info_nce(alone, 1.0).loss.item() == 0
-    assert info_nce(alone, 1.0).correct.tolist() == [True]
+    assert value(alone).total.item() == value(alone, "multi-positive").total.item() == 0
+    assert value(alone).correct.item() == 1
 
 
 def test_a_tie_with_a_negative_is_not_correct() -> None:
     tied = Contest(torch.ones(1, 4), torch.ones(2, 4), torch.tensor([0]), NOTHING)
-    assert info_nce(tied, 1.0).correct.tolist() == [False]
-
-
-def test_a_learned_temperature_gets_the_gradient_of_finite_differences() -> None:
-    temperature = torch.tensor(0.7, requires_grad=True, dtype=torch.float64)
-    given_ = contest()
-    doubled = given_._replace(queries=given_.queries.double(), documents=given_.documents.double())
-    assert torch.autograd.gradcheck(lambda t: info_nce(doubled, t).loss.sum(), temperature)
+    assert value(tied).correct.item() == 0
 
 
 def test_no_queries_give_no_loss_and_still_a_gradient_for_the_documents() -> None:
     documents = torch.randn(3, 4, requires_grad=True)
     empty = Contest(torch.zeros(0, 4), documents, torch.zeros(0, dtype=torch.int64), NOTHING)
-    info_nce(empty, 1.0).loss.sum().backward()
+    value(empty).total.backward()
     assert torch.equal(documents.grad, torch.zeros(3, 4))
 
 
+def test_without_other_positives_multi_positive_is_infonce() -> None:
+    torch.testing.assert_close(value(contest(), "multi-positive").total, value(contest()).total)
+
+
+def test_multi_positive_is_the_mean_over_positives_that_do_not_compete() -> None:
+    given_ = contest(masked=torch.tensor([[0, 0], [3, 4]]))
+    scores, expected = scores_of(given_), 0.0
+    for query, positives in enumerate(((0, 3, 4), (2,), (5,))):
+        negatives = sum(math.exp(scores[query, n]) for n in range(7) if n not in positives)
+        each = [-math.log(math.exp(scores[query, p]) / (math.exp(scores[query, p]) + negatives)) for p in positives]
+        expected += sum(each) / len(each)
+    assert value(given_, "multi-positive").total.item() == pytest.approx(expected)
+
+
+def test_margin_mse_is_the_mean_squared_difference_of_margins_that_the_teacher_knows() -> None:
+    given_ = contest()
+    s = scores_of(given_)
+    expected = ((s[0, 0] - s[0, 1]) - 1.0) ** 2 + ((s[1, 2] - s[1, 3]) - 1.5) ** 2 + ((s[2, 5] - s[2, 6]) + 0.2) ** 2
+    assert value(given_, "margin-mse", temperature=0.1).total.item() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("scope", SCOPES)
+def test_soft_labels_are_the_divergence_from_the_teachers_distribution(scope: str) -> None:
+    given_ = contest(masked=torch.tensor([[1], [6]]))
+    scores, expected = scores_of(given_) / 0.5, 0.0
+    for query, own in enumerate(((0, 1), (2, 3), (5, 6))):
+        taught = np.exp(given_.teacher[query, :2].numpy() / 2.0)
+        target = taught / taught.sum()
+        everything = [n for n in range(7) if (query, n) != (1, 6)] if scope == "batch" else list(own)
+        model = np.exp(scores[query, list(own)]) / np.exp(scores[query, everything]).sum()
+        expected += float((target * np.log(target / model)).sum())
+    found = value(given_, "kl", 0.5, teacher_temperature=2.0, soft_label_scope=scope).total
+    assert found.item() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("name", TAUGHT)
+def test_queries_that_the_teacher_does_not_know_have_no_loss_and_no_gradient(name: str) -> None:
+    given_ = contest()
+    silent = dataclasses.replace(given_, teacher=torch.full_like(given_.teacher, math.nan))
+    outcome = value(silent, name)
+    outcome.total.backward()
+    assert outcome.total.item() == 0
+    assert torch.equal(given_.queries.grad, torch.zeros_like(given_.queries))
+
+
 @pytest.mark.parametrize("name", LOSSES)
-def test_every_loss_gives_one_value_for_each_query(name: str) -> None:
-    outcome = LOSSES[name](contest(), 1.0)
-    assert outcome.loss.shape == outcome.correct.shape == (3,)
+@pytest.mark.parametrize("tile", [1, 14, 1 << 20])
+def test_gradients_are_those_of_finite_differences_whatever_the_tile(
+    name: str, tile: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tiles, "TILE", tile)
+    given_ = contest(masked=torch.tensor([[0, 1, 1], [6, 0, 6]]))
+    temperature = torch.tensor(0.7, requires_grad=True, dtype=torch.float64)
+
+    def total(queries: torch.Tensor, documents: torch.Tensor, warmth: torch.Tensor) -> torch.Tensor:
+        return value(dataclasses.replace(given_, queries=queries, documents=documents), name, warmth).total
+
+    assert torch.autograd.gradcheck(total, (given_.queries, given_.documents, temperature))
+
+
+def test_weights_multiply_each_loss_and_their_gradient() -> None:
+    given_ = contest()
+    both = weighed(given_, {"infonce": 2.0, "kl": 0.5}, 1.0, LossSettings())
+    alone = {name: value(given_, name).total for name in ("infonce", "kl")}
+    torch.testing.assert_close(both.total, 2 * alone["infonce"] + 0.5 * alone["kl"])
+    torch.testing.assert_close(both.losses, {name: loss.detach() for name, loss in alone.items()})
+
+
+def test_memory_does_not_grow_with_the_square_of_the_batch() -> None:
+    """8,192 x 8,192 scores are 268 MB, and each copy of them as much again."""
+    script = """if True:
+        import resource, torch
+        from retrievo.learning.losses import Contest, LossSettings, weighed
+        sides = [torch.randn(8192, 8).requires_grad_() for _ in range(2)]
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        contest = Contest(*sides, torch.arange(8192), torch.stack([torch.arange(8191), torch.arange(1, 8192)]))
+        weighed(contest, {"infonce": 1.0}, 0.05, LossSettings()).total.backward()
+        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+    """
+    grown = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+    assert int(grown) < 230_000, "KiB"
 
 
 @given(data=st.data())

@@ -1,0 +1,79 @@
+"""The sum of contrastive losses over tiles of queries, with its gradient, in memory that is linear in the batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from retrievo.learning.losses import LOSSES, TILE, Contest, LossSettings, Tile
+
+
+class TiledLoss(torch.autograd.Function):
+    """(queries [B, D], documents [P, D], T) -> the weighted sum of losses, each loss alone [k], correct queries.
+
+    Scores live for one tile only. Their gradient G [t, P] is worked out at once, and what it means for the vectors,
+    G documents and G^T queries, is kept: nothing is computed twice.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        queries: Tensor,
+        documents: Tensor,
+        temperature: float | Tensor,
+        contest: Contest,
+        weights: Mapping[str, float],
+        settings: LossSettings,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        of_queries, of_documents = torch.zeros_like(queries), torch.zeros_like(documents)
+        learned = [temperature.detach().requires_grad_()] if isinstance(temperature, Tensor) else []
+        of_learned = [torch.zeros_like(scalar) for scalar in learned]
+        sums, correct = queries.new_zeros(len(weights)), queries.new_zeros(())
+        for rows, tile in _tiles(contest, queries, documents, learned[0] if learned else temperature):
+            with torch.enable_grad():
+                values = torch.stack([LOSSES[name](tile, settings).sum() for name in weights])
+                total = (values * values.new_tensor(list(weights.values()))).sum()
+            slope, *rest = torch.autograd.grad(total, [tile.similarities, *learned], materialize_grads=True)
+            torch.mm(slope, documents, out=of_queries[rows])
+            of_documents.addmm_(slope.T, queries[rows])
+            for gradient, of_tile in zip(of_learned, rest, strict=True):
+                gradient += of_tile
+            sums += values.detach()
+            correct += _correct(tile)
+        ctx.save_for_backward(of_queries, of_documents, of_learned[0] if of_learned else None)
+        ctx.mark_non_differentiable(sums, correct)
+        return sums @ sums.new_tensor(list(weights.values())), sums, correct
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        gradients = (None if gradient is None else upstream * gradient for gradient in ctx.saved_tensors)
+        return (*gradients, None, None, None)
+
+
+def _tiles(
+    contest: Contest, queries: Tensor, documents: Tensor, temperature: float | Tensor
+) -> Iterator[tuple[slice, Tile]]:
+    """Rows of the queries with their scores, whose graph begins at the similarities."""
+    order = contest.masked[0].argsort()
+    masked = contest.masked[:, order]
+    size = max(1, TILE // max(1, len(documents)))
+    for start in range(0, len(queries), size):
+        rows = slice(start, min(start + size, len(queries)))
+        similarities = (queries[rows] @ documents.T).requires_grad_()
+        first, last = torch.searchsorted(masked[0], masked.new_tensor([rows.start, rows.stop])).tolist()
+        out = torch.zeros_like(similarities, dtype=torch.bool)
+        out[masked[0, first:last] - start, masked[1, first:last]] = True
+        with torch.enable_grad():
+            scores = (similarities / temperature).masked_fill(out, float("-inf"))
+        own, teacher = (None if tensor is None else tensor[rows] for tensor in (contest.own, contest.teacher))
+        yield rows, Tile(similarities, scores, temperature, contest.positives[rows], out, own, teacher)
+
+
+def _correct(tile: Tile) -> Tensor:
+    """How many own positives score above every other candidate."""
+    scores = tile.scores.detach()
+    others = scores.scatter(1, tile.positives[:, None], float("-inf"))
+    return (tile.positive.detach() > others.amax(1)).sum()
