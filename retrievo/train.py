@@ -22,6 +22,7 @@ from retrievo.data.options import (
     title_template_option,
 )
 from retrievo.engine.settings import FitConfig
+from retrievo.learning.losses import TAUGHT
 from retrievo.models.options import device_option, model_option, pooling_option, revision_option
 from retrievo.models.spec import SIMILARITIES
 from retrievo.objectives.choices import FinetuneConfig
@@ -58,6 +59,9 @@ class TrainConfig(FitConfig, FinetuneConfig):
     queries: Path = queries_option()
     qrels: Path = qrels_option()
     negatives: tuple[Path, ...] = option("Pools of hard negatives; several are joined.", default=(), several=True)
+    teacher: Path | None = option(
+        "Run whose scores teach, such as a cross-encoder's.", default=None, only={"loss": TAUGHT}
+    )
     output: Path | None = output_option("Model folder to make.", default=None, hidden_default="the stage")
     batch_size: int = option("Queries per step, over all processes.", default=64, minimum=1)
     negatives_per_query: int = option("Hard negatives drawn for each query and epoch.", default=7, minimum=0)
@@ -92,6 +96,8 @@ class TrainConfig(FitConfig, FinetuneConfig):
         super().check()
         if self.folder is None:
             raise UsageError("--output", "is needed", None, "pass --output FOLDER, or a stage: retrievo train stage-2")
+        if self.teacher is None and (taught := [loss for loss in self.loss if loss in TAUGHT]):
+            raise UsageError(f"--loss {taught[0]}", "needs a teacher", None, "pass --teacher RUN")
 
     @property
     def folder(self) -> Path | None:
@@ -118,7 +124,8 @@ def train(config: TrainConfig) -> Manifest:
     from retrievo.objectives.training_data import TrainingData
 
     prepare_cpu(config.threads)
-    data = TrainingData(config.corpus, config.queries, config.qrels, config.negatives, config.min_relevance)
+    tables = (config.corpus, config.queries, config.qrels, config.negatives)
+    data = TrainingData(*tables, config.min_relevance, config.teacher)
     with process_group(resolve_device(config.device)) as device:
         output = _output(config, data, device)
         finished = output.already_finished()

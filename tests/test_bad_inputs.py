@@ -67,6 +67,7 @@ def settings(folder: Path, content: str) -> list[object]:
 
 
 HOUSE = Path("HOUSE")  # stands for the fixture's folder in the table below
+TABLES = ["--corpus", HOUSE, "--queries", HOUSE, "--qrels", HOUSE]
 NAN = np.array([[1, np.nan], [1, 2]], np.float32)
 
 # what is wrong -> (command in a fresh folder, exit code, what the one line says)
@@ -270,6 +271,16 @@ CASES: dict[str, tuple[Make, int, str]] = {
         lambda f: ["pretrain", "--corpus", HOUSE, "--continue"],
         2,
         "--continue: needs to know how long; pass --max-steps N, counted from the start",
+    ),
+    "soft labels without a teacher": (
+        lambda f: ["train", *TABLES, "--model", f, "--output", f / "out", "--loss", "kl"],
+        2,
+        "--loss kl: needs a teacher; pass --teacher RUN",
+    ),
+    "teacher of a loss without one": (
+        lambda f: ["train", *TABLES, "--model", f, "--output", f / "out", "--teacher", f / "run.parquet"],
+        2,
+        "--teacher: does not apply to what was chosen; expected it only with loss margin-mse or kl",
     ),
     "queries without a place for the run": (
         lambda f: ["search", "--index", HOUSE / "bm25", "--queries", HOUSE],

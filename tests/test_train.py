@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -65,6 +66,23 @@ def two_rounds(tmp_path_factory: Any, tiny_model: Path, toy_dataset: Path, modul
         made = module_retrievo(*arguments)
         assert made.code == 0, made.err
     return home
+
+
+@pytest.mark.parametrize("loss", ["kl", "margin-mse"])
+def test_what_a_teacher_says_is_learned(
+    loss: str, two_rounds: Path, tiny_model: Path, toy_dataset: Path, tmp_path: Path, retrievo: Callable
+) -> None:
+    pool = pq.read_table(two_rounds / "bm25.parquet").select(["query_id", "doc_id"])
+    relevant = Qrels.read(toy_dataset / "qrels" / "train.parquet").table.select(["query_id", "doc_id"])
+    scores = [pa.array([score] * table.num_rows, pa.float32()) for score, table in ((1.0, relevant), (0.0, pool))]
+    run = pa.concat_tables([relevant.cast(pool.schema), pool]).append_column("score", pa.chunked_array(scores))
+    pq.write_table(run.append_column("rank", pa.array([1] * len(run), pa.int32())), tmp_path / "teacher.parquet")
+    taught = ["--loss", loss, "--teacher", tmp_path / "teacher.parquet", "--negatives", two_rounds / "bm25.parquet"]
+    done = retrievo(*start(tiny_model, toy_dataset, tmp_path / "student", *taught, *ROUNDS))
+    assert done.code == 0, done.err
+    assert "the teacher knows 100.0% of the relevant documents, 100.0% of the negatives" in done.err
+    first, last = losses(tmp_path / "student")[0], losses(tmp_path / "student")[-1]
+    assert last < 0.8 * first
 
 
 def test_training_lowers_the_loss_and_raises_retrieval(

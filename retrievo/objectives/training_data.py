@@ -14,6 +14,7 @@ from retrievo.data.corpus import Corpus, Queries
 from retrievo.data.ids import IdMap, hash_texts
 from retrievo.data.negatives import Negatives, pooled
 from retrievo.data.qrels import Qrels
+from retrievo.data.run import Run
 from retrievo.data.token_cache import TokenCache
 from retrievo.learning.batch import Batch
 from retrievo.learning.distributed import rank, world_size
@@ -33,7 +34,15 @@ class TrainingData:
     Raises: RetrievoError for tables that can't be read, and where no judged pair is left.
     """
 
-    def __init__(self, corpus: Path, queries: Path, qrels: Path, negatives: Sequence[Path], min_relevance: int):
+    def __init__(
+        self,
+        corpus: Path,
+        queries: Path,
+        qrels: Path,
+        negatives: Sequence[Path],
+        min_relevance: int,
+        teacher: Path | None = None,
+    ):
         self.corpus, self.queries = Corpus(corpus), Queries(queries)
         judged, pools = Qrels.read(qrels), [Negatives.read(path) for path in negatives]
         self.inputs: dict[str, Input] = {
@@ -50,6 +59,22 @@ class TrainingData:
         if not self.pairs:
             found = f"none of its {relevant.num_rows:,} relevant pairs has its query and its document"
             raise RetrievoError(qrels, found, None, "check --queries, --corpus and --min-relevance")
+        self.teacher = None if teacher is None else self._taught_by(Run.read(teacher))
+
+    def _taught_by(self, run: Run) -> Teacher:
+        """What a run says of the rows here.
+
+        Raises: RetrievoError where it knows none of the relevant documents.
+        """
+        self.inputs["teacher"] = run.input
+        query, document = self._query_ids.rows(run.table["query_id"]), self.corpus.id_map.rows(run.table["doc_id"])
+        known = (query >= 0) & (document >= 0)
+        scores = run.table["score"].to_numpy()
+        teacher = Teacher(query[known], document[known], scores[known], len(self.corpus))
+        if not teacher.known(self.positives):
+            found = "it has a score for none of the relevant documents"
+            raise RetrievoError(run.path, found, None, "score the positives too, as well as the negatives")
+        return teacher
 
     def _by_query(self, pairs: pa.Table) -> tuple[Ragged, int]:
         """Document rows of each query row, in the order of the table; and how many pairs were left out."""
@@ -78,9 +103,36 @@ class TrainingData:
             f"{self.judged:,} judged queries with {self.pairs:,} relevant documents; {with_pool:,} of them have "
             f"hard negatives ({pool.sum() / max(1, with_pool):.0f} on average)"
         )
+        if self.teacher is not None:
+            positives, negatives = self.teacher.known(self.positives), self.teacher.known(self.negatives)
+            console.note(
+                f"the teacher knows {positives:.1%} of the relevant documents, {negatives:.1%} of the negatives"
+            )
         for what, lost in (("judgements", self.lost_judgements), ("negatives", self.lost_negatives)):
             if lost:
                 console.warn(f"{what} left out, of unknown queries or documents or of empty texts: {lost:,}")
+
+
+class Teacher:
+    """A score for some (query, document) pairs of row numbers, [R] each; of a pair that occurs twice, the first."""
+
+    def __init__(self, queries: np.ndarray, documents: np.ndarray, scores: np.ndarray, corpus: int):
+        self._corpus = corpus
+        pairs, first = np.unique(queries.astype(np.int64) * corpus + documents, return_index=True)
+        self._pairs, self._scores = pairs, scores[first].astype(np.float32)
+
+    def scores(self, queries: np.ndarray | int, documents: np.ndarray) -> np.ndarray:
+        """Float32 scores of pairs [n]; NaN where it has none."""
+        wanted = queries * np.int64(self._corpus) + documents
+        place = np.searchsorted(self._pairs, wanted).clip(max=max(0, len(self._pairs) - 1))
+        if not len(self._pairs):
+            return np.full(wanted.shape, np.nan, np.float32)
+        return np.where(self._pairs[place] == wanted, self._scores[place], np.float32(np.nan))
+
+    def known(self, pairs: Ragged) -> float:
+        """Share of the pairs (list number, value) that have a score; 0 where there are none."""
+        queries = np.repeat(np.arange(pairs.size), np.diff(pairs.offsets))
+        return float(np.isfinite(self.scores(queries, pairs.values)).mean()) if len(queries) else 0.0
 
 
 class TrainingFeed:
@@ -131,4 +183,5 @@ class TrainingFeed:
             document_hashes=self.hashes[draw.documents],
             relevant_ids=relevant,
             relevant_hashes=self.hashes[relevant],
+            teacher=None if self.data.teacher is None else self.data.teacher.scores(draw.query, draw.documents),
         )
