@@ -45,6 +45,12 @@ class EncodeConfig(Options):
     queries: Path | None = queries_option(default=None, alternative="texts")
     output: Path = output_option("Embeddings folder to make.")
     pooling: str | None = pooling_option()
+    truncate_dim: int | None = option(
+        "Keep the first numbers of each vector, for models trained with --matryoshka.",
+        default=None,
+        minimum=1,
+        hidden_default="all",
+    )
     storage_dtype: str = option(
         "Number format of the stored vectors.", default="float16", choices=("float16", "float32")
     )
@@ -107,6 +113,7 @@ def _encode_shards(config: EncodeConfig, table: Table, output: Output, device: t
 
     with output.build_together(lead=rank() == 0, barrier=barrier) as folder:
         encoder = Encoder.load(config.model, config.revision, as_stated=True, pooling=config.pooling).to(device).eval()
+        encoder.truncate(config.truncate_dim)
         own = list(enumerate(shard_bounds(table.rows)))[rank() :: world_size()]
         _encode_missing(config, table, encoder, device, folder, own)
         barrier()

@@ -363,6 +363,7 @@ def _encode(config: SearchConfig, documents: Manifest, texts: Sequence[str]) -> 
     device = resolve_device(config.device)
     name, revision = recorded_model(documents, "--queries EMBEDDINGS (these vectors were imported)")
     encoder = Encoder.load(name, revision, pooling=documents.config.get("pooling"))
+    encoder.truncate(documents.config.get("truncate_dim"))
     dtype = resolve_dtype(config.dtype, device)
     return encode_texts(encoder, "query", texts, chunk_tokens=config.chunk_tokens, dtype=dtype, device=device)
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -83,6 +84,23 @@ def test_what_a_teacher_says_is_learned(
     assert "the teacher knows 100.0% of the relevant documents, 100.0% of the negatives" in done.err
     first, last = losses(tmp_path / "student")[0], losses(tmp_path / "student")[-1]
     assert last < 0.8 * first
+
+
+def test_a_matryoshka_model_is_searched_by_the_first_numbers_of_its_vectors(
+    tiny_model: Path, toy_dataset: Path, tmp_path: Path, retrievo: Callable
+) -> None:
+    made = start(tiny_model, toy_dataset, tmp_path / "model", "--matryoshka", "32,8", "--epochs", 3)
+    short = tmp_path / "short"
+    for arguments in (
+        made,
+        ["encode", "--model", tmp_path / "model", "--corpus", toy_dataset, "--output", short, "--truncate-dim", 8],
+        ["search", "--index", short, "--queries", toy_dataset, "--output", tmp_path / "run.parquet"],
+    ):
+        done = retrievo(*arguments)
+        assert done.code == 0, done.err
+    assert np.load(short / "vectors-000000.npy").shape[1] == 8
+    outcome = retrievo("evaluate", "--run", tmp_path / "run.parquet", "--qrels", toy_dataset, "--json")
+    assert json.loads(outcome.out)["run"]["ndcg@10"] > 0.3
 
 
 def test_training_lowers_the_loss_and_raises_retrieval(

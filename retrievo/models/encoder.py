@@ -53,8 +53,18 @@ class Encoder(nn.Module):
 
     def forward(self, role: str, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         hidden = self.backbone_of(role)(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
-        vectors = POOLINGS[self.spec.pooling](hidden, attention_mask)  # [n, L, D] -> [n, D]
+        vectors = POOLINGS[self.spec.pooling](hidden, attention_mask)[:, : self.dim]  # [n, L, H] -> [n, D]
         return functional.normalize(vectors, dim=-1) if self.spec.normalize else vectors
+
+    def truncate(self, dim: int | None) -> None:
+        """Keeps the first `dim` numbers of each vector, scaled to unit length where the model's are; None = all.
+
+        That costs little where the model was trained for it (Kusupati et al. 2022, Matryoshka representations).
+        Raises: RetrievoError for more numbers than vectors have.
+        """
+        if dim is not None and dim > self.dim:
+            raise RetrievoError("--truncate-dim", f"found {dim}", f"at most {self.dim}, as the model's vectors have")
+        self.dim = dim or self.dim
 
     def backbone_of(self, role: str) -> PreTrainedModel:
         """The Transformer that encodes texts of `role`."""
