@@ -100,9 +100,10 @@ COMMANDS = {
     "pretrain": Command(
         PretrainConfig,
         _pretrain,
-        "Pre-train a backbone on bare documents: masked language model, Condenser, coCondenser.",
+        "Pre-train a backbone on bare documents: masked language model, Condenser, coCondenser, contrast of crops.",
         (
             "retrievo pretrain --corpus msmarco.parquet",
+            "retrievo pretrain --corpus wikipedia.parquet --objective simclr --normalize",
             "retrievo pretrain --corpus notes-dataset --model scratch:small --max-length 64 --batch-size 256",
         ),
     ),

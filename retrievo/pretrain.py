@@ -7,26 +7,34 @@ under the contrast would harm it (coCondenser, Gao & Callan 2022, section 3.2). 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from retrievo.data.options import corpus_option, force_option, output_option, threads_option, title_template_option
 from retrievo.engine.settings import FitConfig
-from retrievo.learning.optimizers import learning_rate_option
+from retrievo.learning.optimizers import OptimizerConfig
 from retrievo.models.options import device_option, model_option, revision_option
-from retrievo.objectives.choices import PRETRAINING, CoCondenserConfig, objective_class
+from retrievo.objectives.choices import (
+    CONTRASTIVE,
+    OBJECTIVES,
+    PRETRAINING,
+    CoCondenserConfig,
+    SimClrConfig,
+    objective_class,
+    recipe_defaults,
+)
 from retrievo.support import console
 from retrievo.support.errors import RetrievoError, UsageError
-from retrievo.support.options import option
+from retrievo.support.options import option, worked_out
 
 if TYPE_CHECKING:
     import torch
 
     from retrievo.data.corpus import Corpus
     from retrievo.engine.loop import Record
-    from retrievo.models.condenser import MaskedEncoder
+    from retrievo.models.encoder import Encoder
     from retrievo.support.artifact import Manifest, Output
 
 CONDENSER, COCONDENSER = "condenser", "cocondenser"
@@ -35,8 +43,8 @@ DEFAULT_EPOCHS = 8.0  # as the published recipe
 
 
 @dataclass(frozen=True, kw_only=True)
-class PretrainConfig(FitConfig, CoCondenserConfig):
-    """Options of `retrievo pretrain`; the defaults are the published recipe of coCondenser (section 4.1)."""
+class PretrainConfig(FitConfig, CoCondenserConfig, SimClrConfig):
+    """Options of `retrievo pretrain`; the defaults are the published recipe of the chosen objective."""
 
     objective: str = option("What is learned from documents.", default=COCONDENSER, choices=PRETRAINING)
     model: str = model_option(default="bert-base-uncased", affects_output=False)
@@ -44,7 +52,15 @@ class PretrainConfig(FitConfig, CoCondenserConfig):
     corpus: Path = corpus_option()
     output: Path = output_option("Model folder to make.", default=Path("pretrained"))
     title_template: str | None = title_template_option(default=None, hidden_default="as the model")
-    batch_size: int = option("Documents per step, over all processes.", default=2_000, minimum=2)
+    batch_size: int = option(
+        "Documents per step, over all processes.",
+        default=None,
+        minimum=2,
+        hidden_default=recipe_defaults("batch_size"),
+    )
+    learning_rate: float = worked_out(OptimizerConfig, "learning_rate", recipe_defaults("learning_rate"))
+    beta2: float = worked_out(OptimizerConfig, "beta2", recipe_defaults("beta2"))
+    epsilon: float = worked_out(OptimizerConfig, "epsilon", recipe_defaults("epsilon"))
     epochs: float | None = option(
         "Passes over the corpus.", default=None, above=0, alternative="length", hidden_default=f"{DEFAULT_EPOCHS:g}"
     )
@@ -60,10 +76,12 @@ class PretrainConfig(FitConfig, CoCondenserConfig):
         default=False,
         affects_output=False,
     )
-    learning_rate: float = learning_rate_option(1e-4)
     device: str = device_option()
     threads: int | None = threads_option()
     force: bool = force_option()
+
+    def recipe(self) -> Mapping[str, Any]:
+        return OBJECTIVES[self.objective].recipe if self.objective in PRETRAINING else {}
 
     def check(self) -> None:
         super().check()
@@ -164,12 +182,8 @@ def _train(config: PretrainConfig, corpus: Corpus, output: Output, device: torch
     return manifest
 
 
-def _load(config: PretrainConfig, corpus: Corpus, restart: int) -> MaskedEncoder:
-    """The backbone with its heads; [CLS] vectors under the inner product are what pre-training shapes (eq. 6).
-
-    What goes on is the output's own model: its head is there, and the checkpoint has its exact weights.
-    """
-    from retrievo.models.condenser import MaskedEncoder
+def _load(config: PretrainConfig, corpus: Corpus, restart: int) -> Encoder:
+    """The model to train; what goes on is the output's own: its head is there, its checkpoint has the exact weights."""
     from retrievo.models.scratch import scratch_folder, scratch_size
 
     name, revision = config.model, config.revision
@@ -177,16 +191,39 @@ def _load(config: PretrainConfig, corpus: Corpus, restart: int) -> MaskedEncoder
         name, revision = str(config.output), None
     elif scratch_size(name) is not None:
         name, revision = str(scratch_folder(name, corpus, config.seed)), None
-    options: dict[str, Any] = {"pooling": "cls", "normalize": False, "similarity": "dot"}
-    if config.title_template is not None:
-        options["title_template"] = config.title_template
-    return MaskedEncoder.load(name, revision, **options)
+    options = {"title_template": config.title_template}
+    return (_plain if config.objective in CONTRASTIVE else _masked)(config, name, revision, options)
 
 
-def _stages(config: PretrainConfig, encoder: MaskedEncoder, folder: Path, restart: int) -> Sequence[Stage]:
+def _masked(config: PretrainConfig, name: str, revision: str | None, options: dict[str, Any]) -> Encoder:
+    """A backbone with its heads; [CLS] vectors under the inner product are what coCondenser shapes (eq. 6)."""
+    from retrievo.models.condenser import MaskedEncoder
+
+    return MaskedEncoder.load(name, revision, pooling="cls", normalize=False, similarity="dot", **options)
+
+
+def _plain(config: PretrainConfig, name: str, revision: str | None, options: dict[str, Any]) -> Encoder:
+    """A backbone without heads, pooled and compared as its folder says, else as Contriever is."""
+    from retrievo.models.encoder import Encoder
+    from retrievo.models.opening import locate, read_folder
+
+    chosen: dict[str, Any] = {"pooling": config.pooling}
+    if config.normalize is not None:
+        chosen |= {"normalize": config.normalize, "similarity": "cosine" if config.normalize else "dot"}
+    stated = read_folder(locate(name, revision), name).stated
+    if config.pooling is None and "pooling" not in stated:
+        chosen["pooling"] = "mean"
+    encoder = Encoder.load(name, revision, **options, **chosen)
+    spec = encoder.spec
+    console.note(f"vectors: {spec.pooling} of tokens, {'' if spec.normalize else 'not '}normalized, {spec.similarity}")
+    return encoder
+
+
+def _stages(config: PretrainConfig, encoder: Encoder, folder: Path, restart: int) -> Sequence[Stage]:
     """What is learned one after the other."""
     last = Stage(config.objective, folder, config.max_steps, restart)
-    if config.objective != COCONDENSER or encoder.condenser is not None or config.condenser_steps == 0:
+    has_head = getattr(encoder, "condenser", None) is not None
+    if config.objective != COCONDENSER or has_head or config.condenser_steps == 0:
         return [last]
     return [Stage(CONDENSER, folder / FIRST_STAGE, config.condenser_steps or config.max_steps), last]
 
@@ -197,7 +234,7 @@ class _Work:
     Raises: RetrievoError for an objective that the encoder has no place for, and documents too short for its spans.
     """
 
-    def __init__(self, config: PretrainConfig, corpus: Corpus, encoder: MaskedEncoder, stage: Stage):
+    def __init__(self, config: PretrainConfig, corpus: Corpus, encoder: Encoder, stage: Stage):
         from retrievo.objectives.pretraining_data import PretrainFeed
 
         self.config, self.stage = config, stage

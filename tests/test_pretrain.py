@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from retrievo.models.condenser import HEAD_FILE
-from retrievo.pretrain import FIRST_STAGE
+from retrievo.pretrain import FIRST_STAGE, PretrainConfig
 from retrievo.support.artifact import BEGIN, MANIFEST, Manifest
 
 TOPICS = ("wing", "flow", "heat", "shock", "layer", "blade", "engine", "wave")  # of the tiny model's vocabulary
@@ -121,6 +121,80 @@ def test_objectives_of_one_pass_lower_their_loss(
     assert not (tmp_path / "out" / FIRST_STAGE).exists()
 
 
+VIEWS = ["--objective", "simclr", "--batch-size", 32, "--window", 40, "--dtype", "float32"]
+
+
+def test_contrast_needs_no_head_and_what_comes_out_is_used_at_once(
+    tiny_model: Path, corpus: Path, tmp_path: Path, retrievo: Callable
+) -> None:
+    from sentence_transformers import SentenceTransformer
+
+    from retrievo.retrieval.embeddings import Embeddings
+
+    model, common = tmp_path / "out", ["--model", tiny_model, "--corpus", corpus, *VIEWS]
+    outcome = retrievo(
+        "pretrain", *common, "--learning-rate", 1e-3, "--normalize", "--max-steps", 20, "--output", model
+    )
+    assert outcome.code == 0, outcome.err
+    assert "vectors: mean of tokens, normalized, cosine" in outcome.err
+    assert np.mean(log(model)[-3:]) < np.mean(log(model)[:3])
+    assert not (model / FIRST_STAGE).exists()
+    assert not (model / HEAD_FILE).exists()
+    flags = ["--corpus", corpus, "--dtype", "float32", "--output", tmp_path / "vectors"]
+    outcome = retrievo("encode", "--model", model, *flags)
+    assert outcome.code == 0, outcome.err
+    texts = pq.read_table(corpus)["text"].to_pylist()
+    theirs = SentenceTransformer(str(model), device="cpu")
+    assert theirs.similarity_fn_name == "cosine"
+    ours = Embeddings(tmp_path / "vectors").take(np.arange(100))
+    assert np.abs(ours - theirs.encode(texts)).max() < 1e-3
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ([], ("mean", False, "dot")),
+        (["--no-normalize", "--pooling", "cls"], ("cls", False, "dot")),
+        (["--normalize"], ("mean", True, "cosine")),
+    ],
+)
+def test_the_folder_says_what_was_trained(
+    flags: list[str], expected: tuple[Any, ...], tiny_model: Path, corpus: Path, tmp_path: Path, retrievo: Callable
+) -> None:
+    outcome = retrievo(
+        "pretrain",
+        "--model",
+        tiny_model,
+        "--corpus",
+        corpus,
+        *VIEWS,
+        *flags,
+        "--max-steps",
+        1,
+        "--output",
+        tmp_path / "a",
+    )
+    assert outcome.code == 0, outcome.err
+    assert spec_of(tmp_path / "a") == expected
+    again = ["--model", tmp_path / "a", "--corpus", corpus, *VIEWS, "--max-steps", 1, "--output", tmp_path / "b"]
+    assert retrievo("pretrain", *again).code == 0
+    assert spec_of(tmp_path / "b") == expected  # a folder that says how it pools and compares is left as it is
+
+
+def spec_of(model: Path) -> tuple[Any, ...]:
+    told = json.loads((model / "retrievo.json").read_text())
+    return told["pooling"], told["normalize"], told["similarity"]
+
+
+def test_each_objective_has_the_recipe_of_its_paper_unless_told_otherwise(corpus: Path, retrievo: Callable) -> None:
+    assert PretrainConfig(corpus=corpus).batch_size == 2_000
+    made = PretrainConfig(corpus=corpus, objective="simclr", beta2=0.9)
+    assert (made.batch_size, made.learning_rate, made.beta2, made.epsilon) == (2_048, 5e-5, 0.9, 1e-6)
+    shown = retrievo("pretrain", "--corpus", corpus, "--objective", "simclr", "--beta2", 0.9, "--show-config").out
+    assert "batch_size = 2048  # recipe" in shown
+    assert "beta2 = 0.9  # flag" in shown
+
+
 def test_condenser_steps_0_goes_straight_to_the_contrast_with_a_warning(
     tiny_model: Path, corpus: Path, tmp_path: Path, retrievo: Callable
 ) -> None:
@@ -142,8 +216,14 @@ def test_a_pretrained_model_goes_on_without_another_condenser_stage(
 def test_options_of_other_objectives_are_refused(
     tiny_model: Path, corpus: Path, tmp_path: Path, retrievo: Callable
 ) -> None:
-    for flag in (["--early-layer", 1], ["--condenser-steps", 3]):
-        outcome = retrievo(*start(tiny_model, corpus, tmp_path / "out", "--objective", "mlm", *flag))
+    for objective, *flag in (
+        ("mlm", "--early-layer", 1),
+        ("mlm", "--condenser-steps", 3),
+        ("mlm", "--window", 40),
+        ("simclr", "--max-length", 24),
+    ):
+        flags = ["--objective", objective, *flag, "--output", tmp_path / "out"]
+        outcome = retrievo("pretrain", "--model", tiny_model, "--corpus", corpus, *flags)
         assert outcome.code == 2
         assert flag[0] in outcome.err
 

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from retrievo.learning.losses import LOSSES, SCOPES
+from retrievo.models.spec import POOLINGS
 from retrievo.support.errors import UsageError
 from retrievo.support.options import Options, option
 
 _WITH_HEAD = {"objective": ("condenser", "cocondenser")}
+_WITH_MLM = {"objective": ("mlm", *_WITH_HEAD["objective"])}
+CONTRASTIVE = ("simclr",)  # objectives that train the vectors of views alone, without any head
+_WITH_VIEWS = {"objective": CONTRASTIVE}
+LEAST_WINDOW = 16  # two spans of the least length
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,10 +56,14 @@ class FinetuneConfig(Options):
 class MlmConfig(Options):
     """Masked language modelling of spans of documents."""
 
-    max_length: int = option("Tokens of a span, special tokens included.", default=128, minimum=10)
-    sentence_boundaries: bool = option("Let spans begin and end with a sentence, where one does.", default=False)
-    mask_probability: float = option("Share of the tokens of a span to predict.", default=0.15, above=0, maximum=1)
-    whole_word: bool = option("Mask all pieces of a word or none.", default=True)
+    max_length: int = option("Tokens of a span, special tokens included.", default=128, minimum=10, only=_WITH_MLM)
+    sentence_boundaries: bool = option(
+        "Let spans begin and end with a sentence, where one does.", default=False, only=_WITH_MLM
+    )
+    mask_probability: float = option(
+        "Share of the tokens of a span to predict.", default=0.15, above=0, maximum=1, only=_WITH_MLM
+    )
+    whole_word: bool = option("Mask all pieces of a word or none.", default=True, only=_WITH_MLM)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,20 +88,84 @@ class CoCondenserConfig(CondenserConfig):
     """Condenser, and spans of one document drawn together, those of others apart."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class ViewsConfig(Options):
+    """Contrast of two views of a document: the defaults are Contriever's (Izacard et al. 2021, appendix A)."""
+
+    window: int = option(
+        "Tokens of a document that its views are cut from.", default=256, minimum=LEAST_WINDOW, only=_WITH_VIEWS
+    )
+    crop_shortest: float = option(
+        "Share of the window that a crop has at least.", default=0.05, above=0, maximum=1, only=_WITH_VIEWS
+    )
+    crop_longest: float = option(
+        "Share of the window that a crop has at most.", default=0.5, above=0, maximum=1, only=_WITH_VIEWS
+    )
+    temperature: float = option("Divides the scores.", default=0.05, above=0, only=_WITH_VIEWS)
+    label_smoothing: float = option(
+        "Share of the target that is spread over all candidates.", default=0.0, minimum=0, maximum=1, only=_WITH_VIEWS
+    )
+    pooling: str | None = option(
+        "How token vectors become one vector.",
+        default=None,
+        choices=tuple(POOLINGS),
+        hidden_default="as the model's folder says, else mean",
+        only=_WITH_VIEWS,
+    )
+    normalize: bool | None = option(
+        "Scale vectors to unit length.",
+        default=None,
+        hidden_default="as the model's folder says, else not",
+        only=_WITH_VIEWS,
+    )
+
+    def check(self) -> None:
+        super().check()
+        if self.crop_shortest > self.crop_longest:
+            found = f"found {self.crop_shortest:g}"
+            raise UsageError("--crop-shortest", found, f"at most --crop-longest ({self.crop_longest:g})")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SimClrConfig(ViewsConfig):
+    """Contrast of two crops of a document among those of the batch, all by one encoder."""
+
+    symmetric: bool = option(
+        "Let each crop compete with all others (NT-Xent), not only queries with keys.",
+        default=False,
+        only={"objective": ("simclr",)},
+    )
+
+
 class Choice(NamedTuple):
-    """The options of an objective, and where its class lies."""
+    """The options of an objective, where its class lies, and the values that its paper gives to common options."""
 
     config: type
     target: str  # "module:Class"
+    recipe: Mapping[str, Any]
 
+
+# coCondenser (Gao & Callan 2022, section 4.1), AdamW's constants as its authors' code leaves them
+_GAO = {"batch_size": 2_000, "learning_rate": 1e-4, "beta2": 0.999, "epsilon": 1e-8}
+# Contriever (Izacard et al. 2021, appendix A: the model that is not fine-tuned), AdamW's constants of its authors' code
+_IZACARD = {"batch_size": 2_048, "learning_rate": 5e-5, "beta2": 0.98, "epsilon": 1e-6}
 
 OBJECTIVES = {
-    "mlm": Choice(MlmConfig, "retrievo.objectives.pretraining:MaskedLanguageModel"),
-    "condenser": Choice(CondenserConfig, "retrievo.objectives.pretraining:Condenser"),
-    "cocondenser": Choice(CoCondenserConfig, "retrievo.objectives.pretraining:CoCondenser"),
-    "finetune": Choice(FinetuneConfig, "retrievo.objectives.finetune:Finetune"),
+    "mlm": Choice(MlmConfig, "retrievo.objectives.pretraining:MaskedLanguageModel", _GAO),
+    "condenser": Choice(CondenserConfig, "retrievo.objectives.pretraining:Condenser", _GAO),
+    "cocondenser": Choice(CoCondenserConfig, "retrievo.objectives.pretraining:CoCondenser", _GAO),
+    "simclr": Choice(SimClrConfig, "retrievo.objectives.contrastive:SimClr", _IZACARD),
+    "finetune": Choice(FinetuneConfig, "retrievo.objectives.finetune:Finetune", {}),
 }
-PRETRAINING = ("mlm", "condenser", "cocondenser")
+PRETRAINING = (*_WITH_MLM["objective"], *CONTRASTIVE)
+
+
+def recipe_defaults(name: str) -> str:
+    """What the recipes say of an option, for its help: `0.0001 (mlm, condenser), 5e-05 (simclr)`."""
+    found: dict[str, list[str]] = {}
+    for objective in PRETRAINING:
+        found.setdefault(f"{OBJECTIVES[objective].recipe[name]:g}", []).append(objective)
+    return ", ".join(f"{value} ({', '.join(names)})" for value, names in found.items())
 
 
 def objective_class(name: str) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -13,12 +13,13 @@ from torch import Tensor
 from torch.nn import functional
 
 from retrievo.data.sampling import random_keys
-from retrievo.learning.batch import Batch, Chunk, Rows, Stats
+from retrievo.learning.batch import Batch, Chunk, Stats
 from retrievo.learning.distributed import gather_counts, gather_rows, rank
 from retrievo.models.condenser import HEAD_LAYERS, CondenserHead, MaskedEncoder
 from retrievo.models.encoder import position_limit
-from retrievo.models.tokens import Tokenization
 from retrievo.objectives.choices import CoCondenserConfig, CondenserConfig, MlmConfig
+from retrievo.objectives.contrastive import InfoNce
+from retrievo.objectives.framing import Document, Frame, frame, framed
 from retrievo.objectives.masking import IGNORED, Vocabulary
 from retrievo.objectives.objective import Objective
 from retrievo.objectives.views import LEAST_SPAN, cut_pairs, cut_windows, gather, whole_sentences
@@ -27,14 +28,6 @@ from retrievo.support.errors import RetrievoError
 
 SPAN = "span"  # the named set of every objective here
 _CUT, _MASK = range(2)  # one stream of random numbers for each purpose
-_TILE = 1 << 21  # scores worked out at once (8 MiB), so that memory does not grow with the square of the batch
-
-
-class Document(NamedTuple):
-    """What a collator makes spans of."""
-
-    tokens: np.ndarray  # [n] token ids without the tokenizer's frame ([CLS] ... [SEP])
-    key: np.uint64  # what its spans and masks are drawn from
 
 
 @dataclass(frozen=True)
@@ -43,7 +36,7 @@ class SpanCollator:
 
     pairs:          two spans of each document, 2i and 2i + 1 from document i, instead of one.
     longest:        most tokens of a span, without the frame.
-    before, after:  the tokenizer's frame.
+    frame:          what stands around a span.
     Labels are `IGNORED` where nothing is to be predicted. Counts: `documents`, `spans`, and `masked` tokens.
     """
 
@@ -52,8 +45,7 @@ class SpanCollator:
     longest: int
     probability: float
     sentences: bool
-    before: tuple[int, ...]
-    after: tuple[int, ...]
+    frame: Frame
     pad_id: int
 
     @property
@@ -66,16 +58,20 @@ class SpanCollator:
         """Tokens that a document needs."""
         return self.spans * LEAST_SPAN
 
+    def expected_lengths(self, lengths: np.ndarray) -> np.ndarray:
+        """Tokens of a span of documents of so many tokens [n]."""
+        return np.minimum(lengths // self.spans, self.longest)
+
     def __call__(self, items: Sequence[Document]) -> Batch:
         keys = np.array([item.key for item in items], np.uint64)
         tokens, offsets = self._cut([item.tokens for item in items], random_keys(_CUT, keys))
         spans = np.tile(np.arange(self.spans), len(items))
         seeds = random_keys(_MASK, keys.repeat(self.spans), spans)
         seen, labels = self.vocabulary.mask(tokens, offsets, seeds, self.probability)
-        nothing = [IGNORED] * len(self.before), [IGNORED] * len(self.after)
+        nothing = Frame(*((IGNORED,) * len(part) for part in self.frame))
         return Batch(
-            rows={SPAN: _framed(seen, offsets, self.before, self.after)},
-            labels={SPAN: _framed(labels, offsets, *nothing).tokens},
+            rows={SPAN: framed(seen, offsets, self.frame)},
+            labels={SPAN: framed(labels, offsets, nothing).tokens},
             counts={"documents": len(items), "spans": len(spans), "masked": int((labels != IGNORED).sum())},
             pad_ids={SPAN: self.pad_id},
         )
@@ -93,15 +89,9 @@ class SpanCollator:
         return tokens[kept], np.concatenate([[0], np.cumsum(kept)])[offsets]
 
 
-def _framed(flat: np.ndarray, offsets: np.ndarray, before: Sequence[int], after: Sequence[int]) -> Rows:
-    """Rows with the same tokens before and after each."""
-    more = len(before) + len(after)
-    place = offsets + more * np.arange(len(offsets))
-    framed = np.empty(place[-1], np.int64)
-    framed[np.arange(len(flat)) + np.repeat(place[:-1] + len(before) - offsets[:-1], np.diff(offsets))] = flat
-    framed[place[:-1, None] + np.arange(len(before))] = before
-    framed[place[1:, None] - len(after) + np.arange(len(after))] = after
-    return Rows(torch.from_numpy(framed), torch.from_numpy(place))
+def span_frame(encoder: MaskedEncoder) -> Frame:
+    """What stands around a span: special tokens without the model's prefix, since a span is no text of either role."""
+    return frame(dataclasses.replace(encoder.tokenization("document"), prefix=""))
 
 
 class Hidden(NamedTuple):
@@ -137,15 +127,14 @@ class MaskedLanguageModel(Objective):
 
     def collator(self) -> SpanCollator:
         tokenizer, config = self.encoder.tokenizer, self.config
-        before, after = frame(self.encoder.tokenization("document"))
+        around = span_frame(self.encoder)
         return SpanCollator(
             vocabulary=Vocabulary.of(tokenizer, config.whole_word),
             pairs=self.pairs,
-            longest=config.max_length - len(before) - len(after),
+            longest=config.max_length - around.size,
             probability=config.mask_probability,
             sentences=config.sentence_boundaries,
-            before=before,
-            after=after,
+            frame=around,
             pad_id=self.encoder.pad_id,
         )
 
@@ -174,16 +163,6 @@ def _padded_labels(hidden: Hidden, batch: Batch) -> Tensor:
     return flat[place.where(mask.bool(), 0)].where(mask.bool(), IGNORED)
 
 
-def frame(tokenization: Tokenization) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """The special tokens that stand before and after a text."""
-    bare, framed = (
-        dataclasses.replace(tokenization, special_tokens=special, max_length=None).tokenize(["a"]).tokens.tolist()
-        for special in (False, True)
-    )
-    before = next(i for i in range(len(framed)) if framed[i : i + len(bare)] == bare)
-    return tuple(framed[:before]), tuple(framed[before + len(bare) :])
-
-
 class Condenser(MaskedLanguageModel):
     """Masked language modelling through a head that sees the late [CLS] and early tokens (coCondenser, eq. 1-5).
 
@@ -203,7 +182,7 @@ class Condenser(MaskedLanguageModel):
         encoder, config = self.encoder, self.config
         # the vector that is trained here is the late [CLS], compared by inner product (eq. 6)
         encoder.spec = dataclasses.replace(encoder.spec, pooling="cls", normalize=False, similarity="dot")
-        if not frame(encoder.tokenization("document"))[0]:
+        if not span_frame(encoder).before:
             raise RetrievoError("--model", "a tokenizer that puts nothing before a text", "one that puts [CLS] there")
         if encoder.condenser is None:
             layers = config.head_layers or HEAD_LAYERS
@@ -264,38 +243,6 @@ class CoCondenser(Condenser):
         counts = gather_counts(len(own), own.device)
         every = gather_rows(own, counts)  # [M, D]
         columns = sum(counts[: rank()]) + torch.arange(len(own), device=own.device)
-        total, hits = _SpanLoss.apply(own, every, columns)
+        total, hits = InfoNce.apply(own, every, columns ^ 1, columns)
         loss = total / batch.counts["spans"]
         return loss, {"contrastive_loss": loss.detach(), "accuracy": hits / batch.counts["spans"]}
-
-
-class _SpanLoss(torch.autograd.Function):
-    """The sum of -log softmax of each span's partner among all other spans, and how often the partner wins.
-
-    spans [m, D] are the rows `columns` [m] of `every` [M, D]; rows 2i and 2i + 1 are partners. The gradient, softmax -
-    partner, is worked out beside the loss, tile by tile: neither time nor memory for the scores a second time.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, spans: Tensor, every: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
-        loss, hits = spans.new_zeros(()), spans.new_zeros(())
-        gradient, of_every = torch.zeros_like(spans), torch.zeros_like(every)
-        tile = max(1, _TILE // max(1, len(every)))
-        for own, column, part in zip(spans.split(tile), columns.split(tile), gradient.split(tile), strict=True):
-            scores = (own @ every.T).scatter_(1, column[:, None], float("-inf"))  # [t, M]
-            partner = (column ^ 1)[:, None]
-            hits += (scores.argmax(1, keepdim=True) == partner).sum()
-            total = scores.logsumexp(1, keepdim=True)
-            loss += (total - scores.gather(1, partner)).sum()
-            slope = scores.sub_(total).exp_()
-            slope.scatter_add_(1, partner, slope.new_full(partner.shape, -1.0))
-            torch.mm(slope, every, out=part)
-            of_every.addmm_(slope.T, own)
-        ctx.save_for_backward(gradient, of_every)
-        ctx.mark_non_differentiable(hits)
-        return loss, hits
-
-    @staticmethod
-    def backward(ctx: Any, upstream: Tensor, _: Tensor) -> tuple[Tensor, Tensor, None]:
-        gradient, of_every = ctx.saved_tensors
-        return upstream * gradient, upstream * of_every, None

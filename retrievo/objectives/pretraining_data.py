@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 
@@ -13,10 +15,28 @@ from retrievo.learning.batch import Batch
 from retrievo.learning.distributed import rank, world_size
 from retrievo.learning.samplers import share
 from retrievo.models.encoder import Encoder
-from retrievo.objectives.pretraining import Document, SpanCollator
+from retrievo.objectives.framing import Document
 from retrievo.objectives.views import LEAST_SPAN
 from retrievo.support import console
 from retrievo.support.errors import RetrievoError
+
+
+class ViewCollator(Protocol):
+    """What makes a Batch of documents, and says what it needs of them."""
+
+    @property
+    def spans(self) -> int:
+        """Views of each document."""
+
+    @property
+    def least_tokens(self) -> int:
+        """Tokens that a document needs."""
+
+    def expected_lengths(self, lengths: np.ndarray) -> np.ndarray:
+        """Tokens of a view, on average, of documents of so many tokens [n]."""
+
+    def __call__(self, items: Sequence[Document]) -> Batch:
+        """The views as flat rows."""
 
 
 class PretrainFeed:
@@ -27,7 +47,7 @@ class PretrainFeed:
     Raises: RetrievoError where more than half of the documents are too short.
     """
 
-    def __init__(self, corpus: Corpus, encoder: Encoder, collator: SpanCollator, *, batch_size: int, seed: int):
+    def __init__(self, corpus: Corpus, encoder: Encoder, collator: ViewCollator, *, batch_size: int, seed: int):
         self.collator, self.batch_size, self.seed = collator, batch_size, seed
         # whole texts without prefixes: what is cut out of their middle gets its own [CLS] and [SEP]
         tokenization = dataclasses.replace(
@@ -65,7 +85,7 @@ class PretrainFeed:
     def say_counts(self) -> None:
         """What will be trained on, and what was left out."""
         lengths = np.diff(self.tokens.offsets)[self.documents]
-        spans = np.minimum(lengths // self.collator.spans, self.collator.longest)
+        spans = self.collator.expected_lengths(lengths)
         console.note(
             f"{len(lengths):,} documents of {lengths.mean():,.0f} tokens on average; {self.collator.spans} x "
             f"{spans.mean():,.0f} of them are seen in an epoch"

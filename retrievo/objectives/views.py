@@ -45,6 +45,20 @@ def cut_pairs(lengths: np.ndarray, longest: int, keys: np.ndarray) -> Spans:
     return Spans(np.where((first < second)[:, None], starts, starts[:, ::-1]), size)
 
 
+def cut_crops(windows: Spans, shortest: float, longest: float, keys: np.ndarray) -> Spans:
+    """One crop of each window: its length drawn uniformly from a range, then its place from where it fits.
+
+    The range is `shortest` to `longest` as shares of the window, at least `LEAST_SPAN` tokens (Contriever, Izacard et
+    al. 2021, appendix A). Crops with other keys are independent and may overlap.
+    windows: one of each document, at least `LEAST_SPAN` tokens long.
+    """
+    low, high = (
+        np.maximum(np.rint(share * windows.lengths).astype(np.int64), LEAST_SPAN) for share in (shortest, longest)
+    )
+    size = low + _below(high - low + 1, _FIRST, keys)
+    return Spans(windows.starts + _below(windows.lengths - size + 1, _SECOND, keys)[:, None], size)
+
+
 def _below(bounds: np.ndarray, stream: int, keys: np.ndarray) -> np.ndarray:
     """A number in 0 ... bound - 1 for each document; the bias of the remainder is below n / 2^64."""
     return (random_keys(stream, keys) % bounds.astype(np.uint64)).astype(np.int64)

@@ -144,7 +144,7 @@ def as_typed(command: str, config: Options) -> str:
     words = ["retrievo", command]
     for known in options_of(type(config)):
         value = getattr(config, known.name)
-        if value == known.default or value is None or value == ():
+        if value in (config.recipe().get(known.name, known.default), None, ()):
             continue
         values = [str(item) for item in value] if known.many else [str(value)]
         if known.declaration.positional:

@@ -41,6 +41,12 @@ def option(help: str, *, default: Any = MISSING, **declared: Any) -> Any:
     return field(default=default, metadata={"option": Declaration(help=help, **declared)})
 
 
+def worked_out(config: type, name: str, described: str) -> Any:
+    """The option of another Config with a default that `recipe` fills in; `described` is how the help tells it."""
+    declaration = config.__dataclass_fields__[name].metadata["option"]  # type: ignore[attr-defined]
+    return field(default=None, metadata={"option": dataclasses.replace(declaration, hidden_default=described)})
+
+
 @dataclass(frozen=True)
 class Option:
     """One option of one command: its declaration with the name, type and default of its field."""
@@ -129,11 +135,18 @@ class Options:
     """Base of every Config: a frozen keyword-only dataclass whose fields are options, checked when it is made."""
 
     def __post_init__(self) -> None:
+        recipe = self.recipe()
         for known in options_of(type(self)):
-            value = known.convert(getattr(self, known.name), known.flag)  # a library call may pass text for a path
+            value = getattr(self, known.name)
+            value = recipe.get(known.name) if value is None else value
+            value = known.convert(value, known.flag)  # a library call may pass text for a path
             object.__setattr__(self, known.name, value)
             known.check(value)
         self.check()
+
+    def recipe(self) -> Mapping[str, Any]:
+        """Values of options that are unset, where they depend on what else was chosen."""
+        return {}
 
     def check(self) -> None:
         """Rules across options; raises UsageError that quotes the flags as typed."""

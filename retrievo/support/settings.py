@@ -66,8 +66,10 @@ def resolve(config: type[Config], layers: Sequence[Layer]) -> Resolved[Config]:
     missing = [known.flag for known in options_of(config) if chosen[known.name] is MISSING]
     if missing:
         raise UsageError(missing[0], "is needed but was given neither as a flag nor in a TOML file")
-    sources = {name: found[name][1].name if name in found else "default" for name in chosen}
-    return Resolved(config(**chosen), sources, warnings)
+    made = config(**chosen)
+    recipe = made.recipe()
+    defaults = {name: "recipe" if value is None and name in recipe else "default" for name, value in chosen.items()}
+    return Resolved(made, {name: found[name][1].name if name in found else defaults[name] for name in chosen}, warnings)
 
 
 def _find(config: type[Options], layers: Sequence[Layer]) -> dict[str, tuple[Any, Layer]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import sys
 from pathlib import Path
@@ -19,14 +20,16 @@ from retrievo.data.corpus import Corpus
 from retrievo.engine.step import gradient_step
 from retrievo.learning.distributed import process_group, rank
 from retrievo.models.condenser import MaskedEncoder
+from retrievo.models.encoder import Encoder
 from retrievo.models.spec import EncoderSpec
-from retrievo.objectives.choices import OBJECTIVES
+from retrievo.objectives.choices import OBJECTIVES, objective_class
 from retrievo.objectives.pretraining import CoCondenser, Condenser, MaskedLanguageModel
 from retrievo.objectives.pretraining_data import PretrainFeed
 
 SYLLABLES = [consonant + vowel for consonant in "bdfgkm" for vowel in "aeiou"]
 SIZE = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 32}
 CLASSES = {"mlm": MaskedLanguageModel, "condenser": Condenser, "cocondenser": CoCondenser}
+VIEWS = {"simclr": {"symmetric": False}, "nt-xent": {"symmetric": True}}  # name here -> options of its objective
 
 
 @functools.cache
@@ -76,6 +79,15 @@ def objective(name: str, family: str = "bert", dropout: float = 0.0, **options: 
     return CLASSES[name](config, encoder).train()
 
 
+def contrast(name: str, dropout: float = 0.0, **options: Any) -> Any:
+    """An objective of `VIEWS` on its own tiny encoder, in training mode."""
+    objective = {"nt-xent": "simclr"}.get(name, name)
+    config = OBJECTIVES[objective].config(**{"window": 40, "temperature": 4.0, **VIEWS[name], **options})
+    whole = model(dropout=dropout)
+    spec = dataclasses.replace(whole.spec, pooling="mean")
+    return objective_class(objective)(config, Encoder(whole.backbone, whole.tokenizer, spec)).train()
+
+
 def texts(count: int, seed: int = 0, shortest: int = 8) -> list[str]:
     """Documents of `shortest` to 30 words of one to three syllables, and a full stop here and there."""
     random = np.random.default_rng(seed)
@@ -99,8 +111,8 @@ def gradients_of_an_epoch(folder: Path) -> dict[str, Tensor]:
     """Gradient, loss and counts of each step of an epoch, for each objective."""
     found = {}
     corpus = Corpus(folder / "corpus.parquet")
-    for name in CLASSES:
-        trained = objective(name)
+    for name in (*CLASSES, *VIEWS):
+        trained = objective(name) if name in CLASSES else contrast(name)
         feed = PretrainFeed(corpus, trained.encoder, trained.collator(), batch_size=BATCH_SIZE, seed=3)
         for step in range(feed.batches_per_epoch):
             stats = gradient_step(trained, feed.batch(step), step=step, seed=3, chunk_tokens=40)

@@ -22,6 +22,7 @@ from pretraining_ranks import (
     BATCH_SIZE,
     CLASSES,
     DOCUMENTS,
+    VIEWS,
     gradients_of_an_epoch,
     model,
     objective,
@@ -35,11 +36,12 @@ from retrievo.engine.step import ALL_GRAPHS, _Passes, gradient_step
 from retrievo.learning.batch import Batch, Chunk
 from retrievo.models.chunks import pad
 from retrievo.models.condenser import MaskedEncoder
-from retrievo.objectives import pretraining
+from retrievo.objectives import contrastive, pretraining
 from retrievo.objectives.choices import CoCondenserConfig, CondenserConfig, MlmConfig
+from retrievo.objectives.framing import Document, Frame
 from retrievo.objectives.masking import IGNORED
 from retrievo.objectives.objective import Objective
-from retrievo.objectives.pretraining import CoCondenser, Condenser, Document, MaskedLanguageModel, SpanCollator
+from retrievo.objectives.pretraining import CoCondenser, Condenser, MaskedLanguageModel, SpanCollator
 from retrievo.support.errors import RetrievoError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -169,7 +171,7 @@ def test_two_processes_make_the_step_that_one_makes(ranks: list[dict[str, Tensor
     expected, first, second = ranks
     assert DOCUMENTS % BATCH_SIZE == 1
     assert {name: int(value) for name, value in expected.items() if name.endswith("documents")} == {
-        f"{name}/{step}/documents": count for name in NAMES for step, count in enumerate([5, 5, 1])
+        f"{name}/{step}/documents": count for name in (*CLASSES, *VIEWS) for step, count in enumerate([5, 5, 1])
     }
     assert_same(first, expected)
     assert all(torch.equal(second[name], value) for name, value in first.items())
@@ -276,7 +278,7 @@ def test_the_contrast_in_tiles_is_the_contrast_at_once(monkeypatch: pytest.Monke
     made = Batch(rows={}, counts={"spans": 10})
     found = []
     for tile in (1 << 21, 30):
-        monkeypatch.setattr(pretraining, "_TILE", tile)
+        monkeypatch.setattr(contrastive, "_TILE", tile)
         torch.manual_seed(1)
         spans = torch.randn(10, 16, requires_grad=True)
         loss, stats = trained.contrast({"span": spans}, made)
@@ -491,7 +493,7 @@ def test_masked_language_modelling_lets_go_of_a_head_that_it_would_not_train() -
 
 
 def test_a_condenser_needs_a_first_token(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pretraining, "frame", lambda tokenization: ((), (3,)))
+    monkeypatch.setattr(pretraining, "frame", lambda tokenization: Frame((), (3,)))
     with pytest.raises(RetrievoError, match="--model: a tokenizer that puts nothing before a text"):
         Condenser(CondenserConfig(max_length=14), model())
 

@@ -1,0 +1,56 @@
+"""What every collator of documents needs: what it is given, and the tokenizer's frame around what it cuts out."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from retrievo.learning.batch import Rows
+from retrievo.models.tokens import Tokenization
+
+
+class Document(NamedTuple):
+    """What a collator makes views of."""
+
+    tokens: np.ndarray  # [n] token ids without the tokenizer's frame ([CLS] ... [SEP])
+    key: np.uint64  # what its views and masks are drawn from
+
+
+class Frame(NamedTuple):
+    """What stands before and after a text: special tokens, and the prefix where the model has one."""
+
+    before: tuple[int, ...]
+    after: tuple[int, ...]
+
+    @property
+    def size(self) -> int:
+        """Tokens that it adds to a text."""
+        return len(self.before) + len(self.after)
+
+
+def frame(tokenization: Tokenization) -> Frame:
+    """The frame that a tokenization puts around a text, its prefix included."""
+
+    def tokens(text: str, special: bool) -> list[int]:
+        plain = dataclasses.replace(tokenization, max_length=None, prefix="", special_tokens=special)
+        return plain.tokenize([text]).tokens.tolist()
+
+    bare, whole = tokens("a", False), tokens("a", True)
+    first = next(i for i in range(len(whole)) if whole[i : i + len(bare)] == bare)
+    # without the space at its end, which belongs to the word that follows
+    prefix = tokens(tokenization.prefix.rstrip(), False)
+    return Frame((*whole[:first], *prefix), tuple(whole[first + len(bare) :]))
+
+
+def framed(flat: np.ndarray, offsets: np.ndarray, frame: Frame) -> Rows:
+    """Flat rows [T] with the frame around each."""
+    (before, after), more = frame, frame.size
+    place = offsets + more * np.arange(len(offsets))
+    result = np.empty(place[-1], np.int64)
+    result[np.arange(len(flat)) + np.repeat(place[:-1] + len(before) - offsets[:-1], np.diff(offsets))] = flat
+    result[place[:-1, None] + np.arange(len(before))] = before
+    result[place[1:, None] - len(after) + np.arange(len(after))] = after
+    return Rows(torch.from_numpy(result), torch.from_numpy(place))
