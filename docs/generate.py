@@ -49,6 +49,7 @@ def _command(name: str, command: Command) -> str:
 def _row(option: Option) -> str:
     told = option.declaration
     value = " \\| ".join(f"`{choice}`" for choice in told.choices) if told.choices else _KINDS[option.kind]
+    value += "".join(f" or `{word}`" for word in told.words)
     if option.many:
         value += ", *several*" if told.several else ", list"
     meaning = told.help + (f" Only with `{applies_only(option)}`." if told.only else "")

@@ -98,7 +98,7 @@ def test_a_matryoshka_model_is_searched_by_the_first_numbers_of_its_vectors(
     ):
         done = retrievo(*arguments)
         assert done.code == 0, done.err
-    assert np.load(short / "vectors-000000.npy").shape[1] == 8
+    assert Manifest.read(short, "embeddings").stats["dim"] == 8
     outcome = retrievo("evaluate", "--run", tmp_path / "run.parquet", "--qrels", toy_dataset, "--json")
     assert json.loads(outcome.out)["run"]["ndcg@10"] > 0.3
 
@@ -173,7 +173,6 @@ def test_a_finished_stage_is_left_alone_and_another_option_refused(two_rounds: P
 
 
 def test_the_model_opens_in_sentence_transformers_with_the_same_vectors(two_rounds: Path, toy_dataset: Path) -> None:
-    import numpy as np
 
     from retrievo.models.encoder import Encoder
     from retrievo.models.vectors import encode_texts

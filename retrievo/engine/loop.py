@@ -17,8 +17,9 @@ import torch
 from torch.optim import Optimizer
 
 from retrievo.engine import checkpoints
-from retrievo.engine.settings import FitConfig
-from retrievo.engine.step import gradient_step
+from retrievo.engine.chunking import ChunkTokens
+from retrievo.engine.settings import FitConfig, graph_bytes
+from retrievo.engine.step import GraphMemory, gradient_step
 from retrievo.learning.batch import Batch, Stats
 from retrievo.learning.distributed import as_rank_0_says, broadcast_state, gather_counts, rank
 from retrievo.learning.optimizers import OPTIMIZERS, learning_rate
@@ -66,22 +67,24 @@ def fit(
     objective.to(device)
     broadcast_state(objective)
     optimizer = OPTIMIZERS[config.optimizer](config, objective)
-    start = _resume(folder / "checkpoints", objective, optimizer, feed, config, restart)
+    chunks = ChunkTokens(config.tokens_of_chunks, GraphMemory(graph_bytes(config.graph_memory)))
+    start = _resume(folder / "checkpoints", objective, optimizer, feed, config, restart, chunks)
     log = _Log(folder / "metrics.jsonl", start)
     pauses = [n for n, _ in every]
     tick, saved = time.perf_counter(), clock()
     for step, batch in prefetched(feed.batch, range(start, config.steps), config.prefetch, pauses):
         waited = time.perf_counter() - tick
         rate = learning_rate(config, step - restart, config.steps - restart)
-        stats = _update(objective, optimizer, batch, config, step, rate)
+        stats = _update(objective, optimizer, batch, config, step, rate, chunks)
         record = _record(step, feed, stats, rate, waited, time.perf_counter() - tick, device)
+        record["chunk_tokens"] = chunks.tokens
         log.write(record)
         progress(record)
         for n, callback in every:  # before the checkpoint: a run killed here calls them again
             if (step + 1) % n == 0 and (values := callback(step + 1)):
                 log.write({"step": step + 1, **values})
         if _is_due(config, step + 1, clock() - saved, device):
-            state = _state(feed, config, step + 1, restart)
+            state = _state(feed, config, step + 1, restart) | {"chunks": chunks.state()}
             checkpoints.save(folder / "checkpoints", step + 1, objective, optimizer, state, config.keep_checkpoints)
             saved = clock()
         tick = time.perf_counter()
@@ -104,25 +107,37 @@ def prefetched(
 
 
 def _update(
-    objective: Objective, optimizer: Optimizer, batch: Batch, config: FitConfig, step: int, rate: float
+    objective: Objective,
+    optimizer: Optimizer,
+    batch: Batch,
+    config: FitConfig,
+    step: int,
+    rate: float,
+    chunks: ChunkTokens,
 ) -> Stats:
     """One step of the optimizer, which may ask for the gradient more than once; the figures of the first gradient."""
     figures: list[Stats] = []
     dtype = resolve_dtype(config.dtype, next(objective.parameters()).device)
 
-    def gradient() -> float:
-        figures.append(
-            gradient_step(
+    def attempt() -> Stats | None:
+        try:
+            return gradient_step(
                 objective,
                 batch,
                 step=step,
                 seed=config.seed,
-                chunk_tokens=config.chunk_tokens,
-                keep_graphs=config.keep_graphs,
+                chunk_tokens=chunks.measure(objective, batch, dtype),
+                keep_graphs=chunks.graphs,
                 dtype=dtype,
                 max_gradient_norm=config.max_gradient_norm,
             )
-        )
+        except torch.OutOfMemoryError:
+            return None  # with the exception goes what the step holds; only then is anything else tried
+
+    def gradient() -> float:
+        while (stats := attempt()) is None:
+            chunks.shrink(batch)
+        figures.append(stats)
         return 0.0  # torch wants a number; nothing here reads it
 
     for group in optimizer.param_groups:
@@ -198,11 +213,17 @@ def _state(feed: Feed, config: FitConfig, step: int, restart: int) -> dict[str, 
 
 
 def _resume(
-    folder: Path, objective: Objective, optimizer: Optimizer, feed: Feed, config: FitConfig, restart: int
+    folder: Path,
+    objective: Objective,
+    optimizer: Optimizer,
+    feed: Feed,
+    config: FitConfig,
+    restart: int,
+    chunks: ChunkTokens,
 ) -> int:
-    """The number of finished steps; restores objective and optimizer where it is not 0."""
+    """The number of finished steps; restores objective, optimizer and chunks where it is not 0."""
     checkpoint = checkpoints.latest(folder)
-    saved = checkpoints.load(checkpoint, objective, optimizer) if checkpoint else {"step": 0}
+    saved: dict[str, Any] = checkpoints.load(checkpoint, objective, optimizer) if checkpoint else {"step": 0}
     step: int = saved["step"]
     found = gather_counts(step, next(objective.parameters()).device)
     if len(set(found)) > 1:
@@ -214,4 +235,6 @@ def _resume(
         if checkpoint and saved[name] != value and not begins_anew:
             fix = "give the same options, or choose another --output"
             raise RetrievoError(checkpoint, f"{name} was {saved[name]}, now it is {value}", None, fix)
+    if checkpoint:
+        chunks.restore(saved["chunks"])
     return step

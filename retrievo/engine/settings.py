@@ -7,6 +7,12 @@ from dataclasses import dataclass
 from retrievo.learning.optimizers import OptimizerConfig
 from retrievo.models.options import chunk_tokens_option, dtype_option
 from retrievo.support.options import option
+from retrievo.support.sizes import bytes_of
+
+
+def graph_bytes(text: str) -> int:
+    """Bytes of `--graph-memory`."""
+    return bytes_of("--graph-memory", text)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,9 +22,11 @@ class FitConfig(OptimizerConfig):
     max_steps: int | None = option("Steps to train.", default=None, minimum=1, alternative="length")
     seed: int = option("Of the order of the data, of dropout and of all else that is random.", default=0, minimum=0)
     dtype: str = dtype_option()
-    chunk_tokens: int = chunk_tokens_option()
-    keep_graphs: int = option(
-        "Chunks that keep their graph, so that they are not encoded twice; costs memory.", default=0, minimum=0
+    chunk_tokens: int | str = chunk_tokens_option("auto")
+    graph_memory: str = option(
+        "Memory for graphs of chunks that are kept, so that these are not encoded twice; 0 keeps none.",
+        default="1GB",
+        check=graph_bytes,
     )
     max_gradient_norm: float | None = option("Longer gradients are shortened to it.", default=1.0, above=0)
     save_every: int | None = option(
@@ -30,6 +38,11 @@ class FitConfig(OptimizerConfig):
     )
     keep_checkpoints: int = option("Checkpoints kept, the latest ones.", default=2, minimum=1, affects_output=False)
     prefetch: int = option("Batches made ahead of time.", default=2, minimum=0, affects_output=False)
+
+    @property
+    def tokens_of_chunks(self) -> int | None:
+        """`chunk_tokens`; None where they are to be measured."""
+        return self.chunk_tokens if isinstance(self.chunk_tokens, int) else None
 
     @property
     def steps(self) -> int:

@@ -35,7 +35,7 @@ def gradient_step(
     step: int,
     seed: int,
     chunk_tokens: int,
-    keep_graphs: int = 0,
+    keep_graphs: int | GraphMemory = 0,
     dtype: torch.dtype = torch.float32,
     max_gradient_norm: float | None = None,
 ) -> Stats:
@@ -46,6 +46,7 @@ def gradient_step(
     sum(vector * cache) + local_loss.  4. Sum over ranks, once.  Where no vector needs a gradient, 1 and 2 are empty.
 
     step, seed: decide dropout, with rank and chunk. chunk_tokens: most tokens of a chunk, padding included.
+    keep_graphs: a number of chunks, or the memory that their graphs may take. Neither changes the gradient.
     dtype: what encoders and local losses compute in. max_gradient_norm: longer gradients are shortened to it.
     Returns `loss` and the objective's figures (true for the global batch), `gradient_norm` (before shortening),
     `tokens`, `padded_tokens` and the counts of the batch, over all ranks.
@@ -53,10 +54,11 @@ def gradient_step(
     """
     if dtype == torch.float16:
         raise RetrievoError("--dtype", "found float16, which needs loss scaling", "bfloat16 or float32")
-    passes = _Passes(objective, batch, step, seed, chunk_tokens, dtype)
+    passes = Passes(objective, batch, step, seed, chunk_tokens, dtype)
     objective.zero_grad(set_to_none=True)
     with torch.random.fork_rng(devices=[passes.device] if passes.device.type == "cuda" else []):
-        vectors, kept = passes.first(keep_graphs)
+        keep = keep_graphs.chunks(passes) if isinstance(keep_graphs, GraphMemory) else keep_graphs
+        vectors, kept = passes.first(keep)
         loss, stats, cache = passes.contrast(vectors)
         local_loss = passes.second(cache, kept)
     parameters = list(objective.parameters())
@@ -66,7 +68,7 @@ def gradient_step(
     return stats | {name: torch.tensor(count) for name, count in passes.batch.counts.items()}
 
 
-class _Passes:
+class Passes:
     """The chunks of one step on one rank, and the passes over them."""
 
     def __init__(self, objective: Objective, batch: Batch, step: int, seed: int, chunk_tokens: int, dtype: torch.dtype):
@@ -81,7 +83,7 @@ class _Passes:
         """All vectors without graph in the order of the batch, and the chunks whose graph was kept."""
         kept: dict[int, tuple[Tensor, Any]] = {}
         parts: dict[str, list[Tensor]] = {name: [] for name in self.objective.vector_names}
-        encoded = [index for index, (name, _) in enumerate(self.plan) if name in parts]
+        encoded = self.encoded()
         for place, index in enumerate(encoded):
             keep = place >= len(encoded) - keep_graphs
             with torch.set_grad_enabled(keep):
@@ -90,6 +92,15 @@ class _Passes:
             if keep:
                 kept[index] = vectors, rest
         return {name: self._in_order(name, vectors) for name, vectors in parts.items()}, kept
+
+    def encoded(self) -> list[int]:
+        """The chunks whose vectors need a gradient, which the first pass encodes."""
+        return [index for index, (name, _) in enumerate(self.plan) if name in self.objective.vector_names]
+
+    def padded(self, index: int) -> int:
+        """Tokens of a chunk, padding included."""
+        name, rows = self.plan[index]
+        return len(rows) * int(self.batch.rows[name].lengths[rows].max())
 
     def contrast(self, vectors: dict[str, Tensor]) -> tuple[Tensor, Stats, dict[str, Tensor]]:
         """The loss of all vectors, its figures, and d loss / d vector; scalars of the objective get their gradient."""
@@ -103,8 +114,8 @@ class _Passes:
     def second(self, cache: dict[str, Tensor], kept: dict[int, tuple[Tensor, Any]]) -> Tensor:
         """Accumulates the gradient of each chunk and returns the sum of the local losses."""
         total = torch.zeros((), device=self.device)
-        # sets without vectors first, for they may be constants of the others' losses; then what holds memory
-        order = sorted(range(len(self.plan)), key=lambda index: (self.plan[index][0] in cache, index not in kept))
+        # sets without vectors first, for they may be constants of the others' losses; the same order whatever was kept
+        order = sorted(range(len(self.plan)), key=lambda index: self.plan[index][0] in cache)
         for index in order:
             name, rows = self.plan[index]
             vectors, rest = kept.pop(index) if index in kept else self.encode(index)
@@ -158,6 +169,45 @@ class _Passes:
             vectors, _ = self.objective.encode(Chunk(name, token[0] * 0, token, torch.ones_like(token)))
         assert vectors is not None
         return vectors[:0].float()
+
+
+class GraphMemory:
+    """How many chunks may keep their graph within so many bytes; measured on the largest chunk of the first step.
+
+    The cost of a token falls with the length of its row where attention grows with the square of it, and chunks come
+    longest first: what the first one takes for each token is enough for all.
+    """
+
+    def __init__(self, budget: int):
+        self.budget = budget
+        self.per_token: float | None = None
+
+    def chunks(self, passes: Passes) -> int:
+        """How many of the last encoded chunks fit."""
+        encoded = passes.encoded()
+        if not self.budget or not encoded:
+            return 0
+        if self.per_token is None:
+            self.per_token = _graph_bytes(passes, encoded[0]) / passes.padded(encoded[0])
+        tokens = np.cumsum([passes.padded(index) for index in reversed(encoded)])
+        return int(np.searchsorted(tokens * self.per_token, self.budget, side="right"))
+
+
+def _graph_bytes(passes: Passes, index: int) -> int:
+    """What the graph of a chunk holds, parameters aside."""
+    parameters = {parameter.untyped_storage().data_ptr() for parameter in passes.objective.parameters()}
+    held: dict[int, int] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in parameters:
+            held[storage.data_ptr()] = storage.nbytes()
+        return tensor.detach()  # the tensor itself would hold its own graph
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        graph = passes.encode(index)
+    del graph
+    return sum(held.values())
 
 
 def _cut(batch: Batch, chunk_tokens: int) -> Iterator[tuple[str, np.ndarray]]:

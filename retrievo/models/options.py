@@ -35,9 +35,15 @@ def device_option() -> Any:
     return option("Where to compute.", default="auto", choices=DEVICES, affects_output=False)
 
 
-def chunk_tokens_option() -> Any:
-    """`--chunk-tokens`."""
-    return option("Most tokens computed at once, padding included.", default=4096, minimum=1)
+def chunk_tokens_option(*words: str) -> Any:
+    """`--chunk-tokens`; `words` are what else may stand there."""
+    help = "Most tokens computed at once, padding included"
+    return option(
+        f"{help}; auto measures what is fastest." if "auto" in words else f"{help}.",
+        default=4096,
+        minimum=1,
+        words=words,
+    )
 
 
 def pooling_option() -> Any:

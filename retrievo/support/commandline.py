@@ -61,7 +61,8 @@ def _parameter(name: str, kind: Any, default: Any, info: Any) -> inspect.Paramet
 
 def _annotation(option: Option) -> Any:
     """List options arrive as text: our own conversion splits commas and names the flag in its errors."""
-    kind = str if option.many and option.kind in (int, float) else option.kind
+    as_text = (option.many or option.declaration.words) and option.kind in (int, float)
+    kind = str if as_text else option.kind
     return list[kind] | None if option.many else kind | None  # type: ignore[valid-type]
 
 
@@ -71,7 +72,9 @@ def _typer_info(option: Option) -> Any:
     shown: Any = shown_default(option)
     if told.positional:
         return typer.Argument(help=help, metavar=option.name.upper(), show_default=shown)
-    metavar = "|".join(told.choices) if told.choices else None
+    metavar = (
+        "|".join(told.choices or (f"<{option.kind.__name__}>", *told.words)) if told.choices or told.words else None
+    )
     flag = (
         f"{option.flag}/--no-{option.flag[2:]}" if option.kind is bool and option.default is not False else option.flag
     )

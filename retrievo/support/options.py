@@ -33,6 +33,7 @@ class Declaration:
     positional: bool = False
     path_or_name: bool = False  # a path where there is such a file, else a name (models)
     several: bool = False  # after its flag may stand several values: `--metrics mrr@10 recall@100`
+    words: tuple[str, ...] = ()  # what may stand instead of a number
     hidden_default: str | None = None  # how the help describes a default that is worked out
 
 
@@ -79,7 +80,9 @@ class Option:
             return Path(value)
         if self.kind is float and type(value) is int:
             return float(value)
-        if self.kind in (int, float) and self.many and isinstance(value, str):
+        if value in self.declaration.words:
+            return value
+        if self.kind in (int, float) and (self.many or self.declaration.words) and isinstance(value, str):
             value = _number(value, self.kind)
         if not isinstance(value, self.kind) or (self.kind is not bool and isinstance(value, bool)):
             raise UsageError(where, f"found {value!r}", _KIND_NAMES[self.kind])
@@ -93,6 +96,8 @@ class Option:
 
     def _check_one(self, value: Any, where: str) -> None:
         told = self.declaration
+        if value in told.words:
+            return
         if told.choices and value not in told.choices:
             raise UsageError(where, f"found '{value}'", None, did_you_mean(str(value), told.choices))
         if told.minimum is not None and value < told.minimum:

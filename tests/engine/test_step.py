@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from typing import Any
 
@@ -21,7 +22,7 @@ from tiny import (
 )
 from torch import Tensor
 
-from retrievo.engine.step import ALL_GRAPHS, _Passes, gradient_step
+from retrievo.engine.step import ALL_GRAPHS, GraphMemory, Passes, gradient_step
 from retrievo.learning.batch import Batch, Chunk, Rows
 from retrievo.objectives.objective import Objective
 from retrievo.support.errors import RetrievoError
@@ -90,7 +91,7 @@ def test_with_dropout_the_gradient_is_that_of_the_same_chunks_in_one_graph(
 ) -> None:
     objective, batch = objectives_with_dropout()[case]
     objective.to(device)
-    passes = _Passes(objective, batch, step=3, seed=1, chunk_tokens=16, dtype=torch.float32)
+    passes = Passes(objective, batch, step=3, seed=1, chunk_tokens=16, dtype=torch.float32)
     parts, total = defaultdict(list), torch.zeros((), device=device)
     for index, (name, _) in enumerate(passes.plan):
         vectors, rest = passes.encode(index)
@@ -163,6 +164,19 @@ class Counting(Objective):
 
 def ones(count: int) -> Rows:
     return Rows(torch.ones(count, dtype=torch.int64), torch.arange(count + 1))
+
+
+def test_graphs_that_are_kept_take_no_more_than_their_memory() -> None:
+    objective, batch = finetune(), finetune_batch(FOUR_GROUPS)
+    passes = Passes(objective, batch, 0, 0, 8, torch.float32)
+    everything = GraphMemory(1 << 40)
+    assert everything.chunks(passes) == len(passes.encoded())
+    tokens = [passes.padded(index) for index in passes.encoded()]
+    assert everything.per_token is not None
+    for count in range(len(tokens) + 1):
+        fits = GraphMemory(math.ceil(sum(tokens[len(tokens) - count :]) * everything.per_token))
+        assert fits.chunks(passes) == count
+    assert GraphMemory(0).chunks(passes) == 0
 
 
 @pytest.mark.parametrize(("keep_graphs", "without", "within"), [(0, 4, 4), (1, 3, 4), (3, 1, 4), (ALL_GRAPHS, 0, 4)])

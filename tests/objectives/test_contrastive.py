@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from retrievo.data.sampling import random_keys
-from retrievo.engine.step import ALL_GRAPHS, _Passes, gradient_step
+from retrievo.engine.step import ALL_GRAPHS, Passes, gradient_step
 from retrievo.learning.batch import Batch
 from retrievo.objectives import contrastive
 from retrievo.objectives.choices import SimClrConfig
@@ -119,7 +119,7 @@ def test_with_dropout_any_chunking_has_the_gradient_of_its_chunks_in_one_graph(
 ) -> None:
     trained = contrast(name, dropout=0.2)
     made = batch(trained, count)
-    passes = _Passes(trained, made, step=0, seed=0, chunk_tokens=chunk_tokens, dtype=torch.float32)
+    passes = Passes(trained, made, step=0, seed=0, chunk_tokens=chunk_tokens, dtype=torch.float32)
     parts = defaultdict(list)
     for index, (of, _) in enumerate(passes.plan):
         parts[of].append(passes.encode(index)[0])

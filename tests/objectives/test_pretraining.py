@@ -32,7 +32,7 @@ from pretraining_ranks import (
 from torch import Tensor
 
 from retrievo.data.sampling import random_keys
-from retrievo.engine.step import ALL_GRAPHS, _Passes, gradient_step
+from retrievo.engine.step import ALL_GRAPHS, Passes, gradient_step
 from retrievo.learning.batch import Batch, Chunk
 from retrievo.models.chunks import pad
 from retrievo.models.condenser import MaskedEncoder
@@ -121,7 +121,7 @@ def test_any_chunking_gives_the_gradient_of_one_padded_batch(
 def test_with_dropout_the_cached_gradient_is_that_of_the_same_chunks_in_one_graph(name: str, family: str) -> None:
     trained = objective(name, family, dropout=0.2)
     made = batch(trained, 6)
-    passes = _Passes(trained, made, step=0, seed=0, chunk_tokens=30, dtype=torch.float32)
+    passes = Passes(trained, made, step=0, seed=0, chunk_tokens=30, dtype=torch.float32)
     parts, total = defaultdict(list), torch.zeros(())
     for index, (of, _) in enumerate(passes.plan):
         vectors, rest = passes.encode(index)
