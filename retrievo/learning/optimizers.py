@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from retrievo.support.options import Options, option
 
@@ -18,10 +18,21 @@ def adamw(config: OptimizerConfig, module: nn.Module) -> Optimizer:
     """AdamW (Loshchilov & Hutter 2019), fused where the device has it."""
     import torch
 
+    return torch.optim.AdamW(decay_groups(module, config.weight_decay), **_constants(config, module))
+
+
+def asam(config: OptimizerConfig, module: nn.Module) -> Optimizer:
+    """AdamW at the gradient of a sharper place nearby (Kwon et al. 2021): two gradients for each step."""
+    from retrievo.learning.asam import Asam
+
     groups = decay_groups(module, config.weight_decay)
-    fused = all(p.device.type in ("cpu", "cuda") for group in groups for p in group["params"])  # type: ignore[attr-defined]
+    return Asam(groups, rho=config.asam_rho, eta=config.asam_eta, **_constants(config, module))
+
+
+def _constants(config: OptimizerConfig, module: nn.Module) -> dict[str, Any]:
+    fused = all(parameter.device.type in ("cpu", "cuda") for parameter in module.parameters())
     betas = (config.beta1, config.beta2)
-    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=betas, eps=config.epsilon, fused=fused)
+    return {"lr": config.learning_rate, "betas": betas, "eps": config.epsilon, "fused": fused}
 
 
 def decay_groups(module: nn.Module, weight_decay: float) -> list[dict[str, object]]:
@@ -49,6 +60,7 @@ def constant(progress: float) -> float:
 
 OPTIMIZERS: dict[str, Callable[[OptimizerConfig, nn.Module], Optimizer]] = {
     "adamw": adamw,
+    "asam": asam,
 }
 SCHEDULES: dict[str, Callable[[float], float]] = {  # progress after the warm-up, 0 ... 1 -> share of the peak
     "linear": linear,
@@ -77,6 +89,15 @@ class OptimizerConfig(Options):
     beta1: float = option("AdamW: decay of the mean gradient.", default=0.9, minimum=0, maximum=1)
     beta2: float = option("AdamW: decay of the mean squared gradient.", default=0.999, minimum=0, maximum=1)
     epsilon: float = option("AdamW: added to the root of the mean square.", default=1e-8, above=0)
+    asam_rho: float = option(
+        "How far uphill the second gradient is taken.", default=0.5, above=0, only={"optimizer": ("asam",)}
+    )
+    asam_eta: float = option(
+        "Added to the size of each parameter, by which its way uphill is scaled.",
+        default=0.01,
+        minimum=0,
+        only={"optimizer": ("asam",)},
+    )
 
 
 def learning_rate(config: OptimizerConfig, step: int, max_steps: int) -> float:

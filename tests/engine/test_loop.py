@@ -282,6 +282,7 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path, options: dict[st
         {"beta1": 0.5},
         {"beta2": 0.5},
         {"epsilon": 1e-2},
+        {"optimizer": "asam"},
     ],
     ids=lambda option: next(iter(option)),
 )

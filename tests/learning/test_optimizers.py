@@ -50,6 +50,25 @@ def test_adamw_moves_as_its_paper_says() -> None:
     assert model.weight.item() == pytest.approx(expected, rel=1e-5)
 
 
+def test_asam_takes_the_gradient_uphill_and_moves_from_where_it_stood() -> None:
+    """Of w^4 at two weights: e = rho T^2 g / |T g|, T = |w| + eta, then AdamW's step with the gradient at w + e."""
+    model = nn.Linear(2, 1, bias=False)
+    start, asked = model.weight.detach().clone(), []
+    config = OptimizerConfig(optimizer="asam", learning_rate=0.1, weight_decay=0.0, asam_rho=0.3, asam_eta=0.2)
+    optimizer = OPTIMIZERS["asam"](config, model)
+
+    def gradient() -> float:
+        asked.append(model.weight.detach().clone())
+        model.weight.grad = 4 * model.weight.detach() ** 3
+        return 0.0
+
+    optimizer.step(gradient)
+    scale, slope = start.abs() + 0.2, 4 * start**3
+    torch.testing.assert_close(asked[1], start + 0.3 * scale**2 * slope / (scale * slope).norm())
+    uphill = 4 * asked[1] ** 3
+    torch.testing.assert_close(model.weight.detach(), start - 0.1 * uphill / (uphill.abs() + config.epsilon))
+
+
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_a_schedule_warms_up_to_the_peak_and_no_step_is_spent_at_zero(name: str) -> None:
     config = OptimizerConfig(schedule=name, learning_rate=2.0, warmup=0.25)
