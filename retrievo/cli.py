@@ -62,8 +62,9 @@ def _search(config: SearchConfig) -> None:
 
 def _evaluate(config: EvaluateConfig) -> None:
     from retrievo.evaluate import evaluate
+    from retrievo.evaluation.formats import print_evaluation
 
-    evaluate(config).print(as_json=config.json)
+    print_evaluation(evaluate(config), config.style, changed=config.changed)
 
 
 def _pretrain(config: PretrainConfig) -> None:
