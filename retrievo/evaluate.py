@@ -63,6 +63,11 @@ class EvaluateConfig(Options):
     per_query: Path | None = output_option(
         "Write the value of every query and metric to this Parquet file.", default=None
     )
+    report: Path | None = output_option(
+        "Write a page with tables, charts and single queries to this .html file; an earlier one is replaced.",
+        default=None,
+        affects_output=False,
+    )
     changed: int = option(
         "Queries to show, for each run that is compared, that changed most in the first metric.",
         default=10,
@@ -78,8 +83,9 @@ class EvaluateConfig(Options):
     def rules(self) -> Rules:
         """Those of the convention, with what was said otherwise."""
         rules = CONVENTIONS[self.convention].rules
-        said = {"missing": self.missing, "exclude_self": self.exclude_self}
-        return replace(rules, **{name: value for name, value in said.items() if value is not None})
+        missing = rules.missing if self.missing is None else self.missing
+        exclude_self = rules.exclude_self if self.exclude_self is None else self.exclude_self
+        return replace(rules, missing=missing, exclude_self=exclude_self)
 
     @property
     def style(self) -> str:
@@ -93,6 +99,8 @@ class EvaluateConfig(Options):
             )
         if any(Metric.parse(name).needs_answers for name in self.metrics) and self.answers is None:
             raise UsageError("--metrics", "answer-recall looks for answers", None, "pass their table with --answers")
+        if self.report is not None and self.report.suffix not in (".html", ".htm"):
+            raise UsageError("--report", f"found '{self.report}'", "a file that ends in .html")
         if self.per_query is not None and self.per_query.suffix != ".parquet":
             raise UsageError("--per-query", f"found '{self.per_query}'", "a file that ends in .parquet")
 
@@ -116,8 +124,11 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
     metrics = {typed: Metric.parse(typed) for typed in config.metrics}
     named, texts = dict(zip(names, runs, strict=True)), Texts.of(runs, config.corpus)
     evaluation = Evaluation.of(metrics, standard, named, texts, baseline, config.seed)
-    for line in notes(evaluation, config.convention):
+    told = notes(evaluation, config.convention)
+    for line in told:
         console.note(line)
+    if config.report:
+        _write_report(config, evaluation, told)
     if config.per_query:
         _write_per_query(config, evaluation, {name: run.input for name, run in zip(names, runs, strict=True)} | inputs)
     return evaluation
@@ -172,6 +183,18 @@ def _answers(config: EvaluateConfig, runs: Sequence[Run], judgements: Judgements
     table, corpus = Table(beside if alone else config.answers, ANSWERS), Corpus(path)
     inputs |= {"answers": table.input, "corpus": corpus.input}
     return Answers.read(table, corpus, judgements.query_ids)
+
+
+def _write_report(config: EvaluateConfig, evaluation: Evaluation, told: Sequence[str]) -> None:
+    """The page takes the place of an earlier one: it holds nothing that can't be made again."""
+    from retrievo.evaluation.report import report
+    from retrievo.support.files import atomic_path
+
+    assert config.report is not None
+    title = f"{', '.join(evaluation.runs)} on {config.qrels or config.answers or config.reference_run}"
+    with atomic_path(config.report) as temporary:
+        temporary.write_text(report(evaluation, title, told), encoding="utf-8")
+    console.note(f"made {config.report}")
 
 
 def _write_per_query(config: EvaluateConfig, evaluation: Evaluation, inputs: dict[str, Input]) -> None:

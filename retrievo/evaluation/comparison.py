@@ -133,7 +133,9 @@ def _test(found: PerQuery, base: PerQuery, metric: Metric, seed: int) -> Test:
     """Tests the queries that both runs have a value for."""
     _, ours, theirs = paired(found, base, metric)
     difference = float((ours - theirs).mean()) if len(ours) else math.nan
-    interval = bootstrap_interval(ours, theirs, seed=seed)
-    counts = [int(count) for count in ((ours > theirs).sum(), (ours == theirs).sum(), (ours < theirs).sum())]
+    low, high = bootstrap_interval(ours, theirs, seed=seed)
+    wins, ties, losses = (
+        int(count) for count in ((ours > theirs).sum(), (ours == theirs).sum(), (ours < theirs).sum())
+    )
     p = randomization_test(ours, theirs, seed=seed)
-    return Test(difference, *interval, *counts, t_test(ours, theirs), p, p)
+    return Test(difference, low, high, wins, ties, losses, t_test(ours, theirs), p, p_holm=p)

@@ -123,7 +123,9 @@ class Standard:
 
     def _neighbourhood_recall(self, metric: Metric, scan: Scan, query_ids: pa.LargeStringArray) -> np.ndarray:
         """|reference top k intersected with run top n| / n, also where the run is shorter (coCondenser, eq. 17)."""
-        assert self.reference is not None and metric.cutoff and metric.depth
+        assert self.reference is not None
+        assert metric.cutoff
+        assert metric.depth
         query, doc_id, _ = top_rows(scan, self.rules, query_ids, metric.depth)
         first, first_doc, _ = top_rows(self.reference, self.rules, query_ids, metric.cutoff)
         docs = pc.unique(first_doc)
@@ -135,7 +137,8 @@ class Standard:
         self, metric: Metric, scan: Scan, query_ids: pa.LargeStringArray
     ) -> tuple[np.ndarray, np.ndarray]:
         """1 where one of the top k texts holds an answer, and which queries have answers."""
-        assert self.answers is not None and metric.cutoff
+        assert self.answers is not None
+        assert metric.cutoff
         position = positions(self.answers.query_ids, query_ids)
         deepest = max(other.cutoff or 0 for other in self.metrics if other.needs_answers)
         query, doc_id, rank = top_rows(scan, self.rules, self.answers.query_ids, deepest)
