@@ -6,13 +6,15 @@ import csv
 import io
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from retrievo.evaluation.comparison import Evaluation, Test
 from retrievo.evaluation.details import changes
 from retrievo.support import console
 
 SIGNIFICANT = 0.05  # of the adjusted randomization test: what LaTeX marks
+Titled = tuple[str | None, list[str], list[list[str]]]  # title, columns and rows of a table
+_PIPE = r"\|"
 _TEXT_WIDTH = 80  # characters of a query that are shown
 
 
@@ -75,10 +77,10 @@ def _shortened(text: str) -> str:
     return plain if len(plain) <= _TEXT_WIDTH else plain[: _TEXT_WIDTH - 1] + "…"
 
 
-def _tables(evaluation: Evaluation, changed: int) -> list[tuple[str | None, list[str], list[list[str]]]]:
-    """Title, columns and rows of everything that a person reads."""
+def _tables(evaluation: Evaluation, changed: int) -> list[Titled]:
+    """Everything that a person reads."""
     means = [[name, *map(number, found.values())] for name, found in evaluation.means().items()]
-    tables: list[tuple[str | None, list[str], list[list[str]]]] = [(None, ["run", *evaluation.metrics], means)]
+    tables: list[Titled] = [(None, ["run", *evaluation.metrics], means)]
     if evaluation.tests:
         tables.append((f"compared with {evaluation.baseline}", *test_rows(evaluation)))
     if evaluation.tests and changed and (rows := change_rows(evaluation, changed)):
@@ -87,21 +89,49 @@ def _tables(evaluation: Evaluation, changed: int) -> list[tuple[str | None, list
     return tables
 
 
-def _as_table(evaluation: Evaluation, changed: int) -> str:
-    for title, columns, rows in _tables(evaluation, changed):
+def _print_tables(tables: Sequence[Titled]) -> str:
+    for title, columns, rows in tables:
         console.print_table(columns, rows, title=title)
     return ""
 
 
-def _as_markdown(evaluation: Evaluation, changed: int) -> str:
+def _markdown_tables(tables: Sequence[Titled]) -> str:
     parts = []
-    for title, columns, rows in _tables(evaluation, changed):
+    for title, columns, rows in tables:
         aligned = ["---", *("---" if column == "text" else "---:" for column in columns[1:])]
-        lines = [
-            "| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in (columns, aligned, *rows)
-        ]
+        lines = [f"| {' | '.join(cell.replace('|', _PIPE) for cell in row)} |" for row in (columns, aligned, *rows)]
         parts.append("\n".join([*([f"{title}:", ""] if title else []), *lines]))
     return "\n\n".join(parts)
+
+
+def _latex_tables(tables: Sequence[Titled]) -> str:
+    parts = []
+    for title, columns, rows in tables:
+        body = [" & ".join(cell.translate(_LATEX) for cell in row) for row in rows]
+        head = " & ".join(cell.translate(_LATEX) for cell in columns)
+        parts.append((f"% {title}\n" if title else "") + _tabular(head, body, len(columns)))
+    return "\n\n".join(parts)
+
+
+def _tabular(head: str, rows: Sequence[str], columns: int) -> str:
+    """In the style of booktabs."""
+    lines = [f"\\begin{{tabular}}{{l{'r' * (columns - 1)}}}", r"\toprule", rf"{head} \\", r"\midrule"]
+    return "\n".join([*lines, *(rf"{row} \\" for row in rows), r"\bottomrule", r"\end{tabular}"])
+
+
+TABLE_STYLES: Mapping[str, Callable[[Sequence[Titled]], str]] = {
+    "table": _print_tables,
+    "markdown": _markdown_tables,
+    "latex": _latex_tables,
+}
+
+
+def _as_table(evaluation: Evaluation, changed: int) -> str:
+    return _print_tables(_tables(evaluation, changed))
+
+
+def _as_markdown(evaluation: Evaluation, changed: int) -> str:
+    return _markdown_tables(_tables(evaluation, changed))
 
 
 _LATEX = str.maketrans({sign: f"\\{sign}" for sign in "&%$#_{}"} | {
@@ -112,20 +142,15 @@ _LATEX = str.maketrans({sign: f"\\{sign}" for sign in "&%$#_{}"} | {
 def _as_latex(evaluation: Evaluation, changed: int) -> str:
     """A tabular for booktabs: the best value of each metric is bold, a dagger marks a difference beyond chance."""
     means = evaluation.means()
-    known = {
-        typed: [found[typed] for found in means.values() if found[typed] == found[typed]]
-        for typed in evaluation.metrics
-    }
-    best = {typed: max(values, default=math.nan) for typed, values in known.items()}
-    lines = [f"\\begin{{tabular}}{{l{'r' * len(best)}}}", r"\toprule"]
-    lines.append(" & ".join(["run", *(typed.translate(_LATEX) for typed in best)]) + r" \\")
-    lines.append(r"\midrule")
+    known = {typed: [found[typed] for found in means.values()] for typed in evaluation.metrics}
+    best = {typed: max((value for value in values if value == value), default=0) for typed, values in known.items()}
+    rows = []
     for name, found in means.items():
-        cells = [
-            _latex_cell(value, best[typed], evaluation.tests.get(name, {}).get(typed)) for typed, value in found.items()
-        ]
-        lines.append(" & ".join([name.translate(_LATEX), *cells]) + r" \\")
-    lines += [r"\bottomrule", r"\end{tabular}"]
+        tests = evaluation.tests.get(name, {})
+        cells = [_latex_cell(value, best[typed], tests.get(typed)) for typed, value in found.items()]
+        rows.append(" & ".join([name.translate(_LATEX), *cells]))
+    head = " & ".join(["run", *(typed.translate(_LATEX) for typed in best)])
+    lines = [_tabular(head, rows, len(best) + 1)]
     if evaluation.baseline:
         told = f"p < {SIGNIFICANT} against {evaluation.baseline}".translate(_LATEX)
         lines.append(f"% $^\\dagger$ {told}, paired randomization test, Holm-corrected over runs")

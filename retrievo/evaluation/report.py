@@ -46,25 +46,39 @@ ol, ul { padding-left: 1.3rem; margin: 0.2rem 0; font-size: 0.9rem; } .good { co
 
 
 def report(evaluation: Evaluation, title: str, notes: Sequence[str]) -> str:
-    """The whole page as HTML."""
+    """The page of one evaluation as HTML."""
+    said = [f'<p class="note">{escape(line)}</p>' for line in notes]
+    return page(title, [f"<h1>{escape(title)}</h1>", *said, *sections(evaluation)])
+
+
+def page(title: str, parts: Sequence[str]) -> str:
+    """A whole page of HTML from its parts."""
+    head = (
+        '<meta charset="utf-8"/><meta name="viewport" content="width=device-width, initial-scale=1"/>'
+        f"<title>{escape(title)}</title><style>{STYLE}</style>"
+    )
+    body = "\n".join(parts)
+    return f'<!doctype html>\n<html lang="en"><head>{head}</head><body>\n{body}\n</body></html>\n'
+
+
+def sections(evaluation: Evaluation, *, level: int = 2) -> list[str]:
+    """What there is to see of an evaluation, under headings of this level."""
     parts = [
-        _heading(evaluation, title),
+        _rules(evaluation),
         "<h2>Means</h2>",
         _means(evaluation),
-        "".join(f'<p class="note">{escape(line)}</p>' for line in notes),
         *_comparison(evaluation),
         *_recall(evaluation),
         *_scores(evaluation),
         *_queries(evaluation),
     ]
-    head = (
-        '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(title)}</title><style>{STYLE}</style>"
-    )
-    return f'<!doctype html>\n<html lang="en"><head>{head}</head><body>\n' + "\n".join(parts) + "\n</body></html>\n"
+    lower = {f"{end}h{n}>": f"{end}h{n + level - 2}>" for n in (3, 2) for end in ("<", "</")}
+    for old, new in lower.items():
+        parts = [part.replace(old, new) for part in parts]
+    return parts
 
 
-def _heading(evaluation: Evaluation, title: str) -> str:
+def _rules(evaluation: Evaluation) -> str:
     counts = next(iter(evaluation.runs.values()))
     rules = evaluation.standard.rules
     ties = "score, ties by document id descending" if rules.ties == "score" else "the rank in the file"
@@ -73,11 +87,11 @@ def _heading(evaluation: Evaluation, title: str) -> str:
         f"{counts.judged:,} queries; relevant from grade {evaluation.standard.min_relevance}; ranked by {ties}; "
         f"a query that a run lacks {missing}."
     )
-    return f"<h1>{escape(title)}</h1><p>{escape(told)}</p>"
+    return f"<p>{escape(told)}</p>"
 
 
-def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Cells are HTML."""
+def html_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table that scrolls on a narrow page; cells are HTML."""
     head = "".join(f"<th>{escape(column)}</th>" for column in columns)
     body = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rows)
     return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
@@ -94,7 +108,7 @@ def _means(evaluation: Evaluation) -> str:
         ]
         for name, found in means.items()
     ]
-    return _table(["run", *evaluation.metrics], rows)
+    return html_table(["run", *evaluation.metrics], rows)
 
 
 def _comparison(evaluation: Evaluation) -> list[str]:
@@ -114,7 +128,7 @@ def _comparison(evaluation: Evaluation) -> list[str]:
     )
     return [
         f"<h2>Compared with {escape(evaluation.baseline or '')}</h2>",
-        _table(columns, ([escape(cell) for cell in row] for row in rows)),
+        html_table(columns, ([escape(cell) for cell in row] for row in rows)),
         f'<p class="note">{told}</p><h2>Query by query</h2><div class="charts">{"".join(charts)}</div>',
     ]
 
