@@ -12,7 +12,6 @@ import typer
 import retrievo
 from retrievo.demo import DemoConfig
 from retrievo.encode import EncodeConfig
-from retrievo.evaluate import EvaluateConfig
 from retrievo.import_ import ImportConfig
 from retrievo.index import IndexConfig
 from retrievo.mine import MineConfig
@@ -20,6 +19,7 @@ from retrievo.pretrain import PretrainConfig
 from retrievo.search import SearchConfig
 from retrievo.support.commandline import command_function, run_app, spread
 from retrievo.support.options import Options, options_of
+from retrievo.sweep import SweepConfig
 from retrievo.train import TrainConfig
 
 HELP = "Dense retrieval: pre-train, train, encode, index, search, mine negatives, evaluate."
@@ -60,10 +60,16 @@ def _search(config: SearchConfig) -> None:
         answer.print(as_json=config.json)
 
 
-def _evaluate(config: EvaluateConfig) -> None:
+def _evaluate(config: SweepConfig) -> None:
     from retrievo.evaluate import evaluate
+    from retrievo.evaluation.formats import print_evaluation
+    from retrievo.evaluation.suite import print_suite
+    from retrievo.sweep import sweep
 
-    evaluate(config).print(as_json=config.json)
+    if config.sweeps:
+        print_suite(sweep(config), config.style)
+    else:
+        print_evaluation(evaluate(config), config.style, changed=config.changed)
 
 
 def _pretrain(config: PretrainConfig) -> None:
@@ -153,12 +159,13 @@ COMMANDS = {
         ),
     ),
     "evaluate": Command(
-        EvaluateConfig,
+        SweepConfig,
         _evaluate,
         "Score runs against judgements, and test their differences.",
         (
             "retrievo evaluate --run runs/bm25.parquet --qrels scifact --metrics ndcg@10 recall@100",
-            "retrievo evaluate --run runs/*.parquet --qrels scifact --baseline runs/bm25.parquet",
+            "retrievo evaluate --run runs/*.parquet --qrels scifact --baseline runs/bm25.parquet --report report.html",
+            "retrievo evaluate --suite datasets --model stage-2 --metrics ndcg@10 recall@100",
         ),
     ),
     "demo": Command(

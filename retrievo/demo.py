@@ -104,7 +104,9 @@ class Report:
 
     def print(self, *, as_json: bool = False) -> None:
         """The table and what became of each claim; then where everything lies."""
-        self.evaluation.print(as_json=as_json)
+        from retrievo.evaluation.formats import print_evaluation
+
+        print_evaluation(self.evaluation, "json" if as_json else "table")
         for claim in self.claims:
             console.note(str(claim))
         facts = {

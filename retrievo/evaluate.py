@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from retrievo.data.options import force_option, json_option, output_option, qrels_option
-from retrievo.evaluation.names import DEFAULT_METRICS, Metric
+from retrievo.data.options import corpus_option, force_option, output_option, qrels_option
+from retrievo.evaluation.names import CONVENTIONS, DEFAULT_CONVENTION, DEFAULT_METRICS, STYLES, Metric, Rules
+from retrievo.support import console
 from retrievo.support.errors import UsageError
 from retrievo.support.options import Options, option
 
 if TYPE_CHECKING:
-    from retrievo.data.qrels import Qrels
     from retrievo.data.run import Run
+    from retrievo.evaluation.answers import Answers
     from retrievo.evaluation.comparison import Evaluation
-    from retrievo.evaluation.metrics import PerQuery
+    from retrievo.evaluation.scan import Judgements
+    from retrievo.evaluation.scoring import Standard
     from retrievo.support.artifact import Input
 
 
@@ -33,25 +35,72 @@ class EvaluateConfig(Options):
         "Run to compare the others with: paired t-test and randomization test.", default=None
     )
     reference_run: Path | None = option("First-stage run that nb-recall-n@k looks into.", default=None)
-    missing: str = option(
-        "Judged queries that a run lacks: zero counts them as 0 (trec_eval -c), skip leaves them out.",
-        default="zero",
+    convention: str = option(
+        "Rules that published numbers follow, for ties, missing queries and documents that are their own query: "
+        + "; ".join(f"{name} = {row.help}" for name, row in CONVENTIONS.items())
+        + ".",
+        default=DEFAULT_CONVENTION,
+        choices=tuple(CONVENTIONS),
+    )
+    missing: str | None = option(
+        "Judged queries that a run lacks: zero counts them as 0, skip leaves them out.",
+        default=None,
         choices=("zero", "skip"),
+        hidden_default="as the convention",
+    )
+    exclude_self: bool | None = option(
+        "Drop rows whose document id equals the query id (ArguAna, Quora).",
+        default=None,
+        hidden_default="as the convention",
     )
     min_relevance: int = option("Lowest grade that counts as relevant.", default=1, minimum=1)
-    exclude_self: bool = option("Drop rows whose document id equals the query id (ArguAna, Quora).", default=False)
+    answers: Path | None = option(
+        "For answer-recall@k: a table of query_id and answers, or of queries with a column of answers.", default=None
+    )
+    corpus: Path | None = corpus_option(
+        default=None, affects_output=False, hidden_default="the one that the runs were made from"
+    )
     per_query: Path | None = output_option(
         "Write the value of every query and metric to this Parquet file.", default=None
     )
-    seed: int = option("Seed of the randomization test.", default=0, minimum=0)
-    json: bool = json_option()
+    report: Path | None = output_option(
+        "Write a page with tables, charts and single queries to this .html file; an earlier one is replaced.",
+        default=None,
+        affects_output=False,
+    )
+    changed: int = option(
+        "Queries to show, for each run that is compared, that changed most in the first metric.",
+        default=10,
+        minimum=0,
+        affects_output=False,
+    )
+    seed: int = option("Seed of the randomization test and the bootstrap.", default=0, minimum=0)
+    format: str = option("How the numbers are printed.", default="table", choices=STYLES, affects_output=False)
+    json: bool = option("The same as --format json.", default=False, affects_output=False)
     force: bool = force_option()
+
+    @property
+    def rules(self) -> Rules:
+        """Those of the convention, with what was said otherwise."""
+        rules = CONVENTIONS[self.convention].rules
+        missing = rules.missing if self.missing is None else self.missing
+        exclude_self = rules.exclude_self if self.exclude_self is None else self.exclude_self
+        return replace(rules, missing=missing, exclude_self=exclude_self)
+
+    @property
+    def style(self) -> str:
+        """How the numbers are printed."""
+        return "json" if self.json else self.format
 
     def check(self) -> None:
         if any(Metric.parse(name).needs_reference for name in self.metrics) and self.reference_run is None:
             raise UsageError(
                 "--metrics", "nb-recall compares two runs", None, "pass the first one with --reference-run"
             )
+        if any(Metric.parse(name).needs_answers for name in self.metrics) and self.answers is None:
+            raise UsageError("--metrics", "answer-recall looks for answers", None, "pass their table with --answers")
+        if self.report is not None and self.report.suffix not in (".html", ".htm"):
+            raise UsageError("--report", f"found '{self.report}'", "a file that ends in .html")
         if self.per_query is not None and self.per_query.suffix != ".parquet":
             raise UsageError("--per-query", f"found '{self.per_query}'", "a file that ends in .parquet")
 
@@ -61,51 +110,91 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
 
     Raises: RetrievoError for unreadable runs or qrels; UsageError where no run is given.
     """
-    from retrievo.data.qrels import Qrels
     from retrievo.data.run import Run
     from retrievo.evaluation.comparison import Evaluation, run_names
+    from retrievo.evaluation.notes import notes
+    from retrievo.evaluation.texts import Texts
 
+    _check_given(config)
+    paths = list(dict.fromkeys([*config.run, *([config.baseline] if config.baseline else [])]))
+    runs = [Run.open(path) for path in paths]
+    names = run_names(paths, [run.name for run in runs])
+    standard, inputs = _standard(config, runs)
+    baseline = names[paths.index(config.baseline)] if config.baseline else None
+    metrics = {typed: Metric.parse(typed) for typed in config.metrics}
+    named, texts = dict(zip(names, runs, strict=True)), Texts.of(runs, config.corpus)
+    evaluation = Evaluation.of(metrics, standard, named, texts, baseline, config.seed)
+    told = notes(evaluation, config.convention)
+    for line in told:
+        console.note(line)
+    if config.report:
+        _write_report(config, evaluation, told)
+    if config.per_query:
+        _write_per_query(config, evaluation, {name: run.input for name, run in zip(names, runs, strict=True)} | inputs)
+    return evaluation
+
+
+def _check_given(config: EvaluateConfig) -> None:
     if not config.run:
         raise UsageError(
             "--run", "no run to score", None, _what_is_here(_is_run, "--run FILE, made by retrievo search")
         )
-    if config.qrels is None:
+    if config.qrels is None and any(Metric.parse(typed).needs_qrels for typed in config.metrics):
         fix = _what_is_here(_is_qrels, "--qrels FILE or a dataset folder")
         raise UsageError("--qrels", "no judgements to score against", None, fix)
-    paths = list(dict.fromkeys([*config.run, *([config.baseline] if config.baseline else [])]))
-    runs = [Run.read(path) for path in paths]
-    names = run_names(paths, [run.name for run in runs])
-    qrels = Qrels.read(config.qrels)
-    reference = Run.read(config.reference_run) if config.reference_run else None
-    metrics = {typed: Metric.parse(typed) for typed in config.metrics}
-    scored = {
-        name: _score(run, qrels, reference, name, list(metrics.values()), config)
-        for name, run in zip(names, runs, strict=True)
-    }
-    baseline = names[paths.index(config.baseline)] if config.baseline else None
-    evaluation = Evaluation.of(metrics, scored, baseline, config.seed)
-    evaluation.say_notes(config.missing)
-    if config.per_query:
-        inputs = {name: run.input for name, run in zip(names, runs, strict=True)} | {"qrels": qrels.input}
-        _write_per_query(config, evaluation, inputs)
-    return evaluation
 
 
-def _score(
-    run: Run, qrels: Qrels, reference: Run | None, name: str, metrics: list[Metric], config: EvaluateConfig
-) -> PerQuery:
-    from retrievo.evaluation import metrics as scoring
+def _standard(config: EvaluateConfig, runs: Sequence[Run]) -> tuple[Standard, dict[str, Input]]:
+    """What the runs are measured against, and the files that it was read from."""
+    from retrievo.data.qrels import Qrels
+    from retrievo.data.run import Run
+    from retrievo.evaluation.scan import Judgements, Scan
+    from retrievo.evaluation.scoring import Standard, depth_needed
 
-    return scoring.evaluate(
-        run.table,
-        qrels.table,
-        metrics,
-        min_relevance=config.min_relevance,
-        missing=config.missing,
-        exclude_self=config.exclude_self,
-        reference=reference.table if reference else None,
-        run_name=name,
-    )
+    metrics = tuple(dict.fromkeys(Metric.parse(typed) for typed in config.metrics))
+    inputs, judgements, reference = {}, Judgements.of(None), None
+    if config.qrels is not None:
+        qrels = Qrels.read(config.qrels)
+        inputs["qrels"], judgements = qrels.input, Judgements.of(qrels.table)
+    if config.reference_run is not None:
+        first = Run.open(config.reference_run)
+        depth = depth_needed(metrics, of_reference=True)
+        inputs["reference_run"] = first.input
+        reference = Scan.of(first, Judgements.of(None), depth=depth, name="reference run")
+    answers = None
+    if any(metric.needs_answers for metric in metrics):
+        answers = _answers(config, runs, judgements, inputs)
+    return Standard(metrics, judgements, config.rules, config.min_relevance, reference, answers), inputs
+
+
+def _answers(config: EvaluateConfig, runs: Sequence[Run], judgements: Judgements, inputs: dict[str, Input]) -> Answers:
+    """The answers, and the corpus that the runs were made from."""
+    from retrievo.data.corpus import Corpus
+    from retrievo.data.tables import ANSWERS, Table
+    from retrievo.evaluation.answers import Answers
+    from retrievo.evaluation.texts import corpus_of
+
+    assert config.answers is not None
+    path = config.corpus or corpus_of(runs)
+    if path is None:
+        raise UsageError("--answers", "no texts to look for answers in", None, "pass --corpus")
+    beside = config.answers / "queries.parquet"  # of a dataset whose queries carry their answers
+    alone = beside.is_file() and not (config.answers / "answers.parquet").is_file()
+    table, corpus = Table(beside if alone else config.answers, ANSWERS), Corpus(path)
+    inputs |= {"answers": table.input, "corpus": corpus.input}
+    return Answers.read(table, corpus, judgements.query_ids)
+
+
+def _write_report(config: EvaluateConfig, evaluation: Evaluation, told: Sequence[str]) -> None:
+    """The page takes the place of an earlier one: it holds nothing that can't be made again."""
+    from retrievo.evaluation.report import report
+    from retrievo.support.files import atomic_path
+
+    assert config.report is not None
+    title = f"{', '.join(evaluation.runs)} on {config.qrels or config.answers or config.reference_run}"
+    with atomic_path(config.report) as temporary:
+        temporary.write_text(report(evaluation, title, told), encoding="utf-8")
+    console.note(f"made {config.report}")
 
 
 def _write_per_query(config: EvaluateConfig, evaluation: Evaluation, inputs: dict[str, Input]) -> None:

@@ -83,7 +83,7 @@ def test_k1_and_b_change_the_scores(house: Path, tmp_path: Path, retrievo: Calla
     }.items():
         out = tmp_path / f"{name}.trec.parquet"
         assert retrievo("search", "--index", house / "bm25", "--queries", house, "--output", out, *flags).code == 0
-        runs[name] = Run.read(out).table["score"].to_pylist()
+        runs[name] = Run.open(out).table["score"].to_pylist()
     assert runs["default"] == runs["same"]
     assert runs["k1"] != runs["default"] != runs["b"]
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from retrievo.data.lines import first_line, read_fields
+from retrievo.data.lines import first_line, read_field_blocks
 from retrievo.data.run_files import MSMARCO_SUFFIXES, run_name, run_suffix
 from retrievo.data.tables import RUN, Table, TableWriter, table_files
 from retrievo.support.artifact import Input, Manifest
@@ -25,45 +27,101 @@ _TREC = (
 )
 _MSMARCO = (("query_id", pa.string()), ("doc_id", pa.string()), ("rank", pa.int32()))
 _ROWS_PER_WRITE = 1 << 18
+_ROWS_PER_READ = 1 << 18
+_ROWS_PER_BLOCK = 1 << 18  # some 60 MB while it is scored
 
 
 @dataclass(frozen=True)
 class Run:
-    """Rankings as a table of query_id, doc_id, score (float32) and, from our own searches, rank (int32, from 1)."""
+    """Rankings: query_id, doc_id, score (float32) and the rank that the file tells (int32, from 1; 0 = it tells none).
+
+    The rows stay on disk until they are asked for.
+    """
 
     name: str
     path: Path
-    table: pa.Table
     input: Input
+    _files: Sequence[Path] | Table
 
     @classmethod
-    def read(cls, path: Path) -> Run:
-        """Reads Parquet, TREC (6 columns) or MS MARCO (3 columns; score = -rank), by content.
+    def open(cls, path: Path) -> Run:
+        """Opens Parquet, TREC (6 columns) or MS MARCO (3 columns; score = -rank), told apart by content.
 
-        Raises: RetrievoError naming file and line or column.
+        Raises: RetrievoError where there is no such file, or a Parquet file is no run.
         """
         files = table_files(path, "run")
         if files[0].suffix == ".parquet":
-            source = Table(path, RUN)
-            return cls(run_name(path), path, source.read(["query_id", "doc_id", "score"]), source.input)
-        return cls(run_name(path), path, pa.concat_tables(_read_text(file) for file in files), Input.of(path, files))
+            source = Table(path, RUN, repetitive=("query_id",))
+            return cls(run_name(path), path, source.input, source)
+        return cls(run_name(path), path, Input.of(path, files), files)
+
+    def batches(self) -> Iterator[pa.Table]:
+        """The rows in the order of the file, some hundred thousand at a time.
+
+        Raises: RetrievoError naming file and line or column.
+        """
+        if isinstance(self._files, Table):
+            for batch in self._files.batches(RUN.arrow.names, _ROWS_PER_READ):
+                yield pa.Table.from_batches([batch])
+        else:
+            for file in self._files:
+                yield from _read_text(file)
+
+    def blocks(self) -> Iterator[pa.Table]:
+        """The rows in tables that hold all of a query where its rows are contiguous, some hundred thousand at a time.
+
+        Raises: RetrievoError naming file and line or column.
+        """
+        waiting: list[pa.Table] = []
+        for batch in self.batches():
+            waiting.append(batch)
+            if sum(part.num_rows for part in waiting) < _ROWS_PER_BLOCK:
+                continue
+            joined = pa.concat_tables(waiting)
+            end = _start_of_last_query(joined["query_id"])
+            if end:
+                yield joined.slice(0, end)
+            waiting = [joined.slice(end)]
+        if waiting:
+            yield pa.concat_tables(waiting)
+
+    @functools.cached_property
+    def table(self) -> pa.Table:
+        """All rows in memory."""
+        return pa.concat_tables([RUN.arrow.empty_table(), *self.batches()])
 
 
-def _read_text(path: Path) -> pa.Table:
+def _start_of_last_query(query_ids: pa.ChunkedArray) -> int:
+    others = np.flatnonzero(pc.not_equal(query_ids, query_ids[-1]).to_numpy())
+    return int(others[-1]) + 1 if len(others) else 0
+
+
+def _read_text(path: Path) -> Iterator[pa.Table]:
     fields = first_line(path)
-    if not fields:
-        return RUN.arrow.empty_table().select(["query_id", "doc_id", "score"])
     if len(fields) == 6:
-        table = read_fields(path, _TREC, "query_id Q0 doc_id rank score tag")
-        return table.select(["query_id", "doc_id"]).append_column(
-            "score", table["score"].cast(pa.float32(), safe=False)
-        )
-    if len(fields) == 3:
-        table = read_fields(path, _MSMARCO, "query_id<tab>doc_id<tab>rank")
-        return table.select(["query_id", "doc_id"]).append_column("score", pc.negate(table["rank"]).cast(pa.float32()))
-    raise RetrievoError(
-        path, f"its first line has {len(fields)} fields", "6 (TREC), 3 (MS MARCO) or Parquet", "check the file"
-    )
+        wanted = ("query_id", "doc_id", "rank", "score")
+        for table in read_field_blocks(path, _TREC, "query_id Q0 doc_id rank score tag", names=wanted):
+            score = table["score"].cast(pa.float32(), safe=False)
+            yield _table(table, score, _told_ranks(table["rank"]))
+    elif len(fields) == 3:
+        for table in read_field_blocks(path, _MSMARCO, "query_id<tab>doc_id<tab>rank"):
+            yield _table(table, pc.negate(table["rank"]).cast(pa.float32()), table["rank"])
+    elif fields:
+        expected = "6 (TREC), 3 (MS MARCO) or Parquet"
+        raise RetrievoError(path, f"its first line has {len(fields)} fields", expected, "check the file")
+
+
+def _table(ids: pa.Table, score: pa.ChunkedArray, rank: pa.ChunkedArray) -> pa.Table:
+    return pa.table([ids["query_id"], ids["doc_id"], score, rank], schema=RUN.arrow)
+
+
+def _told_ranks(texts: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Ranks as numbers; 0 where a tool wrote something else: trec_eval does not look at them."""
+    try:
+        return texts.cast(pa.int32())
+    except pa.ArrowInvalid:
+        numbers = pc.match_substring_regex(texts, r"^\d{1,9}$")
+        return pc.if_else(numbers, texts, "0").cast(pa.int32())
 
 
 class RunWriter:

@@ -74,7 +74,7 @@ QUERIES = Schema(
         Column("answers", TEXTS, optional=True),
     ),
 )
-ANSWERS = Schema("answers", (_QUERY_ID, Column("answers", TEXTS)))
+ANSWERS = Schema("answers", (Column("query_id", pa.string(), (*_QUERY_IDS, "id", "_id")), Column("answers", TEXTS)))
 QRELS = Schema("qrels", (_QUERY_ID, _DOC_ID, Column("relevance", pa.int32(), ("score", "label", "grade"))))
 RUN = Schema("run", (_QUERY_ID, _DOC_ID, _SCORE, _RANK))
 NEGATIVES = Schema("negatives", (_QUERY_ID, _DOC_ID, _SCORE, _RANK, Column("source", pa.string())))
@@ -115,11 +115,13 @@ def _default_split(folder: Path) -> list[Path]:
 class Table:
     """A noun's Parquet files, opened and checked but not read.
 
+    repetitive: columns whose values repeat so much that reading them through a dictionary is faster.
     Raises: RetrievoError naming file and column where a column is missing or has a type that does not fit.
     """
 
-    def __init__(self, path: Path, schema: Schema):
+    def __init__(self, path: Path, schema: Schema, *, repetitive: Sequence[str] = ()):
         self.path, self.schema = path, schema
+        self._repetitive = repetitive
         self.files = table_files(path, schema.noun)
         self.parts = [self._open(file) for file in self.files]
         self.rows = sum(part.metadata.num_rows for part, _ in self.parts)
@@ -138,7 +140,8 @@ class Table:
                 names[column.name] = found
                 _check_type(part.schema_arrow.field(found).type, column, file)
                 _say_alias(str(file), found, column.name)
-        return part, names
+        coded = [names[name] for name in self._repetitive if _is_text(part.schema_arrow.field(names[name]).type)]
+        return pq.ParquetFile(file, metadata=part.metadata, read_dictionary=coded) if coded else part, names
 
     def has(self, name: str) -> bool:
         """Whether every file carries an optional column."""

@@ -2,28 +2,44 @@
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
-from retrievo.evaluation.metrics import PerQuery
+from retrievo.data.run import Run
 from retrievo.evaluation.names import Metric
-from retrievo.evaluation.significance import randomization_test, t_test
-from retrievo.support import console
+from retrievo.evaluation.scan import Scan, positions
+from retrievo.evaluation.scoring import PerQuery, Standard, depth_needed
+from retrievo.evaluation.significance import bootstrap_interval, holm, randomization_test, t_test
+from retrievo.evaluation.texts import Texts
+
+SHOWN_DEPTH = 10  # rows of every query that are kept, to be shown beside its values
 
 
 @dataclass(frozen=True)
 class Test:
-    """One metric of one run against the baseline: mean difference and two-sided p-values over paired queries."""
+    """One metric of one run against the baseline, over the queries that both have a value for.
+
+    difference:      mean of ours - theirs.
+    low, high:       its 95 % bootstrap interval.
+    wins, ties, losses: queries on which ours is better, equal, worse.
+    p_t_test, p_randomization: two-sided p-values.
+    p_holm:          p_randomization, adjusted for the number of runs that are compared in this metric.
+    """
 
     difference: float
+    low: float
+    high: float
+    wins: int
+    ties: int
+    losses: int
     p_t_test: float
     p_randomization: float
+    p_holm: float
 
 
 @dataclass(frozen=True)
@@ -31,28 +47,45 @@ class Evaluation:
     """What `retrievo evaluate` found.
 
     metrics:  as typed -> the metric.
-    runs:     name -> its values for every query, in the order given.
+    standard: what the runs were measured against.
+    scans:    name -> what was kept of the run, in the order given.
+    runs:     name -> its values for every query.
+    texts:    where the texts of queries and documents are, as far as the runs know.
     baseline: the run that the others are compared with.
     tests:    run -> metric as typed -> the test of their difference.
     """
 
     metrics: dict[str, Metric]
+    standard: Standard
+    scans: dict[str, Scan]
     runs: dict[str, PerQuery]
+    texts: Texts
     baseline: str | None = None
     tests: dict[str, dict[str, Test]] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, metrics: dict[str, Metric], runs: dict[str, PerQuery], baseline: str | None, seed: int) -> Evaluation:
-        """Compares the runs; without a baseline there are no tests."""
-        if baseline is None:
-            return cls(metrics, runs)
-        base = runs[baseline]
-        tests = {
-            name: {typed: _test(found, base, metric, seed) for typed, metric in metrics.items()}
-            for name, found in runs.items()
-            if name != baseline
-        }
-        return cls(metrics, runs, baseline, tests)
+    def of(
+        cls,
+        metrics: dict[str, Metric],
+        standard: Standard,
+        runs: Mapping[str, Run],
+        texts: Texts,
+        baseline: str | None,
+        seed: int,
+    ) -> Evaluation:
+        """Scans and scores each run, then compares them; without a baseline there are no tests."""
+        depth = max(depth_needed(standard.metrics), SHOWN_DEPTH + 1)
+        scans, scored = {}, {}
+        for name, run in runs.items():
+            scans[name] = Scan.of(run, standard.judgements, depth=depth, name=name)
+            scored[name] = standard.score(scans[name], name)
+        tests = {} if baseline is None else _tests(metrics, scored, baseline, seed)
+        return cls(metrics, standard, scans, scored, texts, baseline, tests)
+
+    @property
+    def first_metric(self) -> str:
+        """As typed: what queries are compared by where one number must do."""
+        return next(iter(self.metrics))
 
     def means(self) -> dict[str, dict[str, float]]:
         """Run name -> metric as typed -> mean, unrounded."""
@@ -63,45 +96,18 @@ class Evaluation:
         """One row per run and query: `run`, `query_id`, then a column for each metric as typed."""
         return pa.concat_tables(_named(name, found, self.metrics) for name, found in self.runs.items())
 
-    def say_notes(self, missing: str) -> None:
-        """Tells what the means are taken over, where that is not plain."""
-        for name, found in self.runs.items():
-            if found.missing:
-                effect = "counted as 0" if missing == "zero" else "left out"
-                console.note(f"{name}: {found.missing:,} of {found.judged:,} judged queries are missing, {effect}")
-            if found.unjudged:
-                console.note(f"{name}: {found.unjudged:,} queries have no judgements and are left out")
-            if found.removed:
-                console.note(f"{name}: {found.removed:,} rows removed whose document id is the query id")
-
-    def print(self, *, as_json: bool = False) -> None:
-        """The means as a table (and the tests as a second one), or all of it as JSON."""
-        if as_json:
-            print(json.dumps(self._json(), ensure_ascii=False, indent=2))
-            return
-        rows = [[name, *(_rounded(value) for value in means.values())] for name, means in self.means().items()]
-        console.print_table(["run", *self.metrics], rows)
-        if self.tests:
-            console.print_table(
-                ["run", "metric", "difference", "p (t-test)", "p (randomization)"],
-                [_test_row(name, typed, test) for name, tests in self.tests.items() for typed, test in tests.items()],
-                title=f"compared with {self.baseline}",
-            )
-
-    def _json(self) -> dict[str, dict[str, float | None]]:
-        values: dict[str, dict[str, float | None]] = {
-            name: {typed: None if math.isnan(mean) else mean for typed, mean in means.items()}
-            for name, means in self.means().items()
-        }
-        for name, tests in self.tests.items():
-            for typed, test in tests.items():
-                values[name] |= {f"{typed} {key}": _finite(value) for key, value in vars(test).items()}
-        return values
-
 
 def run_names(paths: Sequence[Path], names: Sequence[str]) -> list[str]:
     """The short name of each run, or its path where two runs share a name."""
     return [name if names.count(name) == 1 else str(path) for path, name in zip(paths, names, strict=True)]
+
+
+def paired(ours: PerQuery, theirs: PerQuery, metric: Metric) -> tuple[pa.Array, np.ndarray, np.ndarray]:
+    """The queries that both runs have a value for, and the values."""
+    at = positions(ours.query_ids, theirs.query_ids)
+    mine, other = ours.values[metric], np.append(theirs.values[metric], np.nan)[at]  # -1 = the NaN at the end
+    both = ~np.isnan(mine) & ~np.isnan(other)
+    return ours.query_ids.filter(pa.array(both)), mine[both], other[both]
 
 
 def _named(name: str, found: PerQuery, metrics: dict[str, Metric]) -> pa.Table:
@@ -110,31 +116,26 @@ def _named(name: str, found: PerQuery, metrics: dict[str, Metric]) -> pa.Table:
     return pa.table({"run": pa.array([name] * len(queries), pa.string()), "query_id": queries, **columns})
 
 
+def _tests(
+    metrics: dict[str, Metric], runs: dict[str, PerQuery], baseline: str, seed: int
+) -> dict[str, dict[str, Test]]:
+    others = [name for name in runs if name != baseline]
+    found: dict[str, dict[str, Test]] = {name: {} for name in others}
+    for typed, metric in metrics.items():
+        tests = [_test(runs[name], runs[baseline], metric, seed) for name in others]
+        adjusted = holm(np.array([test.p_randomization for test in tests]))
+        for name, test, p in zip(others, tests, adjusted.tolist(), strict=True):
+            found[name][typed] = replace(test, p_holm=p)
+    return found
+
+
 def _test(found: PerQuery, base: PerQuery, metric: Metric, seed: int) -> Test:
     """Tests the queries that both runs have a value for."""
-    if metric.needs_reference:
-        shared = {query: row for row, query in enumerate(base.query_ids.to_pylist())}
-        rows = np.array([shared.get(query, -1) for query in found.query_ids.to_pylist()])
-        ours, theirs = found.values[metric][rows >= 0], base.values[metric][rows[rows >= 0]]
-    else:
-        ours, theirs = found.values[metric], base.values[metric]
-    both = ~np.isnan(ours) & ~np.isnan(theirs)
-    ours, theirs = ours[both], theirs[both]
+    _, ours, theirs = paired(found, base, metric)
     difference = float((ours - theirs).mean()) if len(ours) else math.nan
-    return Test(difference, t_test(ours, theirs), randomization_test(ours, theirs, seed=seed))
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
-
-
-def _rounded(value: float) -> str:
-    return "–" if math.isnan(value) else f"{value:.4f}"
-
-
-def _test_row(name: str, typed: str, test: Test) -> list[str]:
-    return [name, typed, f"{test.difference:+.4f}", _p_value(test.p_t_test), _p_value(test.p_randomization)]
-
-
-def _p_value(p: float) -> str:
-    return "–" if math.isnan(p) else ("<0.0001" if p < 0.0001 else f"{p:.4f}")
+    low, high = bootstrap_interval(ours, theirs, seed=seed)
+    wins, ties, losses = (
+        int(count) for count in ((ours > theirs).sum(), (ours == theirs).sum(), (ours < theirs).sum())
+    )
+    p = randomization_test(ours, theirs, seed=seed)
+    return Test(difference, low, high, wins, ties, losses, t_test(ours, theirs), p, p_holm=p)

@@ -8,6 +8,41 @@ from dataclasses import dataclass
 from retrievo.support.errors import UsageError, did_you_mean
 
 DEFAULT_METRICS = ("mrr@10", "ndcg@10", "recall@100")
+DEFAULT_CONVENTION = "trec_eval"
+STYLES = ("table", "markdown", "latex", "csv", "json")  # the functions are in formats.py
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What is counted, and how.
+
+    ties:         'score' ranks by float32 score and then by document id descending, whatever the file's rank column
+                  says; 'rank' goes by that column.
+    missing:      judged queries that the run lacks: 'zero' counts them as 0, 'skip' leaves them out.
+    exclude_self: drop rows whose document id equals the query id.
+    """
+
+    ties: str = "score"
+    missing: str = "zero"
+    exclude_self: bool = False
+
+
+@dataclass(frozen=True)
+class Convention:
+    """Rules that published numbers follow."""
+
+    help: str
+    rules: Rules
+
+
+CONVENTIONS = {
+    "trec_eval": Convention("trec_eval -c: by score, ties by document id; a missing query is 0", Rules()),
+    "msmarco": Convention("MS MARCO's script: by the file's ranks; a missing query is 0", Rules(ties="rank")),
+    "beir": Convention(
+        "BEIR: as trec_eval, without missing queries and documents that are their own query",
+        Rules(missing="skip", exclude_self=True),
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -28,6 +63,9 @@ NAMES = {
     "rprec": Name("precision at as many documents as are relevant", "none", ("r-prec", "r_prec", "r-precision")),
     "success": Name("1 where a relevant document is among the top k", "required", ("hit", "hits", "hit_rate")),
     "judged": Name("share of judged documents among the top k retrieved", "required"),
+    "answer-recall": Name(
+        "1 where one of the top k texts holds an answer", "required", ("answer_recall", "has_answer", "accuracy")
+    ),
     "nb-recall": Name("share of a run's top n that the reference run has in its top k: nb-recall-n@k", "required"),
 }
 _CANONICAL = {alias: name for name, row in NAMES.items() for alias in (name, *row.aliases)}
@@ -54,6 +92,16 @@ class Metric:
     def needs_reference(self) -> bool:
         """Whether it compares a run with a reference run, and needs no qrels."""
         return self.name == "nb-recall"
+
+    @property
+    def needs_answers(self) -> bool:
+        """Whether it looks for answers in texts, and needs no qrels."""
+        return self.name == "answer-recall"
+
+    @property
+    def needs_qrels(self) -> bool:
+        """Whether it is about judged documents."""
+        return not self.needs_reference and not self.needs_answers
 
     @classmethod
     def parse(cls, text: str) -> Metric:

@@ -116,6 +116,10 @@ class TestRepeated:
         assert repeated(np.zeros(len(ids), np.int32), ids) == (7, 20_000)
         assert repeated(np.r_[np.zeros(20_000, np.int32), 1], ids) is None
 
+    def test_a_pair_is_found_again_among_longer_ids(self):
+        ids = pa.array(["short", *(f"{number:06}" for number in range(10_000)), "a much longer id " * 3, "short"])
+        assert repeated(np.zeros(len(ids), np.int32), ids) == (0, 10_002)
+
 
 def test_flat_strings_reads_dictionaries_and_integers():
     chunked = pa.chunked_array([["b", "a"], ["b"]]).dictionary_encode()

@@ -24,7 +24,7 @@ def write(path: Path, query_ids: list[str], doc_ids: list[str]) -> Run:
         pa.array(query_ids), pa.array(doc_ids), SCORES[: len(doc_ids)], np.arange(1, len(doc_ids) + 1, dtype=np.int32)
     )
     writer.close(MANIFEST)
-    return Run.read(path)
+    return Run.open(path)
 
 
 @pytest.mark.parametrize("name", ["a.parquet", "a.trec", "a.txt.gz", "a.run"])
@@ -35,6 +35,7 @@ def test_scores_survive_every_format_bit_for_bit(tmp_path: Path, name: str) -> N
         "query_id": ["q1", "q1", "q1", "q2"],
         "doc_id": ["d1", "dü", "d3", "d1"],
         "score": SCORES.tolist(),
+        "rank": [1, 2, 3, 4],
     }
 
 
@@ -60,7 +61,12 @@ def test_ids_with_spaces_are_refused_by_text_and_kept_by_parquet(tmp_path: Path)
 )
 def test_trec_lines_with_any_white_space_are_read(tmp_path: Path, text: str) -> None:
     (tmp_path / "a.trec").write_text(text, newline="")
-    assert Run.read(tmp_path / "a.trec").table.to_pydict() == {"query_id": ["q1"], "doc_id": ["d1"], "score": [2.5]}
+    assert Run.open(tmp_path / "a.trec").table.to_pydict() == {
+        "query_id": ["q1"],
+        "doc_id": ["d1"],
+        "score": [2.5],
+        "rank": [1],
+    }
 
 
 @pytest.mark.parametrize(
@@ -74,12 +80,12 @@ def test_trec_lines_with_any_white_space_are_read(tmp_path: Path, text: str) -> 
 def test_a_line_that_does_not_fit_is_named(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "a.trec").write_text(text)
     with pytest.raises(RetrievoError, match=message):
-        Run.read(tmp_path / "a.trec")
+        Run.open(tmp_path / "a.trec").table  # noqa: B018
 
 
 def test_an_empty_run_is_a_run(tmp_path: Path) -> None:
     (tmp_path / "a.trec").write_text("")
-    assert Run.read(tmp_path / "a.trec").table.num_rows == 0
+    assert Run.open(tmp_path / "a.trec").table.num_rows == 0
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from retrievo.evaluation.metrics import METRICS, PerQuery, evaluate
-from retrievo.evaluation.names import DEFAULT_METRICS, NAMES, Metric
+from retrievo.evaluation.metrics import METRICS
+from retrievo.evaluation.names import DEFAULT_METRICS, NAMES, Metric, Rules
+from retrievo.evaluation.scoring import PerQuery, evaluate
 from retrievo.support.errors import RetrievoError, UsageError
 
 # ---------------------------------------------------------------- names
@@ -70,7 +71,7 @@ class TestNames:
             Metric.parse("xxxxxxx@7")
 
     def test_every_name_has_a_function_and_the_defaults_parse(self):
-        assert list(METRICS) == list(NAMES)
+        assert [*METRICS, "answer-recall", "nb-recall"] == list(NAMES)
         assert [str(Metric.parse(text)) for text in DEFAULT_METRICS] == list(DEFAULT_METRICS)
 
     def test_names_import_the_standard_library_only(self):
@@ -103,8 +104,11 @@ def scores(result: PerQuery) -> dict[str, dict[str, float]]:
     return {row.pop("query_id"): row for row in rows}
 
 
-def measure(run: pa.Table, qrels: pa.Table | None, metrics: str, **options) -> PerQuery:
-    return evaluate(run, qrels, [Metric.parse(text) for text in metrics.split()], **options)
+def measure(
+    run: pa.Table, qrels: pa.Table | None, metrics: str, *, missing: str = "zero", exclude_self: bool = False, **options
+) -> PerQuery:
+    rules = Rules(missing=missing, exclude_self=exclude_self)
+    return evaluate(run, qrels, [Metric.parse(text) for text in metrics.split()], rules=rules, **options)
 
 
 def mean(run: pa.Table, qrels: pa.Table | None, metric: str, **options) -> float:
@@ -330,6 +334,9 @@ def as_dicts(rows: Rows) -> dict[str, dict]:
     return nested
 
 
+SKIP = Rules(missing="skip")
+
+
 def test_500_random_runs_equal_trec_eval():
     pytrec_eval = pytest.importorskip("pytrec_eval")
     metrics = [Metric.parse(text) for text in TREC_NAMES]
@@ -337,7 +344,7 @@ def test_500_random_runs_equal_trec_eval():
     for seed in range(500):
         run, qrels = random_case(seed)
         level = seed % 4 or 1
-        result = evaluate(table(run), table(qrels, qrels=True), metrics, min_relevance=level, missing="skip")
+        result = evaluate(table(run), table(qrels, qrels=True), metrics, min_relevance=level, rules=SKIP)
         ours = dict(zip(result.query_ids.to_pylist(), np.stack([*result.values.values()], axis=1), strict=True))
         trec_eval = pytrec_eval.RelevanceEvaluator(as_dicts(qrels), {*TREC_NAMES.values()}, relevance_level=level)
         theirs = trec_eval.evaluate(as_dicts(run))

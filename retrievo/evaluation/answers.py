@@ -1,0 +1,109 @@
+"""Answer recall: whether a retrieved text contains an answer, as open-domain question answering counts it.
+
+DPR (Karpukhin et al. 2020, section 4) calls a passage positive where it contains an answer; the published R@k of
+Natural Questions, TriviaQA and SQuAD is the share of questions with such a passage among the top k. Text and answer are
+compared as sequences of tokens: Unicode NFD, runs of letters, digits and marks or single other signs, lower case.
+Titles do not count.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+import sys
+import unicodedata
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from retrievo.data.corpus import Corpus
+from retrievo.data.ordering import flat_strings
+from retrievo.data.tables import Table
+from retrievo.support import console
+from retrievo.support.errors import RetrievoError
+
+NEVER = np.iinfo(np.int32).max
+_ROWS_AT_ONCE = 4_096  # documents in memory at a time
+
+
+def tokens(text: str) -> str:
+    """The tokens of a text, each between two single spaces: a phrase occurs in it where it is a substring."""
+    found = _token().findall(unicodedata.normalize("NFD", text))
+    return f" {' '.join(found).lower()} "
+
+
+@functools.cache
+def _token() -> re.Pattern[str]:
+    """Runs of letters, numbers and marks, or one sign that is neither separator nor control (some 0.2 s, once)."""
+    kinds: dict[str, list[str]] = {"M": [], "Z": [], "C": []}
+    for kind, points in groupby(range(sys.maxunicode + 1), key=lambda point: unicodedata.category(chr(point))[0]):
+        if kind in kinds:
+            run = list(points)
+            kinds[kind].append(f"\\U{run[0]:08x}-\\U{run[-1]:08x}")
+    marks, silent = "".join(kinds["M"]), "".join(kinds["Z"] + kinds["C"])
+    return re.compile(f"(?:[^\\W_]|[{marks}])+|[^{silent}]")
+
+
+@dataclass(frozen=True)
+class Answers:
+    """The strings that answer each query, and the corpus whose texts may hold them.
+
+    query_ids: strings [A].
+    answers:   the answers of each query; none is allowed.
+    """
+
+    query_ids: pa.LargeStringArray
+    answers: Sequence[Sequence[str]]
+    corpus: Corpus
+
+    @classmethod
+    def read(cls, table: Table, corpus: Corpus, judged: pa.LargeStringArray) -> Answers:
+        """From a table of query_id and answers; of the judged queries only, where there are such.
+
+        Raises: RetrievoError where a query stands there twice, or none of the judged ones does.
+        """
+        columns = table.read(["query_id", "answers"])
+        if pc.count_distinct(columns["query_id"]).as_py() < columns.num_rows:
+            raise RetrievoError(table.path, "has a query twice", "one row for each query", "join their answers")
+        if len(judged):
+            columns = columns.filter(pc.is_in(flat_strings(columns["query_id"]), value_set=judged))
+        if not columns.num_rows:
+            raise RetrievoError(table.path, "has no answers for the judged queries", None, "check --answers")
+        found = [answers or [] for answers in columns["answers"].to_pylist()]
+        return cls(flat_strings(columns["query_id"]), found, corpus)
+
+    @functools.cached_property
+    def _phrases(self) -> list[list[str]]:
+        """The tokens of each answer; one without any (an emoticon of spaces) is never found."""
+        return [[phrase for phrase in map(tokens, found) if phrase.strip()] for found in self.answers]
+
+    def first_ranks(self, query: np.ndarray, doc_id: pa.LargeStringArray, rank: np.ndarray) -> np.ndarray:
+        """The rank of the first text that holds an answer, int32 [A]; NEVER where none does.
+
+        query: positions among query_ids, [t]; doc_id, rank: of the retrieved rows, [t].
+        """
+        first = np.full(len(self.query_ids), NEVER, np.int32)
+        rows = self.corpus.id_map.rows(doc_id)
+        order = np.lexsort((rank, rows))
+        order = order[rows[order] >= 0]
+        with console.progress("looking for answers", len(order), "texts") as tick:
+            for text, chosen in self._texts(rows, order):
+                for at in chosen:
+                    asked = query[at]
+                    if rank[at] < first[asked] and any(phrase in text for phrase in self._phrases[asked]):
+                        first[asked] = rank[at]
+                tick(len(chosen))
+        return first
+
+    def _texts(self, rows: np.ndarray, order: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
+        """The tokens of each document that was retrieved, once, with the retrieved rows that hold it."""
+        wanted, starts = np.unique(rows[order], return_index=True)
+        groups = np.split(order, starts[1:])
+        for start in range(0, len(wanted), _ROWS_AT_ONCE):
+            some = wanted[start : start + _ROWS_AT_ONCE].tolist()
+            for number, document in enumerate(self.corpus.documents(some)):
+                yield tokens(document.text), groups[start + number]

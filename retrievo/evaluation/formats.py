@@ -1,0 +1,200 @@
+"""An evaluation as text: a table for a person, or Markdown, LaTeX, CSV and JSON for what is written next."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+
+from retrievo.evaluation.comparison import Evaluation, Test
+from retrievo.evaluation.details import changes
+from retrievo.support import console
+
+SIGNIFICANT = 0.05  # of the adjusted randomization test: what LaTeX marks
+Titled = tuple[str | None, list[str], list[list[str]]]  # title, columns and rows of a table
+_PIPE = r"\|"
+_TEXT_WIDTH = 80  # characters of a query that are shown
+
+
+def print_evaluation(evaluation: Evaluation, style: str, *, changed: int = 0) -> None:
+    """Prints to stdout in one of FORMATS; `changed`: queries shown for each run that is compared."""
+    text = FORMATS[style](evaluation, changed)
+    if text:
+        print(text)
+
+
+def number(value: float) -> str:
+    """Four digits, or a dash where there is no value."""
+    return "–" if math.isnan(value) else f"{value:.4f}"
+
+
+def p_value(p: float) -> str:
+    """Four digits, a dash where there is none, a bound where it is tiny."""
+    return "–" if math.isnan(p) else ("<0.0001" if p < 0.0001 else f"{p:.4f}")
+
+
+TEST_COLUMNS = ("run", "metric", "difference", "95 % interval", "wins/ties/losses", "p (t-test)", "p (randomization)")
+
+
+def test_rows(evaluation: Evaluation) -> tuple[list[str], list[list[str]]]:
+    """Column names and rows of the tests; Holm's correction where several runs are compared."""
+    several = len(evaluation.tests) > 1
+    columns = [*TEST_COLUMNS, *(["p (Holm)"] if several else [])]
+    rows = [
+        [
+            name, typed, f"{test.difference:+.4f}", f"{test.low:+.4f} to {test.high:+.4f}",
+            f"{test.wins}/{test.ties}/{test.losses}", p_value(test.p_t_test), p_value(test.p_randomization),
+            *([p_value(test.p_holm)] if several else []),
+        ]
+        for name, tests in evaluation.tests.items()
+        for typed, test in tests.items()
+    ]  # fmt: skip
+    return columns, rows
+
+
+def change_rows(evaluation: Evaluation, count: int) -> list[list[str]]:
+    """For each run that is compared, the queries that changed most: run, query, baseline, run, difference, text."""
+    found = [(name, change) for name in evaluation.tests for change in changes(evaluation, name, count)]
+    texts = evaluation.texts.of_queries({change.query_id for _, change in found})
+    return [
+        [
+            name, change.query_id, number(change.theirs), number(change.ours), f"{change.ours - change.theirs:+.4f}",
+            _shortened(texts.get(change.query_id, "")),
+        ]
+        for name, change in found
+    ]  # fmt: skip
+
+
+def change_columns(evaluation: Evaluation) -> list[str]:
+    """The names of what `change_rows` gives."""
+    return ["run", "query", evaluation.baseline or "", "this run", "difference", "text"]
+
+
+def _shortened(text: str) -> str:
+    plain = " ".join(text.split())
+    return plain if len(plain) <= _TEXT_WIDTH else plain[: _TEXT_WIDTH - 1] + "…"
+
+
+def _tables(evaluation: Evaluation, changed: int) -> list[Titled]:
+    """Everything that a person reads."""
+    means = [[name, *map(number, found.values())] for name, found in evaluation.means().items()]
+    tables: list[Titled] = [(None, ["run", *evaluation.metrics], means)]
+    if evaluation.tests:
+        tables.append((f"compared with {evaluation.baseline}", *test_rows(evaluation)))
+    if evaluation.tests and changed and (rows := change_rows(evaluation, changed)):
+        columns = change_columns(evaluation)
+        tables.append((f"the queries that changed most in {evaluation.first_metric}", columns, rows))
+    return tables
+
+
+def _print_tables(tables: Sequence[Titled]) -> str:
+    for title, columns, rows in tables:
+        console.print_table(columns, rows, title=title)
+    return ""
+
+
+def _markdown_tables(tables: Sequence[Titled]) -> str:
+    parts = []
+    for title, columns, rows in tables:
+        aligned = ["---", *("---" if column == "text" else "---:" for column in columns[1:])]
+        lines = [f"| {' | '.join(cell.replace('|', _PIPE) for cell in row)} |" for row in (columns, aligned, *rows)]
+        parts.append("\n".join([*([f"{title}:", ""] if title else []), *lines]))
+    return "\n\n".join(parts)
+
+
+def _latex_tables(tables: Sequence[Titled]) -> str:
+    parts = []
+    for title, columns, rows in tables:
+        body = [" & ".join(cell.translate(_LATEX) for cell in row) for row in rows]
+        head = " & ".join(cell.translate(_LATEX) for cell in columns)
+        parts.append((f"% {title}\n" if title else "") + _tabular(head, body, len(columns)))
+    return "\n\n".join(parts)
+
+
+def _tabular(head: str, rows: Sequence[str], columns: int) -> str:
+    """In the style of booktabs."""
+    lines = [f"\\begin{{tabular}}{{l{'r' * (columns - 1)}}}", r"\toprule", rf"{head} \\", r"\midrule"]
+    return "\n".join([*lines, *(rf"{row} \\" for row in rows), r"\bottomrule", r"\end{tabular}"])
+
+
+TABLE_STYLES: Mapping[str, Callable[[Sequence[Titled]], str]] = {
+    "table": _print_tables,
+    "markdown": _markdown_tables,
+    "latex": _latex_tables,
+}
+
+
+def _as_table(evaluation: Evaluation, changed: int) -> str:
+    return _print_tables(_tables(evaluation, changed))
+
+
+def _as_markdown(evaluation: Evaluation, changed: int) -> str:
+    return _markdown_tables(_tables(evaluation, changed))
+
+
+_LATEX = str.maketrans({sign: f"\\{sign}" for sign in "&%$#_{}"} | {
+    "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "–": "--",
+})  # fmt: skip
+
+
+def _as_latex(evaluation: Evaluation, changed: int) -> str:
+    """A tabular for booktabs: the best value of each metric is bold, a dagger marks a difference beyond chance."""
+    means = evaluation.means()
+    known = {typed: [found[typed] for found in means.values()] for typed in evaluation.metrics}
+    best = {typed: max((value for value in values if value == value), default=0) for typed, values in known.items()}
+    rows = []
+    for name, found in means.items():
+        tests = evaluation.tests.get(name, {})
+        cells = [_latex_cell(value, best[typed], tests.get(typed)) for typed, value in found.items()]
+        rows.append(" & ".join([name.translate(_LATEX), *cells]))
+    head = " & ".join(["run", *(typed.translate(_LATEX) for typed in best)])
+    lines = [_tabular(head, rows, len(best) + 1)]
+    if evaluation.baseline:
+        told = f"p < {SIGNIFICANT} against {evaluation.baseline}".translate(_LATEX)
+        lines.append(f"% $^\\dagger$ {told}, paired randomization test, Holm-corrected over runs")
+    return "\n".join(lines)
+
+
+def _latex_cell(value: float, best: float, test: Test | None) -> str:
+    text = number(value).translate(_LATEX)
+    bold = f"\\textbf{{{text}}}" if value == best else text
+    return f"{bold}$^\\dagger$" if test and test.p_holm < SIGNIFICANT else bold
+
+
+def _as_csv(evaluation: Evaluation, changed: int) -> str:
+    """One row per run and metric, unrounded; what was not compared is empty."""
+    keys = list(Test.__dataclass_fields__)
+    lines = io.StringIO()
+    writer = csv.writer(lines, lineterminator="\n")
+    writer.writerow(["run", "metric", "mean", *keys])
+    for name, found in evaluation.means().items():
+        for typed, mean in found.items():
+            test = evaluation.tests.get(name, {}).get(typed)
+            values = [mean, *(getattr(test, key) for key in keys)] if test else [mean, *[""] * len(keys)]
+            writer.writerow([name, typed, *("" if value != value else value for value in values)])
+    return lines.getvalue().rstrip("\n")
+
+
+def _as_json(evaluation: Evaluation, changed: int) -> str:
+    """Run name -> metric as typed -> value, unrounded; `METRIC difference` and so on for what was compared."""
+    values: dict[str, dict[str, float | None]] = {}
+    for name, found in evaluation.means().items():
+        values[name] = {typed: _finite(mean) for typed, mean in found.items()}
+        for typed, test in evaluation.tests.get(name, {}).items():
+            values[name] |= {f"{typed} {key}": _finite(value) for key, value in vars(test).items()}
+    return json.dumps(values, ensure_ascii=False, indent=2)
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+FORMATS: Mapping[str, Callable[[Evaluation, int], str]] = {
+    "table": _as_table,
+    "markdown": _as_markdown,
+    "latex": _as_latex,
+    "csv": _as_csv,
+    "json": _as_json,
+}

@@ -1,0 +1,62 @@
+"""What should be said beside the means of an evaluation."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from retrievo.evaluation.comparison import Evaluation
+from retrievo.evaluation.names import CONVENTIONS, Rules
+from retrievo.evaluation.scoring import PerQuery, Standard
+
+
+def notes(evaluation: Evaluation, convention: str) -> list[str]:
+    """What the means are taken over where that is not plain, and where another convention gives other numbers."""
+    lines = [line for name, found in evaluation.runs.items() for line in _notes(name, found, evaluation.standard)]
+    return lines + [line for name in evaluation.runs for line in _footnotes(evaluation, name, convention)]
+
+
+def _footnotes(evaluation: Evaluation, name: str, convention: str) -> list[str]:
+    """For each other convention whose means differ: by how much, and why."""
+    means, lines = evaluation.means()[name], []
+    for other, row in CONVENTIONS.items():
+        if other == convention or (row.rules.ties == "rank" and not evaluation.scans[name].told):
+            continue
+        plain = tuple(metric for metric in evaluation.metrics.values() if metric.needs_qrels)
+        rules = replace(evaluation.standard, metrics=plain, rules=row.rules, reference=None, answers=None)
+        found = rules.score(evaluation.scans[name], name).means() if plain else {}
+        moved = [
+            f"{typed} {found[metric]:.4f} ({found[metric] - means[typed]:+.4f})"
+            for typed, metric in evaluation.metrics.items()
+            if metric in found and abs(found[metric] - means[typed]) >= 5e-5
+        ]
+        if moved:
+            lines.append(
+                f"{name}: the convention {other} gives {', '.join(moved)}: {_why(evaluation, name, row.rules)}"
+            )
+    return lines
+
+
+def _why(evaluation: Evaluation, name: str, rules: Rules) -> str:
+    """What one set of rules does to a run that those of this evaluation do not."""
+    scan, found, own, reasons = evaluation.scans[name], evaluation.runs[name], evaluation.standard.rules, []
+    if rules.ties != own.ties:
+        reasons.append(f"the file ranks {int(scan.unlike.sum()):,} queries otherwise than their scores do")
+    if rules.missing != own.missing:
+        effect = "leaves out" if rules.missing == "skip" else "counts as 0"
+        reasons.append(f"it {effect} {found.missing:,} missing queries")
+    if rules.exclude_self != own.exclude_self:
+        effect = "drops" if rules.exclude_self else "keeps"
+        reasons.append(f"it {effect} {len(scan.self_rows.query):,} rows whose document id is the query id")
+    return "; ".join(reasons)
+
+
+def _notes(name: str, found: PerQuery, standard: Standard) -> list[str]:
+    lines = []
+    if found.missing:
+        effect = "counted as 0" if standard.rules.missing == "zero" else "left out"
+        lines.append(f"{name}: {found.missing:,} of {found.judged:,} judged queries are missing, {effect}")
+    if found.unjudged:
+        lines.append(f"{name}: {found.unjudged:,} queries have no judgements and are left out")
+    if found.removed:
+        lines.append(f"{name}: {found.removed:,} rows removed whose document id is the query id")
+    return lines

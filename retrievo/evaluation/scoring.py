@@ -1,0 +1,198 @@
+"""Runs measured against judgements, answers or another run: the value of every metric for every query."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from retrievo.data.run import Run
+from retrievo.evaluation.answers import Answers
+from retrievo.evaluation.metrics import METRICS, Hits, ranked_by, retrieved
+from retrievo.evaluation.names import CONVENTIONS, DEFAULT_CONVENTION, Metric, Rules
+from retrievo.evaluation.scan import Judgements, Scan, positions
+from retrievo.support.errors import RetrievoError, UsageError
+
+
+@dataclass(frozen=True)
+class PerQuery:
+    """The value of every metric for every query.
+
+    query_ids: strings [Q]: the judged queries by first appearance in the qrels, then those with answers and, where a
+               metric compares with a reference run, the other queries of the run.
+    values:    float64 [Q] for each metric; NaN where a query does not enter the mean.
+    judged:    number of queries with judgements or answers.
+    missing:   those of them that the run lacks.
+    unjudged:  queries of the run that have neither.
+    removed:   rows dropped because their document id equals the query id.
+    """
+
+    query_ids: pa.LargeStringArray
+    values: dict[Metric, np.ndarray]
+    judged: int
+    missing: int
+    unjudged: int
+    removed: int
+
+    def means(self) -> dict[Metric, float]:
+        """The mean of each metric over the queries that enter it; NaN where none does."""
+        kept = {metric: values[~np.isnan(values)] for metric, values in self.values.items()}
+        return {metric: float(values.mean()) if len(values) else float("nan") for metric, values in kept.items()}
+
+    def table(self) -> pa.Table:
+        """One row for each query: `query_id`, then a float64 column for each metric (null where there is no value)."""
+        columns = {str(metric): pa.array(values, from_pandas=True) for metric, values in self.values.items()}
+        return pa.table({"query_id": self.query_ids.cast(pa.string()), **columns})
+
+
+@dataclass(frozen=True)
+class Standard:
+    """What runs are measured against, and by which rules.
+
+    metrics:       which values to take.
+    judgements:    grades of documents; empty where no metric needs them.
+    rules:         ties, missing queries, documents that are their own query.
+    min_relevance: the lowest relevant grade.
+    reference:     the run that nb-recall-n@k looks into.
+    answers:       the strings that answer-recall@k looks for.
+    """
+
+    metrics: tuple[Metric, ...]
+    judgements: Judgements
+    rules: Rules = CONVENTIONS[DEFAULT_CONVENTION].rules
+    min_relevance: int = 1
+    reference: Scan | None = None
+    answers: Answers | None = None
+
+    def __post_init__(self) -> None:
+        for metric in self.metrics:
+            if metric.needs_reference and self.reference is None:
+                raise UsageError(str(metric), "no reference run to look into", None, "pass --reference-run")
+            if metric.needs_answers and self.answers is None:
+                raise UsageError(str(metric), "no answers to look for", None, "pass --answers")
+            if metric.needs_qrels and not len(self.judgements.query_ids):
+                raise UsageError(str(metric), "no judgements", None, "pass --qrels")
+        if self.min_relevance < 1:
+            raise UsageError("--min-relevance", f"found {self.min_relevance}", "at least 1")
+        if self.rules.missing not in ("zero", "skip"):
+            raise UsageError("--missing", f"found '{self.rules.missing}'", "zero or skip")
+
+    def score(self, scan: Scan, name: str = "run") -> PerQuery:
+        """The values of one run.
+
+        Raises: RetrievoError for a run without judged queries, or without ranks where the rules go by them.
+        """
+        if self.rules.ties == "rank" and not scan.told:
+            fix = "pass --convention trec_eval, which goes by the scores"
+            raise RetrievoError(name, "its rank column holds no ranks", "each from 1 on, once in a query", fix)
+        measured = self._measured_ids()
+        others = scan.query_ids.filter(pc.invert(pc.is_in(scan.query_ids, value_set=measured)))
+        compares = any(metric.needs_reference for metric in self.metrics)
+        if len(others) == len(scan.query_ids) and not all(metric.needs_reference for metric in self.metrics):
+            found, fix = f"none of its {len(others)} queries is judged", "pass the qrels of its queries"
+            raise RetrievoError(name, found, None, fix)
+        query_ids = pa.concat_arrays([measured, others]) if compares else measured
+        present = retrieved(scan, self.rules, query_ids) > 0
+        values = self._values(scan, query_ids, present)
+        absent = int((~present[: len(measured)]).sum())
+        removed = len(scan.self_rows.query) if self.rules.exclude_self else 0
+        return PerQuery(query_ids, values, len(measured), absent, len(others), removed)
+
+    def _measured_ids(self) -> pa.LargeStringArray:
+        """The queries with judgements, then those with answers."""
+        ids = [self.judgements.query_ids, *([self.answers.query_ids] if self.answers else [])]
+        return pc.unique(pa.concat_arrays(ids))
+
+    def _values(self, scan: Scan, query_ids: pa.LargeStringArray, present: np.ndarray) -> dict[Metric, np.ndarray]:
+        hits = Hits.of(scan, self.judgements, self.rules, query_ids, self.min_relevance)
+        judged = np.arange(len(query_ids)) < len(self.judgements.query_ids)
+        values = {}
+        for metric in self.metrics:
+            if metric.needs_reference:
+                value, enters = self._neighbourhood_recall(metric, scan, query_ids), present
+            elif metric.needs_answers:
+                value, enters = self._answer_recall(metric, scan, query_ids)
+            else:
+                value, enters = METRICS[metric.name](hits, metric.cutoff), judged
+            averaged = enters & present if self.rules.missing == "skip" else enters
+            values[metric] = np.where(averaged, value, np.nan)
+        return values
+
+    def _neighbourhood_recall(self, metric: Metric, scan: Scan, query_ids: pa.LargeStringArray) -> np.ndarray:
+        """|reference top k intersected with run top n| / n, also where the run is shorter (coCondenser, eq. 17)."""
+        assert self.reference is not None
+        assert metric.cutoff
+        assert metric.depth
+        query, doc_id, _ = top_rows(scan, self.rules, query_ids, metric.depth)
+        first, first_doc, _ = top_rows(self.reference, self.rules, query_ids, metric.cutoff)
+        docs = pc.unique(first_doc)
+        known = np.isin(query * len(docs) + positions(doc_id, docs), first * len(docs) + positions(first_doc, docs))
+        known &= positions(doc_id, docs) >= 0
+        return np.bincount(query[known], minlength=len(query_ids)) / metric.depth
+
+    def _answer_recall(
+        self, metric: Metric, scan: Scan, query_ids: pa.LargeStringArray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """1 where one of the top k texts holds an answer, and which queries have answers."""
+        assert self.answers is not None
+        assert metric.cutoff
+        position = positions(self.answers.query_ids, query_ids)
+        deepest = max(other.cutoff or 0 for other in self.metrics if other.needs_answers)
+        query, doc_id, rank = top_rows(scan, self.rules, self.answers.query_ids, deepest)
+        value, enters = np.zeros(len(query_ids)), np.zeros(len(query_ids), bool)
+        enters[position] = True
+        value[position] = self.answers.first_ranks(query, doc_id, rank) <= metric.cutoff
+        return value, enters
+
+
+def depth_needed(metrics: Sequence[Metric], *, of_reference: bool = False) -> int:
+    """How many first rows of every query a scan must keep for these metrics; one more, for a row that is left out."""
+    depths = [(metric.cutoff if of_reference else metric.depth) or 0 for metric in metrics if metric.needs_reference]
+    depths += [metric.cutoff or 0 for metric in metrics if metric.needs_answers and not of_reference]
+    return max(depths) + 1 if depths else 0
+
+
+def top_rows(
+    scan: Scan, rules: Rules, query_ids: pa.LargeStringArray, depth: int
+) -> tuple[np.ndarray, pa.LargeStringArray, np.ndarray]:
+    """The first rows that a scan kept, for these queries: position of the query, document, rank, [t] each."""
+    rank, kept = ranked_by(scan, scan.top, rules)
+    query = positions(scan.query_ids, query_ids)[scan.top.query]
+    rows = np.flatnonzero(kept & (rank <= depth) & (rank > 0) & (query >= 0))
+    rows = rows[np.lexsort((rank[rows], query[rows]))]
+    return query[rows], scan.top_doc.take(pa.array(rows)), rank[rows]
+
+
+def evaluate(
+    run: pa.Table | Run,
+    qrels: pa.Table | None,
+    metrics: Sequence[Metric],
+    *,
+    min_relevance: int = 1,
+    rules: Rules = CONVENTIONS[DEFAULT_CONVENTION].rules,
+    reference: pa.Table | Run | None = None,
+    answers: Answers | None = None,
+    run_name: str = "run",
+) -> PerQuery:
+    """Scores a run (query_id, doc_id, score; rows in any order) against qrels (query_id, doc_id, relevance).
+
+    The numbers are trec_eval's: ranks by float32 score, ties by document id descending; relevant is a grade of at
+    least `min_relevance`; an unjudged document is not relevant. A judged query without relevant documents counts as 0.
+
+    qrels:    None is allowed where no metric needs them.
+    rules:    what counts (`retrievo.evaluation.names`).
+    run_name: what errors call the run.
+
+    Raises: RetrievoError for a (query, document) pair that occurs twice, a score that is not finite, a run without
+            judged queries; UsageError where a metric lacks its qrels, its reference or its answers.
+    """
+    judgements = Judgements.of(qrels)
+    first = None
+    if reference is not None:
+        depth = depth_needed(metrics, of_reference=True)
+        first = Scan.of(reference, Judgements.of(None), depth=depth, name="reference run")
+    standard = Standard(tuple(metrics), judgements, rules, min_relevance, first, answers)
+    return standard.score(Scan.of(run, judgements, depth=depth_needed(metrics), name=run_name), run_name)

@@ -1,0 +1,184 @@
+"""`retrievo evaluate --suite` and `--known-item`: a model and BM25 on whole datasets, from texts to numbers.
+
+A composition of verbs: for each dataset index, encode, search and evaluate, all in one folder. Every step finds its own
+finished work, so that a sweep that was stopped goes on where it was, and another one costs what is new.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from retrievo.data.options import output_option, threads_option
+from retrievo.encode import EncodeConfig, encode
+from retrievo.evaluate import EvaluateConfig, evaluate
+from retrievo.index import IndexConfig, index
+from retrievo.models.options import chunk_tokens_option, device_option, dtype_option, model_option, revision_option
+from retrievo.search import SearchConfig, search
+from retrievo.support import console
+from retrievo.support.errors import RetrievoError, UsageError
+from retrievo.support.options import option
+
+if TYPE_CHECKING:
+    from retrievo.evaluation.comparison import Evaluation
+    from retrievo.evaluation.suite import Suite
+
+BM25 = "bm25"
+KNOWN_ITEMS = ("title", "span")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepConfig(EvaluateConfig):
+    """Options of `retrievo evaluate`: those for runs, and those for whole datasets."""
+
+    suite: Path | None = option(
+        "Folder of dataset folders: each is encoded, searched and scored, with BM25 beside it.",
+        default=None,
+        alternative="what",
+    )
+    known_item: str | None = option(
+        "Without judgements: ask --corpus for documents by their title, or by a span held out of them.",
+        default=None,
+        choices=KNOWN_ITEMS,
+        alternative="what",
+    )
+    known_items: int = option("Queries made for --known-item.", default=1_000, minimum=1)
+    model: str | None = model_option(default=None)
+    revision: str | None = revision_option()
+    output: Path = output_option("Folder of --suite and --known-item for indexes, vectors and runs.", Path("sweep"))
+    depth: int = option("Documents per query of --suite and --known-item.", default=1_000, minimum=1)
+    exclude_self_of: tuple[str, ...] = option(
+        "Datasets of the suite where rows whose document id equals the query id are dropped.", default=(), several=True
+    )
+    dtype: str = dtype_option()
+    chunk_tokens: int = chunk_tokens_option()
+    device: str = device_option()
+    threads: int | None = threads_option()
+
+    @property
+    def sweeps(self) -> bool:
+        """Whether whole datasets are evaluated, not runs that are there."""
+        return self.suite is not None or self.known_item is not None
+
+    def check(self) -> None:
+        super().check()
+        flags = {"--model": self.model, "--exclude-self-of": self.exclude_self_of}
+        given = next((flag for flag, value in flags.items() if value), None)
+        if given and not self.sweeps:
+            raise UsageError(given, "has no meaning for runs that are there", None, "pass --suite FOLDER")
+        if self.sweeps and (self.run or self.baseline or self.reference_run or self.qrels or self.answers):
+            raise UsageError(
+                "--suite", "makes its own runs", "no --run, --baseline, --reference-run, --qrels, --answers"
+            )
+        if self.sweeps and self.model is None:
+            raise UsageError("--model", "no model to evaluate", None, "pass --model FOLDER or a hub name")
+        if self.known_item and self.corpus is None:
+            raise UsageError("--known-item", "no documents to ask for", None, "pass --corpus")
+        if self.per_query is not None and self.sweeps:
+            raise UsageError("--per-query", "is for runs that are there", None, "pass the runs below --output")
+
+
+def sweep(config: SweepConfig) -> Suite:
+    """Evaluates a model and BM25 on every dataset of the suite, or on known items of one corpus.
+
+    Raises: RetrievoError for datasets that can't be read; UsageError for names that are not in the suite.
+    """
+    from retrievo.evaluation.suite import Suite
+    from retrievo.support.files import atomic_path
+
+    datasets = dict(_datasets(config))
+    for name in config.exclude_self_of:
+        if name not in datasets:
+            raise UsageError("--exclude-self-of", f"found '{name}'", f"one of {', '.join(datasets)}")
+    notes = _warn(config)
+    with console.inner_steps():
+        found = {name: _evaluate(config, name, path) for name, path in datasets.items()}
+    suite = Suite(found, notes)
+    if config.report:
+        title = f"{_label(config)} and BM25 on {config.suite or config.corpus}"
+        with atomic_path(config.report) as temporary:
+            temporary.write_text(suite.report(title), encoding="utf-8")
+        console.note(f"made {config.report}")
+    return suite
+
+
+def _warn(config: SweepConfig) -> tuple[str, ...]:
+    from retrievo.evaluation.known_item import WARNING
+
+    if config.known_item is None:
+        return ()
+    console.warn(WARNING)
+    return (WARNING,)
+
+
+def _datasets(config: SweepConfig) -> Iterator[tuple[str, Path]]:
+    """The datasets by name: folders of the suite with corpus, queries and judgements, or the one made of known items."""
+    from retrievo.data.corpus import Corpus
+    from retrievo.evaluation.known_item import make_known_items
+
+    if config.known_item is not None:
+        assert config.corpus is not None
+        name = f"known-item-{config.known_item}"
+        path, options = config.output / name / "dataset", {"kind": config.known_item, "count": config.known_items}
+        make_known_items(path, Corpus(config.corpus), seed=config.seed, force=config.force, **options)  # type: ignore[arg-type]
+        yield name, path
+        return
+    assert config.suite is not None
+    folders = [path for path in sorted(config.suite.glob("*")) if _is_dataset(path)]
+    if not folders:
+        expected = "folders with corpus.parquet, queries.parquet and qrels/test.parquet or dev.parquet"
+        raise RetrievoError(config.suite, "holds no dataset", expected, "import them first: retrievo import --help")
+    yield from ((path.name, path) for path in folders)
+
+
+def _is_dataset(path: Path) -> bool:
+    tables = all((path / f"{noun}.parquet").is_file() for noun in ("corpus", "queries"))
+    return tables and any(found for split in ("test", "dev") for found in (path / "qrels").glob(f"{split}*.parquet"))
+
+
+def _label(config: SweepConfig) -> str:
+    """What the runs of the model are called: the last part of its path or name."""
+    name = Path(config.model or "").resolve().name if Path(config.model or "").exists() else str(config.model)
+    label = name.rsplit("/", 1)[-1]
+    return f"{label}-model" if label == BM25 else label
+
+
+def _evaluate(config: SweepConfig, name: str, dataset: Path) -> Evaluation:
+    """From the texts of one dataset to its numbers."""
+    console.note(f"{name}:")
+    home, label = config.output / name, _label(config)
+    queries = _judged_queries(dataset, home)
+    machine: dict[str, Any] = {"threads": config.threads, "force": config.force}
+    computing: dict[str, Any] = {option: getattr(config, option) for option in ("dtype", "chunk_tokens", "device")}
+    runs = {run: home / "runs" / f"{run}.parquet" for run in (BM25, label)}
+    asked: dict[str, Any] = {"queries": queries, "depth": config.depth, **machine}
+    index(IndexConfig(type=BM25, corpus=dataset, output=home / BM25, **machine))
+    search(SearchConfig(index=(home / BM25,), output=runs[BM25], **asked))
+    assert config.model is not None
+    vectors = home / f"embeddings-{label}"
+    model: dict[str, Any] = {"model": config.model, "revision": config.revision}
+    encode(EncodeConfig(corpus=dataset, output=vectors, **model, **computing, **machine))
+    search(SearchConfig(index=(vectors,), output=runs[label], **asked, **computing))
+    own = {spec.name: getattr(config, spec.name) for spec in fields(EvaluateConfig)}
+    own |= {"run": tuple(runs.values()), "baseline": runs[BM25], "qrels": dataset, "report": None, "corpus": dataset}
+    if name in config.exclude_self_of:
+        own["exclude_self"] = True
+    return evaluate(EvaluateConfig(**own))
+
+
+def _judged_queries(dataset: Path, home: Path) -> Path:
+    """A table of the judged queries of a dataset: only those are searched."""
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    from retrievo.data.qrels import Qrels
+    from retrievo.data.tables import QUERIES, Table
+    from retrievo.support.files import atomic_path
+
+    queries = Table(dataset, QUERIES).read(["id", "text"])
+    judged = pc.unique(Qrels.read(dataset).table["query_id"])
+    with atomic_path(home / "queries.parquet") as temporary:
+        pq.write_table(queries.filter(pc.is_in(queries["id"], value_set=judged)), temporary)
+    return home / "queries.parquet"
