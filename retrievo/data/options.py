@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import MISSING
 from typing import Any
 
@@ -59,6 +60,28 @@ def check_title_template(template: str) -> None:
     rest = template.replace("{title}", "").replace("{text}", "")
     if "{text}" not in template or "{" in rest or "}" in rest:
         raise UsageError("--title-template", f"found '{template}'", "{text} and, where titles count, {title}")
+
+
+def memory_option() -> Any:
+    """`--memory`."""
+    help = "Memory for vectors and candidates, as in 4GB: what does not fit is streamed from disk."
+    return option(
+        help, default=None, check=parse_memory, affects_output=False, hidden_default="the system's page cache decides"
+    )
+
+
+def parse_memory(text: str) -> int:
+    """Bytes of a size such as 512MB, 4GB or 1.5g, in units of 1,024.
+
+    Raises: UsageError for anything else, and for less than 64 MB.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt])i?b?", text.strip().lower())
+    if not match:
+        raise UsageError("--memory", f"found '{text}'", "a number and MB, GB or TB", "write 4GB")
+    size = int(float(match[1]) * 1024 ** (1 + "kmgt".index(match[2])))
+    if size < 64 << 20:
+        raise UsageError("--memory", f"found '{text}'", "64MB or more")
+    return size
 
 
 def heap_option(**declared: Any) -> Any:
