@@ -141,7 +141,12 @@ class _Maker:
         rows = np.sort(np.random.default_rng(_SEED).choice(embeddings.rows, count, replace=False))
         index = self.empty()
         with console.progress(f"training on {count:,} vectors", None, "vectors"):
-            index.train(self._ready(embeddings.take(rows)))
+            try:
+                index.train(self._ready(embeddings.take(rows)))
+            except RuntimeError as error:
+                found = f"{count:,} vectors do not train '{self.factory}'"
+                fix = f"choose --type flat ({str(error).rpartition('Error: ')[2]})"
+                raise RetrievoError(embeddings.path, found, "more of them", fix) from None
         self.faiss.write_index(index, str(path))
         self.trained = path
 
@@ -176,7 +181,9 @@ def _prepare_rotation(faiss: Any, index: Any) -> None:
     for number in range(index.chain.size()):
         step = faiss.downcast_VectorTransform(index.chain.at(number))
         if isinstance(step, faiss.OPQMatrix) and hasattr(inner, "pq"):
-            step.niter, step.pq = _OPQ_ROUNDS, inner.pq
+            codes = faiss.ProductQuantizer(inner.pq.d, inner.pq.M, inner.pq.nbits)
+            step.niter, step.pq = _OPQ_ROUNDS, codes
+            index.codes_of_rotation = codes  # lives as long as the rotation may use it
 
 
 def _lists(faiss: Any, index: Any) -> int:

@@ -113,9 +113,8 @@ def _fusion(config: SearchConfig, runs: Sequence[pa.Table], query_ids: pa.Chunke
 
     shared = share(method, runs, queries=query_ids)
     tuned = cross_validated(shared, Qrels.read(config.tune_on).table, config.tune_metric)
-    console.note(
-        f"weights by cross-validation on {config.tune_metric}; best on all: --fuse-weights {told(tuned.overall)}"
-    )
+    best = f"best on all: --fuse-weights {told(tuned.overall)}"
+    console.note(f"weights by cross-validation on {config.tune_metric}; {best}")
     return shared.run(tuned.weights, depth)
 
 

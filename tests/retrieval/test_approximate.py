@@ -78,7 +78,7 @@ def test_threads_batches_and_streaming_change_nothing(
 
 
 @pytest.mark.parametrize("name", TYPES)
-@pytest.mark.parametrize("rows", [1, 5])
+@pytest.mark.parametrize("rows", [2, 5])
 def test_padding_never_reaches_a_user(embeddings: Make, name: str, rows: int) -> None:
     source = embeddings(vectors(rows))
     index = built(source, index_type=name)

@@ -89,6 +89,8 @@ def test_a_factory_string_that_faiss_refuses_is_an_error_of_one_line(embeddings:
 def test_nothing_can_be_trained_on_no_vectors(embeddings: Make) -> None:
     with pytest.raises(RetrievoError, match="hold no vectors"):
         built(embeddings(vectors(0)), index_type="ivf")
+    with pytest.raises(RetrievoError, match="1 vectors do not train 'IVF1,PQ2x1'; expected more of them; choose"):
+        built(embeddings(vectors(1), name="one"), index_type="ivfpq")
 
 
 # ------------------------------------------------------------------------------------------------ documents added later
