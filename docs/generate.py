@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from retrievo.cli import COMMANDS, HELP, Command
-from retrievo.support.commandline import applies_only, shown_default
+from retrievo.support.commandline import shown_default
 from retrievo.support.options import Option, options_of
 
 HERE = Path(__file__).parent
@@ -52,7 +52,7 @@ def _row(option: Option) -> str:
     value += "".join(f" or `{word}`" for word in told.words)
     if option.many:
         value += ", *several*" if told.several else ", list"
-    meaning = told.help + (f" Only with `{applies_only(option)}`." if told.only else "")
+    meaning = told.help + (f" Only with `{option.rule}`." if option.rule else "")
     default = shown_default(option)
     return f"| `{option.flag}` | {value} | {f'`{default}`' if default else ''} | {meaning} |"
 

@@ -18,6 +18,7 @@ from retrievo.mine import MineConfig
 from retrievo.pretrain import PretrainConfig
 from retrievo.search import SearchConfig
 from retrievo.support.commandline import command_function, run_app, spread
+from retrievo.support.console import typed_lines
 from retrievo.support.options import Options, options_of
 from retrievo.sweep import SweepConfig
 from retrievo.train import TrainConfig
@@ -54,9 +55,12 @@ def _index(config: IndexConfig) -> None:
 
 
 def _search(config: SearchConfig) -> None:
-    from retrievo.search import search
+    from retrievo.search import converse, search
 
-    if (answer := search(config)) is not None:
+    if config.interactive:
+        for answer in converse(config, typed_lines("question: ")):
+            answer.print(as_json=config.json)
+    elif (answer := search(config)) is not None:
         answer.print(as_json=config.json)
 
 
@@ -147,6 +151,8 @@ COMMANDS = {
         (
             "retrievo index --type bm25 --corpus scifact --output scifact/bm25",
             "retrievo index --embeddings embeddings --output index",
+            "retrievo index --embeddings embeddings --type hnsw --output hnsw",
+            "retrievo index --embeddings new-embeddings --add --output hnsw",
         ),
     ),
     "search": Command(
@@ -156,6 +162,7 @@ COMMANDS = {
         (
             "retrievo search --index scifact/bm25 --queries scifact --output runs/bm25.parquet",
             'retrievo search "does vitamin D help against flu?" --index scifact/bm25',
+            "retrievo search --interactive --index scifact/bm25 --index embeddings",
         ),
     ),
     "evaluate": Command(

@@ -15,34 +15,45 @@ from retrievo.data.options import (
     threads_option,
     title_template_option,
 )
-from retrievo.retrieval.index_types import INDEX_TYPES
+from retrievo.retrieval.index_types import BM25, INDEX_TYPES, check_type
 from retrievo.support import console
-from retrievo.support.errors import UsageError
+from retrievo.support.errors import RetrievoError, UsageError
 from retrievo.support.options import Options, option
 
 if TYPE_CHECKING:
     from retrievo.data.corpus import Corpus
-    from retrievo.support.artifact import Manifest
+    from retrievo.retrieval.embeddings import Embeddings
+    from retrievo.support.artifact import Input, Manifest
 
-BM25 = "bm25"
+EMBEDDINGS_INPUT = "embeddings"  # the first; `embeddings-2` and so on were added later
 _BM25_ONLY = {"type": (BM25,)}
-_FAISS_ONLY = {"type": tuple(INDEX_TYPES)}
+_NOT_BM25 = {"type": (BM25,)}
 
 
 @dataclass(frozen=True, kw_only=True)
 class IndexConfig(Options):
     """Options of `retrievo index`."""
 
-    type: str = option("What to build.", default="flat", choices=(*INDEX_TYPES, BM25))
-    embeddings: Path | None = option("Embeddings folder.", default=None, only=_FAISS_ONLY)
+    type: str = option(
+        f"What to build: {', '.join(INDEX_TYPES)}, {BM25}, or a FAISS factory string such as IVF1024,SQ8.",
+        default="flat",
+        check=check_type,
+    )
+    embeddings: Path | None = option("Embeddings folder.", default=None, unless=_NOT_BM25)
     corpus: Path | None = corpus_option(default=None, only=_BM25_ONLY)
     output: Path = output_option("Index folder to make.")
     shards: int | None = option(
         "Files to cut the index into.",
         default=None,
         minimum=1,
-        only=_FAISS_ONLY,
-        hidden_default="as the embeddings",
+        unless=_NOT_BM25,
+        hidden_default="as the embeddings; of approximate types one for 1,048,576 vectors",
+    )
+    add: bool = option(
+        "Add the embeddings to the finished index at --output, whatever its type.",
+        default=False,
+        unless=_NOT_BM25,
+        affects_output=False,
     )
     language: str = option("Analyzer: stemming and stop words, as in en, de, zh.", default="en", only=_BM25_ONLY)
     title_template: str = title_template_option(only=_BM25_ONLY)
@@ -55,6 +66,8 @@ class IndexConfig(Options):
             raise UsageError("--type bm25", "needs texts", None, "pass --corpus CORPUS")
         if self.type != BM25 and self.embeddings is None:
             raise UsageError(f"--type {self.type}", "needs vectors", None, "pass --embeddings FOLDER, or --type bm25")
+        if self.add and self.shards:
+            raise UsageError("--shards", "is given together with --add", "one of them")
 
 
 def index(config: IndexConfig) -> Manifest:
@@ -95,22 +108,58 @@ def _documents(corpus: Corpus, template: str, tick: console.Tick) -> Iterator[tu
 
 
 def index_vectors(config: IndexConfig) -> Manifest:
-    """A FAISS index over an embeddings folder."""
-    from retrievo.retrieval import faiss_index
+    """A FAISS index over an embeddings folder, or one that grows by it."""
+    from retrievo.retrieval import faiss_build
     from retrievo.retrieval.embeddings import Embeddings
     from retrievo.support.artifact import Input, Output
 
     assert config.embeddings is not None
-    embeddings = Embeddings(config.embeddings)
-    inputs = {"embeddings": Input.of(config.embeddings)}
-    output = Output(config.output, "faiss-index", config.record(), inputs, force=config.force)
+    embeddings, given = Embeddings(config.embeddings), Input.of(config.embeddings)
+    if config.add:
+        return _add_vectors(config, embeddings, given)
+    output = Output(config.output, "faiss-index", config.record(), {EMBEDDINGS_INPUT: given}, force=config.force)
     if finished := output.already_finished():
         return finished
-    manifest = faiss_index.build(embeddings, output, config.type, shards=config.shards, threads=config.threads)
+    manifest = faiss_build.build(embeddings, output, config.type, shards=config.shards, threads=config.threads)
     _summary(config, manifest, f"{embeddings.rows:,} vectors of {embeddings.dim} dimensions")
     return manifest
 
 
+def _add_vectors(config: IndexConfig, embeddings: Embeddings, given: Input) -> Manifest:
+    """The index at the output with more documents; a reader sees the old one until the new one is whole."""
+    from retrievo.retrieval import faiss_build
+    from retrievo.retrieval.embeddings import Embeddings
+    from retrievo.retrieval.faiss_index import FaissIndex
+    from retrievo.support.artifact import Input, Output
+
+    index = FaissIndex(config.output)
+    if config.type not in ("flat", index.type):
+        raise UsageError("--type", f"found '{config.type}'", f"'{index.type}', which {config.output} is of")
+    held = index.manifest.inputs
+    if given.fingerprint in {recorded["fingerprint"] for recorded in held.values()}:
+        console.note(f"{config.output} holds {config.embeddings} already; nothing to do")
+        return index.manifest
+    inputs = {
+        name: Input(index.manifest.input_path(name, "--index"), told["fingerprint"]) for name, told in held.items()
+    }
+    _check_same_model(embeddings, Embeddings(next(iter(inputs.values())).path))
+    inputs[f"{EMBEDDINGS_INPUT}-{len(held) + 1}"] = given
+    output = Output(config.output, "faiss-index", index.manifest.config, inputs, force=True)
+    output.already_finished()  # ends a swap that was cut short
+    manifest = faiss_build.add(index, embeddings, output, threads=config.threads)
+    _summary(config, manifest, f"{index.rows:,} vectors and {embeddings.rows:,} new ones")
+    return manifest
+
+
+def _check_same_model(new: Embeddings, old: Embeddings) -> None:
+    models = [one.manifest.inputs.get("model", {}).get("fingerprint") for one in (new, old)]
+    if models[0] != models[1]:
+        raise RetrievoError(new.path, f"was encoded by another model than {old.path}", None, "encode it again")
+
+
 def _summary(config: IndexConfig, manifest: Manifest, content: str) -> None:
-    facts = {"made": f"{config.output} ({config.type}, {content})", "took": console.seconds(manifest.seconds or 0.0)}
+    facts = {
+        "made": f"{config.output} ({manifest.config['type']}, {content})",
+        "took": console.seconds(manifest.seconds or 0.0),
+    }
     console.summary("indexed", facts, f'retrievo search "..." --index {config.output}')

@@ -7,6 +7,7 @@ from typing import Any
 
 from retrievo.support.errors import UsageError
 from retrievo.support.options import option
+from retrievo.support.sizes import bytes_of
 
 TITLE_TEMPLATE = "{title} {text}"
 TABLE = "Parquet file, folder or glob, or a dataset folder"
@@ -59,6 +60,25 @@ def check_title_template(template: str) -> None:
     rest = template.replace("{title}", "").replace("{text}", "")
     if "{text}" not in template or "{" in rest or "}" in rest:
         raise UsageError("--title-template", f"found '{template}'", "{text} and, where titles count, {title}")
+
+
+def memory_option() -> Any:
+    """`--memory`."""
+    help = "Memory for vectors and candidates, as in 4GB: what does not fit is streamed from disk."
+    return option(
+        help, default=None, check=parse_memory, affects_output=False, hidden_default="the system's page cache decides"
+    )
+
+
+def parse_memory(text: str) -> int:
+    """Bytes of a size (`support.sizes`) that a search can work in.
+
+    Raises: UsageError for what is no size, and for less than 64 MB.
+    """
+    size = bytes_of("--memory", text)
+    if size < 64 << 20:
+        raise UsageError("--memory", f"found '{text}'", "64MB or more")
+    return size
 
 
 def heap_option(**declared: Any) -> Any:

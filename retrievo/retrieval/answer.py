@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from retrievo.retrieval.snippets import Snippet
 
@@ -13,13 +14,20 @@ _NO_TEXT = Snippet("(the text is not at hand: pass --corpus)", ())
 
 @dataclass(frozen=True)
 class Hit:
-    """One document found: its rank from 1, its score, and what there is to read."""
+    """One document found: its rank from 1, its score, what there is to read, and its rank in each of several indexes
+    (None where one did not find it)."""
 
     rank: int
     score: float
     id: str
     title: str
     snippet: Snippet = _NO_TEXT
+    ranks: Mapping[str, int | None] = field(default_factory=dict)
+
+    @property
+    def found_by(self) -> str:
+        """Its rank in each index, as a person reads it."""
+        return ", ".join(f"{name} {rank or '-'}" for name, rank in self.ranks.items())
 
 
 @dataclass(frozen=True)
@@ -32,7 +40,7 @@ class Answer:
     def print(self, *, as_json: bool = False) -> None:
         """Prints to stdout: a table on a terminal, plain lines when piped, or JSON."""
         if as_json:
-            rows = [{**vars(hit), "snippet": hit.snippet.text} for hit in self.hits]
+            rows = [{**vars(hit), "snippet": hit.snippet.text, "ranks": dict(hit.ranks)} for hit in self.hits]
             print(json.dumps({"question": self.question, "hits": rows}, ensure_ascii=False, indent=2))
         elif not self.hits:
             print("no document matches")
@@ -40,7 +48,8 @@ class Answer:
             self._print_table()
         else:
             for hit in self.hits:
-                print(f"{hit.rank}\t{hit.score:.4f}\t{hit.id}\t{hit.title}\t{hit.snippet.text}")
+                fields = [str(hit.rank), f"{hit.score:.4f}", hit.id, hit.title, hit.snippet.text]
+                print("\t".join([*fields, hit.found_by] if hit.ranks else fields))
 
     def _print_table(self) -> None:
         from rich.console import Console
@@ -52,10 +61,14 @@ class Answer:
         table.add_column("score", justify="right")
         table.add_column("document", overflow="fold", max_width=24)
         table.add_column("title and text", ratio=1)
+        several = any(hit.ranks for hit in self.hits)
+        if several:
+            table.add_column("found by")
         for hit in self.hits:
             title = (f"{hit.title}\n" if hit.title else "", "bold")
             shown = Text(hit.snippet.text)
             for start, end in hit.snippet.spans:
                 shown.stylize("bold yellow", start, end)
-            table.add_row(str(hit.rank), f"{hit.score:.4f}", hit.id, Text.assemble(title, shown))
+            cells: list[Text | str] = [str(hit.rank), f"{hit.score:.4f}", hit.id, Text.assemble(title, shown)]
+            table.add_row(*cells, *([hit.found_by.replace(", ", "\n")] if several else []))
         Console(highlight=False).print(table)

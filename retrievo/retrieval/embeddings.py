@@ -16,7 +16,7 @@ from retrievo.support.errors import RetrievoError, UsageError, did_you_mean
 from retrievo.support.files import HashingFile, atomic_path
 
 if TYPE_CHECKING:
-    from retrievo.retrieval.exact import Hits
+    from retrievo.retrieval.hits import Hits
 
 ROLES = ("document", "query")
 SIMILARITIES = ("dot", "cosine")
@@ -97,12 +97,27 @@ def _check_finite(vectors: np.ndarray, name_row: Callable[[int], str]) -> None:
             )
 
 
+def unit_length(vectors: np.ndarray) -> np.ndarray:
+    """Float32 vectors [n, D] divided by their norms; zero vectors stay.
+
+    Divided by the largest value first, so that no square leaves the range of float32.
+    """
+    peaks = np.abs(vectors).max(axis=1, initial=0, keepdims=True)
+    scaled = vectors / np.where(peaks > 0, peaks, 1)
+    norms = np.linalg.norm(scaled, axis=1, keepdims=True)
+    return (scaled / np.where(norms > 0, norms, 1)).astype(np.float32)
+
+
 class Vectors:
     """Vectors [N, D] in shards with the id of every row; shards may lie in a memory map, nothing is copied.
 
     shards: float16 or float32 arrays [n, D] of one dtype, at least one; ids: strings [n] for each of them.
     names:  what error messages call each shard; owner: what must live as long as the shards.
+    mapped: whether the shards lie in a memory map of files, whose pages can be read again.
+    sparing: to be set where pages that were read shall leave memory at once (`--memory`).
     """
+
+    sparing = False
 
     def __init__(
         self,
@@ -112,13 +127,14 @@ class Vectors:
         similarity: str = "dot",
         names: Sequence[str] | None = None,
         owner: object = None,
+        mapped: bool = False,
     ):
         self._shards, self._names = list(shards), list(names or [f"shard {n}" for n in range(len(shards))])
         if {shard.dtype.name for shard in self._shards} - set(DTYPES):
             raise ValueError(f"vectors of type {self._shards[0].dtype}; expected {' or '.join(DTYPES)}")
         self.starts = np.cumsum([0, *(len(shard) for shard in self._shards)])
         self.rows, self.dim, self.dtype = int(self.starts[-1]), self._shards[0].shape[1], self._shards[0].dtype
-        self.similarity, self._owner = similarity, owner
+        self.similarity, self._owner, self.mapped = similarity, owner, mapped
         self._ids = pa.chunked_array(ids, pa.string())
 
     def __len__(self) -> int:
@@ -129,7 +145,9 @@ class Vectors:
         for origin, shard in zip(self.starts.tolist(), self._shards, strict=False):
             stop = min(len(shard), (self.rows if end is None else end) - origin)
             for start in range(max(0, first - origin), stop, rows):
-                yield origin + start, shard[start : min(start + rows, stop)]
+                block = shard[start : min(start + rows, stop)]
+                yield origin + start, block
+                self._let_go(block)
 
     def take(self, rows: np.ndarray) -> np.ndarray:
         """Copies of the vectors [n, D] of these rows, quickest where the rows ascend."""
@@ -143,7 +161,13 @@ class Vectors:
         for shard in np.flatnonzero(np.diff(cuts)):
             inside = slice(cuts[shard], cuts[shard + 1])
             found[inside] = self._shards[shard][rows[inside] - self.starts[shard]]
+            self._let_go(self._shards[shard])
         return found
+
+    def _let_go(self, block: np.ndarray) -> None:
+        """Gives the whole pages of a block back to the system where memory is to be spared."""
+        if self.sparing and self.mapped:
+            release_pages(block)
 
     def search_batches(self, queries: np.ndarray, depth: int, **options: Any) -> Iterator[Hits]:
         """Exact search: see `retrievo.retrieval.exact.search_batches`."""
@@ -165,6 +189,37 @@ class Vectors:
         _check_finite(block, lambda row: self.describe(first + row))
 
 
+def release_pages(block: np.ndarray) -> None:
+    """Takes the pages inside a block of a file's memory map out of this process; a later access reads them again."""
+    import ctypes
+    import mmap
+
+    page, start = mmap.PAGESIZE, block.ctypes.data
+    first, end = -(-start // page) * page, (start + block.nbytes) // page * page
+    if end > first and hasattr(mmap, "MADV_DONTNEED"):
+        ctypes.CDLL(None).madvise(ctypes.c_void_p(first), ctypes.c_size_t(end - first), mmap.MADV_DONTNEED)
+
+
+def together(parts: Sequence[Vectors]) -> Vectors:
+    """The vectors of several folders as one, in their order.
+
+    Raises: RetrievoError where their dimensions or types differ.
+    """
+    if len(parts) == 1:
+        return parts[0]
+    if len({(part.dim, part.dtype) for part in parts}) > 1:
+        found = ", ".join(f"{part.dim} dimensions of {part.dtype}" for part in parts)
+        raise RetrievoError("embeddings", f"are of {found}", "one kind", "encode them with the same options")
+    return Vectors(
+        [shard for part in parts for shard in part._shards],
+        [chunk for part in parts for chunk in part.ids().chunks],
+        similarity=parts[0].similarity,
+        names=[name for part in parts for name in part._names],
+        owner=list(parts),
+        mapped=all(part.mapped for part in parts),
+    )
+
+
 class Embeddings(Vectors):
     """An embeddings folder, opened in the memory map and checked against its manifest.
 
@@ -181,7 +236,11 @@ class Embeddings(Vectors):
         opened = [_open_shard(file, told["dim"], told["dtype"]) for file in files]
         names = [str(file) for file in files]
         super().__init__(
-            [vectors for _, vectors in opened], [ids for ids, _ in opened], similarity=told["similarity"], names=names
+            [vectors for _, vectors in opened],
+            [ids for ids, _ in opened],
+            similarity=told["similarity"],
+            names=names,
+            mapped=True,
         )
         self.role: str = told["role"]
         if self.rows != told["rows"]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -19,26 +19,20 @@ from torch import Tensor
 
 from retrievo.data.ordering import exact_cosines, exact_scores, ranked, ranks
 from retrievo.retrieval.embeddings import Vectors
+from retrievo.retrieval.hits import Hits, joined
 from retrievo.support.console import Tick
 from retrievo.support.errors import RetrievoError, UsageError
 
 _BATCH_QUERIES = 1_024  # beyond that a matrix product gains nothing
 _LARGEST_BATCH = 1 << 16  # queries of a batch are numbered in 16 bits, which numpy sorts by radix
 _BATCH_HITS = 1 << 23  # queries x depth held at a time
+_CANDIDATE_BYTES = 2 * 3 * 18  # twice the depth is held, with the copies of thinning
 _TILE_SCORES = 1 << 22  # queries x documents of one matrix product: 16 MiB, which glibc reuses instead of unmapping
 _TILE_VALUES = 1 << 24  # documents x dimensions converted at a time: 64 MiB of float32
 _SPARE_CANDIDATES = 64  # per query, beyond twice the depth, before they are thinned out
 _RESCORED_ROWS = 4_096  # vectors copied at a time by each thread
 _ROUNDOFF = 2.0**-24  # unit roundoff u of float32
 _LONGEST = 2.0**63  # the product of two norms, which bounds every partial sum of a score, stays finite in float32
-
-
-class Hits(NamedTuple):
-    """Results of a search as flat columns [H]: by query, then in the order of the ordering rule."""
-
-    query: np.ndarray  # int64, row of the query
-    row: np.ndarray  # int64, row of the document
-    score: np.ndarray  # float32
 
 
 def search_exact(
@@ -59,12 +53,6 @@ def search_exact(
     return joined(
         search_batches(queries, vectors, depth, batch_size=batch_size, threads=threads, device=device, tick=tick)
     )
-
-
-def joined(batches: Iterable[Hits]) -> Hits:
-    """The hits of all batches as one."""
-    none = Hits(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32))
-    return Hits(*(np.concatenate(columns) for columns in zip(none, *batches, strict=True)))
 
 
 def search_batches(
@@ -103,9 +91,10 @@ def search_batches(
         yield Hits(found.query.astype(np.int64) + first, found.row, found.score)
 
 
-def default_batch(depth: int) -> int:
+def default_batch(depth: int, memory: int | None = None) -> int:
     """Queries per scan: as many as a matrix product gains from and memory for their hits allows."""
-    return max(1, min(_BATCH_QUERIES, _BATCH_HITS // max(1, depth)))
+    hits = _BATCH_HITS if memory is None else memory // 4 // _CANDIDATE_BYTES
+    return max(1, min(_BATCH_QUERIES, hits // max(1, depth)))
 
 
 def _place(device: str) -> torch.device:

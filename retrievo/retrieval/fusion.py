@@ -62,6 +62,23 @@ def z_scores(run: Ranking) -> Shares:
     return Shares(normalized, lowest)
 
 
+def min_max(run: Ranking) -> Shares:
+    """(score - lowest) / (highest - lowest) of the run's documents of a query, 1 where all of them score the same.
+
+    A document that the run lacks gets 0, as the lowest one found.
+    """
+    import numpy as np
+
+    score, first = run.score.astype(np.float64), np.flatnonzero(run.rank == 1)
+    last = np.append(first[1:], len(score)) - 1 if len(first) else first
+    lowest, width = np.zeros(run.queries), np.zeros(run.queries)
+    lowest[run.query[first]] = score[last]
+    width[run.query[first]] = score[first] - score[last]
+    flat = width[run.query] == 0
+    scaled = (score - lowest[run.query]) / np.where(flat, 1, width[run.query])
+    return Shares(np.where(flat, 1.0, scaled), np.zeros(run.queries))
+
+
 @dataclass(frozen=True)
 class Fusion:
     """One way to fuse: what each run says of a document; this is weighted and summed over the runs."""
@@ -72,6 +89,7 @@ class Fusion:
 
 FUSIONS = {
     "rrf": Fusion("sum of 1 / (60 + rank)", reciprocal_ranks),
+    "minmax": Fusion("sum of scores, each run's stretched to 0 to 1 within a query", min_max),
     "zscore": Fusion("sum of scores, each run's normalized to mean 0 and deviation 1 within a query", z_scores),
 }
 
@@ -86,25 +104,51 @@ def fuse(
 ) -> pa.Table:
     """One run of all documents that any run has: score = sum_r w_r share_r(document), rounded once to float32.
 
-    The scores do not depend on the order of the runs where their weights are equal. Ranks that a run carries are not
-    looked at; the ordering rule gives them.
+    weights: one for each run, more than 0; default 1 each. Other arguments and errors: see `share` and `Shared.run`.
+    """
+    import numpy as np
+
+    checked = _checked_weights(weights, len(runs))
+    return share(method, runs, queries=queries).run(np.array(checked), depth)
+
+
+class Shared(NamedTuple):
+    """What every run says of every document that any of them has, P pairs of a query and a document."""
+
+    query_ids: pa.Array  # [Q]
+    query: np.ndarray  # int64 [P], ascending
+    doc_id: pa.Array  # [P]
+    shares: np.ndarray  # float64 [R, P]
+
+    def run(self, weights: np.ndarray, depth: int | None = None) -> pa.Table:
+        """The run of weighted sums; it does not depend on the order of the runs where their weights are equal.
+
+        weights: [R], or [R, Q] for weights of each query's own; depth: most documents of a query, default all.
+
+        Returns a table with the columns of a run.
+        """
+        import numpy as np
+
+        weighted = self.shares * (weights[:, None] if weights.ndim == 1 else weights[:, self.query])
+        score = np.sort(weighted, axis=0).sum(axis=0)  # sorted: the last bits of a sum depend on the order of its terms
+        return _run_table(self.query_ids, self.query, self.doc_id, score.astype(np.float32), depth)
+
+
+def share(method: str, runs: Sequence[pa.Table], *, queries: pa.ChunkedArray | None = None) -> Shared:
+    """What each of the runs says of all documents; ranks that a run carries are not looked at, the ordering rule
+    gives them.
 
     runs:    tables with columns query_id, doc_id and score.
-    weights: one for each run, more than 0; default 1 each.
     queries: ids of all queries, whose order the result has; default: as they come in the first run, then in the next.
-    depth:   most documents of a query in the result; default all.
 
-    Returns a table with the columns of a run.
-
-    Raises: UsageError for a method that is not in `FUSIONS`; RetrievoError for weights that do not fit, a query that
-    is not in `queries`, a document that a run has twice for a query, and a score that is not finite.
+    Raises: UsageError for a method that is not in `FUSIONS`; RetrievoError for a query that is not in `queries`, a
+    document that a run has twice for a query, and a score that is not finite.
     """
     import numpy as np
     import pyarrow as pa
 
     if method not in FUSIONS:
         raise UsageError("fusion", f"found '{method}'", None, did_you_mean(method, FUSIONS))
-    weights = _checked_weights(weights, len(runs))
     numbers, query_ids = _numbered([run["query_id"] for run in runs], queries)
     documents, doc_ids = _numbered([run["doc_id"] for run in runs])
     keys = [number * len(doc_ids) + document for number, document in zip(numbers, documents, strict=True)]
@@ -114,10 +158,9 @@ def fuse(
     for row, (run, number) in enumerate(zip(runs, numbers, strict=True)):
         ranking, order = _ranking(run, number, len(query_ids), f"run {row + 1}")
         present, absent = FUSIONS[method].shares(ranking)
-        shares[row] = absent[query] * weights[row]
-        shares[row, np.searchsorted(pairs, keys[row][order])] = present * weights[row]
-    score = np.sort(shares, axis=0).sum(axis=0)  # sorted, since the last bits of a sum depend on the order of its terms
-    return _run_table(query_ids, query, doc_ids.take(pa.array(document)), score.astype(np.float32), depth)
+        shares[row] = absent[query]
+        shares[row, np.searchsorted(pairs, keys[row][order])] = present
+    return Shared(query_ids, query, doc_ids.take(pa.array(document)), shares)
 
 
 def _checked_weights(weights: Sequence[float] | None, runs: int) -> Sequence[float]:

@@ -68,7 +68,7 @@ def _annotation(option: Option) -> Any:
 
 def _typer_info(option: Option) -> Any:
     told = option.declaration
-    help = told.help + (f" Only with {applies_only(option)}." if told.only else "")
+    help = told.help + (f" Only with {option.rule}." if option.rule else "")
     shown: Any = shown_default(option)
     if told.positional:
         return typer.Argument(help=help, metavar=option.name.upper(), show_default=shown)
@@ -79,12 +79,6 @@ def _typer_info(option: Option) -> Any:
         f"{option.flag}/--no-{option.flag[2:]}" if option.kind is bool and option.default is not False else option.flag
     )
     return typer.Option(flag, help=help, metavar=metavar, show_default=shown)
-
-
-def applies_only(option: Option) -> str:
-    """Beside which choices an option has a meaning, as the help says it."""
-    rules = option.declaration.only or {}
-    return " and ".join(f"{name.replace('_', ' ')} {' or '.join(values)}" for name, values in rules.items())
 
 
 def shown_default(option: Option) -> str | bool:

@@ -132,6 +132,17 @@ def summary(title: str, facts: Mapping[str, object], next_command: str | None = 
         _screen().print(f"  {'next':<{width}}  {next_command}", markup=False)
 
 
+def typed_lines(prompt: str) -> Iterator[str]:
+    """Lines that a person types (or that are piped in), until an empty one or the end of the input."""
+    while True:
+        if sys.stdin.isatty():
+            print(prompt, end="", file=sys.stderr, flush=True)
+        line = sys.stdin.readline().strip()
+        if not line:
+            return
+        yield line
+
+
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str | None = None) -> None:
     """A table on stdout: framed for a person at a terminal, tab-separated when piped."""
     if not sys.stdout.isatty():

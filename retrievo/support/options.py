@@ -28,6 +28,7 @@ class Declaration:
     above: float | None = None
     maximum: float | None = None
     only: Mapping[str, tuple[str, ...]] | None = None  # applies only where another option has one of these values
+    unless: Mapping[str, tuple[str, ...]] | None = None  # applies only where another option has none of these values
     alternative: str | None = None  # at most one option of a named group may be given
     affects_output: bool = True  # False: a finished output is still the same work when this changes
     positional: bool = False
@@ -111,12 +112,27 @@ class Option:
 
     def applies(self, chosen: Mapping[str, Any]) -> bool:
         """Whether this option has a meaning beside what else was chosen."""
-        rules = (self.declaration.only or {}).items()
-        return all(not {*_several(chosen[name])}.isdisjoint(values) for name, values in rules)
+        told = self.declaration
+        return all(_meets(chosen[name], values) for name, values in (told.only or {}).items()) and not any(
+            _meets(chosen[name], values) for name, values in (told.unless or {}).items()
+        )
+
+    @property
+    def rule(self) -> str:
+        """Beside which choices this option has a meaning, in words; empty where beside all."""
+        told = self.declaration
+        rules = [f"{_dashed(name)} {' or '.join(values)}" for name, values in (told.only or {}).items()]
+        rules += [f"{_dashed(name)} other than {' or '.join(values)}" for name, values in (told.unless or {}).items()]
+        return " and ".join(rules)
 
 
-def _several(value: Any) -> tuple[Any, ...]:
-    return value if isinstance(value, tuple) else (value,)
+def _meets(chosen: Any, values: tuple[str, ...]) -> bool:
+    """Whether one of the values is what was chosen, or among several that were."""
+    return not {*(chosen if isinstance(chosen, tuple) else (chosen,))}.isdisjoint(values)
+
+
+def _dashed(name: str) -> str:
+    return name.replace("_", "-")
 
 
 _KIND_NAMES = {str: "text", int: "a whole number", float: "a number", bool: "true or false", Path: "a path"}

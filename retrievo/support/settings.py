@@ -108,12 +108,9 @@ def _grouped(config: type[Options]) -> list[Option]:
 
 
 def _does_not_apply(known: Option, layer: Layer) -> str:
-    rules = [
-        f"{name.replace('_', '-')} {' or '.join(values)}" for name, values in (known.declaration.only or {}).items()
-    ]
     if layer.typed:
-        raise UsageError(known.flag, "does not apply to what was chosen", f"it only with {', '.join(rules)}")
-    return f"{layer.name}: {known.name} is left aside, it applies only with {', '.join(rules)}"
+        raise UsageError(known.flag, "does not apply to what was chosen", f"it only with {known.rule}")
+    return f"{layer.name}: {known.name} is left aside, it applies only with {known.rule}"
 
 
 def read_toml(path: Path) -> dict[str, Any]:

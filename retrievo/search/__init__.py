@@ -1,0 +1,272 @@
+"""`retrievo search`: rank documents for a table of queries, or for a question that a person types."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from retrievo.data.options import (
+    corpus_option,
+    force_option,
+    heap_option,
+    json_option,
+    memory_option,
+    output_option,
+    qrels_option,
+    queries_option,
+    threads_option,
+)
+from retrievo.data.run_files import check_run_suffix
+from retrievo.evaluation.names import Metric
+from retrievo.models.options import chunk_tokens_option, device_option, dtype_option
+from retrievo.retrieval.aggregation import AGGREGATIONS
+from retrievo.retrieval.feedback import FEEDBACKS
+from retrievo.retrieval.fusion import FUSIONS
+from retrievo.search.plans import DEFAULT_FUSION, FUSED, OWN, TABLE_DEPTH, Plan, plan
+from retrievo.search.question import QUESTION_DEPTH, Asker
+from retrievo.search.sources import Source, check_meaning, open_source
+from retrievo.support import console
+from retrievo.support.errors import UsageError
+from retrievo.support.options import Options, option
+
+if TYPE_CHECKING:
+    from retrievo.data.run import RunWriter
+    from retrievo.retrieval.answer import Answer
+
+
+def check_metric(text: str) -> None:
+    """Raises UsageError for a metric that is none, or that needs another run."""
+    if Metric.parse(text).needs_reference:
+        raise UsageError("--tune-metric", f"found '{text}'", "a metric of one run, such as ndcg@10")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchConfig(Options):
+    """Options of `retrievo search`."""
+
+    question: str | None = option("A question to answer at once.", default=None, positional=True, alternative="queries")
+    interactive: bool = option(
+        "Ask for one question after another; an empty line ends.", default=False, alternative="queries"
+    )
+    index: tuple[Path, ...] = option(
+        "FAISS or BM25 index folder, or an embeddings folder (exact search without a copy); several are fused.",
+        default=(),
+    )
+    run: tuple[Path, ...] = option("Runs to fuse with what the indexes find.", default=())
+    queries: Path | None = queries_option(default=None, alternative="queries")
+    output: Path | None = output_option(
+        "Run file: .parquet, .trec, .txt or .run (TREC), .tsv (MS MARCO).", default=None
+    )
+    depth: int | None = option(
+        "Documents per query.",
+        default=None,
+        minimum=1,
+        hidden_default=f"{TABLE_DEPTH:,} for a table, {QUESTION_DEPTH} for a question",
+    )
+    fuse: str | None = option(
+        "How the results of several indexes become one.",
+        default=None,
+        choices=tuple(FUSIONS),
+        hidden_default=DEFAULT_FUSION,
+    )
+    fuse_weights: tuple[float, ...] = option(
+        "Weight of each index, then of each run, in their order.", default=(), above=0, alternative="weights"
+    )
+    tune_on: Path | None = qrels_option(default=None, alternative="weights")
+    tune_metric: str = option("What weights are tuned for, with --tune-on.", default="ndcg@10", check=check_metric)
+    feedback: str | None = option(
+        "Search dense indexes twice: the first documents move the query.", default=None, choices=tuple(FEEDBACKS)
+    )
+    feedback_depth: int = option("Documents that move a query.", default=3, minimum=1)
+    feedback_weight: float = option("Rocchio: w of the documents.", default=0.5, minimum=0, maximum=1)
+    feedback_from: str = option(
+        "Whose first documents: of each index by itself, or of the fusion.", default=OWN, choices=(OWN, FUSED)
+    )
+    doc_aggregate: str | None = option(
+        "Turn passages into documents: by the best passage or the first.", default=None, choices=tuple(AGGREGATIONS)
+    )
+    doc_separator: str = option("What stands between a document's id and the passage's number.", default="#")
+    k1: float | None = option("BM25: saturation of the term frequency.", default=None, minimum=0, hidden_default="0.9")
+    b: float | None = option("BM25: length normalization.", default=None, minimum=0, maximum=1, hidden_default="0.4")
+    language: str | None = option("BM25: analyzer of the queries.", default=None, hidden_default="the index's own")
+    heap: str | None = heap_option()
+    nprobe: int | None = option(
+        "Lists that a search reads for each query, of ivf types.",
+        default=None,
+        minimum=1,
+        hidden_default="1 / 32 of the lists, at least 8",
+    )
+    ef_search: int | None = option(
+        "Candidates that a search follows in the graph, of hnsw.",
+        default=None,
+        minimum=1,
+        hidden_default="128, or the candidates rescored",
+    )
+    rescore: int | None = option(
+        "Candidates of an approximate index that get exact scores from the embeddings; 0 keeps the index's scores.",
+        default=None,
+        minimum=0,
+        hidden_default="1 to 20 for each document, by type",
+    )
+    recall_target: float | None = option(
+        "Tune all three on 200 of the queries against exact search, to this recall at --depth.",
+        default=None,
+        above=0,
+        maximum=1,
+    )
+    memory: str | None = memory_option()
+    batch_size: int | None = option(
+        "Queries per scan of exact search.", default=None, minimum=1, affects_output=False, hidden_default="1,024"
+    )
+    dtype: str = dtype_option()
+    chunk_tokens: int = chunk_tokens_option()
+    device: str = device_option()
+    threads: int | None = threads_option()
+    corpus: Path | None = corpus_option(
+        default=None, affects_output=False, hidden_default="the one the index was made from"
+    )
+    json: bool = json_option()
+    force: bool = force_option()
+
+    def check(self) -> None:
+        if self.interactive:
+            self._check_typed()
+            return
+        if self.question is None and self.queries is None:
+            raise UsageError("search", "nothing to search for", "a QUESTION in quotes, or --queries and --output")
+        if self.question is None and self.output is None:
+            raise UsageError("--queries", "no place for the run", None, "pass --output FILE.parquet")
+        if self.question is not None and not self.question.strip():
+            raise UsageError("QUESTION", "is empty", "words to search for")
+        if self.question is None and self.output is not None:
+            check_run_suffix(self.output)
+        self._check_fusion()
+        self._check_effort()
+
+    def _check_typed(self) -> None:
+        """What has no meaning for questions that are typed one by one."""
+        if self.question is not None or self.queries is not None:
+            raise UsageError("--interactive", "is given together with a question or --queries", "one of them")
+        if self.output is not None:
+            raise UsageError("--output", "has no meaning with --interactive", None, "pass --queries for a run")
+        self._check_fusion()
+        self._check_effort()
+
+    def _check_effort(self) -> None:
+        if self.recall_target is None:
+            return
+        if self.queries is None:
+            raise UsageError("--recall-target", "needs queries to tune on", None, "pass --queries and --output")
+        for name in ("nprobe", "ef_search", "rescore"):
+            if getattr(self, name) is not None:
+                flag = "--" + name.replace("_", "-")
+                raise UsageError("--recall-target", f"is given together with {flag}, which it tunes", "one of them")
+
+    @property
+    def sources(self) -> int:
+        """How many results are fused."""
+        return len(self.index) + len(self.run)
+
+    def _check_fusion(self) -> None:
+        if not self.sources:
+            raise UsageError("--index", "is missing", "what to search in: an index, an embeddings folder, or a --run")
+        for flag, given in (
+            ("--fuse", self.fuse),
+            ("--fuse-weights", self.fuse_weights),
+            ("--tune-on", self.tune_on),
+            ("--feedback-from fused", self.feedback_from == FUSED),
+        ):
+            if given and self.sources < 2:
+                raise UsageError(flag, "fuses several indexes, found one", None, "repeat --index for each")
+        if self.fuse_weights and len(self.fuse_weights) != self.sources:
+            found = f"found {len(self.fuse_weights)} weights for {self.sources} indexes and runs"
+            raise UsageError("--fuse-weights", found, "one for each --index and --run")
+        if self.queries is None:
+            self._check_question()
+
+    def _check_question(self) -> None:
+        """What needs a table of queries."""
+        for name in ("run", "tune_on", "feedback", "doc_aggregate"):
+            if getattr(self, name):
+                flag = "--" + name.replace("_", "-")
+                raise UsageError(flag, "does not apply to a typed question", None, "pass --queries and --output")
+
+    def record(self) -> dict[str, Any]:
+        """Without what says nothing: of fusion for one index, of feedback or documents where there are none."""
+        own = super().record()
+        idle: list[str] = [] if self.sources > 1 else ["fuse", "fuse_weights", "tune_metric"]
+        idle += [] if self.tune_on else ["tune_metric"]
+        idle += [] if self.feedback else ["feedback", "feedback_depth", "feedback_weight", "feedback_from"]
+        idle += [] if self.doc_aggregate else ["doc_aggregate", "doc_separator"]
+        idle += [name for name in ("nprobe", "ef_search", "rescore", "recall_target") if getattr(self, name) is None]
+        fused = {"fuse": self.fuse or DEFAULT_FUSION} if self.sources > 1 else {}
+        return {name: value for name, value in (own | fused).items() if name not in idle}
+
+
+def search(config: SearchConfig) -> Answer | None:
+    """Writes a run for a table of queries, or returns the answer to a question.
+
+    Raises: RetrievoError where index and queries do not fit; UsageError for options of another kind of index.
+    """
+    sources = _sources(config)
+    if config.question is not None:
+        return Asker(config, sources).answer(config.question)
+    _write_run(config, plan(config, sources))
+    return None
+
+
+def converse(config: SearchConfig, questions: Iterable[str]) -> Iterator[Answer]:
+    """Answers to one question after another; everything is opened once, before the first.
+
+    Raises: as `search`.
+    """
+    asker = Asker(config, _sources(config))
+    return (asker.answer(question) for question in questions if question.strip())
+
+
+def _sources(config: SearchConfig) -> list[Source]:
+    sources = [open_source(path) for path in config.index]
+    check_meaning(config, sources)
+    return sources
+
+
+def _write_run(config: SearchConfig, plan: Plan) -> None:
+    from retrievo.data.qrels import Qrels
+    from retrievo.data.run import RunWriter
+    from retrievo.support.artifact import Input, Output
+
+    assert config.output is not None
+    names = ["index"] if len(config.index) == 1 else [f"index-{n + 1}" for n in range(len(config.index))]
+    indexes = {name: Input.of(path) for name, path in zip(names, config.index, strict=True)}
+    runs = {f"run-{number}": Input.of(path) for number, path in enumerate(config.run, start=1)}
+    judged = {"qrels": Qrels.read(config.tune_on).input} if config.tune_on else {}
+    inputs = indexes | runs | judged | {"queries": plan.queries}
+    record = config.record() | {"depth": config.depth or TABLE_DEPTH}
+    output = Output(config.output, "run", record, inputs, force=config.force, single_file=True)
+    if output.already_finished():
+        return
+    with output.build() as folder:
+        writer = RunWriter(folder / config.output.name, format_of=config.output)
+        stats = _write_batches(plan, writer)
+        writer.close(output.manifest(stats))
+        output.finish(stats)
+    facts = {"made": f"{config.output} ({stats['rows']:,} rows for {stats['queries']:,} queries)"}
+    if stats["without_results"]:
+        facts["empty"] = f"{stats['without_results']:,} queries found nothing"
+    facts["took"] = console.seconds(output.elapsed)
+    console.summary("searched", facts, f"retrievo evaluate --run {config.output} --qrels QRELS")
+
+
+def _write_batches(plan: Plan, writer: RunWriter) -> dict[str, int]:
+    import numpy as np
+    import pyarrow as pa
+
+    from retrievo.data.ordering import ranks
+
+    rows = answered = 0
+    for found in plan.batches():
+        writer.write(plan.query_ids.take(pa.array(found.query)), found.doc_id, found.score, ranks(found.query))
+        rows, answered = rows + len(found.query), answered + len(np.unique(found.query))
+    return {"queries": len(plan.query_ids), "without_results": len(plan.query_ids) - answered, "rows": rows}

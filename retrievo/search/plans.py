@@ -1,0 +1,310 @@
+"""Searches that are ready to run, one for each index, and what becomes of their results."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from retrievo.retrieval.fusion import fuse, share
+from retrievo.search.sources import (
+    EMBEDDINGS_KIND,
+    Dense,
+    Source,
+    bm25_options,
+    check_comparable,
+    encode,
+    open_bm25,
+    open_encoder,
+)
+from retrievo.support import console
+from retrievo.support.errors import RetrievoError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pyarrow as pa
+
+    from retrievo.data.run import Run
+    from retrievo.retrieval.lexical import Hits
+    from retrievo.search import SearchConfig
+    from retrievo.support.artifact import Input
+
+HITS_AT_ONCE = 1 << 20  # of BM25, in memory before they are written
+TABLE_DEPTH = 1_000
+DEFAULT_FUSION = "rrf"
+OWN, FUSED = "own", "fused"  # whose first documents move a query
+
+
+class Found(NamedTuple):
+    """Results as flat columns [H]: by query, then in the order of the ordering rule."""
+
+    query: np.ndarray  # int64, row of the query in its table
+    doc_id: pa.Array
+    score: np.ndarray  # float32
+
+
+class Plan(NamedTuple):
+    """A search that is ready to run; nothing heavy has started yet.
+
+    again: the search once more, with its queries moved by the first documents of a run; None where there is no such.
+    """
+
+    query_ids: pa.ChunkedArray
+    queries: Input
+    batches: Callable[[], Iterator[Found]]
+    again: Callable[[pa.Table], Iterator[Found]] | None = None
+
+
+def plan(config: SearchConfig, sources: Sequence[Source]) -> Plan:
+    """The search of one index or the reading of one run, or of several and their fusion; then documents of passages."""
+    plans = [(_plan_texts if source.lexical else _plan_vectors)(config, source) for source in sources]
+    plans += [_plan_run(config, path) for path in config.run]
+    if config.feedback and config.feedback_from == OWN:
+        plans = [_after_feedback(config, one) for one in plans]
+    whole = plans[0] if len(plans) == 1 else _fused(config, plans)
+    return whole if config.doc_aggregate is None else _documents(config, whole)
+
+
+def _after_feedback(config: SearchConfig, plan: Plan) -> Plan:
+    """A search after one with its own first documents; what has no such second search stays as it is."""
+    again = plan.again
+    if again is None:
+        return plan
+    return plan._replace(batches=lambda: again(_table(plan, config.feedback_depth)), again=None)
+
+
+def _documents(config: SearchConfig, plan: Plan) -> Plan:
+    """The documents that the passages of a plan belong to."""
+
+    def batches() -> Iterator[Found]:
+        from retrievo.retrieval.aggregation import documents_of
+
+        for found in plan.batches():
+            yield Found(*documents_of(config.doc_aggregate or "", config.doc_separator, *found))
+
+    return plan._replace(batches=batches)
+
+
+def _fused(config: SearchConfig, plans: Sequence[Plan]) -> Plan:
+    """One run of several; each index is searched to the depth of the result. The runs are held in memory."""
+
+    def batches() -> Iterator[Found]:
+        runs = [_table(plan) for plan in plans]
+        if config.feedback:  # from the fusion
+            first = _fusion(config, runs, plans[0].query_ids, config.feedback_depth)
+            runs = [
+                _as_table(plan, plan.again(first)) if plan.again else run for plan, run in zip(plans, runs, strict=True)
+            ]
+        depth = config.depth or TABLE_DEPTH
+        yield _found(_fusion(config, runs, plans[0].query_ids, depth), plans[0].query_ids)
+
+    return Plan(plans[0].query_ids, plans[0].queries, batches)
+
+
+def _fusion(config: SearchConfig, runs: Sequence[pa.Table], query_ids: pa.ChunkedArray, depth: int) -> pa.Table:
+    """The fused run, with the weights that were given, that are best on judgements, or 1 each."""
+    from retrievo.search.tuning import cross_validated, told
+
+    method = config.fuse or DEFAULT_FUSION
+    if config.tune_on is None:
+        return fuse(method, runs, config.fuse_weights or None, queries=query_ids, depth=depth)
+    from retrievo.data.qrels import Qrels
+
+    shared = share(method, runs, queries=query_ids)
+    tuned = cross_validated(shared, Qrels.read(config.tune_on).table, config.tune_metric)
+    best = f"best on all: --fuse-weights {told(tuned.overall)}"
+    console.note(f"weights by cross-validation on {config.tune_metric}; {best}")
+    return shared.run(tuned.weights, depth)
+
+
+def _plan_run(config: SearchConfig, path: Path) -> Plan:
+    """A run that was made before."""
+    from retrievo.data.corpus import Queries
+    from retrievo.data.run import Run
+    from retrievo.retrieval.embeddings import Embeddings
+    from retrievo.support.artifact import Input
+
+    assert config.queries is not None
+    given = Run.read(path)
+    if _holds_vectors(config.queries):
+        ids, read = Embeddings(config.queries).ids(), Input.of(config.queries)
+    else:
+        queries = Queries(config.queries)
+        ids, read = queries.ids, queries.input
+
+    return Plan(ids, read, lambda: iter([_ordered(given, ids, config.depth or TABLE_DEPTH)]))
+
+
+def _ordered(run: Run, query_ids: pa.ChunkedArray, depth: int) -> Found:
+    """The first `depth` of every query of a run under the ordering rule, queries in the order of their table.
+
+    Raises: RetrievoError for a query that is not in the table.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    from retrievo.data.ordering import flat_strings, ranked, ranks
+
+    own = flat_strings(run.table["query_id"])
+    places = pc.index_in(own, flat_strings(query_ids))
+    if places.null_count:
+        found = f"has a query '{own.filter(places.is_null())[0].as_py()}' that is not in the table of queries"
+        raise RetrievoError(run.path, found)
+    query, score = places.to_numpy().astype("int64"), run.table["score"].to_numpy().astype("float32")
+    order = ranked(query, score, run.table["doc_id"])
+    order = order[ranks(query[order]) <= depth]
+    doc_id = flat_strings(run.table["doc_id"]).take(pa.array(order))
+    return Found(query[order], doc_id, score[order])
+
+
+def _found(run: pa.Table, query_ids: pa.ChunkedArray) -> Found:
+    """The columns of a run in order, its queries as rows of their table."""
+    import pyarrow.compute as pc
+
+    from retrievo.data.ordering import flat_strings
+
+    numbers = pc.index_in(flat_strings(run["query_id"]), flat_strings(query_ids)).to_numpy().astype("int64")
+    return Found(numbers, run["doc_id"].combine_chunks(), run["score"].to_numpy())
+
+
+def _table(plan: Plan, depth: int | None = None) -> pa.Table:
+    """All results of a plan, or the first of each query."""
+    table = _as_table(plan, plan.batches())
+    return table if depth is None else _first(table, depth)
+
+
+def _as_table(plan: Plan, batches: Iterable[Found]) -> pa.Table:
+    import pyarrow as pa
+
+    names = ["query_id", "doc_id", "score"]
+    parts = [
+        pa.table([plan.query_ids.take(pa.array(found.query)), found.doc_id, found.score], names) for found in batches
+    ]
+    return pa.concat_tables(parts)
+
+
+def _first(table: pa.Table, depth: int) -> pa.Table:
+    """The first rows of each query, of a table whose rows are in order."""
+    import pyarrow as pa
+
+    from retrievo.data.ordering import ranks
+
+    numbers = table["query_id"].combine_chunks().dictionary_encode().indices.to_numpy()
+    return table.filter(pa.array(ranks(numbers) <= depth))
+
+
+def _plan_texts(config: SearchConfig, source: Source) -> Plan:
+    """BM25 over a table of queries."""
+    from retrievo.data.corpus import Queries
+
+    assert config.queries is not None
+    if _holds_vectors(config.queries):
+        raise RetrievoError(config.queries, "holds vectors", f"texts for {source.path}", "pass the table of queries")
+    queries = Queries(config.queries)
+
+    def batches() -> Iterator[Found]:
+        depth, options = config.depth or TABLE_DEPTH, bm25_options(config)
+        size = max(1, HITS_AT_ONCE // depth)
+        with open_bm25(config, source) as index, console.progress("searching", len(queries), "queries") as tick:
+            for first in range(0, len(queries), size):
+                texts = queries.texts[first : first + size]
+                yield _flat(first, index.search(texts, depth, threads=config.threads, progress=tick, **options))
+
+    return Plan(queries.ids, queries.input, batches)
+
+
+def _flat(first: int, hits: Sequence[Hits]) -> Found:
+    """The rankings of consecutive queries as flat columns."""
+    import numpy as np
+    import pyarrow as pa
+
+    query = np.repeat(np.arange(first, first + len(hits)), [len(found.doc_ids) for found in hits])
+    doc_ids = pa.concat_arrays([found.doc_ids for found in hits])
+    return Found(query, doc_ids, np.concatenate([found.scores for found in hits]))
+
+
+def _plan_vectors(config: SearchConfig, source: Source) -> Plan:
+    """Search over an embeddings folder, or in a FAISS index."""
+    queries, depth = _dense_queries(config, source), config.depth or TABLE_DEPTH
+    opened = functools.cache(lambda: Dense(config, source))
+    encoded = functools.cache(queries.encode)
+
+    def search(vectors: np.ndarray) -> Iterator[Found]:
+        dense, short = opened(), 0
+        for hits in dense.batches(vectors, depth):
+            short += _count_short(hits.query, min(depth, dense.rows))
+            yield Found(hits.query, dense.ids(hits.row), hits.score)
+        if short:
+            flag = f"--{dense.index.knob.replace('_', '-')}" if dense.index and dense.index.knob else "--rescore"
+            console.warn(f"{source.path}: {short:,} queries found fewer than {depth:,} documents; pass a higher {flag}")
+
+    def again(run: pa.Table) -> Iterator[Found]:
+        from retrievo.retrieval.feedback import moved_queries
+
+        dense = opened()
+        query, row = _rows(run, queries.ids, dense.ids())
+        method, weight = config.feedback or "", config.feedback_weight
+        yield from search(moved_queries(method, encoded(), dense.vectors, query, row, weight))
+
+    return Plan(queries.ids, queries.input, lambda: search(encoded()), again)
+
+
+def _rows(run: pa.Table, query_ids: pa.ChunkedArray, doc_ids: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of queries and documents [H] of a run, by query; documents that an index lacks are left out."""
+    import numpy as np
+    import pyarrow.compute as pc
+
+    from retrievo.data.ordering import flat_strings
+
+    wanted = flat_strings(run["doc_id"])
+    known = wanted.unique()
+    places = pc.index_in(flat_strings(doc_ids), known)  # a table of the few that are wanted, not of all documents
+    there = places.is_valid().to_numpy(zero_copy_only=False)
+    row_of = np.full(len(known), -1, np.int64)
+    row_of[places.drop_null().to_numpy()] = np.flatnonzero(there)
+    query = pc.index_in(flat_strings(run["query_id"]), flat_strings(query_ids)).to_numpy().astype(np.int64)
+    row = row_of[pc.index_in(wanted, known).to_numpy()]
+    kept = np.flatnonzero(row >= 0)
+    kept = kept[np.argsort(query[kept], kind="stable")]
+    return query[kept], row[kept]
+
+
+def _count_short(query: np.ndarray, depth: int) -> int:
+    """How many of the queries of a batch have fewer results than documents could be found."""
+    import numpy as np
+
+    return int((np.unique(query, return_counts=True)[1] < depth).sum())
+
+
+class _DenseQueries(NamedTuple):
+    """Queries whose vectors [Q, D] are made when they are needed."""
+
+    ids: pa.ChunkedArray
+    input: Input
+    encode: Callable[[], np.ndarray]
+
+
+def _holds_vectors(path: Path) -> bool:
+    """Whether queries come as an embeddings folder."""
+    from retrievo.support.artifact import MANIFEST, Manifest
+
+    return (path / MANIFEST).is_file() and Manifest.read(path).kind == EMBEDDINGS_KIND
+
+
+def _dense_queries(config: SearchConfig, source: Source) -> _DenseQueries:
+    """An embeddings folder of queries, or a table of texts that the index's own model encodes."""
+    import numpy as np
+
+    from retrievo.data.corpus import Queries
+    from retrievo.retrieval.embeddings import Embeddings
+    from retrievo.support.artifact import Input
+
+    assert config.queries is not None
+    if _holds_vectors(config.queries):
+        vectors = Embeddings(config.queries)
+        check_comparable(config.queries, vectors.manifest, source)
+        return _DenseQueries(vectors.ids(), Input.of(config.queries), lambda: vectors.take(np.arange(vectors.rows)))
+    queries = Queries(config.queries)
+    source.embeddings_manifest()
+    return _DenseQueries(queries.ids, queries.input, lambda: encode(config, open_encoder(source), queries.texts))

@@ -1,0 +1,109 @@
+"""A question that a person types: indexes, model and texts are opened once, for one question after another."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from retrievo.retrieval.fusion import fuse
+from retrievo.search.plans import DEFAULT_FUSION
+from retrievo.search.sources import Dense, Source, bm25_options, encode, open_bm25, open_corpora, open_encoder
+
+if TYPE_CHECKING:
+    from retrievo.data.corpus import Document
+    from retrievo.retrieval.answer import Answer
+    from retrievo.search import SearchConfig
+
+QUESTION_DEPTH = 10
+FUSED_DEPTH = 100  # of each index: what one ranks low another may rank high
+
+
+class _Asked(NamedTuple):
+    """The best documents for a question, and how to find its words in a text."""
+
+    ids: list[str]
+    scores: list[float]
+    matches: Callable[[str], list[tuple[int, int]]]
+
+
+class Asker:
+    """Answers questions from one index, or from several and their fusion.
+
+    Raises: RetrievoError where an index can't be opened.
+    """
+
+    def __init__(self, config: SearchConfig, sources: Sequence[Source]):
+        self.config = config
+        self.corpora = open_corpora(config, sources)
+        self.ask = [(_texts_asker if source.lexical else _vectors_asker)(config, source) for source in sources]
+        self.names = _names(sources)
+
+    def answer(self, question: str) -> Answer:
+        """The best documents, with titles and snippets where the corpus is at hand, and where each was found."""
+        from retrievo.retrieval.answer import Answer, Hit
+        from retrievo.retrieval.snippets import snippet
+
+        wanted = self.config.depth or QUESTION_DEPTH
+        asked = [ask(question, wanted if len(self.ask) == 1 else max(wanted, FUSED_DEPTH)) for ask in self.ask]
+        best = asked[0] if len(asked) == 1 else self._fused(asked, wanted)
+        places = [{doc_id: rank for rank, doc_id in enumerate(one.ids, start=1)} for one in asked]
+        hits = []
+        for rank, (doc_id, score, document) in enumerate(
+            zip(best.ids, best.scores, self._find(best.ids), strict=True), start=1
+        ):
+            told = {name: place.get(doc_id) for name, place in zip(self.names, places, strict=True)}
+            hit = Hit(rank, score, doc_id, "", ranks=told if len(asked) > 1 else {})
+            if document:
+                shown = snippet(document.text, best.matches(document.text))
+                hit = Hit(rank, score, doc_id, document.title, shown, hit.ranks)
+            hits.append(hit)
+        return Answer(question, tuple(hits))
+
+    def _fused(self, asked: Sequence[_Asked], wanted: int) -> _Asked:
+        """Words are found as the first index finds them."""
+        import pyarrow as pa
+
+        runs = [
+            pa.table({"query_id": ["q"] * len(one.ids), "doc_id": one.ids, "score": pa.array(one.scores, pa.float32())})
+            for one in asked
+        ]
+        run = fuse(self.config.fuse or DEFAULT_FUSION, runs, self.config.fuse_weights or None, depth=wanted)
+        return _Asked(run["doc_id"].to_pylist(), run["score"].to_pylist(), asked[0].matches)
+
+    def _find(self, ids: Sequence[str]) -> list[Document | None]:
+        """The texts of documents, from the first corpus that has them."""
+        found: list[Document | None] = [None] * len(ids)
+        for corpus in self.corpora:
+            found = [one or other for one, other in zip(found, corpus.find(ids), strict=True)]
+        return found
+
+
+def _names(sources: Sequence[Source]) -> list[str]:
+    """What a person calls the indexes: by kind, and by folder where two are of one kind."""
+    kinds = ["bm25" if source.lexical else "dense" for source in sources]
+    return [kind if kinds.count(kind) == 1 else str(one.path) for kind, one in zip(kinds, sources, strict=True)]
+
+
+def _texts_asker(config: SearchConfig, source: Source) -> Callable[[str, int], _Asked]:
+    index = open_bm25(config, source)
+
+    def ask(question: str, depth: int) -> _Asked:
+        hits = index.search([question], depth, threads=config.threads, **bm25_options(config))[0]
+        return _Asked(hits.doc_ids.to_pylist(), hits.scores.tolist(), functools.partial(index.matches, question))
+
+    return ask
+
+
+def _vectors_asker(config: SearchConfig, source: Source) -> Callable[[str, int], _Asked]:
+    from retrievo.retrieval.hits import joined
+    from retrievo.retrieval.snippets import same_words
+
+    encoder, dense = open_encoder(source), Dense(config, source)
+
+    def ask(question: str, depth: int) -> _Asked:
+        hits = joined(dense.batches(encode(config, encoder, [question]), depth))
+        matches = functools.partial(same_words, question)
+        return _Asked(dense.ids(hits.row).to_pylist(), hits.score.tolist(), matches)
+
+    return ask

@@ -1,0 +1,265 @@
+"""What a search draws on: an index with its vectors, the model that encodes for it, and the corpus behind it."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from retrievo.data.options import parse_memory
+from retrievo.support import console
+from retrievo.support.errors import RetrievoError, UsageError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pyarrow as pa
+
+    from retrievo.data.corpus import Corpus
+    from retrievo.models.encoder import Encoder
+    from retrievo.retrieval.approximate import Effort
+    from retrievo.retrieval.embeddings import Vectors
+    from retrievo.retrieval.hits import Hits
+    from retrievo.retrieval.lexical import BM25Index
+    from retrievo.search import SearchConfig
+    from retrievo.support.artifact import Manifest
+
+BM25_KIND, FAISS_KIND, EMBEDDINGS_KIND = "bm25-index", "faiss-index", "embeddings"
+_TUNING_QUERIES = 200
+
+
+class Source(NamedTuple):
+    """One index to search."""
+
+    path: Path
+    manifest: Manifest
+
+    @property
+    def lexical(self) -> bool:
+        return self.manifest.kind == BM25_KIND
+
+    def embeddings(self) -> list[Path]:
+        """The embeddings folders of a dense index, in the order of its rows."""
+        if self.manifest.kind == EMBEDDINGS_KIND:
+            return [self.path]
+        names = [name for name in self.manifest.inputs if name.startswith(EMBEDDINGS_KIND)]
+        return [self.manifest.input_path(name, "--index EMBEDDINGS") for name in names]
+
+    def embeddings_manifest(self) -> Manifest:
+        """Of the first of them: all are of one model."""
+        from retrievo.support.artifact import Manifest
+
+        if self.manifest.kind == EMBEDDINGS_KIND:
+            return self.manifest
+        return Manifest.read(self.embeddings()[0], EMBEDDINGS_KIND)
+
+    def corpora(self) -> list[Path]:
+        """Where the texts are, as far as manifests know."""
+        from retrievo.support.artifact import Manifest
+
+        made_of = [self.manifest] if self.lexical else [Manifest.read(path) for path in self.embeddings()]
+        return [manifest.input_path("corpus", "--corpus") for manifest in made_of if "corpus" in manifest.inputs]
+
+
+def open_source(path: Path) -> Source:
+    """A source by its manifest; nothing heavy is loaded."""
+    from retrievo.support.artifact import Manifest
+
+    return Source(path, Manifest.read(path, BM25_KIND, FAISS_KIND, EMBEDDINGS_KIND))
+
+
+def _is_approximate(manifest: Manifest) -> bool:
+    from retrievo.retrieval.index_types import type_named
+
+    return manifest.kind == FAISS_KIND and not type_named(manifest.stats["type"]).exact
+
+
+# option -> the kinds of index that it has a meaning for
+_MEANING = {
+    **dict.fromkeys(("k1", "b", "language", "heap"), lambda manifest: manifest.kind == BM25_KIND),
+    "batch_size": lambda manifest: manifest.kind != BM25_KIND and not _is_approximate(manifest),
+    "memory": lambda manifest: manifest.kind != BM25_KIND,
+    "nprobe": lambda manifest: manifest.stats.get("knob") == "nprobe",
+    "ef_search": lambda manifest: manifest.stats.get("knob") == "ef_search",
+    "rescore": _is_approximate,
+    "recall_target": _is_approximate,
+}
+
+
+def check_meaning(config: SearchConfig, sources: Sequence[Source]) -> None:
+    """Refuses flags that have no meaning for any of the indexes."""
+    for name, means_something in _MEANING.items():
+        if getattr(config, name) is not None and not any(means_something(source.manifest) for source in sources):
+            flag = "--" + name.replace("_", "-")
+            if not sources:
+                raise UsageError(flag, "does not apply to runs", "an --index")
+            last = sources[-1]
+            told = f" and type '{last.manifest.stats['type']}'" if last.manifest.kind == FAISS_KIND else ""
+            raise UsageError(flag, f"does not apply to {last.path}, which is of kind '{last.manifest.kind}'{told}")
+
+
+# --------------------------------------------------------------------------------------------------------------- BM25
+
+
+def open_bm25(config: SearchConfig, source: Source) -> BM25Index:
+    from retrievo.retrieval import jvm, lexical
+
+    jvm.start_jvm(config.heap)
+    return lexical.BM25Index(source.path, config.language)
+
+
+def bm25_options(config: SearchConfig) -> dict[str, Any]:
+    """k1 and b where they were given; the index has its own defaults."""
+    return {name: value for name, value in (("k1", config.k1), ("b", config.b)) if value is not None}
+
+
+# -------------------------------------------------------------------------------------------------------------- dense
+
+
+def open_encoder(source: Source) -> Encoder:
+    """The model that made the embeddings of the documents."""
+    from retrievo.models.encoder import Encoder
+    from retrievo.models.source import recorded_model
+
+    documents = source.embeddings_manifest()
+    name, revision = recorded_model(documents, "--queries EMBEDDINGS (these vectors were imported)")
+    encoder = Encoder.load(name, revision, pooling=documents.config.get("pooling"))
+    encoder.truncate(documents.config.get("truncate_dim"))
+    return encoder
+
+
+def encode(config: SearchConfig, encoder: Encoder, texts: Sequence[str]) -> np.ndarray:
+    """Vectors [Q, D] of queries."""
+    from retrievo.models.devices import resolve_device
+    from retrievo.models.precision import resolve_dtype
+    from retrievo.models.vectors import encode_texts
+
+    device = resolve_device(config.device)
+    dtype = resolve_dtype(config.dtype, device)
+    return encode_texts(encoder, "query", texts, chunk_tokens=config.chunk_tokens, dtype=dtype, device=device)
+
+
+class Dense:
+    """A dense index open for search: exact over its vectors, or approximate with its knob set.
+
+    rows N; index: the approximate index, None where the search is exact; effort: how hard it tries.
+    """
+
+    def __init__(self, config: SearchConfig, source: Source):
+        from retrievo.retrieval.embeddings import Embeddings
+        from retrievo.retrieval.faiss_index import FaissIndex
+
+        self.config, self.source = config, source
+        self.effort: Effort | None = None
+        self.memory = parse_memory(config.memory) if config.memory else None
+        opened = Embeddings(source.path) if source.manifest.kind == EMBEDDINGS_KIND else FaissIndex(source.path)
+        self.index = opened if isinstance(opened, FaissIndex) and not opened.kind.exact else None
+        self.rows, self._opened = opened.rows, opened
+
+    @functools.cached_property
+    def vectors(self) -> Vectors:
+        """The vectors of all documents.
+
+        Raises: RetrievoError where the embeddings are gone, or are not those of the index.
+        """
+        from retrievo.retrieval.embeddings import Embeddings, together
+
+        if self.index is None:
+            vectors = self._opened if isinstance(self._opened, Embeddings) else self._opened.vectors
+        else:
+            vectors = together([Embeddings(path) for path in self.source.embeddings()])
+            if vectors.rows != self.rows:
+                found = f"its embeddings hold {vectors.rows:,} vectors"
+                raise RetrievoError(self.source.path, found, f"{self.rows:,}", "build it again")
+        vectors.sparing = self.memory is not None
+        return vectors
+
+    def ids(self, rows: np.ndarray | None = None) -> pa.ChunkedArray:
+        """The ids of rows, or of all."""
+        return self._opened.ids(rows)
+
+    def batches(self, queries: np.ndarray, depth: int) -> Iterator[Hits]:
+        """The first `depth` documents of every query [Q, D], a batch of queries at a time, with a progress bar."""
+        if self.index is None:
+            return self._exact_batches(queries, depth)
+        return self._approximate_batches(queries, depth)
+
+    def _exact_batches(self, queries: np.ndarray, depth: int) -> Iterator[Hits]:
+        from retrievo.models.devices import resolve_device
+        from retrievo.retrieval.exact import default_batch, search_batches
+
+        config, known = self.config, min(depth, self.rows)
+        size = config.batch_size or default_batch(known, self.memory)
+        options: dict[str, Any] = {"threads": config.threads, "device": resolve_device(config.device)}
+        with console.progress("searching", self.rows * -(-len(queries) // size), "documents") as tick:
+            yield from search_batches(queries, self.vectors, depth, batch_size=size, tick=tick, **options)
+
+    def _approximate_batches(self, queries: np.ndarray, depth: int) -> Iterator[Hits]:
+        from retrievo.retrieval.approximate import search_batches
+
+        assert self.index is not None
+        self.effort = effort = self.effort or self._effort(queries, depth)
+        vectors = self.vectors if effort.rescore else None
+        options: dict[str, Any] = {"threads": self.config.threads, "memory": self.memory}
+        with console.progress("searching", len(queries) * len(self.index.files), "queries in shards") as tick:
+            yield from search_batches(self.index, vectors, queries, depth, effort, tick=tick, **options)
+
+    def _effort(self, queries: np.ndarray, depth: int) -> Effort:
+        """As asked for, tuned on some of the queries, or the defaults of the type."""
+        from dataclasses import replace
+
+        from retrievo.retrieval.approximate import default_effort
+
+        assert self.index is not None
+        if self.config.recall_target is not None:
+            return self._tuned(queries, depth)
+        effort = default_effort(self.index, depth)
+        knob = getattr(self.config, self.index.knob) if self.index.knob else None
+        if self.index.knob == "nprobe" and knob is not None and knob > self.index.lists:
+            raise UsageError("--nprobe", f"found {knob:,}", f"at most {self.index.lists:,}, the lists of the index")
+        rescore = effort.rescore if self.config.rescore is None else self.config.rescore
+        if 0 < rescore < depth:
+            raise UsageError("--rescore", f"found {rescore:,}", f"0, or at least --depth ({depth:,})")
+        return replace(effort, knob=knob or effort.knob, rescore=rescore)
+
+    def _tuned(self, queries: np.ndarray, depth: int) -> Effort:
+        from retrievo.retrieval.approximate import tune
+        from retrievo.retrieval.hits import joined
+
+        target = self.config.recall_target
+        assert self.index is not None
+        assert target is not None
+        sample = queries[:: -(-len(queries) // _TUNING_QUERIES) or 1]
+        exact = joined(self._exact_batches(sample, depth))
+        options: dict[str, Any] = {"threads": self.config.threads, "memory": self.memory}
+        tuned = tune(self.index, self.vectors, sample, depth, target, exact, **options)
+        measured = f"recall@{depth} {tuned.recall:.4f} on {len(sample):,} queries"
+        told = f"{self.source.path}: {measured} with {tuned.effort.said(self.index)}"
+        if tuned.reached:
+            console.note(told)
+        else:
+            console.warn(f"{told}; {target:g} is out of reach of this index")
+        return tuned.effort
+
+
+def check_comparable(table: Path, queries: Manifest, source: Source) -> None:
+    """Raises RetrievoError for vectors of one model that would be compared with vectors of another."""
+    documents = source.embeddings_manifest()
+    for manifest, path, role in ((documents, source.path, "document"), (queries, table, "query")):
+        if manifest.stats["role"] != role:
+            raise RetrievoError(path, f"holds {manifest.stats['role']} vectors", f"{role} vectors", "check the paths")
+    models = [manifest.inputs.get("model", {}).get("fingerprint") for manifest in (documents, queries)]
+    if models[0] != models[1]:
+        raise RetrievoError(table, f"was encoded by another model than {source.path}", None, "encode it again")
+
+
+def open_corpora(config: SearchConfig, sources: Sequence[Source]) -> list[Corpus]:
+    """The corpus of --corpus, else those that the first index which knows its own was made from."""
+    from retrievo.data.corpus import Corpus
+
+    if config.corpus is not None:
+        return [Corpus(config.corpus)]
+    for source in sources:
+        if paths := source.corpora():
+            return [Corpus(path) for path in paths]
+    return []
