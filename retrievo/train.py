@@ -40,6 +40,13 @@ if TYPE_CHECKING:
 
 STAGE_SETTINGS = "train.toml"
 STAGE_NEGATIVES = "negatives.parquet"
+STAGE_FILES = (  # what may lie in a stage before it is trained, and is not the model's
+    STAGE_SETTINGS,
+    STAGE_NEGATIVES,
+    "negatives.dropped.parquet",
+    "negatives.audit.md",
+    "embeddings",
+)
 DEFAULT_EPOCHS = 1.0
 _ROLE_OPTIONS = tuple(f"{role}_{what}" for role in ("query", "document") for what in ("prefix", "max_length"))
 _OF_THE_MODEL = ("pooling", "normalize", "similarity", "tied", "title_template", *_ROLE_OPTIONS)
@@ -61,6 +68,13 @@ class TrainConfig(FitConfig, FinetuneConfig):
     output: Path | None = output_option("Model folder to make.", default=None, hidden_default="the stage")
     batch_size: int = option("Queries per step, over all processes.", default=64, minimum=1)
     negatives_per_query: int = option("Hard negatives drawn for each query and epoch.", default=7, minimum=0)
+    hard_share: float | None = option(
+        "Chance of a negative to be a hard one, the others being any documents (Contriever: 0.1).",
+        default=None,
+        minimum=0,
+        maximum=1,
+        hidden_default="all hard ones",
+    )
     epochs: float | None = option(
         "Passes over the judged queries.",
         default=None,
@@ -141,7 +155,7 @@ def _output(config: TrainConfig, data: TrainingData, device: torch.device) -> Ou
         model_inputs | data.inputs,
         force=config.force,
         in_place=True,
-        beside=(STAGE_SETTINGS, STAGE_NEGATIVES, "embeddings"),
+        beside=STAGE_FILES,
         volatile=("checkpoints", "metrics.jsonl"),
     )
 
@@ -163,6 +177,7 @@ def _fit(config: TrainConfig, data: TrainingData, output: Output, device: torch.
             batch_size=config.batch_size,
             negatives_per_query=config.negatives_per_query,
             seed=config.seed,
+            hard_share=config.hard_share,
         )
         planned = dataclasses.replace(config, epochs=None, max_steps=_steps(config, feed.batches_per_epoch))
         if rank() == 0:

@@ -32,6 +32,7 @@ KINDS = {
     "dataset": 1,
     "run": 1,
     "negatives": 1,
+    "dropped-candidates": 1,
     "embeddings": 1,
     "faiss-index": 1,
     "bm25-index": 1,

@@ -100,7 +100,13 @@ class Option:
 
     def applies(self, chosen: Mapping[str, Any]) -> bool:
         """Whether this option has a meaning beside what else was chosen."""
-        return all(chosen[name] in values for name, values in (self.declaration.only or {}).items())
+        return all(_says(chosen[name], values) for name, values in (self.declaration.only or {}).items())
+
+
+def _says(chosen: Any, values: tuple[str, ...]) -> bool:
+    """Whether an option has one of some values; a list says it where one item does, `name:detail` is its name."""
+    items = chosen if isinstance(chosen, tuple) else (chosen,)
+    return any(item in values or str(item).partition(":")[0] in values for item in items)
 
 
 _KIND_NAMES = {str: "text", int: "a whole number", float: "a number", bool: "true or false", Path: "a path"}
