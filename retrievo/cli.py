@@ -17,6 +17,7 @@ from retrievo.import_ import ImportConfig
 from retrievo.index import IndexConfig
 from retrievo.mine import MineConfig
 from retrievo.pretrain import PretrainConfig
+from retrievo.rerank import RerankConfig
 from retrievo.search import SearchConfig
 from retrievo.support.commandline import command_function, run_app, spread
 from retrievo.support.options import Options, options_of
@@ -84,6 +85,12 @@ def _mine(config: MineConfig) -> None:
     mine(config)
 
 
+def _rerank(config: RerankConfig) -> None:
+    from retrievo.rerank import rerank
+
+    rerank(config)
+
+
 def _demo(config: DemoConfig) -> None:
     from retrievo.demo import demo
 
@@ -109,16 +116,18 @@ COMMANDS = {
     "train": Command(
         TrainConfig,
         _train,
-        "Fine-tune an encoder on queries, their relevant documents and hard negatives.",
+        "Fine-tune an encoder or a cross-encoder on queries, their relevant documents and hard negatives.",
         (
             "retrievo train --model M --corpus C --queries Q --qrels R --negatives bm25.parquet --output stage-1",
             "retrievo train stage-2",
+            "retrievo train --kind cross-encoder --model M --corpus C --queries Q --qrels R --negatives bm25.parquet "
+            "--output ranker",
         ),
     ),
     "mine-negatives": Command(
         MineConfig,
         _mine,
-        "Find hard negatives with BM25 or with a trained model.",
+        "Find hard negatives: with BM25, a trained model, runs, or at random; drop the doubtful ones.",
         (
             "retrievo mine-negatives --source bm25 --corpus C --queries Q --qrels R --output negatives.parquet",
             "retrievo mine-negatives stage-1 to stage-2",
@@ -149,6 +158,17 @@ COMMANDS = {
         (
             "retrievo search --index scifact/bm25 --queries scifact --output runs/bm25.parquet",
             'retrievo search "does vitamin D help against flu?" --index scifact/bm25',
+        ),
+    ),
+    "rerank": Command(
+        RerankConfig,
+        _rerank,
+        "Score the documents of a run with a cross-encoder: a better order, and what a teacher knows.",
+        (
+            "retrievo rerank --run bm25.parquet --model ranker --corpus scifact --queries scifact --depth 100 "
+            "--output reranked.parquet",
+            "retrievo rerank --run negatives.parquet --qrels qrels/train.parquet --model ranker --corpus scifact "
+            "--queries scifact --output teacher.parquet",
         ),
     ),
     "evaluate": Command(

@@ -61,6 +61,18 @@ class CoCondenserConfig(CondenserConfig):
     """Condenser, and spans of one document drawn together, those of others apart."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class CrossEncoderConfig(Options):
+    """A cross-encoder on groups of a relevant document and negatives of one query."""
+
+    pair_loss: str = option(
+        "group: the positive against its negatives; binary: each pair for itself.",
+        default="group",
+        choices=("group", "binary"),
+        only={"kind": ("cross-encoder",)},
+    )
+
+
 class Choice(NamedTuple):
     """The options of an objective, and where its class lies."""
 
@@ -73,6 +85,8 @@ OBJECTIVES = {
     "condenser": Choice(CondenserConfig, "retrievo.objectives.pretraining:Condenser"),
     "cocondenser": Choice(CoCondenserConfig, "retrievo.objectives.pretraining:CoCondenser"),
     "finetune": Choice(FinetuneConfig, "retrievo.objectives.finetune:Finetune"),
+    "cross-encoder-group": Choice(CrossEncoderConfig, "retrievo.objectives.cross_encoder:GroupCrossEncoder"),
+    "cross-encoder-binary": Choice(CrossEncoderConfig, "retrievo.objectives.cross_encoder:BinaryCrossEncoder"),
 }
 PRETRAINING = ("mlm", "condenser", "cocondenser")
 

@@ -37,6 +37,8 @@ KINDS = {
     "faiss-index": 1,
     "bm25-index": 1,
     "model": 1,
+    "cross-encoder": 1,
+    "pair-scores": 1,
     "measures": 1,
 }
 
