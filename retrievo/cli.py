@@ -17,6 +17,7 @@ from retrievo.import_ import ImportConfig
 from retrievo.index import IndexConfig
 from retrievo.mine import MineConfig
 from retrievo.pretrain import PretrainConfig
+from retrievo.recipe import RunConfig
 from retrievo.rerank import RerankConfig
 from retrievo.search import SearchConfig
 from retrievo.support.commandline import command_function, run_app, spread
@@ -89,6 +90,12 @@ def _rerank(config: RerankConfig) -> None:
     from retrievo.rerank import rerank
 
     rerank(config)
+
+
+def _run(config: RunConfig) -> None:
+    from retrievo.recipe import run
+
+    run(config)
 
 
 def _demo(config: DemoConfig) -> None:
@@ -179,6 +186,12 @@ COMMANDS = {
             "retrievo evaluate --run runs/bm25.parquet --qrels scifact --metrics ndcg@10 recall@100",
             "retrievo evaluate --run runs/*.parquet --qrels scifact --baseline runs/bm25.parquet",
         ),
+    ),
+    "run": Command(
+        RunConfig,
+        _run,
+        "Do the steps of a recipe that are not finished, from pre-training to evaluation.",
+        ("retrievo run recipe.toml", "retrievo run recipe.toml --dry-run"),
     ),
     "demo": Command(
         DemoConfig,

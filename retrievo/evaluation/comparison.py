@@ -77,7 +77,7 @@ class Evaluation:
     def print(self, *, as_json: bool = False) -> None:
         """The means as a table (and the tests as a second one), or all of it as JSON."""
         if as_json:
-            print(json.dumps(self._json(), ensure_ascii=False, indent=2))
+            print(json.dumps(self.as_json(), ensure_ascii=False, indent=2))
             return
         rows = [[name, *(_rounded(value) for value in means.values())] for name, means in self.means().items()]
         console.print_table(["run", *self.metrics], rows)
@@ -88,7 +88,8 @@ class Evaluation:
                 title=f"compared with {self.baseline}",
             )
 
-    def _json(self) -> dict[str, dict[str, float | None]]:
+    def as_json(self) -> dict[str, dict[str, float | None]]:
+        """Run name -> metric as typed -> mean, unrounded; with a baseline also the difference and its p-values."""
         values: dict[str, dict[str, float | None]] = {
             name: {typed: None if math.isnan(mean) else mean for typed, mean in means.items()}
             for name, means in self.means().items()
