@@ -16,6 +16,8 @@ from retrievo.import_ import ImportConfig
 from retrievo.index import IndexConfig
 from retrievo.mine import MineConfig
 from retrievo.pretrain import PretrainConfig
+from retrievo.recipe import RunConfig
+from retrievo.rerank import RerankConfig
 from retrievo.search import SearchConfig
 from retrievo.support.commandline import command_function, run_app, spread
 from retrievo.support.console import typed_lines
@@ -94,6 +96,18 @@ def _mine(config: MineConfig) -> None:
     mine(config)
 
 
+def _rerank(config: RerankConfig) -> None:
+    from retrievo.rerank import rerank
+
+    rerank(config)
+
+
+def _run(config: RunConfig) -> None:
+    from retrievo.recipe import run
+
+    run(config)
+
+
 def _demo(config: DemoConfig) -> None:
     from retrievo.demo import demo
 
@@ -120,16 +134,18 @@ COMMANDS = {
     "train": Command(
         TrainConfig,
         _train,
-        "Fine-tune an encoder on queries, their relevant documents and hard negatives.",
+        "Fine-tune an encoder or a cross-encoder on queries, their relevant documents and hard negatives.",
         (
             "retrievo train --model M --corpus C --queries Q --qrels R --negatives bm25.parquet --output stage-1",
             "retrievo train stage-2",
+            "retrievo train --kind cross-encoder --model M --corpus C --queries Q --qrels R --negatives bm25.parquet "
+            "--output ranker",
         ),
     ),
     "mine-negatives": Command(
         MineConfig,
         _mine,
-        "Find hard negatives with BM25 or with a trained model.",
+        "Find hard negatives: with BM25, a trained model, runs, or at random; drop the doubtful ones.",
         (
             "retrievo mine-negatives --source bm25 --corpus C --queries Q --qrels R --output negatives.parquet",
             "retrievo mine-negatives stage-1 to stage-2",
@@ -165,6 +181,17 @@ COMMANDS = {
             "retrievo search --interactive --index scifact/bm25 --index embeddings",
         ),
     ),
+    "rerank": Command(
+        RerankConfig,
+        _rerank,
+        "Score the documents of a run with a cross-encoder: a better order, and what a teacher knows.",
+        (
+            "retrievo rerank --run bm25.parquet --model ranker --corpus scifact --queries scifact --depth 100 "
+            "--output reranked.parquet",
+            "retrievo rerank --run negatives.parquet --qrels qrels/train.parquet --model ranker --corpus scifact "
+            "--queries scifact --output teacher.parquet",
+        ),
+    ),
     "evaluate": Command(
         SweepConfig,
         _evaluate,
@@ -174,6 +201,12 @@ COMMANDS = {
             "retrievo evaluate --run runs/*.parquet --qrels scifact --baseline runs/bm25.parquet --report report.html",
             "retrievo evaluate --suite datasets --model stage-2 --metrics ndcg@10 recall@100",
         ),
+    ),
+    "run": Command(
+        RunConfig,
+        _run,
+        "Do the steps of a recipe that are not finished, from pre-training to evaluation.",
+        ("retrievo run recipe.toml", "retrievo run recipe.toml --dry-run"),
     ),
     "demo": Command(
         DemoConfig,

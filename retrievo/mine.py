@@ -6,12 +6,12 @@ what it needs from the manifest of stage 1 and leaves `stage-2/train.toml` for `
 
 from __future__ import annotations
 
+import dataclasses
 import os
-from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from retrievo.data.options import (
     corpus_option,
@@ -27,7 +27,7 @@ from retrievo.index import IndexConfig, index
 from retrievo.models.options import chunk_tokens_option, device_option, dtype_option, model_option, revision_option
 from retrievo.search import SearchConfig, search
 from retrievo.support import console
-from retrievo.support.errors import UsageError
+from retrievo.support.errors import UsageError, did_you_mean
 from retrievo.support.options import Options, option, options_of
 from retrievo.support.settings import Layer
 from retrievo.train import STAGE_NEGATIVES, STAGE_SETTINGS, TrainConfig
@@ -37,10 +37,32 @@ if TYPE_CHECKING:
 
     from retrievo.data.corpus import Corpus, Queries
     from retrievo.data.qrels import Qrels
+    from retrievo.retrieval.mining import Filters, RandomMiner, RunMiner, Tally
     from retrievo.support.artifact import Input, Manifest, Output
 
-BM25, DENSE = "bm25", "dense"
-_DENSE_ONLY, _BM25_ONLY = {"source": (DENSE,)}, {"source": (BM25,)}
+BM25, DENSE, RUN, RANDOM = "bm25", "dense", "run", "random"
+SOURCES = (BM25, DENSE, RUN, RANDOM)
+_DENSE_ONLY, _BM25_ONLY, _RUN_ONLY = {"source": (DENSE,)}, {"source": (BM25,)}, {"source": (RUN,)}
+
+
+class Source(NamedTuple):
+    """Where negatives come from, and how many of them for each query (None = `--samples`)."""
+
+    name: str
+    quota: int | None
+
+    @classmethod
+    def parse(cls, text: str) -> Source:
+        """Reads `bm25` or `bm25:10`.
+
+        Raises: UsageError for a name that is not in `SOURCES`, and for a quota that is no number above 0.
+        """
+        name, colon, quota = text.partition(":")
+        if name not in SOURCES:
+            raise UsageError("--source", f"found '{text}'", None, did_you_mean(name, SOURCES))
+        if colon and not (quota.isdecimal() and int(quota)):
+            raise UsageError("--source", f"found '{text}'", f"a number above 0 after the colon, as in {name}:10")
+        return cls(name, int(quota) if colon else None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,20 +75,45 @@ class MineConfig(Options):
         positional=True,
         affects_output=False,
     )
-    source: str = option("Retriever whose mistakes become negatives.", default=BM25, choices=(BM25, DENSE))
+    source: tuple[str, ...] = option(
+        "Where negatives come from: bm25, dense (--model), run (--run) or random; several with quotas, as in bm25:10.",
+        default=(BM25,),
+        check=Source.parse,
+    )
     model: str | None = model_option(default=None, only=_DENSE_ONLY, affects_output=False)
     revision: str | None = revision_option()
+    run: tuple[Path, ...] = option("Runs to draw from, or tables of negatives.", default=(), only=_RUN_ONLY)
     corpus: Path = corpus_option()
     queries: Path = queries_option()
     qrels: Path = qrels_option()
     output: Path = output_option("Table of negatives to make (.parquet).")
     depth: int = option("Documents searched per query.", default=200, minimum=1)
     skip: int = option("Best ranks passed over, where unjudged relevant documents crowd.", default=0, minimum=0)
-    samples: int = option("Negatives kept per query.", default=30, minimum=1)
+    samples: int = option("Negatives kept per query, of each source without a quota.", default=30, minimum=1)
     sampling: str = option(
         "Ranks that are kept: a seeded draw, or the best.", default="random", choices=("random", "top")
     )
     min_relevance: int = option("Lowest grade that counts as relevant.", default=1, minimum=1)
+    min_score: float | None = option("Candidates that score less are dropped.", default=None)
+    max_score: float | None = option("Candidates that score more are dropped.", default=None)
+    margin: float | None = option("Candidates must score this much less than the positive.", default=None)
+    relative_margin: float | None = option(
+        "Candidates must score less than the positive by this share of its score (0.05 = 5 %).", default=None, minimum=0
+    )
+    margin_to: str = option(
+        "Relevant document of the query that margins are measured from.",
+        default="lowest",
+        choices=("lowest", "highest"),
+    )
+    near_duplicate: float | None = option(
+        "Candidates at least this similar to a relevant document are dropped: Jaccard of 3-word shingles.",
+        default=None,
+        above=0,
+        maximum=1,
+    )
+    teacher: Path | None = option("Run with a teacher's scores of candidates (retrievo rerank).", default=None)
+    max_teacher_score: float | None = option("Candidates that the teacher scores higher are dropped.", default=None)
+    audit: int = option("Doubtful pairs shown in the audit.", default=20, minimum=0, affects_output=False)
     language: str = option("BM25: analyzer.", default="en", only=_BM25_ONLY)
     k1: float = option("BM25: saturation of the term frequency.", default=0.9, minimum=0, only=_BM25_ONLY)
     b: float = option("BM25: length normalization.", default=0.4, minimum=0, maximum=1, only=_BM25_ONLY)
@@ -83,12 +130,24 @@ class MineConfig(Options):
             raise UsageError(
                 "mine-negatives", f"found '{' '.join(self.stages)}'", "two stages, as in: stage-1 to stage-2"
             )
-        if self.source == DENSE and self.model is None:
+        names = [source.name for source in self.sources]
+        if len(set(names)) < len(names) or not names:
+            raise UsageError("--source", f"found '{' '.join(self.source)}'", "each source once")
+        if DENSE in names and self.model is None:
             raise UsageError("--source dense", "needs a model", None, "pass --model FOLDER")
+        if RUN in names and not self.run:
+            raise UsageError("--source run", "needs a run", None, "pass --run FILE")
+        if (self.teacher is None) != (self.max_teacher_score is None):
+            raise UsageError("--teacher", "goes with --max-teacher-score", "both or none")
         if self.output.suffix != ".parquet":
             raise UsageError("--output", f"found '{self.output}'", "a file that ends in .parquet")
         if self.skip >= self.depth:
             raise UsageError("--skip", f"found {self.skip}", f"less than --depth ({self.depth})")
+
+    @property
+    def sources(self) -> list[Source]:
+        """The miners in their order."""
+        return [Source.parse(text) for text in self.source]
 
     @classmethod
     def manifest_layers(cls, typed: Mapping[str, Any]) -> list[Layer]:
@@ -106,6 +165,7 @@ class MineConfig(Options):
 def mine(config: MineConfig) -> Manifest:
     """Mines, or finds the negatives finished; between stages it also writes the settings of the next one.
 
+    Beside the table of negatives lie the dropped candidates with their rules, and the audit.
     Raises: RetrievoError for tables that can't be read or a stage that was not trained.
     """
     from retrievo.data.corpus import Corpus, Queries
@@ -115,20 +175,29 @@ def mine(config: MineConfig) -> Manifest:
 
     corpus, queries, qrels = Corpus(config.corpus), Queries(config.queries), Qrels.read(config.qrels)
     model_config, model_inputs = model_record(config.model, config.revision) if config.model else ({}, {})
-    inputs = {"corpus": corpus.input, "queries": queries.input, "qrels": qrels.input, **model_inputs}
+    inputs = {"corpus": corpus.input, "queries": queries.input, "qrels": qrels.input, **model_inputs, **_runs(config)}
     record = config.record() | model_config
     output = Output(config.output, "negatives", record, inputs, force=config.force, single_file=True)
     manifest = output.already_finished()
     if manifest is None:
         pairs = _relevant_pairs(qrels, queries, config.min_relevance)
         with output.build() as folder, console.inner_steps():
-            run = _run(config, corpus, _judged_queries(queries, pairs, folder), folder, model_inputs)
-            stats = _write_negatives(config, corpus, pairs, run, folder / config.output.name, output)
-            manifest = output.finish(stats)
+            work = _Work(config, corpus, _judged_queries(queries, pairs, folder), pairs, folder, model_inputs)
+            manifest = output.finish(work.write(output))
         _summary(config, manifest, output.elapsed)
     if config.stages:
         write_stage(Path(config.stages[0]), Path(config.stages[2]))
     return manifest
+
+
+def _runs(config: MineConfig) -> dict[str, Input]:
+    """The runs that are read, for the manifest."""
+    from retrievo.data.tables import table_files
+    from retrievo.support.artifact import Input
+
+    named = {f"run-{number}": path for number, path in enumerate(config.run, start=1)}
+    named |= {"teacher": config.teacher} if config.teacher else {}
+    return {name: Input.of(path, table_files(path, "run")) for name, path in named.items()}
 
 
 def _relevant_pairs(qrels: Qrels, queries: Queries, min_relevance: int) -> pa.Table:
@@ -162,16 +231,118 @@ def _judged_queries(queries: Queries, pairs: pa.Table, folder: Path) -> Path:
     return folder / "queries.parquet"
 
 
-def _run(config: MineConfig, corpus: Corpus, queries: Path, folder: Path, model: Mapping[str, Input]) -> Path:
-    """Searches the judged queries; indexes and embeddings are kept for later."""
-    run = folder / "run.parquet"
-    shared: dict[str, Any] = {"queries": queries, "output": run, "depth": config.depth, "threads": config.threads}
-    if config.source == BM25:
-        search(SearchConfig(index=(_bm25_index(config, corpus),), k1=config.k1, b=config.b, **shared))
-    else:
-        computing: dict[str, Any] = {name: getattr(config, name) for name in ("dtype", "chunk_tokens", "device")}
-        search(SearchConfig(index=(_embeddings(config, corpus, model, computing),), **shared, **computing))
-    return run
+class _Work:
+    """The miners of one command over the judged queries."""
+
+    def __init__(
+        self,
+        config: MineConfig,
+        corpus: Corpus,
+        queries: Path,
+        pairs: pa.Table,
+        folder: Path,
+        model: Mapping[str, Input],
+    ):
+        from retrievo.data.corpus import Queries
+        from retrievo.retrieval.mining import Judged
+
+        self.config, self.corpus, self.table, self.folder, self.model = config, corpus, queries, folder, model
+        self.searched = folder / "searched"
+        self.searched.mkdir()
+        self.queries = Queries(queries)
+        self.judged = Judged(corpus, self.queries.ids.combine_chunks(), pairs)
+        self.aside = {  # what is written beside the table of negatives
+            folder / "dropped.parquet": config.output.with_suffix(".dropped.parquet"),
+            folder / "audit.md": config.output.with_suffix(".audit.md"),
+        }
+
+    def miners(self) -> Iterator[RandomMiner | RunMiner]:
+        """The miners in their order; what they search is kept for later."""
+        from retrievo.data.run_files import run_name
+        from retrievo.evaluation.comparison import run_names
+        from retrievo.retrieval.mining import RandomMiner, RunMiner, in_order
+
+        for name, quota in self.config.sources:
+            wanted = quota or self.config.samples
+            if name == RANDOM:
+                yield RandomMiner(self.judged, wanted, self.config.seed)
+            elif name == RUN:
+                names = run_names((*self.config.run, *map(Path, SOURCES)), [*map(run_name, self.config.run), *SOURCES])
+                for number, (path, called) in enumerate(zip(self.config.run, names, strict=False)):
+                    ordered = in_order(path, self.judged, self.config.depth, self.searched / f"run-{number}.parquet")
+                    yield RunMiner(self.judged, wanted, ordered, called)
+            else:
+                yield RunMiner(self.judged, wanted, self.search(name), name)
+
+    def search(self, source: str) -> Path:
+        """Searches the judged queries; indexes and embeddings are kept for later."""
+        config, run = self.config, self.searched / f"{source}.parquet"
+        shared: dict[str, Any] = {
+            "queries": self.table,
+            "output": run,
+            "depth": config.depth,
+            "threads": config.threads,
+        }
+        if source == BM25:
+            search(SearchConfig(index=(_bm25_index(config, self.corpus),), k1=config.k1, b=config.b, **shared))
+        else:
+            computing: dict[str, Any] = {name: getattr(config, name) for name in ("dtype", "chunk_tokens", "device")}
+            vectors = _embeddings(config, self.corpus, self.model, computing)
+            search(SearchConfig(index=(vectors,), **shared, **computing))
+        return run
+
+    def write(self, output: Output) -> dict[str, Any]:
+        """Writes negatives, dropped candidates and audit into the folder; returns the figures of the work."""
+        import pyarrow as pa
+
+        from retrievo.data.tables import NEGATIVES, TableWriter
+        from retrievo.retrieval.audit import Doubts, report
+        from retrievo.retrieval.mining import DROPPED, RULES, Rules, Tally, Teacher, Window, choose
+
+        config, tally, doubts = self.config, Tally(), Doubts(self.config.audit)
+        window = Window(config.skip, config.depth, config.sampling, config.seed)
+        teacher = Teacher(config.teacher, self.judged) if config.teacher else None
+        rules, miners = Rules(self.judged, self._filters(), teacher), list(self.miners())
+        dropped_path, audit_path = self.aside
+        with (
+            TableWriter(self.folder / config.output.name, NEGATIVES.arrow) as writer,
+            TableWriter(dropped_path, DROPPED) as dropped,
+        ):
+            for part in choose(self.judged, miners, window, rules, tally):
+                writer.write(part.negatives.table(self.judged))
+                named = pa.array(RULES).take(pa.array(part.rules))
+                dropped.write(part.dropped.table(self.judged).append_column("rule", named))
+                doubts.add(part)
+            stats = _stats(tally, writer.rows)
+            writer.close(output.manifest(stats))
+            dropped.close(dataclasses.replace(output.manifest(stats), kind="dropped-candidates"))
+        text = report(config.output.name, tally, doubts, self.judged, self.queries.texts, self.corpus)
+        audit_path.write_text(text, encoding="utf-8")
+        self._warn(tally)
+        for made, place in self.aside.items():
+            made.replace(place)
+        return stats
+
+    def _filters(self) -> Filters:
+        from retrievo.retrieval.mining import Filters
+
+        names = ("min_score", "max_score", "margin", "relative_margin", "near_duplicate", "max_teacher_score")
+        return Filters(**{name: getattr(self.config, name) for name in names}, positive=self.config.margin_to)
+
+    def _warn(self, tally: Tally) -> None:
+        if tally.unmeasured and (self.config.margin is not None or self.config.relative_margin is not None):
+            console.warn(f"margins say nothing of {tally.unmeasured:,} rankings that hold no relevant document")
+        if tally.unscored:
+            console.warn(f"the teacher has no score for {tally.unscored:,} candidates, which stay")
+
+
+def _stats(tally: Tally, negatives: int) -> dict[str, Any]:
+    """The figures of the manifest."""
+    from retrievo.retrieval.mining import RULES
+
+    counts = {"negatives": negatives, "queries": tally.queries, "short": tally.short, "without": tally.without}
+    dropped = {rule: count for rule in RULES if (count := tally.rule(rule))}
+    return {**counts, "candidates": dict(tally.looked_at), "kept": dict(tally.kept), "dropped": dropped}
 
 
 def _bm25_index(config: MineConfig, corpus: Corpus) -> Path:
@@ -202,29 +373,15 @@ def _embeddings(config: MineConfig, corpus: Corpus, model: Mapping[str, Input], 
     return path
 
 
-def _write_negatives(
-    config: MineConfig, corpus: Corpus, pairs: pa.Table, run: Path, path: Path, output: Output
-) -> dict[str, int]:
-    from retrievo.data.tables import NEGATIVES, TableWriter
-    from retrievo.retrieval.mining import Relevant, Window, choose
-
-    window = Window(config.skip, config.depth, config.samples, config.sampling, config.seed)
-    totals: Counter[str] = Counter()
-    with TableWriter(path, NEGATIVES.arrow) as writer:
-        for negatives, counts in choose(run, Relevant(corpus, pairs), window, config.source):
-            writer.write(negatives)
-            totals.update(counts)
-        stats = {"negatives": writer.rows, **totals}
-        writer.close(output.manifest(stats))
-    return stats
-
-
 def _summary(config: MineConfig, manifest: Manifest, seconds: float) -> None:
     told = manifest.stats
+    by_source = ", ".join(f"{count:,} {name}" for name, count in told["kept"].items())
+    dropped = ", ".join(f"{count:,} {rule}" for rule, count in told["dropped"].items())
     facts = {
-        "made": f"{config.output} ({told['negatives']:,} negatives of {told['queries']:,} queries, by {config.source})",
-        "dropped": f"{told['relevant']:,} relevant documents, {told['same_text']:,} with the text of one",
-        "short": f"{told['short']:,} queries keep fewer than {config.samples}, {told['without']:,} of them none",
+        "made": f"{config.output} ({told['negatives']:,} negatives of {told['queries']:,} queries: {by_source})",
+        "dropped": dropped or "nothing",
+        "short": f"{told['short']:,} queries keep fewer than asked for, {told['without']:,} of them none",
+        "audit": config.output.with_suffix(".audit.md"),
         "took": console.seconds(seconds),
     }
     following = (

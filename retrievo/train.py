@@ -1,4 +1,4 @@
-"""`retrievo train`: fine-tune an encoder on queries, their relevant documents, and negatives.
+"""`retrievo train`: fine-tune an encoder, or a cross-encoder, on queries, their relevant documents, and negatives.
 
 A stage is a folder that holds the model it becomes: `retrievo train stage-2` reads `stage-2/train.toml`, which
 `retrievo mine-negatives stage-1 to stage-2` writes, and trains in that folder.
@@ -25,33 +25,46 @@ from retrievo.engine.settings import FitConfig
 from retrievo.learning.losses import TAUGHT
 from retrievo.models.options import device_option, model_option, pooling_option, revision_option
 from retrievo.models.spec import SIMILARITIES
-from retrievo.objectives.choices import FinetuneConfig
+from retrievo.objectives.choices import CrossEncoderConfig, FinetuneConfig, objective_class
 from retrievo.support import console
 from retrievo.support.errors import UsageError
-from retrievo.support.options import option
+from retrievo.support.options import option, options_of
 from retrievo.support.settings import Layer, read_toml, relative_to
 
 if TYPE_CHECKING:
     import torch
 
     from retrievo.engine.loop import Record
-    from retrievo.models.encoder import Encoder
+    from retrievo.objectives.objective import Objective
     from retrievo.objectives.training_data import TrainingData
     from retrievo.support.artifact import Manifest, Output
 
 STAGE_SETTINGS = "train.toml"
 STAGE_NEGATIVES = "negatives.parquet"
+STAGE_FILES = (  # what may lie in a stage before it is trained, and is not the model's
+    STAGE_SETTINGS,
+    STAGE_NEGATIVES,
+    "negatives.dropped.parquet",
+    "negatives.audit.md",
+    "embeddings",
+)
 DEFAULT_EPOCHS = 1.0
 _ROLE_OPTIONS = tuple(f"{role}_{what}" for role in ("query", "document") for what in ("prefix", "max_length"))
+ENCODER, CROSS_ENCODER = "encoder", "cross-encoder"
 _OF_THE_MODEL = ("pooling", "normalize", "similarity", "tied", "title_template", *_ROLE_OPTIONS)
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig(FitConfig, FinetuneConfig):
+class TrainConfig(FitConfig, FinetuneConfig, CrossEncoderConfig):
     """Options of `retrievo train`."""
 
     stage: Path | None = option(
         f"Folder with a {STAGE_SETTINGS}; the model is written there.", default=None, positional=True
+    )
+    kind: str = option(
+        "What is trained: an encoder for search, or a cross-encoder for reranking.",
+        default=ENCODER,
+        choices=(ENCODER, CROSS_ENCODER),
     )
     model: str = model_option(affects_output=False)
     revision: str | None = revision_option()
@@ -65,6 +78,13 @@ class TrainConfig(FitConfig, FinetuneConfig):
     output: Path | None = output_option("Model folder to make.", default=None, hidden_default="the stage")
     batch_size: int = option("Queries per step, over all processes.", default=64, minimum=1)
     negatives_per_query: int = option("Hard negatives drawn for each query and epoch.", default=7, minimum=0)
+    hard_share: float | None = option(
+        "Chance of a negative to be a hard one, the others being any documents (Contriever: 0.1).",
+        default=None,
+        minimum=0,
+        maximum=1,
+        hidden_default="all hard ones",
+    )
     epochs: float | None = option(
         "Passes over the judged queries.",
         default=None,
@@ -73,6 +93,13 @@ class TrainConfig(FitConfig, FinetuneConfig):
         hidden_default=f"{DEFAULT_EPOCHS:g}",
     )
     min_relevance: int = option("Lowest grade that counts as relevant.", default=1, minimum=1)
+    max_length: int | None = option(
+        "Tokens of a query and a document together.",
+        default=None,
+        minimum=5,
+        hidden_default="as the model",
+        only={"kind": (CROSS_ENCODER,)},
+    )
     query_max_length: int | None = option("Tokens of a query.", default=None, minimum=3, hidden_default="as the model")
     document_max_length: int | None = option(
         "Tokens of a document.", default=None, minimum=3, hidden_default="as the model"
@@ -98,6 +125,19 @@ class TrainConfig(FitConfig, FinetuneConfig):
             raise UsageError("--output", "is needed", None, "pass --output FOLDER, or a stage: retrievo train stage-2")
         if self.teacher is None and (taught := [loss for loss in self.loss if loss in TAUGHT]):
             raise UsageError(f"--loss {taught[0]}", "needs a teacher", None, "pass --teacher RUN")
+        if self.kind == CROSS_ENCODER:
+            self._check_cross_encoder()
+
+    def _check_cross_encoder(self) -> None:
+        """Refuses what only an encoder has: vectors, and other documents of the batch as negatives."""
+        for known in options_of(type(self)):
+            if known.name in _of_encoders() and getattr(self, known.name) != known.default:
+                raise UsageError(known.flag, "does not apply to --kind cross-encoder", None, f"leave {known.flag} out")
+
+    def record(self) -> dict[str, Any]:
+        """A cross-encoder is told without what only encoders have."""
+        aside = _of_encoders() if self.kind == CROSS_ENCODER else set()
+        return {name: value for name, value in super().record().items() if name not in aside}
 
     @property
     def folder(self) -> Path | None:
@@ -112,6 +152,11 @@ class TrainConfig(FitConfig, FinetuneConfig):
             return []
         path = Path(stage) / STAGE_SETTINGS
         return [Layer(str(path), relative_to(path.parent, cls, read_toml(path).get("train", {})))]
+
+
+def _of_encoders() -> set[str]:
+    """Options that only an encoder has."""
+    return {*_OF_THE_MODEL, *(known.name for known in options_of(FinetuneConfig))} - {"title_template"}
 
 
 def train(config: TrainConfig) -> Manifest:
@@ -143,12 +188,12 @@ def _output(config: TrainConfig, data: TrainingData, device: torch.device) -> Ou
     dtype = str(resolve_dtype(config.dtype, device)).removeprefix("torch.")
     return Output(
         config.folder,
-        "model",
+        "model" if config.kind == ENCODER else CROSS_ENCODER,
         config.record() | model_config | {"computed_in": dtype},
         model_inputs | data.inputs,
         force=config.force,
         in_place=True,
-        beside=(STAGE_SETTINGS, STAGE_NEGATIVES, "embeddings"),
+        beside=STAGE_FILES,
         volatile=("checkpoints", "metrics.jsonl"),
     )
 
@@ -157,20 +202,9 @@ def _fit(config: TrainConfig, data: TrainingData, output: Output, device: torch.
     """Every process trains; the lead one begins the folder, exports the encoder and finishes."""
     from retrievo.engine.loop import fit
     from retrievo.learning.distributed import barrier, rank
-    from retrievo.objectives.finetune import Finetune
-    from retrievo.objectives.training_data import TrainingFeed
 
     with output.build_together(lead=rank() == 0, barrier=barrier) as folder:
-        encoder = _load(config, data)
-        objective = Finetune(config, encoder)
-        feed = TrainingFeed(
-            data,
-            encoder,
-            objective.collator(),
-            batch_size=config.batch_size,
-            negatives_per_query=config.negatives_per_query,
-            seed=config.seed,
-        )
+        model, objective, feed = (_cross_encoder if config.kind == CROSS_ENCODER else _encoder)(config, data)
         planned = dataclasses.replace(config, epochs=None, max_steps=_steps(config, feed.batches_per_epoch))
         if rank() == 0:
             data.say_counts()
@@ -179,23 +213,51 @@ def _fit(config: TrainConfig, data: TrainingData, output: Output, device: torch.
         barrier()
         if rank() != 0:
             return output.manifest({})
-        facts = {"trained on": f"{data.pairs:,} judged pairs", "steps": planned.steps, "loss": ", ".join(config.loss)}
-        encoder.save(folder, facts)
-        manifest = output.finish({"steps": planned.steps, "queries": data.judged, "dim": encoder.dim})
+        loss = config.pair_loss if config.kind == CROSS_ENCODER else ", ".join(config.loss)
+        model.save(folder, {"trained on": f"{data.pairs:,} judged pairs", "steps": planned.steps, "loss": loss})
+        dim = {"dim": model.dim} if config.kind == ENCODER else {}
+        manifest = output.finish({"steps": planned.steps, "queries": data.judged, **dim})
     _summary(config, manifest)
     return manifest
 
 
-def _load(config: TrainConfig, data: TrainingData) -> Encoder:
-    """The encoder that training starts from: a model that exists, or a random one with a vocabulary of this corpus."""
+def _encoder(config: TrainConfig, data: TrainingData) -> tuple[Any, Objective, Any]:
+    """An encoder, its objective and its batches."""
     from retrievo.models.encoder import Encoder
+    from retrievo.objectives.finetune import Finetune
+    from retrievo.objectives.training_data import TrainingFeed
+
+    name, options = _start(config, data), {name: getattr(config, name) for name in _OF_THE_MODEL}
+    if name != config.model:
+        options["pooling"] = config.pooling or "cls"
+    encoder = Encoder.load(name, config.revision, **options)
+    objective = Finetune(config, encoder)
+    return encoder, objective, TrainingFeed(data, encoder, objective.collator(), **_drawing(config))
+
+
+def _cross_encoder(config: TrainConfig, data: TrainingData) -> tuple[Any, Objective, Any]:
+    """A cross-encoder, its objective and its batches."""
+    from retrievo.models.cross_encoder import CrossEncoder
+    from retrievo.objectives.cross_encoder import PairFeed
+
+    options = {"max_length": config.max_length, "title_template": config.title_template}
+    model = CrossEncoder.load(_start(config, data), config.revision, train=True, **options)
+    objective = objective_class(f"{CROSS_ENCODER}-{config.pair_loss}")(config, model)
+    return model, objective, PairFeed(data, model, objective.collator(), **_drawing(config))
+
+
+def _start(config: TrainConfig, data: TrainingData) -> str:
+    """The model that training starts from: one that exists, or a random one with a vocabulary of this corpus."""
     from retrievo.models.scratch import scratch_folder, scratch_size
 
-    options = {name: getattr(config, name) for name in _OF_THE_MODEL}
     if scratch_size(config.model) is None:
-        return Encoder.load(config.model, config.revision, **options)
-    options["pooling"] = config.pooling or "cls"
-    return Encoder.load(scratch_folder(config.model, data.corpus, config.seed), **options)
+        return config.model
+    return str(scratch_folder(config.model, data.corpus, config.seed))
+
+
+def _drawing(config: TrainConfig) -> dict[str, Any]:
+    """The options that say which groups a step trains on."""
+    return {name: getattr(config, name) for name in ("batch_size", "negatives_per_query", "seed", "hard_share")}
 
 
 def _steps(config: TrainConfig, batches_per_epoch: int) -> int:
@@ -206,9 +268,10 @@ def _steps(config: TrainConfig, batches_per_epoch: int) -> int:
 
 def _show(tick: console.Tick, record: Record) -> None:
     """The bar moves one step and shows what a person watches."""
+    accuracy = (f"accuracy {record['accuracy']:.1%}",) if "accuracy" in record else ()
     words = (
         f"loss {record['loss']:.4f}",
-        f"accuracy {record['accuracy']:.1%}",
+        *accuracy,
         f"{record['pairs_per_second']:,.0f} pairs/s",
         f"{record['tokens_per_second']:,.0f} tokens/s",
         f"padding {record['padding']:.0%}",
@@ -223,4 +286,9 @@ def _summary(config: TrainConfig, manifest: Manifest) -> None:
         "log": f"{config.folder}/metrics.jsonl",
         "took": console.seconds(manifest.seconds or 0.0),
     }
-    console.summary("trained", facts, f"retrievo mine-negatives {config.folder} to NEXT-STAGE")
+    following = f"retrievo mine-negatives {config.folder} to NEXT-STAGE"
+    if config.kind == CROSS_ENCODER:
+        following = (
+            f"retrievo rerank --run RUN --model {config.folder} --corpus C --queries Q --output reranked.parquet"
+        )
+    console.summary("trained", facts, following)

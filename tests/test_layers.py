@@ -23,7 +23,7 @@ LAYERS = {
     "objectives": 4,
     "engine": 5,
 }
-COMPOSITIONS = {"mine": 7, "sweep": 7, "demo": 8}  # they call verbs; the demo calls mine too
+COMPOSITIONS = {"mine": 7, "sweep": 7, "demo": 8, "recipe": 8}  # they call verbs; demo and recipes call mine too
 VERBS, TOP = 6, 9
 
 

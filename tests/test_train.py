@@ -151,7 +151,7 @@ def test_no_relevant_document_is_ever_a_negative(two_rounds: Path, toy_dataset: 
         assert len(rows) > 500
         assert {row["source"] for row in rows} == {source}
         assert not {(row["query_id"], texts[row["doc_id"]]) for row in rows} & relevant
-        assert Manifest.read(pool, "negatives").stats["same_text"] > 0, "documents that occur twice were met"
+        assert Manifest.read(pool, "negatives").stats["dropped"]["same-text"] > 0, "documents that occur twice were met"
 
 
 def test_a_finished_stage_is_left_alone_and_another_option_refused(two_rounds: Path, retrievo: Callable) -> None:

@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from retrievo.data.tables import NEGATIVES, Table
 from retrievo.support.artifact import Input
+from retrievo.support.errors import RetrievoError
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,9 @@ class Negatives:
         Raises: RetrievoError naming file and column of what does not fit.
         """
         source = Table(path, NEGATIVES)
+        for file, (part, _) in zip(source.files, source.parts, strict=True):
+            if "rule" in part.schema_arrow.names:
+                raise RetrievoError(file, "holds dropped candidates", "negatives", "name the tables to train on")
         return cls(path, source.read(["query_id", "doc_id"]), source.input)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from retrievo.support.errors import RetrievoError
 
-_ORDER, _WALK, _FILL = range(3)  # one stream of random numbers for each purpose
+_ORDER, _WALK, _FILL, _HARD = range(4)  # one stream of random numbers for each purpose
 
 
 class Ragged(NamedTuple):
@@ -53,6 +53,8 @@ class GroupSampler:
     """Groups of a query, one positive and some negatives; an epoch is one pass over the queries with a positive.
 
     positives, negatives: documents of each query by row number. negatives_per_query: how many are drawn each epoch.
+    hard_share: chance of each of them to come from the pool, the others being any documents; None = as many as there
+    are (Contriever, Izacard et al. 2021, fine-tuning on MS MARCO: 0.1).
     Batches are global: `batch_size` queries, the last one of an epoch smaller.
     Raises: RetrievoError where no query has a positive.
     """
@@ -66,7 +68,9 @@ class GroupSampler:
         batch_size: int,
         negatives_per_query: int,
         seed: int,
+        hard_share: float | None = None,
     ):
+        self.hard_share = hard_share
         self.positives, self.negatives, self.documents = positives, negatives, documents
         self.batch_size, self.negatives_per_query, self.seed = batch_size, negatives_per_query, seed
         self.queries = np.flatnonzero(np.diff(positives.offsets))
@@ -100,18 +104,24 @@ class GroupSampler:
         """The group of one query in one epoch.
 
         Positives rotate, and negatives follow one seeded permutation of the pool from epoch to epoch, so that epochs
-        cover both. A pool smaller than `negatives_per_query` is used whole and filled up with other documents;
-        a query without a pool has in-batch negatives only.
+        cover both. A pool smaller than `negatives_per_query` is used whole and filled up with other documents; a query
+        without a pool has in-batch negatives only, unless a share says that most negatives are any documents.
         """
         positives = self.positives.list(query)
         pool = np.setdiff1d(self.negatives.list(query), positives)  # sorted and unique
-        wanted = self.negatives_per_query if len(pool) else 0
+        wanted = self.negatives_per_query if len(pool) or self.hard_share is not None else 0
         random = self._random(_WALK, query)
         positive = random.permutation(positives)[epoch % len(positives)]
-        places = np.arange(epoch * wanted, epoch * wanted + min(wanted, len(pool)))
+        places = np.arange(epoch * wanted, epoch * wanted + min(self._hard(epoch, query, wanted), len(pool)))
         chosen = random.permutation(pool)[places % max(1, len(pool))]
         fill = self._others(epoch, query, wanted - len(chosen), np.union1d(positives, pool))
         return Draw(int(query), np.concatenate([[positive], chosen, fill]).astype(np.int64))
+
+    def _hard(self, epoch: int, query: int, wanted: int) -> int:
+        """How many of a group's negatives come from the pool."""
+        if self.hard_share is None:
+            return wanted
+        return int((self._random(_HARD, epoch, query).random(wanted) < self.hard_share).sum())
 
     def _others(self, epoch: int, query: int, wanted: int, without: np.ndarray) -> np.ndarray:
         """Distinct documents outside `without`; all there are where the corpus is too small."""

@@ -24,6 +24,38 @@ def model_card(spec: EncoderSpec, dim: int, facts: Mapping[str, object]) -> str:
     return "\n".join(sections)
 
 
+def cross_encoder_card(title_template: str, facts: Mapping[str, object]) -> str:
+    """The text of the model card of a cross-encoder."""
+    rows = "".join(f"| {name} | {value} |\n" for name, value in facts.items())
+    training = f"\n## Training\n\n| | |\n|---|---|\n{rows}" if rows else ""
+    return f"""---
+library_name: sentence-transformers
+pipeline_tag: text-ranking
+tags:
+- sentence-transformers
+- cross-encoder
+- retrievo
+---
+
+# A cross-encoder
+
+It reads a query and a document together and gives one score, higher is better; title and text of a document become
+`{title_template}`, stripped. It was made with retrievo, which reranks with it:
+
+```sh
+retrievo rerank --run run.parquet --model FOLDER --corpus CORPUS --queries QUERIES --output reranked.parquet
+```
+
+sentence-transformers gives the same scores:
+
+```python
+from sentence_transformers import CrossEncoder
+
+scores = CrossEncoder("FOLDER").predict([("what is dense retrieval?", "Dense retrieval Texts become vectors.")])
+```
+{training}"""
+
+
 def _head(spec: EncoderSpec, dim: int) -> str:
     kind = "one encoder for queries and documents" if spec.tied else "an encoder for queries and one for documents"
     return f"""---

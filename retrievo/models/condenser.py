@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -50,7 +49,7 @@ class CondenserHead(nn.Module):
         if not 0 <= self.early_layer <= depth:
             raise RetrievoError("--early-layer", f"found {self.early_layer}", f"0 to {depth} for this backbone")
         layer_class: type[nn.Module] = type(backbone.get_submodule("encoder.layer.0"))
-        with _seeded():
+        with opening.seeded():
             self.layers = nn.ModuleList(layer_class(self.config) for _ in range(layers))
             self.layers.apply(backbone._init_weights)
 
@@ -161,7 +160,7 @@ def _open_language_model(folder: Path, name: str, notify: Callable[[str], None])
     """The masked language model of a checkpoint that is known to hold the whole backbone."""
     from transformers import AutoModelForMaskedLM
 
-    with opening.quiet(), _seeded():
+    with opening.quiet(), opening.seeded():
         model, info = AutoModelForMaskedLM.from_pretrained(
             folder,
             dtype=torch.float32,
@@ -173,11 +172,3 @@ def _open_language_model(folder: Path, name: str, notify: Callable[[str], None])
     if info["missing_keys"]:
         notify(f"{name}: has no masked-language-model head; it starts from a fresh one")
     return model
-
-
-@contextlib.contextmanager
-def _seeded() -> Iterator[None]:
-    """The same fresh weights every time, and the caller's random state left alone."""
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(0)
-        yield

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from retrievo.models.spec import ROLES, SPEC_FILE, EncoderSpec
+from retrievo.models.spec import CROSS_ENCODER_FILE, ROLES, SPEC_FILE, EncoderSpec
 from retrievo.support.errors import RetrievoError
 
 if TYPE_CHECKING:
@@ -96,6 +96,8 @@ def read_folder(folder: Path, name: str, chosen: Collection[str] = ()) -> Readin
 
     Raises: RetrievoError for a folder that is no model, or means something that an encoder here can't do.
     """
+    if (folder / CROSS_ENCODER_FILE).is_file():
+        raise RetrievoError(name, "is a cross-encoder", "a model that gives vectors", "use it with retrievo rerank")
     if (folder / SPEC_FILE).is_file():
         return _read_own(folder)
     if (folder / "modules.json").is_file():
@@ -227,7 +229,7 @@ def open_backbone(folder: Path, name: str | None = None) -> PreTrainedModel:
     import torch
     from transformers import MODEL_MAPPING, AutoConfig, AutoModel
 
-    _require_safetensors(folder, name or str(folder))
+    require_safetensors(folder, name or str(folder))
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         arguments = {"add_pooling_layer": False} if _takes_pooler(MODEL_MAPPING.get(type(config), None)) else {}
@@ -251,7 +253,8 @@ def open_backbone(folder: Path, name: str | None = None) -> PreTrainedModel:
     return model
 
 
-def _require_safetensors(folder: Path, name: str) -> None:
+def require_safetensors(folder: Path, name: str) -> None:
+    """Raises RetrievoError where a checkpoint has no weights in safetensors, with the way to convert it."""
     if any((folder / file).is_file() for file in ("model.safetensors", "model.safetensors.index.json")):
         return
     steps = f"from transformers import AutoModel as M, AutoTokenizer as T; n='{name}'; "
@@ -320,3 +323,13 @@ def quiet() -> Iterator[None]:
         logging.set_verbosity(level)
         if bars:
             logging.enable_progress_bar()
+
+
+@contextlib.contextmanager
+def seeded() -> Iterator[None]:
+    """The same fresh weights every time, and the caller's random state left alone."""
+    import torch
+
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)
+        yield

@@ -15,7 +15,10 @@ DEVICES = ("auto", "cpu", "cuda")
 def model_option(default: Any = MISSING, **declared: Any) -> Any:
     """`--model`."""
     return option(
-        "Model folder (retrievo, sentence-transformers, Hugging Face) or hub name.", default=default, **declared
+        "Model folder (retrievo, sentence-transformers, Hugging Face) or hub name.",
+        default=default,
+        path_or_name=True,
+        **declared,
     )
 
 

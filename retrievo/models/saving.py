@@ -42,13 +42,14 @@ def write_folder(
     dim = backbones["document"].config.hidden_size
     (staging / "README.md").write_text(model_card(spec, dim, facts), encoding="utf-8")
     (staging / SPEC_FILE).write_text(spec.to_json(), encoding="utf-8")
-    _move(staging, folder)
+    move_into_place(staging, folder, last=SPEC_FILE)
 
 
-def _move(staging: Path, folder: Path) -> None:
+def move_into_place(staging: Path, folder: Path, last: str) -> None:
+    """Moves each file of a finished folder into another one; `last` names the file that says all are there."""
     files = [path for path in staging.rglob("*") if path.is_file()]
-    for path in sorted(files, key=lambda path: (path == staging / SPEC_FILE, path)):
-        shutil.copymode(staging / SPEC_FILE, path)  # safetensors writes files that only their owner reads
+    for path in sorted(files, key=lambda path: (path == staging / last, path)):
+        shutil.copymode(staging / last, path)  # safetensors writes files that only their owner reads
         with atomic_path(folder / path.relative_to(staging)) as temporary:
             path.replace(temporary)
     remove(staging)
@@ -65,11 +66,11 @@ def _write_encoder(
     folder.mkdir(parents=True, exist_ok=True)
     with quiet():
         backbone.save_pretrained(folder)
-    _write_tokenizer(folder, spec, tokenizer)
+    write_tokenizer(folder, max(spec.query_max_length, spec.document_max_length), tokenizer)
     _write_sentence_transformers(folder, spec, backbone.config.hidden_size)
 
 
-def _write_tokenizer(folder: Path, spec: EncoderSpec, tokenizer: PreTrainedTokenizerBase) -> None:
+def write_tokenizer(folder: Path, max_length: int, tokenizer: PreTrainedTokenizerBase) -> None:
     """`tokenizer.json` without truncation and padding, and a configuration that reads it as it stands.
 
     The classes of transformers 5 for one model (`BertTokenizer`) build their own normalizer and ignore the file's.
@@ -82,7 +83,7 @@ def _write_tokenizer(folder: Path, spec: EncoderSpec, tokenizer: PreTrainedToken
         config.pop(key, None)
     config["tokenizer_class"] = "PreTrainedTokenizerFast"
     config["model_input_names"] = tokenizer.model_input_names
-    config["model_max_length"] = max(spec.query_max_length, spec.document_max_length)
+    config["model_max_length"] = max_length
     _dump(folder / "tokenizer_config.json", dict(sorted(config.items())))
 
 

@@ -16,7 +16,7 @@ from retrievo.support.errors import RetrievoError, did_you_mean
 if TYPE_CHECKING:
     from torch import Tensor
 
-SPEC_FILE = "retrievo.json"
+SPEC_FILE, CROSS_ENCODER_FILE = "retrievo.json", "cross-encoder.json"
 FORMAT = 1
 ROLES = ("query", "document")
 SIMILARITIES = ("dot", "cosine")

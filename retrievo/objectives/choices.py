@@ -137,6 +137,18 @@ class SimClrConfig(ViewsConfig):
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class CrossEncoderConfig(Options):
+    """A cross-encoder on groups of a relevant document and negatives of one query."""
+
+    pair_loss: str = option(
+        "group: the positive against its negatives; binary: each pair for itself.",
+        default="group",
+        choices=("group", "binary"),
+        only={"kind": ("cross-encoder",)},
+    )
+
+
 class Choice(NamedTuple):
     """The options of an objective, where its class lies, and the values that its paper gives to common options."""
 
@@ -156,6 +168,8 @@ OBJECTIVES = {
     "cocondenser": Choice(CoCondenserConfig, "retrievo.objectives.pretraining:CoCondenser", _GAO),
     "simclr": Choice(SimClrConfig, "retrievo.objectives.contrastive:SimClr", _IZACARD),
     "finetune": Choice(FinetuneConfig, "retrievo.objectives.finetune:Finetune", {}),
+    "cross-encoder-group": Choice(CrossEncoderConfig, "retrievo.objectives.cross_encoder:GroupCrossEncoder", {}),
+    "cross-encoder-binary": Choice(CrossEncoderConfig, "retrievo.objectives.cross_encoder:BinaryCrossEncoder", {}),
 }
 PRETRAINING = (*_WITH_MLM["objective"], *CONTRASTIVE)
 

@@ -147,6 +147,7 @@ class TrainingFeed:
         batch_size: int,
         negatives_per_query: int,
         seed: int,
+        hard_share: float | None = None,
     ):
         self.data, self.collator = data, collator
         self.query_tokens = TokenCache(data.queries.table, encoder.tokenization("query"))
@@ -159,6 +160,7 @@ class TrainingFeed:
             batch_size=batch_size,
             negatives_per_query=negatives_per_query,
             seed=seed,
+            hard_share=hard_share,
         )
 
     @property

@@ -32,10 +32,13 @@ KINDS = {
     "dataset": 1,
     "run": 1,
     "negatives": 1,
+    "dropped-candidates": 1,
     "embeddings": 1,
     "faiss-index": 1,
     "bm25-index": 1,
     "model": 1,
+    "cross-encoder": 1,
+    "pair-scores": 1,
     "measures": 1,
 }
 

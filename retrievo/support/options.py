@@ -127,8 +127,9 @@ class Option:
 
 
 def _meets(chosen: Any, values: tuple[str, ...]) -> bool:
-    """Whether one of the values is what was chosen, or among several that were."""
-    return not {*(chosen if isinstance(chosen, tuple) else (chosen,))}.isdisjoint(values)
+    """Whether an option has one of some values; a list has it where one item does, `name:detail` is its name."""
+    items = chosen if isinstance(chosen, tuple) else (chosen,)
+    return any(item in values or str(item).partition(":")[0] in values for item in items)
 
 
 def _dashed(name: str) -> str:

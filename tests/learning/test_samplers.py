@@ -30,7 +30,13 @@ def samplers(draw: st.DrawFn) -> GroupSampler:
     )
 
 
-def one_query(positives: list[int], negatives: list[int], wanted: int = 2, documents: int = DOCUMENTS) -> GroupSampler:
+def one_query(
+    positives: list[int],
+    negatives: list[int],
+    wanted: int = 2,
+    documents: int = DOCUMENTS,
+    hard_share: float | None = None,
+) -> GroupSampler:
     return GroupSampler(
         Ragged.of([positives]),
         Ragged.of([negatives]),
@@ -38,6 +44,7 @@ def one_query(positives: list[int], negatives: list[int], wanted: int = 2, docum
         batch_size=1,
         negatives_per_query=wanted,
         seed=7,
+        hard_share=hard_share,
     )
 
 
@@ -142,3 +149,18 @@ def test_shares_are_contiguous_and_differ_by_one_at_most(total: int, ranks: int)
     parts = [range(total)[share(total, rank, ranks)] for rank in range(ranks)]
     assert [row for part in parts for row in part] == list(range(total))
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
+
+
+@pytest.mark.parametrize("hard_share", [0.0, 0.1, 0.5, 1.0])
+def test_a_share_of_the_negatives_is_hard_and_the_others_are_any_documents(hard_share: float) -> None:
+    pool = list(range(1, 6))
+    sampler = one_query([0], pool, wanted=4, documents=1000, hard_share=hard_share)
+    groups = [sampler.draw(epoch, 0).documents[1:] for epoch in range(1000)]
+    assert all(len(set(group)) == 4 and 0 not in group for group in groups)
+    assert np.isin(groups, pool).mean() == pytest.approx(hard_share, abs=0.02)
+    assert all(np.array_equal(sampler.draw(epoch, 0).documents[1:], groups[epoch]) for epoch in (0, 500, 999))
+
+
+def test_with_a_share_a_query_without_a_pool_gets_random_negatives() -> None:
+    assert len(one_query([0], [], wanted=3).draw(0, 0).documents) == 1
+    assert len(set(one_query([0], [], wanted=3, hard_share=0.1).draw(0, 0).documents)) == 4

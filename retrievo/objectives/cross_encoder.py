@@ -1,0 +1,156 @@
+"""Training a cross-encoder: the relevant document of a query against its negatives, or each pair for itself."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.nn.utils.rnn import pad_sequence
+
+from retrievo.data.token_cache import TokenCache
+from retrievo.learning.batch import Batch, Chunk, Rows, Stats
+from retrievo.learning.distributed import rank, world_size
+from retrievo.learning.samplers import Draw, GroupSampler
+from retrievo.models.cross_encoder import CrossEncoder
+from retrievo.objectives.choices import CrossEncoderConfig
+from retrievo.objectives.objective import Objective
+from retrievo.objectives.training_data import TrainingData
+
+PAIR = "pair"
+
+
+class Group(NamedTuple):
+    """The pairs of one query with its documents, own positive first."""
+
+    pairs: Sequence[np.ndarray]  # [G] of [L] token ids
+
+
+@dataclass(frozen=True)
+class PairCollator:
+    """Groups into a Batch with the named set `pair`."""
+
+    pad_id: int
+
+    def __call__(self, items: Sequence[Group]) -> Batch:
+        pairs = [pair for item in items for pair in item.pairs]
+        sizes = [len(item.pairs) for item in items]
+        tokens = torch.from_numpy(np.concatenate([np.empty(0, np.int64), *pairs]))
+        groups = torch.tensor(sizes, dtype=torch.int64)
+        return Batch(
+            rows={PAIR: Rows(tokens, torch.tensor([0, *map(len, pairs)]).cumsum(0))},
+            counts={"pairs": len(items), "candidates": len(pairs)},
+            pad_ids={PAIR: self.pad_id},
+            groups=groups,
+        )
+
+
+class GroupCrossEncoder(Objective):
+    """-log softmax(s(q, .)) at the positive, over the group of one query (Gao, Dai & Callan 2021, eq. 4).
+
+    The softmax needs the scores of a whole group, whose pairs lie in different chunks, as they differ in length: so the
+    scores are this objective's vectors [n, 1], and the gradient cache keeps the gradient exact. With --keep-graphs at
+    the number of chunks or above, no pair is read twice.
+    """
+
+    Config = CrossEncoderConfig
+    vector_names = (PAIR,)
+
+    def __init__(self, config: CrossEncoderConfig, model: CrossEncoder):
+        super().__init__()
+        self.config, self.model = config, model
+
+    def collator(self) -> PairCollator:
+        return PairCollator(self.model.pad_id)
+
+    def encode(self, chunk: Chunk) -> tuple[Tensor, None]:
+        return self.model(chunk.input_ids, chunk.attention_mask)[:, None], None
+
+    def contrast(self, vectors: dict[str, Tensor], batch: Batch) -> tuple[Tensor, Stats]:
+        groups = vectors[PAIR][:, 0].split(batch.groups.tolist())
+        if not groups:  # a rank without rows
+            zero = vectors[PAIR].sum()
+            return zero, {"accuracy": zero.detach()}
+        scores = pad_sequence(list(groups), batch_first=True, padding_value=float("-inf"))  # [B, G]
+        losses = scores.logsumexp(1) - scores[:, 0]
+        best_other = functional.pad(scores.detach()[:, 1:], (0, 1), value=float("-inf")).amax(1)
+        correct = scores.detach()[:, 0] > best_other
+        return losses.sum() / batch.counts["pairs"], {"accuracy": correct.sum() / batch.counts["pairs"]}
+
+
+class BinaryCrossEncoder(Objective):
+    """Cross-entropy of sigmoid(s(q, d)) with the label of each pair (Nogueira & Cho 2019, section 3.1): one pass."""
+
+    Config = CrossEncoderConfig
+
+    def __init__(self, config: CrossEncoderConfig, model: CrossEncoder):
+        super().__init__()
+        self.config, self.model = config, model
+
+    def collator(self) -> PairCollator:
+        return PairCollator(self.model.pad_id)
+
+    def encode(self, chunk: Chunk) -> tuple[None, tuple[Tensor, Tensor]]:
+        return None, (self.model(chunk.input_ids, chunk.attention_mask), chunk.rows)
+
+    def local_loss(self, rest: tuple[Tensor, Tensor], batch: Batch) -> Tensor:
+        logits, rows = rest
+        positives = batch.groups.cumsum(0) - batch.groups
+        labels = torch.isin(rows, positives).to(logits.dtype)
+        return functional.binary_cross_entropy_with_logits(logits, labels, reduction="sum") / batch.counts["candidates"]
+
+
+class PairFeed:
+    """Batches of tokenized groups: pure functions of (seed, step) and of this process's rank.
+
+    There are no in-batch negatives, so a query whose pool is too small gets other documents instead, and what reads as
+    a relevant document is left out of the group.
+    """
+
+    def __init__(
+        self,
+        data: TrainingData,
+        model: CrossEncoder,
+        collator: PairCollator,
+        *,
+        batch_size: int,
+        negatives_per_query: int,
+        seed: int,
+        hard_share: float | None = None,
+    ):
+        self.data, self.collator, self.tokenization = data, collator, model.tokenization
+        self.query_tokens = TokenCache(data.queries.table, self.tokenization.query)
+        self.document_tokens = TokenCache(data.corpus.table, self.tokenization.document)
+        self.hashes = data.corpus.id_map.text_hashes
+        self.sampler = GroupSampler(
+            data.positives,
+            data.negatives,
+            documents=len(data.corpus),
+            batch_size=batch_size,
+            negatives_per_query=negatives_per_query,
+            seed=seed,
+            hard_share=1.0 if hard_share is None else hard_share,
+        )
+
+    @property
+    def batches_per_epoch(self) -> int:
+        """Steps of one pass over the judged queries."""
+        return self.sampler.batches_per_epoch
+
+    def batch(self, step: int) -> Batch:
+        """This rank's part of the batch of a step."""
+        return self.collator([self._group(draw) for draw in self.sampler.batch(step, rank(), world_size())])
+
+    def position(self, step: int) -> dict[str, int]:
+        """Where a step stands in the data."""
+        return self.sampler.position(step)
+
+    def _group(self, draw: Draw) -> Group:
+        query, (positive, *others) = self.query_tokens.row(draw.query), draw.documents
+        relevant = self.hashes[self.data.positives.list(draw.query)]
+        documents = [positive, *(other for other in others if self.hashes[other] not in relevant)]
+        return Group([self.tokenization.row(query, self.document_tokens.row(document)) for document in documents])

@@ -1,0 +1,80 @@
+"""Near duplicates by the words that texts share: Jaccard similarity of their sets of word shingles (Broder 1997)."""
+
+from __future__ import annotations
+
+import re
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from retrievo.data.cache import GrowingArray, cached
+from retrievo.data.sampling import random_keys
+from retrievo.data.tables import Table
+from retrievo.support import console
+
+FORMAT = 1
+WORDS = 3  # in a shingle
+_WORD = re.compile(r"\w+")
+
+
+class Shingles:
+    """The distinct shingles of every text of a table, as 32-bit hashes in order: document i has `self[i]`.
+
+    A shingle is three words in a row, without case and punctuation; a text of fewer words is one shingle. Kept in the
+    cache: 4 bytes a word on disk, memory-mapped; the 32 bits make two unlike shingles equal once in 4 billion.
+    """
+
+    def __init__(self, table: Table):
+        folder = cached(f"shingles-{FORMAT}/{table.input.fingerprint}", lambda building: _build(table, building))
+        self._values = np.load(folder / "values.npy", mmap_mode="r")
+        self._offsets = np.load(folder / "offsets.npy", mmap_mode="r")
+
+    def __getitem__(self, row: int) -> np.ndarray:
+        return self._values[self._offsets[row] : self._offsets[row + 1]]
+
+    def similarity(self, row: int, others: np.ndarray) -> np.ndarray:
+        """|A and B| / |A or B| of one text with others, [n]; 0 where both are empty."""
+        own = self[row]
+        sizes = self._offsets[others + 1] - self._offsets[others]
+        ends = np.cumsum(sizes)
+        values = np.concatenate([self[other] for other in others]) if len(others) else np.zeros(0, np.uint32)
+        if not len(own):
+            return np.zeros(len(others))
+        place = np.minimum(np.searchsorted(own, values), len(own) - 1)
+        found = np.concatenate([[0], np.cumsum(own[place] == values)])
+        shared = found[ends] - found[ends - sizes]
+        return shared / (len(own) + sizes - shared)
+
+
+def shingle_hashes(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Flat distinct shingles (uint32, ascending within a text) and offsets [n + 1]."""
+    words = [_WORD.findall(text.lower()) for text in texts]
+    counts = np.fromiter(map(len, words), np.int64, len(words))
+    flat = np.fromiter((zlib.crc32(word.encode()) for one in words for word in one), np.uint64, int(counts.sum()))
+    text = np.repeat(np.arange(len(words)), counts)
+    left = np.repeat(np.cumsum(counts), counts) - np.arange(len(flat))  # words from here to the end of the text
+    padded = np.concatenate([flat, np.zeros(WORDS - 1, np.uint64)])
+    columns = [np.where(left > ahead, padded[ahead : ahead + len(flat)], np.uint64(0)) for ahead in range(WORDS)]
+    begins = (left >= WORDS) | (left == np.repeat(counts, counts))
+    keys = (text[begins].astype(np.uint64) << np.uint64(32)) | (random_keys(0, *columns)[begins] >> np.uint64(32))
+    keys = np.unique(keys)
+    sizes = np.bincount((keys >> np.uint64(32)).astype(np.int64), minlength=len(words))
+    return keys.astype(np.uint32), np.concatenate([[0], np.cumsum(sizes)])
+
+
+def _build(table: Table, folder: Path) -> None:
+    with (
+        GrowingArray(folder / "values.npy", "<u4") as values,
+        GrowingArray(folder / "offsets.npy", "<i8") as offsets,
+        console.progress(f"shingling {table.path}", table.rows, "texts") as tick,
+    ):
+        end = 0
+        offsets.append(np.zeros(1, np.int64))
+        for batch in table.batches(["text"]):
+            hashes, bounds = shingle_hashes(batch.column("text").to_pylist())
+            values.append(hashes)
+            offsets.append(bounds[1:] + end)
+            end += int(bounds[-1])
+            tick(batch.num_rows)

@@ -1,0 +1,124 @@
+"""Mining from the command line: several sources, what lies beside the negatives, and the audit."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from retrievo.data.tables import RUN
+from retrievo.support.artifact import Manifest
+
+
+def tables(dataset: Path) -> list[object]:
+    return ["--corpus", dataset, "--queries", dataset, "--qrels", dataset / "qrels" / "train.parquet"]
+
+
+@pytest.fixture(scope="module")
+def mined(tmp_path_factory: Any, toy_dataset: Path, tiny_model: Path, module_retrievo: Callable) -> Path:
+    """Four sources at once, near duplicates and margins looked at."""
+    home = tmp_path_factory.mktemp("mined")
+    bm25 = ["mine-negatives", *tables(toy_dataset), "--depth", 60, "--samples", 60, "--output", home / "bm25.parquet"]
+    assert module_retrievo(*bm25).code == 0
+    sources = ["--source", "bm25:4", "--source", "run:3", "--source", "dense:6", "--source", "random:2"]
+    made = module_retrievo(
+        "mine-negatives",
+        *tables(toy_dataset),
+        *sources,
+        *("--model", tiny_model, "--dtype", "fp32", "--run", home / "bm25.parquet"),
+        *("--depth", 40, "--margin", 0.01, "--margin-to", "highest", "--near-duplicate", 0.9),
+        *("--output", home / "negatives.parquet"),
+    )
+    assert made.code == 0, made.err
+    assert "margins say nothing of" in made.err
+    return home
+
+
+def test_each_source_gives_its_quota_and_the_table_is_sorted_by_query(mined: Path) -> None:
+    rows = pq.read_table(mined / "negatives.parquet").to_pylist()
+    counts = Counter((row["query_id"], row["source"]) for row in rows)
+    assert {source for _, source in counts} == {"bm25", "dense", "random"}  # those of the table keep their name
+    assert max(count for (_, source), count in counts.items() if source == "dense") == 6
+    assert max(count for (_, source), count in counts.items() if source == "bm25") == 7
+    assert len({(row["query_id"], row["doc_id"]) for row in rows}) == len(rows)
+    order = [row["query_id"] for row in rows]
+    assert len(list(dict.fromkeys(order))) == len(list(itertools.groupby(order)))
+
+
+def test_dropped_candidates_lie_beside_with_their_rule_and_are_no_negatives(
+    mined: Path, toy_dataset: Path, tiny_model: Path, tmp_path: Path, retrievo: Callable
+) -> None:
+    dropped = pq.read_table(mined / "negatives.dropped.parquet").to_pylist()
+    stats = Manifest.read(mined / "negatives.parquet", "negatives").stats
+    assert Counter(row["rule"] for row in dropped) == stats["dropped"]
+    assert {"relevant", "same-text", "margin"} <= stats["dropped"].keys()
+    kept = {(row["query_id"], row["doc_id"]) for row in pq.read_table(mined / "negatives.parquet").to_pylist()}
+    assert not {(row["query_id"], row["doc_id"]) for row in dropped if row["rule"] == "relevant"} & kept
+    trained = retrievo(
+        *("train", "--model", tiny_model, *tables(toy_dataset), "--output", tmp_path / "out"),
+        *("--negatives", mined / "negatives.dropped.parquet"),
+    )
+    assert (trained.code, "holds dropped candidates; expected negatives" in trained.err) == (1, True)
+
+
+def test_the_audit_shows_shares_overlap_and_doubtful_pairs_side_by_side(mined: Path, toy_dataset: Path) -> None:
+    text = (mined / "negatives.audit.md").read_text()
+    assert "| miner | candidates | kept | unknown | relevant | same-text |" in text
+    assert "| | bm25 | " in text
+    assert "## Negatives most like the relevant documents" in text
+    assert "## Dropped by the rule margin" in text
+    queries = pq.read_table(toy_dataset / "queries.parquet")["text"].to_pylist()
+    shown = [line for line in text.splitlines() if line.startswith("**")]
+    assert 20 < len(shown) <= 60
+    assert any(line.startswith(f"**{query}**") for line in shown for query in queries)
+    assert text.count("| relevant: d") == len(shown)
+
+
+def test_mining_again_does_nothing_and_the_same_command_gives_the_same_bytes(
+    toy_dataset: Path, tmp_path: Path, retrievo: Callable
+) -> None:
+    def command(name: str) -> list[object]:
+        sources = ["--source", "bm25:5,random:5"]
+        return ["mine-negatives", *tables(toy_dataset), *sources, "--output", tmp_path / name / "n.parquet"]
+
+    for name in ("a", "b"):
+        assert retrievo(*command(name)).code == 0
+    assert "already finished" in retrievo(*command("a")).err
+    for file in ("n.parquet", "n.dropped.parquet", "n.audit.md"):
+        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
+
+
+def test_a_teacher_s_run_denoises(toy_dataset: Path, tmp_path: Path, retrievo: Callable) -> None:
+    import pyarrow as pa
+
+    first = [
+        "mine-negatives",
+        *tables(toy_dataset),
+        "--depth",
+        30,
+        "--samples",
+        9,
+        "--output",
+        tmp_path / "first.parquet",
+    ]
+    assert retrievo(*first).code == 0
+    rows = pq.read_table(tmp_path / "first.parquet").to_pylist()
+    scores = [
+        {key: row[key] for key in ("query_id", "doc_id")} | {"score": float(n % 3), "rank": n}
+        for n, row in enumerate(rows)
+    ]
+    pq.write_table(pa.Table.from_pylist(scores, schema=RUN.arrow), tmp_path / "teacher.parquet")
+    again = ["--source", "run", "--run", tmp_path / "first.parquet", "--teacher", tmp_path / "teacher.parquet"]
+    made = retrievo(
+        *("mine-negatives", *tables(toy_dataset), *again, "--max-teacher-score", 1.5),
+        *("--output", tmp_path / "denoised.parquet"),
+    )
+    assert made.code == 0, made.err
+    kept = {(row["query_id"], row["doc_id"]) for row in pq.read_table(tmp_path / "denoised.parquet").to_pylist()}
+    assert kept == {(row["query_id"], row["doc_id"]) for row in scores if row["score"] < 1.5}
+    assert set(pq.read_table(tmp_path / "denoised.dropped.parquet")["rule"].to_pylist()) == {"teacher"}

@@ -1,0 +1,196 @@
+"""Cross-encoders from the command line: trained, reranking, teaching; resumed; the scores of another library."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+import retrievo.rerank as verb
+from retrievo.support.artifact import Manifest
+from retrievo.support.errors import RetrievoError
+
+
+def tables(dataset: Path) -> list[object]:
+    return ["--corpus", dataset, "--queries", dataset]
+
+
+def training(tiny_model: Path, dataset: Path, output: Path, *more: object) -> list[str]:
+    qrels = ["--qrels", dataset / "qrels" / "train.parquet", "--dtype", "float32", "--batch-size", 16]
+    start = ["train", "--kind", "cross-encoder", "--model", tiny_model, *tables(dataset), *qrels]
+    return list(map(str, [*start, "--learning-rate", 3e-3, "--output", output, *more]))
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: Any, tiny_model: Path, toy_dataset: Path, module_retrievo: Callable) -> Path:
+    """BM25 negatives, a cross-encoder trained on them, and BM25's run."""
+    home = tmp_path_factory.mktemp("rerank")
+    qrels = ["--qrels", toy_dataset / "qrels" / "train.parquet"]
+    negatives = ["--depth", 30, "--samples", 8, "--output", home / "negatives.parquet"]
+    pool = ["--negatives", home / "negatives.parquet", "--negatives-per-query", 4]
+    search = ["search", "--index", home / "bm25", "--queries", toy_dataset]
+    for arguments in (
+        ["mine-negatives", *tables(toy_dataset), *qrels, *negatives],
+        training(tiny_model, toy_dataset, home / "ranker", *pool, "--epochs", 6, "--keep-graphs", 99),
+        ["index", "--type", "bm25", "--corpus", toy_dataset, "--output", home / "bm25"],
+        [
+            "search",
+            "--index",
+            home / "bm25",
+            "--queries",
+            toy_dataset,
+            "--depth",
+            20,
+            "--output",
+            home / "bm25.parquet",
+        ],
+    ):
+        made = module_retrievo(*arguments)
+        assert made.code == 0, made.err
+    return home
+
+
+def reranking(home: Path, dataset: Path, output: Path, *more: object) -> list[str]:
+    flags = ["--run", home / "bm25.parquet", "--model", home / "ranker", *tables(dataset), "--output", output]
+    return list(map(str, ["rerank", *flags, "--dtype", "fp32", *more]))
+
+
+def test_training_lowers_the_loss_and_the_folder_says_what_it_is(home: Path, retrievo: Callable) -> None:
+    losses = [json.loads(line)["loss"] for line in (home / "ranker" / "metrics.jsonl").read_text().splitlines()]
+    assert sum(losses[-3:]) < 0.95 * sum(losses[:3])
+    manifest = Manifest.read(home / "ranker", "cross-encoder")
+    assert manifest.config["pair_loss"] == "group"
+    assert "temperature" not in manifest.config
+    encoded = retrievo("encode", "--model", home / "ranker", "--corpus", home, "--output", home / "no")
+    assert encoded.code == 1
+
+
+def test_reranked_is_every_pair_of_the_run_by_the_scores_of_sentence_transformers(
+    home: Path, toy_dataset: Path, retrievo: Callable
+) -> None:
+    library = pytest.importorskip("sentence_transformers", minversion="6")
+    made = retrievo(*reranking(home, toy_dataset, home / "reranked.parquet", "--depth", 5))
+    assert made.code == 0, made.err
+    assert not (home / "reranked.parquet.scores").exists()
+    rows, before = (pq.read_table(home / name).to_pylist() for name in ("reranked.parquet", "bm25.parquet"))
+    assert {(row["query_id"], row["doc_id"]) for row in rows} == {
+        (row["query_id"], row["doc_id"]) for row in before if row["rank"] <= 5
+    }
+    keys = [(int(row["query_id"][1:]), -row["score"]) for row in rows]
+    assert keys == sorted(keys)
+    corpus = {
+        row["id"]: f"{row['title']} {row['text']}" for row in pq.read_table(toy_dataset / "corpus.parquet").to_pylist()
+    }
+    queries = {row["id"]: row["text"] for row in pq.read_table(toy_dataset / "queries.parquet").to_pylist()}
+    theirs = library.CrossEncoder(str(home / "ranker"), device="cpu", local_files_only=True)
+    expected = theirs.predict([(queries[row["query_id"]], corpus[row["doc_id"]]) for row in rows])
+    np.testing.assert_allclose([row["score"] for row in rows], expected, atol=1e-4)
+
+
+def test_a_teacher_s_run_holds_negatives_and_relevant_documents(
+    home: Path, toy_dataset: Path, retrievo: Callable
+) -> None:
+    qrels = toy_dataset / "qrels" / "train.parquet"
+    made = retrievo(
+        *reranking(home, toy_dataset, home / "teacher.trec", "--qrels", qrels, "--activation", "sigmoid"),
+        *("--run", home / "negatives.parquet"),
+    )
+    assert made.code == 0, made.err
+    lines = [line.split() for line in (home / "teacher.trec").read_text().splitlines()]
+    negatives = pq.read_table(home / "negatives.parquet").to_pylist()
+    pairs = {(row["query_id"], row["doc_id"]) for row in negatives} | {(f"q{n}", f"d{n}") for n in range(160)}
+    assert {(line[0], line[2]) for line in lines} == pairs
+    assert all(0 <= float(line[4]) <= 1 for line in lines)
+    denoised = retrievo(
+        *("mine-negatives", *tables(toy_dataset), "--qrels", qrels, "--source", "run"),
+        *("--run", home / "negatives.parquet", "--teacher", home / "teacher.trec", "--max-teacher-score", 0.5),
+        *("--output", home / "denoised.parquet"),
+    )
+    assert denoised.code == 0, denoised.err
+    stats = Manifest.read(home / "denoised.parquet", "negatives").stats
+    assert stats["dropped"]["teacher"] == sum(float(line[4]) > 0.5 for line in lines) - sum(
+        float(line[4]) > 0.5 for line in lines if line[0][1:] == line[2][1:]
+    )
+
+
+def test_reranking_stopped_in_the_middle_goes_on_and_ends_in_the_same_bytes(
+    home: Path, toy_dataset: Path, tmp_path: Path, retrievo: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(verb, "PAIRS_PER_SHARD", 1_000)
+    (tmp_path / "whole").mkdir()
+    assert retrievo(*reranking(home, toy_dataset, tmp_path / "whole" / "run.parquet")).code == 0
+    from retrievo.models.cross_encoder import CrossEncoder
+
+    scores, calls = CrossEncoder.scores, []
+
+    def stop_at_third(self: CrossEncoder, *args: Any, **options: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 3:
+            raise RetrievoError("power", "cut")
+        return scores(self, *args, **options)
+
+    monkeypatch.setattr(CrossEncoder, "scores", stop_at_third)
+    assert retrievo(*reranking(home, toy_dataset, tmp_path / "run.parquet")).code == 1
+    assert sorted(path.name for path in (tmp_path / "run.parquet.scores").glob("*.npy")) == [
+        "shard-00000.npy",
+        "shard-00001.npy",
+    ]
+    refused = retrievo(*reranking(home, toy_dataset, tmp_path / "run.parquet", "--depth", 3))
+    assert (refused.code, "is unfinished, but depth was null and is now 3" in refused.err) == (1, True)
+    assert retrievo(*reranking(home, toy_dataset, tmp_path / "run.parquet")).code == 0
+    assert len(calls) == 3 + 3 - 1 + 1  # two shards were there; the third and those after it
+    a, b = (pq.read_table(path) for path in (tmp_path / "whole" / "run.parquet", tmp_path / "run.parquet"))
+    assert a.equals(b)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--temperature", 0.1], "--temperature: does not apply to --kind cross-encoder"),
+        (["--pooling", "mean"], "--pooling: does not apply to --kind cross-encoder"),
+        (["--max-length", 4_000], "--max-length: 4000 tokens; expected 2 to 64 for this model"),
+    ],
+)
+def test_options_of_encoders_are_refused(
+    flags: list[object], message: str, tiny_model: Path, toy_dataset: Path, tmp_path: Path, retrievo: Callable
+) -> None:
+    outcome = retrievo(*training(tiny_model, toy_dataset, tmp_path / "out", *flags))
+    assert message in outcome.err
+    assert not (tmp_path / "out" / "manifest.json").exists()
+
+
+def test_binary_training_runs_and_logs_no_accuracy(
+    tiny_model: Path, toy_dataset: Path, tmp_path: Path, retrievo: Callable
+) -> None:
+    flags = ["--pair-loss", "binary", "--max-steps", 3, "--negatives-per-query", 2]
+    made = retrievo(*training(tiny_model, toy_dataset, tmp_path / "out", *flags))
+    assert made.code == 0, made.err
+    lines = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["candidates"] for line in lines] == [48, 48, 48]  # without a pool: random documents
+    assert "accuracy" not in lines[0]
+
+
+@pytest.mark.slow
+def test_training_killed_and_two_processes(
+    tiny_model: Path, toy_dataset: Path, tmp_path: Path, process: Callable
+) -> None:
+    flags = ("--max-steps", 8, "--batch-size", 15, "--negatives-per-query", 2, "--save-every", 2)
+
+    def losses(name: str) -> list[float]:
+        return [json.loads(line)["loss"] for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+
+    took = process(training(tiny_model, toy_dataset, tmp_path / "one", *flags))
+    process(training(tiny_model, toy_dataset, tmp_path / "two", *flags), processes=2)
+    assert losses("two") == pytest.approx(losses("one"), rel=1e-4)
+    rng = random.Random(0)
+    for moment in range(3):
+        name = f"killed-{moment}"
+        process(training(tiny_model, toy_dataset, tmp_path / name, *flags), kill_after=rng.uniform(0.6, 0.98) * took)
+        process(training(tiny_model, toy_dataset, tmp_path / name, *flags))
+        assert losses(name) == losses("one")
