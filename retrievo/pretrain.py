@@ -18,10 +18,14 @@ from retrievo.learning.optimizers import OptimizerConfig
 from retrievo.models.options import device_option, model_option, revision_option
 from retrievo.objectives.choices import (
     CONTRASTIVE,
+    LONGEST_QUEUE,
     OBJECTIVES,
     PRETRAINING,
     CoCondenserConfig,
+    ContrieverConfig,
+    IctConfig,
     SimClrConfig,
+    ViewsConfig,
     objective_class,
     recipe_defaults,
 )
@@ -43,7 +47,7 @@ DEFAULT_EPOCHS = 8.0  # as the published recipe
 
 
 @dataclass(frozen=True, kw_only=True)
-class PretrainConfig(FitConfig, CoCondenserConfig, SimClrConfig):
+class PretrainConfig(FitConfig, CoCondenserConfig, SimClrConfig, IctConfig, ContrieverConfig):
     """Options of `retrievo pretrain`; the defaults are the published recipe of the chosen objective."""
 
     objective: str = option("What is learned from documents.", default=COCONDENSER, choices=PRETRAINING)
@@ -59,6 +63,7 @@ class PretrainConfig(FitConfig, CoCondenserConfig, SimClrConfig):
         hidden_default=recipe_defaults("batch_size"),
     )
     learning_rate: float = worked_out(OptimizerConfig, "learning_rate", recipe_defaults("learning_rate"))
+    delete: float = worked_out(ViewsConfig, "delete", f"{recipe_defaults('delete')}, else 0")
     beta2: float = worked_out(OptimizerConfig, "beta2", recipe_defaults("beta2"))
     epsilon: float = worked_out(OptimizerConfig, "epsilon", recipe_defaults("epsilon"))
     epochs: float | None = option(
@@ -81,12 +86,14 @@ class PretrainConfig(FitConfig, CoCondenserConfig, SimClrConfig):
     force: bool = force_option()
 
     def recipe(self) -> Mapping[str, Any]:
-        return OBJECTIVES[self.objective].recipe if self.objective in PRETRAINING else {}
+        return {"delete": 0.0, **OBJECTIVES[self.objective].recipe} if self.objective in PRETRAINING else {}
 
     def check(self) -> None:
         super().check()
         if self.continue_ and self.max_steps is None:
             raise UsageError("--continue", "needs to know how long", None, "pass --max-steps N, counted from the start")
+        if self.queue_size is not None and self.queue_size < self.batch_size:
+            raise UsageError("--queue-size", f"found {self.queue_size}", f"at least --batch-size ({self.batch_size})")
 
 
 @dataclass(frozen=True)
@@ -237,6 +244,9 @@ class _Work:
     def __init__(self, config: PretrainConfig, corpus: Corpus, encoder: Encoder, stage: Stage):
         from retrievo.objectives.pretraining_data import PretrainFeed
 
+        if config.queue_size is None:
+            most = max(config.batch_size, min(LONGEST_QUEUE, len(corpus) // 4))  # older keys are of this very epoch
+            config = dataclasses.replace(config, queue_size=most)
         self.config, self.stage = config, stage
         self.objective = objective_class(stage.objective)(config, encoder)
         collator = self.objective.collator()

@@ -12,13 +12,22 @@ import pytest
 import torch
 from tokenizers import Tokenizer, models
 from tokenizers.processors import TemplateProcessing
-from transformers import BertForMaskedLM, PreTrainedTokenizerFast
+from transformers import BertForMaskedLM, BertModel, PreTrainedTokenizerFast
 
 from retrievo.engine.step import gradient_step
 from retrievo.learning.batch import Batch, Rows
 from retrievo.models.condenser import HEAD_FILE, CondenserHead, MaskedEncoder
+from retrievo.models.encoder import Encoder
 from retrievo.models.spec import EncoderSpec
-from retrievo.objectives.choices import OBJECTIVES, CoCondenserConfig, MlmConfig
+from retrievo.objectives.choices import (
+    OBJECTIVES,
+    CoCondenserConfig,
+    ContrieverConfig,
+    MlmConfig,
+    SimClrConfig,
+)
+from retrievo.objectives.contrastive import SimClr
+from retrievo.objectives.momentum import MomentumContrast
 from retrievo.objectives.objective import Objective
 from retrievo.objectives.pretraining import CoCondenser, MaskedLanguageModel
 
@@ -43,8 +52,33 @@ def check_condenser(folder: Path, case: dict[str, Any]) -> None:
         assert_loss(stats["loss"], expected["late_mlm_loss"])
 
 
+def check_moco(folder: Path, case: dict[str, Any]) -> None:
+    """Five steps of momentum contrast, and the in-batch loss of the weights that they start from."""
+    expected, batches = case["expected"], [view_batch(parts) for parts in case["batches"]]
+    common = {name: case[name] for name in ("temperature", "label_smoothing")} | {"window": 16}
+    in_batch = SimClr(SimClrConfig(**common), mean_encoder(folder, case["normalize"]))
+    for batch, loss in zip(batches, expected["inbatch_losses"], strict=True):
+        assert_loss(step(in_batch, batch)["loss"], loss)
+    config = ContrieverConfig(**common, momentum=case["momentum"], queue_size=case["queue_size"])
+    objective = MomentumContrast(config, mean_encoder(folder, case["normalize"]))
+    objective.queue.copy_(torch.tensor(case["queue_init"]).T)
+    objective.queued.fill_(case["queue_size"])  # as if filled; the next key takes the first place
+    optimizer = torch.optim.SGD(objective.encoder.parameters(), lr=case["sgd_lr"])
+    for batch, loss in zip(batches, expected["moco_losses"], strict=True):
+        assert_loss(step(objective, batch)["loss"], loss)
+        optimizer.step()
+        objective.after_step()
+    assert_norms({"final": objective.queue.norm().item()}, {"final": expected["final_queue_norm"]})
+    assert_norms({"sum": objective.queue.sum().item()}, {"sum": expected["queue_sum"]})
+    found = {name: parameter.norm().item() for name, parameter in objective.encoder.backbone.named_parameters()}
+    assert_norms(found, {name: norm for name, norm in expected["query_param_norms"].items() if "pooler" not in name})
+
+
 # kind of case (the first word of its folder's name) -> its check, and the objective that such cases are for
-CHECKS: dict[str, Callable[[Path, dict[str, Any]], None]] = {"condenser": check_condenser}
+CHECKS: dict[str, Callable[[Path, dict[str, Any]], None]] = {
+    "condenser": check_condenser,
+    "moco": check_moco,
+}
 OBJECTIVE_OF = {"condenser": "cocondenser", "moco": "contriever"}
 
 
@@ -66,14 +100,36 @@ def test_golden_values_of_the_reference_implementations(capsys: pytest.CaptureFi
     assert checked
 
 
-def masked_encoder(folder: Path, early_layer: int) -> MaskedEncoder:
-    model = BertForMaskedLM.from_pretrained(folder, local_files_only=True)
-    size, longest = model.config.vocab_size, model.config.max_position_embeddings
+def numbered_words(size: int) -> PreTrainedTokenizerFast:
     words = Tokenizer(models.WordLevel({f"word-{number}": number for number in range(size)}, "word-1"))
     words.post_processor = TemplateProcessing("word-2 $A word-3", special_tokens=[("word-2", 2), ("word-3", 3)])
     names = {"pad_token": "word-0", "cls_token": "word-2", "sep_token": "word-3", "mask_token": "word-4"}
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, **names)
+    return PreTrainedTokenizerFast(tokenizer_object=words, **names)
+
+
+def mean_encoder(folder: Path, normalize: bool) -> Encoder:
+    model = BertModel.from_pretrained(folder, local_files_only=True, add_pooling_layer=False)
+    longest = model.config.max_position_embeddings
+    lengths = {"query_max_length": longest, "document_max_length": longest}
+    spec = EncoderSpec(pooling="mean", normalize=normalize, **lengths)
+    return Encoder(model, numbered_words(model.config.vocab_size), spec)
+
+
+def view_batch(parts: list[Any]) -> Batch:
+    """Padded queries and keys as flat rows, keys first."""
+    query_ids, query_mask, key_ids, key_mask = map(torch.tensor, parts)
+    rows = {}
+    for name, ids, mask in (("document", key_ids, key_mask), ("query", query_ids, query_mask)):
+        offsets = torch.cat([torch.zeros(1, dtype=torch.int64), mask.sum(1).cumsum(0)])
+        rows[name] = Rows(ids[mask == 1], offsets)
+    return Batch(rows=rows, counts={"documents": len(query_ids)})
+
+
+def masked_encoder(folder: Path, early_layer: int) -> MaskedEncoder:
+    model = BertForMaskedLM.from_pretrained(folder, local_files_only=True)
+    size, longest = model.config.vocab_size, model.config.max_position_embeddings
     spec = EncoderSpec(query_max_length=longest, document_max_length=longest)
+    tokenizer = numbered_words(size)
     head = CondenserHead.load(folder / HEAD_FILE, model.base_model, early_layer)
     return MaskedEncoder(model, tokenizer, spec, head)
 

@@ -17,6 +17,11 @@ def random_keys(seed: int, *columns: np.ndarray) -> np.ndarray:
     return state
 
 
+def uniform(keys: np.ndarray) -> np.ndarray:
+    """Numbers in [0, 1) out of 64 random bits each."""
+    return (keys >> np.uint64(11)) * 2.0**-53
+
+
 def _mixed(values: np.ndarray) -> np.ndarray:
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

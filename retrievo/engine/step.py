@@ -61,6 +61,7 @@ def gradient_step(
         vectors, kept = passes.first(keep)
         loss, stats, cache = passes.contrast(vectors)
         local_loss = passes.second(cache, kept)
+        stats = stats | objective.figures(passes.batch)
     parameters = list(objective.parameters())
     sum_gradients(parameters)
     stats = _summed({"loss": loss + local_loss, "local_loss": local_loss, **stats})

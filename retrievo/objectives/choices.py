@@ -14,8 +14,9 @@ from retrievo.support.options import Options, option
 
 _WITH_HEAD = {"objective": ("condenser", "cocondenser")}
 _WITH_MLM = {"objective": ("mlm", *_WITH_HEAD["objective"])}
-CONTRASTIVE = ("simclr",)  # objectives that train the vectors of views alone, without any head
+CONTRASTIVE = ("simclr", "ict", "contriever")  # objectives that train the vectors of views alone, without any head
 _WITH_VIEWS = {"objective": CONTRASTIVE}
+LONGEST_QUEUE = 131_072  # Contriever's, for the model that is not fine-tuned
 LEAST_WINDOW = 16  # two spans of the least length
 
 
@@ -101,6 +102,15 @@ class ViewsConfig(Options):
     crop_longest: float = option(
         "Share of the window that a crop has at most.", default=0.5, above=0, maximum=1, only=_WITH_VIEWS
     )
+    delete: float = option(
+        "Share of the tokens of a view that are deleted.", default=0.0, minimum=0, maximum=0.9, only=_WITH_VIEWS
+    )
+    replace: float = option(
+        "Share of the tokens of a view that become another token.", default=0.0, minimum=0, maximum=1, only=_WITH_VIEWS
+    )
+    mask: float = option(
+        "Share of the tokens of a view that become the mask token.", default=0.0, minimum=0, maximum=1, only=_WITH_VIEWS
+    )
     temperature: float = option("Divides the scores.", default=0.05, above=0, only=_WITH_VIEWS)
     label_smoothing: float = option(
         "Share of the target that is spread over all candidates.", default=0.0, minimum=0, maximum=1, only=_WITH_VIEWS
@@ -124,6 +134,8 @@ class ViewsConfig(Options):
         if self.crop_shortest > self.crop_longest:
             found = f"found {self.crop_shortest:g}"
             raise UsageError("--crop-shortest", found, f"at most --crop-longest ({self.crop_longest:g})")
+        if self.replace + self.mask > 1:
+            raise UsageError("--replace", f"is {self.replace:g} beside --mask {self.mask:g}", "at most 1 together")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,6 +146,39 @@ class SimClrConfig(ViewsConfig):
         "Let each crop compete with all others (NT-Xent), not only queries with keys.",
         default=False,
         only={"objective": ("simclr",)},
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class IctConfig(ViewsConfig):
+    """Contrast of a span of a document with the rest of it."""
+
+    keep_query: float = option(
+        "Share of the documents that keep the span which is their query.",
+        default=0.1,
+        minimum=0,
+        maximum=1,
+        only={"objective": ("ict",)},
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ContrieverConfig(ViewsConfig):
+    """Contrast of two crops of a document, one by a slow copy of the encoder, among a queue of earlier ones (MoCo)."""
+
+    momentum: float = option(
+        "Share of itself that the slow copy of the encoder keeps at each step.",
+        default=0.9995,
+        minimum=0,
+        maximum=1,
+        only={"objective": ("contriever",)},
+    )
+    queue_size: int | None = option(
+        "Earlier keys that are negatives.",
+        default=None,
+        minimum=1,
+        hidden_default=f"{LONGEST_QUEUE:,}, at most a quarter of the documents",
+        only={"objective": ("contriever",)},
     )
 
 
@@ -167,6 +212,8 @@ OBJECTIVES = {
     "condenser": Choice(CondenserConfig, "retrievo.objectives.pretraining:Condenser", _GAO),
     "cocondenser": Choice(CoCondenserConfig, "retrievo.objectives.pretraining:CoCondenser", _GAO),
     "simclr": Choice(SimClrConfig, "retrievo.objectives.contrastive:SimClr", _IZACARD),
+    "ict": Choice(IctConfig, "retrievo.objectives.contrastive:InverseCloze", _IZACARD),
+    "contriever": Choice(ContrieverConfig, "retrievo.objectives.momentum:MomentumContrast", _IZACARD | {"delete": 0.1}),
     "finetune": Choice(FinetuneConfig, "retrievo.objectives.finetune:Finetune", {}),
     "cross-encoder-group": Choice(CrossEncoderConfig, "retrievo.objectives.cross_encoder:GroupCrossEncoder", {}),
     "cross-encoder-binary": Choice(CrossEncoderConfig, "retrievo.objectives.cross_encoder:BinaryCrossEncoder", {}),
@@ -178,7 +225,8 @@ def recipe_defaults(name: str) -> str:
     """What the recipes say of an option, for its help: `0.0001 (mlm, condenser), 5e-05 (simclr)`."""
     found: dict[str, list[str]] = {}
     for objective in PRETRAINING:
-        found.setdefault(f"{OBJECTIVES[objective].recipe[name]:g}", []).append(objective)
+        if name in OBJECTIVES[objective].recipe:
+            found.setdefault(f"{OBJECTIVES[objective].recipe[name]:g}", []).append(objective)
     return ", ".join(f"{value} ({', '.join(names)})" for value, names in found.items())
 
 

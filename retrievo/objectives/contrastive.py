@@ -5,42 +5,57 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from retrievo.data.sampling import random_keys
+from retrievo.data.sampling import random_keys, uniform
 from retrievo.learning.batch import Batch, Chunk, Stats
 from retrievo.learning.distributed import gather_counts, gather_rows, rank, world_size
 from retrievo.models.encoder import Encoder, position_limit
-from retrievo.objectives.choices import SimClrConfig, ViewsConfig
+from retrievo.models.spec import ROLES
+from retrievo.objectives.choices import IctConfig, SimClrConfig, ViewsConfig
+from retrievo.objectives.corruption import Corruption
 from retrievo.objectives.framing import Document, Frame, frame, framed
+from retrievo.objectives.masking import Vocabulary
 from retrievo.objectives.objective import Objective
-from retrievo.objectives.views import LEAST_SPAN, cut_crops, cut_windows, gather
+from retrievo.objectives.views import (
+    LEAST_SPAN,
+    Spans,
+    crop_lengths,
+    cut_crops,
+    cut_query,
+    cut_windows,
+    gather,
+    inside,
+    without,
+)
 from retrievo.support.errors import RetrievoError
 
-QUERY, DOCUMENT = "query", "document"  # the named sets: a view in the role of a query, another in that of its key
-_WINDOW, _CROP = range(2)  # one stream of random numbers for each purpose
-_TILE = 1 << 21  # scores worked out at once (8 MiB), so that memory does not grow with the square of the batch
+QUERY, DOCUMENT = ROLES  # the named sets: a view in the role of a query, another in that of its key
+_WINDOW, _CROP, _KEEP, _CORRUPT = range(4)  # one stream of random numbers for each purpose
+TILE = 1 << 21  # scores worked out at once (8 MiB), so that memory does not grow with the square of the batch
 _SAMPLE = 512  # vectors that uniformity and spread are worked out on
+Flat = tuple[np.ndarray, np.ndarray]  # tokens [T] and offsets [n + 1]
 
 
 @dataclass(frozen=True)
 class CropCollator:
-    """Documents into a Batch of two independent crops of one window each; a pure function of tokens and keys.
+    """Documents into a Batch of two views of one window each; a pure function of tokens and keys.
 
     window:            most tokens of a window, which lies in one document.
     shortest, longest: shares of the window that a crop may have.
-    frames:            what stands around a crop in each role.
+    frames:            what stands around a view in each role, in the order in which the engine takes them.
     Counts: `documents`.
     """
 
     window: int
     shortest: float
     longest: float
+    corruption: Corruption
     frames: dict[str, Frame]
     pad_id: int
 
@@ -48,62 +63,100 @@ class CropCollator:
     least_tokens = 2 * LEAST_SPAN  # shorter ones would give twice the same view
 
     def expected_lengths(self, lengths: np.ndarray) -> np.ndarray:
-        """Tokens of a crop, on average, of documents of so many tokens [n]."""
-        windows = np.minimum(lengths, self.window)
-        return np.maximum((self.shortest + self.longest) / 2 * windows, LEAST_SPAN)
+        """Tokens of a view, on average, of documents of so many tokens [n]."""
+        low, high = crop_lengths(np.minimum(lengths, self.window), self.shortest, self.longest)
+        return (low + high) / 2 * (1 - self.corruption.delete)
 
     def __call__(self, items: Sequence[Document]) -> Batch:
         keys = np.array([item.key for item in items], np.uint64)
         texts = [item.tokens for item in items]
         lengths = np.array([len(text) for text in texts], np.int64)
-        windows = cut_windows(lengths, self.window, random_keys(_WINDOW, keys))
+        views = self.views(texts, cut_windows(lengths, self.window, random_keys(_WINDOW, keys)), keys)
         rows = {}
-        for view, (role, around) in enumerate(self.frames.items()):
-            own_keys = random_keys(_CROP, keys, np.full(len(items), view))
-            rows[role] = framed(*gather(texts, cut_crops(windows, self.shortest, self.longest, own_keys)), around)
+        for role, around in self.frames.items():
+            own_keys = random_keys(_CORRUPT, keys, np.full(len(items), ROLES.index(role)))
+            rows[role] = framed(*self.corruption(*views[role], own_keys), around)
         return Batch(rows=rows, counts={"documents": len(items)}, pad_ids=dict.fromkeys(rows, self.pad_id))
 
+    def views(self, texts: Sequence[np.ndarray], windows: Spans, keys: np.ndarray) -> dict[str, Flat]:
+        """Two independent crops of each window, as flat tokens and offsets by role."""
+        drawn = {role: random_keys(_CROP, keys, np.full(len(keys), number)) for number, role in enumerate(ROLES)}
+        return {role: gather(texts, cut_crops(windows, self.shortest, self.longest, drawn[role])) for role in ROLES}
 
-class SimClr(Objective):
-    """InfoNCE of one crop of a document against another of the same, among those of the whole global batch.
 
-    -log exp(<q, k+> / T) / sum over all k of exp(<q, k> / T), the mean over q (Contriever, Izacard et al. 2021, section
-    3.1; SimCLR, Chen et al. 2020): queries against keys, as Contriever's code has it. With `symmetric` each crop
-    competes with all 2n - 1 others (SimCLR's NT-Xent). Both crops go through the encoder, the gradient through both.
+@dataclass(frozen=True)
+class ClozeCollator(CropCollator):
+    """A span of the window is the query, the rest of the window its document (inverse cloze task, Lee et al. 2019).
 
-    Raises: RetrievoError where a crop is longer than the backbone has positions for.
+    keep_query: share of the documents that keep the span, so that matching words counts too (Lee et al., section 4).
     """
 
-    Config = SimClrConfig
+    keep_query: float
+
+    def expected_lengths(self, lengths: np.ndarray) -> np.ndarray:
+        """Half the window: the span and the rest, of which a part keeps the span."""
+        windows, span = np.minimum(lengths, self.window), super().expected_lengths(lengths)
+        left = 1 - self.corruption.delete
+        return (left * windows + self.keep_query * span) / 2
+
+    def views(self, texts: Sequence[np.ndarray], windows: Spans, keys: np.ndarray) -> dict[str, Flat]:
+        spans = cut_query(windows, self.shortest, self.longest, random_keys(_CROP, keys))
+        whole, offsets = gather(texts, windows)
+        kept = uniform(random_keys(_KEEP, keys)) < self.keep_query
+        gone = inside(offsets, (spans.starts - windows.starts)[:, 0], np.where(kept, 0, spans.lengths))
+        return {QUERY: gather(texts, spans), DOCUMENT: without(whole, offsets, gone)}
+
+
+class InBatchContrast(Objective):
+    """InfoNCE of one view of a document against another view of it, among those of the whole global batch.
+
+    -log exp(<q, k+> / T) / sum over all k of exp(<q, k> / T), the mean over q: queries against keys (Contriever,
+    Izacard et al. 2021, section 3.1). Both views go through the encoder, and the gradient through both.
+
+    Raises: RetrievoError where a view is longer than the backbone has positions for, or where tokens are to be replaced
+    and the tokenizer has no mask token.
+    """
+
     config: ViewsConfig
-    vector_names = (QUERY, DOCUMENT)
+    vector_names: ClassVar[tuple[str, ...]] = (QUERY, DOCUMENT)
+    roles: ClassVar[tuple[str, ...]] = ROLES  # in the order of the batch
 
     def __init__(self, config: ViewsConfig, encoder: Encoder):
         super().__init__()
         self.config, self.encoder = config, encoder
-        self.frames = {role: frame(encoder.tokenization(role)) for role in (QUERY, DOCUMENT)}
-        self._check_length(max(config.crop_longest * config.window, LEAST_SPAN))
+        self.frames = {role: frame(encoder.tokenization(role)) for role in self.roles}
+        changes = config.replace or config.mask
+        vocabulary = Vocabulary.of(encoder.tokenizer, whole_word=False) if changes else None
+        self.corruption = Corruption(config.delete, config.replace, config.mask, vocabulary)
+        self._check_length()
 
-    @property
-    def symmetric(self) -> bool:
-        """Whether each view competes with all others, and not only queries with keys."""
-        return isinstance(self.config, SimClrConfig) and self.config.symmetric
-
-    def _check_length(self, longest: float) -> None:
-        """Raises RetrievoError where a view of so many tokens does not fit."""
+    def _check_length(self) -> None:
         most = position_limit(self.encoder.backbone)
-        needed = round(longest) + max(around.size for around in self.frames.values())
+        needed = self.longest_view + max(around.size for around in self.frames.values())
         if most is not None and needed > most:
             found = f"views of up to {needed} tokens, special tokens included"
             raise RetrievoError("--window", found, f"at most {most} for this backbone")
 
-    def collator(self) -> Any:
-        config = self.config
-        return CropCollator(config.window, config.crop_shortest, config.crop_longest, self.frames, self.encoder.pad_id)
+    @property
+    def longest_view(self) -> int:
+        """Most tokens of a view, without its frame."""
+        return max(round(self.config.crop_longest * self.config.window), LEAST_SPAN)
 
-    def encode(self, chunk: Chunk) -> tuple[Tensor, Any]:
-        vectors = self.encoder.encode(chunk.name, chunk.input_ids, chunk.attention_mask)
-        return functional.normalize(vectors, dim=-1) if self.encoder.spec.similarity == "cosine" else vectors, None
+    @property
+    def symmetric(self) -> bool:
+        """Whether each view competes with all others, and not only queries with keys."""
+        return False
+
+    def collator(self) -> CropCollator:
+        return CropCollator(*self._of_collator())
+
+    def _of_collator(self) -> tuple[int, float, float, Corruption, dict[str, Frame], int]:
+        told = self.config
+        shares = told.crop_shortest, told.crop_longest
+        return told.window, *shares, self.corruption, self.frames, self.encoder.pad_id
+
+    def encode(self, chunk: Chunk) -> tuple[Tensor | None, Any]:
+        return encoded(self.encoder, chunk), None
 
     def contrast(self, vectors: dict[str, Tensor], batch: Batch) -> tuple[Tensor, Stats]:
         queries, keys = vectors[QUERY], vectors[DOCUMENT]  # [B, D], [B, D]
@@ -121,6 +174,40 @@ class SimClr(Objective):
         stats = {"contrastive_loss": loss.detach(), "accuracy": hits / sum(counts)}
         of_documents = every[1::2] if self.symmetric else every
         return loss, stats | figures(vectors[QUERY], vectors[DOCUMENT], of_documents, batch.counts["documents"])
+
+
+class SimClr(InBatchContrast):
+    """Two independent crops of each document: one direction as in Contriever's code, or NT-Xent with `symmetric`.
+
+    NT-Xent: each crop against all 2n - 1 others (SimCLR, Chen et al. 2020, eq. 1).
+    """
+
+    Config = SimClrConfig
+    config: SimClrConfig
+
+    @property
+    def symmetric(self) -> bool:
+        return self.config.symmetric
+
+
+class InverseCloze(InBatchContrast):
+    """A span of each document against the rest of it (inverse cloze task; Lee et al. 2019, section 4)."""
+
+    Config = IctConfig
+    config: IctConfig
+
+    @property
+    def longest_view(self) -> int:
+        return self.config.window
+
+    def collator(self) -> ClozeCollator:
+        return ClozeCollator(*self._of_collator(), self.config.keep_query)
+
+
+def encoded(encoder: Encoder, chunk: Chunk) -> Tensor:
+    """Vectors of a chunk [n, D] as they are compared by inner product: of unit length where the folder says cosine."""
+    vectors = encoder.encode(chunk.name, chunk.input_ids, chunk.attention_mask)
+    return functional.normalize(vectors, dim=-1) if encoder.spec.similarity == "cosine" else vectors
 
 
 def smoothing(queries: Tensor, every: Tensor, positives: Tensor, excluded: Tensor | None) -> Tensor:
@@ -150,7 +237,7 @@ def figures(queries: Tensor, keys: Tensor, every: Tensor, pairs: int) -> Stats:
     count = max(1, len(unit) * (len(unit) - 1))
     spread = (1 - unit.mean(0).square().sum()).clamp(min=0).sqrt()
     return {
-        "alignment": distances.sum() / pairs,
+        "alignment": distances.sum() / max(1, pairs),
         "uniformity": (potential.sum() / count).clamp(min=math.exp(-8)).log() / world_size(),
         "vector_std": spread / world_size(),
     }
@@ -170,7 +257,7 @@ class InfoNce(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         loss, hits = rows.new_zeros(()), rows.new_zeros(())
         gradient, of_every = torch.zeros_like(rows), torch.zeros_like(every)
-        tile = max(1, _TILE // max(1, len(every)))
+        tile = max(1, TILE // max(1, len(every)))
         for start in range(0, len(rows), tile):
             part = slice(start, start + tile)
             own, positive = rows[part], positives[part, None]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from retrievo.data.sampling import random_keys
+from retrievo.data.sampling import random_keys, uniform
 from retrievo.models.tokens import bare
 from retrievo.support.errors import RetrievoError
 
@@ -87,9 +87,9 @@ class Vocabulary:
         """
         tokens = tokens.astype(np.int64)
         chosen = self._chosen(tokens, offsets, keys, probability)
-        row = _row_of(offsets, chosen)
+        row = row_of(offsets, chosen)
         row_keys, position = keys[row], chosen - offsets[row]
-        share = _uniform(random_keys(_ROLE, row_keys, position))
+        share = uniform(random_keys(_ROLE, row_keys, position))
         other = self.drawn[(random_keys(_TOKEN, row_keys, position) % np.uint64(len(self.drawn))).astype(np.int64)]
         seen, labels = tokens.copy(), np.full_like(tokens, IGNORED)
         labels[chosen] = tokens[chosen]
@@ -104,7 +104,7 @@ class Vocabulary:
         size = np.diff(np.append(first, len(tokens)))
         allowed = ~self.special[tokens[first]]
         first, size = first[allowed], size[allowed]
-        row = _row_of(offsets, first)
+        row = row_of(offsets, first)
         budget = np.maximum(1, np.rint(np.bincount(row, size, len(keys)) * probability)).astype(np.int64)
         taken = _fill(row, size, random_keys(_WORD, keys[row], first - offsets[row]), budget)
         first, size = first[taken], size[taken]
@@ -130,14 +130,9 @@ def _fill(row: np.ndarray, size: np.ndarray, key: np.ndarray, budget: np.ndarray
     return taken
 
 
-def _row_of(offsets: np.ndarray, positions: np.ndarray) -> np.ndarray:
+def row_of(offsets: np.ndarray, positions: np.ndarray) -> np.ndarray:
     """The row of each position of flat tokens."""
     return np.searchsorted(offsets, positions, side="right") - 1
-
-
-def _uniform(keys: np.ndarray) -> np.ndarray:
-    """Numbers in [0, 1) out of 64 random bits each."""
-    return (keys >> np.uint64(11)) * 2.0**-53
 
 
 # Where words begin

@@ -17,10 +17,10 @@ Collator = Callable[[Sequence[Any]], Batch]
 class Objective(nn.Module):
     """What is minimized. The engine owns chunks, gradient cache, ranks, precision and schedule, and calls, per step:
 
-    `encode` for each chunk (twice for `vector_names`, with the same dropout), `contrast` once on all vectors of this
-    rank in the order of the batch, `local_loss` for each chunk in the pass that builds a graph, `after_step` after the
-    update. Chunks come name by name in the order of `batch.rows`, rows of a name in any order; where a graph is built,
-    names outside `vector_names` come first.
+    `encode` for each chunk of `vector_names` and `contrast` once on all vectors of this rank in the order of the batch;
+    then, in the pass that builds a graph, `encode` (with the same dropout) and `local_loss` for each chunk; `figures`;
+    `after_step` after the update. Chunks come name by name in the order of `batch.rows`, rows of a name in any order;
+    where a graph is built, names outside `vector_names` come first.
 
     Each loss is a sum over this rank's rows / a count of `batch.counts`, which counts all ranks: the loss of the global
     batch is the sum over ranks. State outside parameters and buffers is not kept in checkpoints.
@@ -51,6 +51,10 @@ class Objective(nn.Module):
         It may use no parameters but named scalars, such as a temperature: only those get a gradient here.
         """
         return torch.zeros((), device=next(self.parameters()).device), {}
+
+    def figures(self, batch: Batch) -> Stats:
+        """Figures to log of what the chunks of this step left; every rank calls it."""
+        return {}
 
     def after_step(self) -> None:
         """What follows the update of the parameters (moving averages, queues)."""

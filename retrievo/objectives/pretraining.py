@@ -18,7 +18,7 @@ from retrievo.learning.distributed import gather_counts, gather_rows, rank
 from retrievo.models.condenser import HEAD_LAYERS, CondenserHead, MaskedEncoder
 from retrievo.models.encoder import position_limit
 from retrievo.objectives.choices import CoCondenserConfig, CondenserConfig, MlmConfig
-from retrievo.objectives.contrastive import InfoNce
+from retrievo.objectives.contrastive import InfoNce, figures
 from retrievo.objectives.framing import Document, Frame, frame, framed
 from retrievo.objectives.masking import IGNORED, Vocabulary
 from retrievo.objectives.objective import Objective
@@ -120,6 +120,7 @@ class MaskedLanguageModel(Objective):
         most = position_limit(encoder.backbone)
         if most is not None and config.max_length > most:
             raise RetrievoError("--max-length", f"found {config.max_length}", f"at most {most} for this backbone")
+        self._terms: dict[str, Tensor] = {}  # of the chunks of a step so far
         self._set_head()
 
     def _set_head(self) -> None:
@@ -145,14 +146,28 @@ class MaskedLanguageModel(Objective):
     def local_loss(self, rest: Hidden, batch: Batch) -> Tensor:
         labels = _padded_labels(rest, batch)
         chosen = labels != IGNORED
-        states = [state[chosen] for state in self.states(rest)]  # of [m, D]
-        logits = self.encoder.mlm_head(torch.cat(states))  # [k m, V]
-        loss = functional.cross_entropy(logits, labels[chosen].repeat(len(states)), reduction="sum")
-        return loss / max(1, batch.counts["masked"])
+        states = {name: state[chosen] for name, state in self.states(rest).items()}  # of [m, D]
+        logits = self.encoder.mlm_head(torch.cat(list(states.values())))  # [k m, V]
+        losses = functional.cross_entropy(logits, labels[chosen].repeat(len(states)), reduction="none")
+        terms = losses.view(len(states), -1).sum(1) / max(1, batch.counts["masked"])  # [k]
+        for name, term in zip(states, terms.detach(), strict=True):
+            self._terms[name] = self._terms.get(name, 0) + term.float()
+        return terms.sum()
 
-    def states(self, hidden: Hidden) -> list[Tensor]:
+    def figures(self, batch: Batch) -> Stats:
+        """The terms of the loss apart."""
+        zero = torch.zeros((), device=next(self.parameters()).device)  # of a rank without documents
+        terms, self._terms = self._terms, {}
+        return {name: terms.get(name, zero) for name in self.term_names}
+
+    @property
+    def term_names(self) -> tuple[str, ...]:
+        """The terms of the loss."""
+        return ("mlm_loss",)
+
+    def states(self, hidden: Hidden) -> dict[str, Tensor]:
         """The token vectors [n, L, D] that masked tokens are predicted from; each has its loss, of equal weight."""
-        return [hidden.late]
+        return {"mlm_loss": hidden.late}
 
 
 def _padded_labels(hidden: Hidden, batch: Batch) -> Tensor:
@@ -202,9 +217,13 @@ class Condenser(MaskedLanguageModel):
         early = found.hidden_states[self.head.early_layer]
         return None, Hidden(chunk.rows, chunk.attention_mask, early, found.last_hidden_state)
 
-    def states(self, hidden: Hidden) -> list[Tensor]:
+    @property
+    def term_names(self) -> tuple[str, ...]:
+        return ("head_mlm_loss", "late_mlm_loss") if self.config.late_mlm else ("head_mlm_loss",)
+
+    def states(self, hidden: Hidden) -> dict[str, Tensor]:
         condensed = self.head(hidden.early, hidden.late, hidden.attention_mask)
-        return [condensed, hidden.late] if self.config.late_mlm else [condensed]
+        return dict(zip(self.term_names, (condensed, hidden.late), strict=False))
 
 
 def _check_head(head: CondenserHead, config: CondenserConfig) -> None:
@@ -245,4 +264,5 @@ class CoCondenser(Condenser):
         columns = sum(counts[: rank()]) + torch.arange(len(own), device=own.device)
         total, hits = InfoNce.apply(own, every, columns ^ 1, columns)
         loss = total / batch.counts["spans"]
-        return loss, {"contrastive_loss": loss.detach(), "accuracy": hits / batch.counts["spans"]}
+        stats = {"contrastive_loss": loss.detach(), "accuracy": hits / batch.counts["spans"]}
+        return loss, stats | figures(own[::2], own[1::2], every[1::2], batch.counts["spans"] // 2)

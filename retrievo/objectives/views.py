@@ -52,11 +52,36 @@ def cut_crops(windows: Spans, shortest: float, longest: float, keys: np.ndarray)
     al. 2021, appendix A). Crops with other keys are independent and may overlap.
     windows: one of each document, at least `LEAST_SPAN` tokens long.
     """
-    low, high = (
-        np.maximum(np.rint(share * windows.lengths).astype(np.int64), LEAST_SPAN) for share in (shortest, longest)
-    )
+    low, high = crop_lengths(windows.lengths, shortest, longest)
     size = low + _below(high - low + 1, _FIRST, keys)
     return Spans(windows.starts + _below(windows.lengths - size + 1, _SECOND, keys)[:, None], size)
+
+
+def crop_lengths(windows: np.ndarray, shortest: float, longest: float) -> tuple[np.ndarray, np.ndarray]:
+    """Fewest and most tokens of a crop of windows of so many tokens [n]: [n], [n]."""
+    low, high = (np.rint(share * windows).astype(np.int64) for share in (shortest, longest))
+    return np.maximum(low, LEAST_SPAN), np.maximum(high, LEAST_SPAN)
+
+
+def cut_query(windows: Spans, shortest: float, longest: float, keys: np.ndarray) -> Spans:
+    """As `cut_crops`, but never so long that fewer than `LEAST_SPAN` tokens of the window are left.
+
+    windows: one of each document, at least 2 x `LEAST_SPAN` tokens long.
+    """
+    cut = cut_crops(windows, shortest, longest, keys)
+    size = np.minimum(cut.lengths, windows.lengths - LEAST_SPAN)
+    return Spans(np.minimum(cut.starts, (windows.starts[:, 0] + windows.lengths - size)[:, None]), size)
+
+
+def without(tokens: np.ndarray, offsets: np.ndarray, gone: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Flat rows without the tokens that are `gone` [T] bool."""
+    return tokens[~gone], np.concatenate([[0], np.cumsum(~gone)])[offsets]
+
+
+def inside(offsets: np.ndarray, starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """Whether each token of flat rows lies in the span of its row [T] bool; starts [n] count from the row's first."""
+    position = np.arange(offsets[-1]) - np.repeat(offsets[:-1] + starts, np.diff(offsets))
+    return (position >= 0) & (position < np.repeat(lengths, np.diff(offsets)))
 
 
 def _below(bounds: np.ndarray, stream: int, keys: np.ndarray) -> np.ndarray:

@@ -29,7 +29,12 @@ from retrievo.objectives.pretraining_data import PretrainFeed
 SYLLABLES = [consonant + vowel for consonant in "bdfgkm" for vowel in "aeiou"]
 SIZE = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 32}
 CLASSES = {"mlm": MaskedLanguageModel, "condenser": Condenser, "cocondenser": CoCondenser}
-VIEWS = {"simclr": {"symmetric": False}, "nt-xent": {"symmetric": True}}  # name here -> options of its objective
+VIEWS: dict[str, dict[str, Any]] = {  # name here -> options of its objective
+    "simclr": {},
+    "nt-xent": {"symmetric": True},
+    "ict": {},
+    "contriever": {"queue_size": 7, "momentum": 0.9},
+}
 
 
 @functools.cache
@@ -119,6 +124,8 @@ def gradients_of_an_epoch(folder: Path) -> dict[str, Tensor]:
             found |= {f"{name}/{step}/{key}": value for key, value in stats.items() if key != "padded_tokens"}
             gradients = {key: p.grad for key, p in trained.named_parameters() if p.grad is not None}
             found |= {f"{name}/{step}/gradient of {key}": value for key, value in gradients.items()}
+            trained.after_step()
+            found |= {f"{name}/{step}/{key}": value.clone() for key, value in trained.named_buffers(recurse=False)}
     return found
 
 

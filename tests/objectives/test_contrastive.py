@@ -22,7 +22,8 @@ from retrievo.engine.step import ALL_GRAPHS, Passes, gradient_step
 from retrievo.learning.batch import Batch
 from retrievo.objectives import contrastive
 from retrievo.objectives.choices import SimClrConfig
-from retrievo.objectives.contrastive import DOCUMENT, QUERY, CropCollator, figures
+from retrievo.objectives.contrastive import DOCUMENT, QUERY, ClozeCollator, CropCollator, figures
+from retrievo.objectives.corruption import Corruption
 from retrievo.objectives.framing import Document, Frame
 from retrievo.objectives.objective import Objective
 from retrievo.support.errors import RetrievoError, UsageError
@@ -92,7 +93,7 @@ def test_symmetric_lets_each_view_compete_with_all_others(smoothing: float) -> N
 @pytest.mark.parametrize("symmetric", [False, True])
 def test_tiles_change_nothing(symmetric: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = loss_of(vectors(9), symmetric=symmetric)
-    monkeypatch.setattr(contrastive, "_TILE", 20)
+    monkeypatch.setattr(contrastive, "TILE", 20)
     tiled = loss_of(vectors(9), symmetric=symmetric)
     assert tiled[0] == pytest.approx(whole[0], rel=1e-6)
     assert_same(tiled[1], whole[1])
@@ -118,12 +119,19 @@ def test_with_dropout_any_chunking_has_the_gradient_of_its_chunks_in_one_graph(
     name: str, count: int, chunk_tokens: int, keep_graphs: int
 ) -> None:
     trained = contrast(name, dropout=0.2)
+    gradient_step(trained, batch(trained, 4, seed=1), step=9, seed=0, chunk_tokens=100)
+    trained.after_step()  # fills a queue, where there is one
+    trained.zero_grad(set_to_none=True)
     made = batch(trained, count)
     passes = Passes(trained, made, step=0, seed=0, chunk_tokens=chunk_tokens, dtype=torch.float32)
-    parts = defaultdict(list)
+    parts, loss = defaultdict(list), torch.zeros(())
     for index, (of, _) in enumerate(passes.plan):
-        parts[of].append(passes.encode(index)[0])
-    loss, _ = trained.contrast({of: passes._in_order(of, found) for of, found in parts.items()}, passes.batch)
+        found, rest = passes.encode(index)
+        if found is not None:
+            parts[of].append(found)
+        loss = loss + passes.local_loss(index, rest)
+    together = {of: passes._in_order(of, found) for of, found in parts.items()}
+    loss = loss + trained.contrast(together, passes.batch)[0]
     loss.backward()
     expected = {key: p.grad.clone() for key, p in trained.named_parameters() if p.grad is not None}
     stats = gradient_step(trained, made, step=0, seed=0, chunk_tokens=chunk_tokens, keep_graphs=keep_graphs)
@@ -136,13 +144,15 @@ def test_with_dropout_any_chunking_has_the_gradient_of_its_chunks_in_one_graph(
 
 @pytest.mark.parametrize("name", list(VIEWS))
 def test_training_learns_to_tell_documents_apart(name: str) -> None:
-    trained = contrast(name)
+    trained = contrast(name, temperature=1.0)
     optimizer = torch.optim.AdamW(trained.parameters(), lr=3e-3)
     losses = []
-    for number in range(30):
-        losses.append(gradient_step(trained, batch(trained, 6), step=number, seed=0, chunk_tokens=400)["loss"])
+    for number in range(45):
+        made = batch(trained, 6, seed=number % 3)  # no document of the batch before is in it again
+        losses.append(gradient_step(trained, made, step=number, seed=0, chunk_tokens=400)["loss"].item())
         optimizer.step()
-    assert losses[-1] < 0.5 * losses[0]
+        trained.after_step()
+    assert np.mean(losses[-5:]) < 0.8 * np.mean(losses[2:7])  # a queue must fill first
 
 
 @pytest.mark.parametrize(("similarity", "same"), [("cosine", True), ("dot", False)])
@@ -160,8 +170,9 @@ def test_what_is_trained_is_how_the_folder_compares(similarity: str, same: bool)
 
 
 def crops(items: list[Document], **options: Any) -> tuple[list[list[int]], list[list[int]]]:
-    told = {"window": 40, "shortest": 0.05, "longest": 0.5, "frames": FRAMES, "pad_id": 0, **options}
-    made = CropCollator(**told)(items)
+    told = {"window": 40, "shortest": 0.05, "longest": 0.5, "corruption": Corruption(), "frames": FRAMES, "pad_id": 0}
+    told |= options
+    made = (ClozeCollator if "keep_query" in told else CropCollator)(**told)(items)
     assert made.counts == {"documents": len(items)}
     return tuple(
         [rows.tokens[low + 1 : high - 1].tolist() for low, high in pairwise(rows.offsets.tolist())]
@@ -197,13 +208,48 @@ def test_a_crop_lies_in_one_window_of_one_document_and_has_the_length_asked_for(
 
 def test_crops_are_drawn_apart_everywhere_and_of_all_lengths() -> None:
     keys = random_keys(0, np.arange(4000))
-    first, second = crops([Document(np.arange(40), key) for key in keys])
+    first, second = crops([Document(np.arange(45), key) for key in keys])
     lengths = np.bincount([len(crop) for crop in first])
     assert len(lengths) == 21
     assert lengths[8:].min() > 0.8 * 4000 / 13
     assert {crop[0] for crop in first} == set(range(33))
     assert abs(np.corrcoef([crop[0] for crop in first], [crop[0] for crop in second])[0, 1]) < 0.05
     assert abs(np.corrcoef([len(crop) for crop in first], [len(crop) for crop in second])[0, 1]) < 0.05
+
+
+def test_a_cloze_takes_a_span_out_of_its_window_save_one_in_ten() -> None:
+    keys = random_keys(0, np.arange(2000))
+    lengths = 16 + np.arange(2000) % 60
+    queries, rests = crops([Document(np.arange(n), key) for n, key in zip(lengths, keys, strict=True)], keep_query=0.1)
+    kept = 0
+    for size, query, rest in zip(np.minimum(lengths, 40), queries, rests, strict=True):
+        assert query == list(range(query[0], query[-1] + 1))
+        assert max(8, round(0.05 * size)) <= len(query) <= max(8, round(0.5 * size))
+        if len(rest) == size:
+            kept += 1
+            assert set(query) <= set(rest)
+        else:
+            assert len(rest) == size - len(query) >= 8
+            assert not set(query) & set(rest)
+        window = sorted({*query, *rest})
+        assert window == list(range(window[0], window[0] + size))
+    assert 150 < kept < 250
+
+
+def test_a_cloze_always_leaves_something() -> None:
+    items = [Document(np.arange(16), key) for key in random_keys(0, np.arange(50))]
+    queries, rests = crops(items, keep_query=0.0, shortest=1.0, longest=1.0)
+    assert {len(query) for query in queries} == {len(rest) for rest in rests} == {8}
+
+
+@pytest.mark.parametrize("name", ["simclr", "ict", "contriever"])
+def test_what_is_foretold_of_lengths_is_what_comes(name: str) -> None:
+    collator = contrast(name, delete=0.2).collator()
+    lengths = np.arange(16, 80)
+    keys = random_keys(0, np.arange(3200))
+    made = collator([Document(np.full(lengths[n % 64], 6), key) for n, key in enumerate(keys)])
+    seen = sum(rows.lengths.sum().item() - 2 * rows.size for rows in made.rows.values()) / 6400
+    assert seen == pytest.approx(collator.expected_lengths(lengths).mean(), rel=0.05)
 
 
 def test_crops_depend_on_their_document_and_key_only_and_travel_without_the_model() -> None:

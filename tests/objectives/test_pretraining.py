@@ -278,7 +278,7 @@ def test_the_contrast_in_tiles_is_the_contrast_at_once(monkeypatch: pytest.Monke
     made = Batch(rows={}, counts={"spans": 10})
     found = []
     for tile in (1 << 21, 30):
-        monkeypatch.setattr(contrastive, "_TILE", tile)
+        monkeypatch.setattr(contrastive, "TILE", tile)
         torch.manual_seed(1)
         spans = torch.randn(10, 16, requires_grad=True)
         loss, stats = trained.contrast({"span": spans}, made)

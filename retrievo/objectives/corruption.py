@@ -1,0 +1,46 @@
+"""What happens to the tokens of a view: some deleted, some replaced, some masked; seeded and all at once (numpy)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from retrievo.data.sampling import random_keys, uniform
+from retrievo.objectives.masking import Vocabulary, row_of
+from retrievo.objectives.views import without
+
+_DELETE, _ROLE, _TOKEN = range(3)  # one stream of random numbers for each purpose
+
+
+@dataclass(frozen=True, eq=False)
+class Corruption:
+    """Shares of the tokens of a view that are deleted, and of those left that are replaced or masked (Contriever, 3.1).
+
+    vocabulary: what replaces and masks; needed for that only.
+    """
+
+    delete: float = 0.0
+    replace: float = 0.0
+    mask: float = 0.0
+    vocabulary: Vocabulary | None = field(default=None, repr=False)
+
+    def __call__(self, tokens: np.ndarray, offsets: np.ndarray, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Flat rows [T], [n + 1] after it; each token's lot depends on its row's key [n] and its place in the row."""
+        row = row_of(offsets, np.arange(len(tokens)))
+        of_token = keys[row], np.arange(len(tokens)) - offsets[row]
+        tokens = self._exchanged(tokens.astype(np.int64), of_token)
+        if not self.delete:
+            return tokens, offsets
+        gone = uniform(random_keys(_DELETE, *of_token)) < self.delete
+        left = np.bincount(row, ~gone, len(keys))
+        return without(tokens, offsets, gone & (left > 0)[row])  # a row that would be empty stays whole
+
+    def _exchanged(self, tokens: np.ndarray, of_token: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+        if self.vocabulary is None:
+            return tokens
+        share = uniform(random_keys(_ROLE, *of_token))
+        drawn = self.vocabulary.drawn
+        other = drawn[(random_keys(_TOKEN, *of_token) % np.uint64(len(drawn))).astype(np.int64)]
+        chosen = [share < self.mask, share < self.mask + self.replace]
+        return np.select(chosen, [self.vocabulary.mask_id, other], tokens)
