@@ -59,11 +59,10 @@ def _index(config: IndexConfig) -> None:
 def _search(config: SearchConfig) -> None:
     from retrievo.search import converse, search
 
-    if config.interactive:
-        for answer in converse(config, typed_lines("question: ")):
+    answers = converse(config, typed_lines("question: ")) if config.interactive else [search(config)]
+    for answer in answers:
+        if answer is not None:
             answer.print(as_json=config.json)
-    elif (answer := search(config)) is not None:
-        answer.print(as_json=config.json)
 
 
 def _evaluate(config: SweepConfig) -> None:

@@ -62,7 +62,7 @@ FINISHED = "finished"
 class RunConfig(Options):
     """Options of `retrievo run`."""
 
-    recipe: Path = option("Recipe (.toml): steps that are commands.", positional=True)
+    file: Path = option("Recipe (.toml): steps that are commands.", positional=True)
     only: tuple[str, ...] = option("Steps to run; the others are left as they are.", default=(), several=True)
     dry_run: bool = option("Say what would be done, and why.", default=False)
 
@@ -90,7 +90,7 @@ def run(config: RunConfig) -> None:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         fix = "start its long steps so: retrievo run --dry-run prints their commands"
         raise UsageError("retrievo run", "found several processes", "one", fix)
-    steps = read_recipe(config.recipe)
+    steps = read_recipe(config.file)
     for name in config.only:
         if name not in (known := [step.name for step in steps]):
             raise UsageError("--only", f"found '{name}'", None, did_you_mean(name, known))
@@ -100,7 +100,7 @@ def run(config: RunConfig) -> None:
         return
     done = sum(_do(step) for step in chosen)
     if not done:
-        console.note(f"{config.recipe} is already finished; nothing to do")
+        console.note(f"{config.file} is already finished; nothing to do")
     _show_results(chosen)
 
 

@@ -85,7 +85,7 @@ def rerank(config: RerankConfig) -> Manifest:
     from retrievo.models.devices import prepare_cpu, resolve_device
 
     prepare_cpu(config.threads)
-    corpus, queries, run = Corpus(config.corpus), Queries(config.queries), Run.read(config.run)
+    corpus, queries, run = Corpus(config.corpus), Queries(config.queries), Run.open(config.run)
     qrels = Qrels.read(config.qrels) if config.qrels else None
     inputs = {"run": run.input, "corpus": corpus.input, "queries": queries.input}
     inputs |= {"qrels": qrels.input} if qrels else {}

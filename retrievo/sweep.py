@@ -114,7 +114,7 @@ def _warn(config: SweepConfig) -> tuple[str, ...]:
 
 
 def _datasets(config: SweepConfig) -> Iterator[tuple[str, Path]]:
-    """The datasets by name: folders of the suite with corpus, queries and judgements, or the one made of known items."""
+    """The datasets by name: folders of a suite with corpus, queries and judgements, or the one made of known items."""
     from retrievo.data.corpus import Corpus
     from retrievo.evaluation.known_item import make_known_items
 

@@ -34,7 +34,6 @@ def home(tmp_path_factory: Any, tiny_model: Path, toy_dataset: Path, module_retr
     qrels = ["--qrels", toy_dataset / "qrels" / "train.parquet"]
     negatives = ["--depth", 30, "--samples", 8, "--output", home / "negatives.parquet"]
     pool = ["--negatives", home / "negatives.parquet", "--negatives-per-query", 4]
-    search = ["search", "--index", home / "bm25", "--queries", toy_dataset]
     for arguments in (
         ["mine-negatives", *tables(toy_dataset), *qrels, *negatives],
         training(tiny_model, toy_dataset, home / "ranker", *pool, "--epochs", 6, "--keep-graphs", 99),

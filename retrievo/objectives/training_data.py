@@ -59,7 +59,7 @@ class TrainingData:
         if not self.pairs:
             found = f"none of its {relevant.num_rows:,} relevant pairs has its query and its document"
             raise RetrievoError(qrels, found, None, "check --queries, --corpus and --min-relevance")
-        self.teacher = None if teacher is None else self._taught_by(Run.read(teacher))
+        self.teacher = None if teacher is None else self._taught_by(Run.open(teacher))
 
     def _taught_by(self, run: Run) -> Teacher:
         """What a run says of the rows here.

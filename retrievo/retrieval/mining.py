@@ -230,7 +230,7 @@ def in_order(path: Path, judged: Judged, depth: int, output: Path) -> Path:
 
     Raises: RetrievoError where it holds no judged query.
     """
-    run = Run.read(path).table
+    run = Run.open(path).table
     if path.suffix == ".parquet" and "source" in pq.read_schema(path).names:
         run = Table(path, NEGATIVES).read(["query_id", "doc_id", "score", "source"])
     run = run.filter(pc.is_in(run["query_id"], value_set=judged.ids))
@@ -252,7 +252,7 @@ class Teacher:
     """Scores of (query, document) pairs from a run, 16 bytes a pair in memory."""
 
     def __init__(self, path: Path, judged: Judged):
-        run = Run.read(path)
+        run = Run.open(path)
         self.judged, self.input = judged, run.input
         query, row = judged.numbers(run.table["query_id"]), judged.corpus.id_map.rows(run.table["doc_id"])
         known = (query >= 0) & (row >= 0)

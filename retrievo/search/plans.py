@@ -126,7 +126,7 @@ def _plan_run(config: SearchConfig, path: Path) -> Plan:
     from retrievo.support.artifact import Input
 
     assert config.queries is not None
-    given = Run.read(path)
+    given = Run.open(path)
     if _holds_vectors(config.queries):
         ids, read = Embeddings(config.queries).ids(), Input.of(config.queries)
     else:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, NamedTuple
 
 from retrievo.support import console
@@ -66,8 +66,8 @@ def _values(shared: Shared, qrels: pa.Table, metric: str, grid: np.ndarray) -> t
     import pyarrow.compute as pc
 
     from retrievo.data.ordering import flat_strings
-    from retrievo.evaluation.metrics import evaluate
     from retrievo.evaluation.names import Metric
+    from retrievo.evaluation.scoring import evaluate
 
     wanted = Metric.parse(metric)
     ours = pc.is_in(flat_strings(qrels["query_id"]), value_set=flat_strings(pa.chunked_array([shared.query_ids])))
@@ -93,6 +93,6 @@ def _folds(query_ids: pa.Array) -> np.ndarray:
     return (np.array(hash_texts(query_ids.to_pylist())) % np.uint64(FOLDS)).astype(np.int64)
 
 
-def told(weights: Sequence[float]) -> str:
+def told(weights: Iterable[float]) -> str:
     """Weights as a flag takes them."""
     return ",".join(f"{weight:g}" for weight in weights)

@@ -24,8 +24,8 @@ def compare(tmp_path: Path) -> Callable[..., Evaluation]:
         runs: dict[str, str],
         qrels: Sequence[tuple[str, str, int]],
         metrics: str,
-        rules: Rules = Rules(),
-        texts: Texts = Texts(),
+        rules: Rules | None = None,
+        texts: Texts | None = None,
     ) -> Evaluation:
         opened = {}
         for name, text in runs.items():
@@ -34,8 +34,8 @@ def compare(tmp_path: Path) -> Callable[..., Evaluation]:
         query_id, doc_id, relevance = zip(*qrels, strict=True)
         table = pa.table({"query_id": query_id, "doc_id": doc_id, "relevance": pa.array(relevance, pa.int32())})
         parsed = {typed: Metric.parse(typed) for typed in metrics.split()}
-        standard = Standard(tuple(parsed.values()), Judgements.of(table), rules)
-        return Evaluation.of(parsed, standard, opened, texts, next(iter(runs)), seed=0)
+        standard = Standard(tuple(parsed.values()), Judgements.of(table), rules or Rules())
+        return Evaluation.of(parsed, standard, opened, texts or Texts(), next(iter(runs)), seed=0)
 
     return made
 

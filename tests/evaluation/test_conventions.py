@@ -50,7 +50,7 @@ def test_ranks_that_are_none_are_refused_by_ms_marco_alone(compare: Callable) ->
 
 
 def ms_marco_mrr(rows: list[tuple[str, str, int]], relevant: dict[str, set[str]]) -> float:
-    """The arithmetic of MS MARCO's passage ranking task: ranks as told, first relevant one up to 10, over all judged."""
+    """The arithmetic of MS MARCO's passage ranking: ranks as told, first relevant one up to 10, over all judged."""
     total = 0.0
     for query, wanted in relevant.items():
         told = sorted(rank for asked, doc, rank in rows if asked == query and doc in wanted and rank <= 10)
