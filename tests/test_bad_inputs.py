@@ -240,7 +240,7 @@ CASES: dict[str, tuple[Make, int, str]] = {
     "weights for other indexes": (
         lambda f: ["search", "x", "--index", HOUSE / "bm25", "--index", HOUSE / "bm25", "--fuse-weights", "1,2,3"],
         2,
-        "--fuse-weights: found 3 weights for 2 indexes; expected one for each --index",
+        "--fuse-weights: found 3 weights for 2 indexes and runs; expected one for each --index and --run",
     ),
     "pre-training of a model that is not there": (
         lambda f: ["pretrain", "--corpus", HOUSE, "--model", f / "nothing"],

@@ -93,7 +93,7 @@ def test_known_items_by_title_and_by_span(tmp_path: Path, tiny_model: Path, retr
 
     words = [f"w{number}" for number in range(400)]
     texts = [" ".join(words[start : start + 40]) for start in range(0, 200, 4)]
-    table = {"id": [f"d{n}" for n in range(50)], "title": [f"title {n}" for n in range(50)], "text": texts}
+    table = {"id": [f"d{n}" for n in range(50)], "title": [f"title w{4 * n}" for n in range(50)], "text": texts}
     table["text"][7] = table["text"][8]  # neither of them can be meant by a span
     pq.write_table(pa.table(table), tmp_path / "corpus.parquet")
     for kind, count in (("title", 50), ("span", 48)):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -67,6 +68,18 @@ def two_rounds(tmp_path_factory: Any, tiny_model: Path, toy_dataset: Path, modul
         made = module_retrievo(*arguments)
         assert made.code == 0, made.err
     return home
+
+
+def test_the_model_of_a_stage_is_found_beside_it_wherever_the_command_is_typed(
+    two_rounds: Path, toy_dataset: Path, tmp_path: Path, retrievo: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage = tmp_path / "home" / "stage"
+    stage.mkdir(parents=True)
+    shutil.copytree(two_rounds / "stage-1", tmp_path / "home" / "start", ignore=shutil.ignore_patterns("checkpoints"))
+    (stage / "train.toml").write_text('[train]\nmodel = "../start"\nmax_steps = 1\n')
+    monkeypatch.chdir(tmp_path)
+    trained = retrievo("train", "home/stage", *tables(toy_dataset), "--batch-size", 16)
+    assert trained.code == 0, trained.err
 
 
 @pytest.mark.parametrize("loss", ["kl", "margin-mse"])

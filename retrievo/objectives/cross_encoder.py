@@ -53,8 +53,8 @@ class GroupCrossEncoder(Objective):
     """-log softmax(s(q, .)) at the positive, over the group of one query (Gao, Dai & Callan 2021, eq. 4).
 
     The softmax needs the scores of a whole group, whose pairs lie in different chunks, as they differ in length: so the
-    scores are this objective's vectors [n, 1], and the gradient cache keeps the gradient exact. With --keep-graphs at
-    the number of chunks or above, no pair is read twice.
+    scores are this objective's vectors [n, 1], and the gradient cache keeps the gradient exact. Where all
+    graphs fit --graph-memory, no pair is read twice.
     """
 
     Config = CrossEncoderConfig

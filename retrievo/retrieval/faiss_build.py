@@ -183,7 +183,7 @@ def _prepare_rotation(faiss: Any, index: Any) -> None:
         if isinstance(step, faiss.OPQMatrix) and hasattr(inner, "pq"):
             codes = faiss.ProductQuantizer(inner.pq.d, inner.pq.M, inner.pq.nbits)
             step.niter, step.pq = _OPQ_ROUNDS, codes
-            index.codes_of_rotation = codes  # lives as long as the rotation may use it
+            index.referenced_objects = [codes]  # they live as long as the rotation may use them
 
 
 def _lists(faiss: Any, index: Any) -> int:

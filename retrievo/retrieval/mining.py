@@ -230,7 +230,7 @@ def in_order(path: Path, judged: Judged, depth: int, output: Path) -> Path:
 
     Raises: RetrievoError where it holds no judged query.
     """
-    run = Run.open(path).table
+    run = Run.open(path).table.select(["query_id", "doc_id", "score"])
     if path.suffix == ".parquet" and "source" in pq.read_schema(path).names:
         run = Table(path, NEGATIVES).read(["query_id", "doc_id", "score", "source"])
     run = run.filter(pc.is_in(run["query_id"], value_set=judged.ids))

@@ -102,6 +102,7 @@ def check_meaning(config: SearchConfig, sources: Sequence[Source]) -> None:
 
 
 def open_bm25(config: SearchConfig, source: Source) -> BM25Index:
+    """The index in a Java machine with the heap that was asked for."""
     from retrievo.retrieval import jvm, lexical
 
     jvm.start_jvm(config.heap)

@@ -208,7 +208,7 @@ def test_a_crop_lies_in_one_window_of_one_document_and_has_the_length_asked_for(
 
 def test_crops_are_drawn_apart_everywhere_and_of_all_lengths() -> None:
     keys = random_keys(0, np.arange(4000))
-    first, second = crops([Document(np.arange(45), key) for key in keys])
+    first, second = crops([Document(np.arange(40), key) for key in keys])
     lengths = np.bincount([len(crop) for crop in first])
     assert len(lengths) == 21
     assert lengths[8:].min() > 0.8 * 4000 / 13

@@ -59,7 +59,14 @@ def zscore_share(scores: dict[str, float], document: str) -> float:
     return (value - statistics.fmean(scores.values())) / statistics.pstdev(scores.values())
 
 
-SHARES = {"rrf": rrf_share, "zscore": zscore_share}
+def minmax_share(scores: dict[str, float], document: str) -> float:
+    lowest, highest = min(scores.values(), default=0.0), max(scores.values(), default=0.0)
+    if document not in scores:
+        return 0.0
+    return (scores[document] - lowest) / (highest - lowest) if lowest < highest else 1.0
+
+
+SHARES = {"rrf": rrf_share, "minmax": minmax_share, "zscore": zscore_share}
 
 
 @methods
