@@ -140,6 +140,9 @@ class _Maker:
         """Trains on a seeded sample of all vectors."""
         rows = np.sort(np.random.default_rng(_SEED).choice(embeddings.rows, count, replace=False))
         index = self.empty()
+        if "OPQ" in self.factory and count < self.dim:  # FAISS crashes
+            expected = f"as many as dimensions, {self.dim:,}, to train '{self.factory}'"
+            raise RetrievoError(embeddings.path, f"holds {count:,} vectors", expected, "choose --type flat")
         with console.progress(f"training on {count:,} vectors", None, "vectors"):
             try:
                 index.train(self._ready(embeddings.take(rows)))

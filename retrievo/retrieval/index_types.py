@@ -69,6 +69,8 @@ def _ivfpq(rows: int, dim: int) -> Recipe:
 
 def _opq_ivfpq(rows: int, dim: int) -> Recipe:
     inner, (parts, _) = _ivfpq(rows, dim), _codes(rows, dim)
+    if rows < dim:  # FAISS crashes
+        return Recipe(inner.factory, f"{inner.reason}; too few vectors to train a rotation of {dim} dimensions")
     return Recipe(f"OPQ{parts},{inner.factory}", f"{inner.reason}, after a trained rotation")
 
 

@@ -28,6 +28,7 @@ def test_recipes_can_be_trained_and_divide_the_dimension(rows: int, dim: int) ->
 
 def test_a_million_vectors_get_the_usual_numbers() -> None:
     assert INDEX_TYPES["ivfpq"].recipe(1_000_000, 384).factory == "IVF4096,PQ48x8"
+    assert "OPQ" not in INDEX_TYPES["opq-ivfpq"].recipe(767, 768).factory
     assert INDEX_TYPES["opq-ivfpq"].recipe(1_000_000, 768).factory == "OPQ96,IVF4096,PQ96x8"
     assert "4,096 lists, the power of 2 nearest to" in INDEX_TYPES["ivf"].recipe(1_000_000, 384).reason
     assert INDEX_TYPES["ivf"].recipe(1_000, 384).reason == "25 lists, one for 39 vectors"
