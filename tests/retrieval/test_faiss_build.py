@@ -90,9 +90,9 @@ def test_nothing_can_be_trained_on_no_vectors(embeddings: Make) -> None:
     with pytest.raises(RetrievoError, match="hold no vectors"):
         built(embeddings(vectors(0)), index_type="ivf")
     with pytest.raises(RetrievoError, match="1 vectors do not train 'IVF1,PQ2x1'; expected more of them; choose"):
+        built(embeddings(vectors(1), name="one"), index_type="ivfpq")
     with pytest.raises(RetrievoError, match="holds 15 vectors; expected as many as dimensions, 16, to train"):
         built(embeddings(vectors(15), name="few"), "few-index", index_type="OPQ2,IVF1,PQ2x1")
-        built(embeddings(vectors(1), name="one"), index_type="ivfpq")
 
 
 # ------------------------------------------------------------------------------------------------ documents added later
