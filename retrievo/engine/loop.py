@@ -11,13 +11,15 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch.optim import Optimizer
 
 from retrievo.engine import checkpoints
 from retrievo.engine.chunking import ChunkTokens
+from retrievo.engine.memory import checkpoint_activations
+from retrievo.engine.scaling import LossScale
 from retrievo.engine.settings import FitConfig, graph_bytes
 from retrievo.engine.step import GraphMemory, gradient_step
 from retrievo.learning.batch import Batch, Stats
@@ -67,24 +69,26 @@ def fit(
     objective.to(device)
     broadcast_state(objective)
     optimizer = OPTIMIZERS[config.optimizer](config, objective)
-    chunks = ChunkTokens(config.tokens_of_chunks, GraphMemory(graph_bytes(config.graph_memory)))
-    start = _resume(folder / "checkpoints", objective, optimizer, feed, config, restart, chunks)
+    if config.gradient_checkpointing:
+        checkpoint_activations(objective)
+    means = _Means.of(config, device)
+    start = _resume(folder / "checkpoints", objective, optimizer, feed, config, restart, means)
     log = _Log(folder / "metrics.jsonl", start)
     pauses = [n for n, _ in every]
     tick, saved = time.perf_counter(), clock()
     for step, batch in prefetched(feed.batch, range(start, config.steps), config.prefetch, pauses):
         waited = time.perf_counter() - tick
         rate = learning_rate(config, step - restart, config.steps - restart)
-        stats = _update(objective, optimizer, batch, config, step, rate, chunks)
+        stats = _update(objective, optimizer, batch, config, step, rate, means)
         record = _record(step, feed, stats, rate, waited, time.perf_counter() - tick, device)
-        record["chunk_tokens"] = chunks.tokens
+        record |= means.record()
         log.write(record)
         progress(record)
         for n, callback in every:  # before the checkpoint: a run killed here calls them again
             if (step + 1) % n == 0 and (values := callback(step + 1)):
                 log.write({"step": step + 1, **values})
         if _is_due(config, step + 1, clock() - saved, device):
-            state = _state(feed, config, step + 1, restart) | {"chunks": chunks.state()}
+            state = _state(feed, config, step + 1, restart) | means.state()
             checkpoints.save(folder / "checkpoints", step + 1, objective, optimizer, state, config.keep_checkpoints)
             saved = clock()
         tick = time.perf_counter()
@@ -106,6 +110,35 @@ def prefetched(
             yield step, pending.popleft().result()
 
 
+class _Means(NamedTuple):
+    """How a gradient is computed, as far as that may change on the way."""
+
+    dtype: torch.dtype
+    chunks: ChunkTokens
+    scale: LossScale
+
+    @classmethod
+    def of(cls, config: FitConfig, device: torch.device) -> _Means:
+        """As the options say; with gradient checkpointing no graph is kept, for it would hold next to nothing."""
+        graphs = GraphMemory(0 if config.gradient_checkpointing else graph_bytes(config.graph_memory))
+        dtype = resolve_dtype(config.dtype, device)
+        return cls(dtype, ChunkTokens(config.tokens_of_chunks, graphs), LossScale(dtype))
+
+    def record(self) -> Record:
+        """What the log tells of them."""
+        scale = {"loss_scale": self.scale.value} if self.dtype == torch.float16 else {}
+        return {"chunk_tokens": self.chunks.tokens, **scale}
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps."""
+        return {"chunks": self.chunks.state(), "loss_scale": self.scale.state()}
+
+    def restore(self, saved: Mapping[str, Any]) -> None:
+        """Goes on as the run that was saved."""
+        self.chunks.restore(saved["chunks"])
+        self.scale.restore(saved["loss_scale"])
+
+
 def _update(
     objective: Objective,
     optimizer: Optimizer,
@@ -113,11 +146,11 @@ def _update(
     config: FitConfig,
     step: int,
     rate: float,
-    chunks: ChunkTokens,
+    means: _Means,
 ) -> Stats:
     """One step of the optimizer, which may ask for the gradient more than once; the figures of the first gradient."""
     figures: list[Stats] = []
-    dtype = resolve_dtype(config.dtype, next(objective.parameters()).device)
+    dtype, chunks, scale = means
 
     def attempt() -> Stats | None:
         try:
@@ -130,13 +163,15 @@ def _update(
                 keep_graphs=chunks.graphs,
                 dtype=dtype,
                 max_gradient_norm=config.max_gradient_norm,
+                loss_scale=scale.value,
             )
         except torch.OutOfMemoryError:
             return None  # with the exception goes what the step holds; only then is anything else tried
 
     def gradient() -> float:
-        while (stats := attempt()) is None:
-            chunks.shrink(batch)
+        while (stats := attempt()) is None or not scale.accepts(stats["gradient_norm"]):
+            if stats is None:
+                chunks.shrink(batch)
         figures.append(stats)
         return 0.0  # torch wants a number; nothing here reads it
 
@@ -145,6 +180,7 @@ def _update(
     objective.train()  # a callback may have left it in another mode
     optimizer.step(gradient)
     objective.after_step()
+    scale.after_step()
     return figures[0]
 
 
@@ -219,9 +255,9 @@ def _resume(
     feed: Feed,
     config: FitConfig,
     restart: int,
-    chunks: ChunkTokens,
+    means: _Means,
 ) -> int:
-    """The number of finished steps; restores objective, optimizer and chunks where it is not 0."""
+    """The number of finished steps; restores objective, optimizer and means where it is not 0."""
     checkpoint = checkpoints.latest(folder)
     saved: dict[str, Any] = checkpoints.load(checkpoint, objective, optimizer) if checkpoint else {"step": 0}
     step: int = saved["step"]
@@ -236,5 +272,5 @@ def _resume(
             fix = "give the same options, or choose another --output"
             raise RetrievoError(checkpoint, f"{name} was {saved[name]}, now it is {value}", None, fix)
     if checkpoint:
-        chunks.restore(saved["chunks"])
+        means.restore(saved)
     return step

@@ -28,6 +28,11 @@ class FitConfig(OptimizerConfig):
         default="1GB",
         check=graph_bytes,
     )
+    gradient_checkpointing: bool = option(
+        "Keep only the inputs of the backbone's layers and compute the rest again on the way back: a third slower, for "
+        "texts and models that do not fit; no graphs are kept then.",
+        default=False,
+    )
     max_gradient_norm: float | None = option("Longer gradients are shortened to it.", default=1.0, above=0)
     save_every: int | None = option(
         "Steps between checkpoints.",

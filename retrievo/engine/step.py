@@ -16,12 +16,11 @@ import torch
 from torch import Tensor
 
 from retrievo.engine.dropout import SeededDropout
-from retrievo.engine.memory import CHUNKS_APART, return_freed_memory
+from retrievo.engine.memory import CHUNKS_APART, checkpoints_activations, return_freed_memory
 from retrievo.learning.batch import Batch, Chunk, Stats
 from retrievo.learning.distributed import rank, sum_gradients, sum_over_ranks
 from retrievo.models.chunks import cut_chunks, pad
 from retrievo.objectives.objective import Objective
-from retrievo.support.errors import RetrievoError
 
 ALL_GRAPHS = sys.maxsize  # keep_graphs: plain training, every graph is kept and nothing is encoded twice
 _ENCODE, _LOCAL_LOSS = range(2)  # the two places where a chunk draws random numbers
@@ -38,6 +37,7 @@ def gradient_step(
     keep_graphs: int | GraphMemory = 0,
     dtype: torch.dtype = torch.float32,
     max_gradient_norm: float | None = None,
+    loss_scale: float = 1.0,
 ) -> Stats:
     """Leaves the gradient of the global batch in `.grad` of every parameter, on every rank; returns figures to log.
 
@@ -48,13 +48,11 @@ def gradient_step(
     step, seed: decide dropout, with rank and chunk. chunk_tokens: most tokens of a chunk, padding included.
     keep_graphs: a number of chunks, or the memory that their graphs may take. Neither changes the gradient.
     dtype: what encoders and local losses compute in. max_gradient_norm: longer gradients are shortened to it.
+    loss_scale: the losses are multiplied by it on the way back, and the gradient divided; float16 needs it.
     Returns `loss` and the objective's figures (true for the global batch), `gradient_norm` (before shortening),
     `tokens`, `padded_tokens` and the counts of the batch, over all ranks.
-    Raises: RetrievoError for float16.
     """
-    if dtype == torch.float16:
-        raise RetrievoError("--dtype", "found float16, which needs loss scaling", "bfloat16 or float32")
-    passes = Passes(objective, batch, step, seed, chunk_tokens, dtype)
+    passes = Passes(objective, batch, step, seed, chunk_tokens, dtype, loss_scale)
     objective.zero_grad(set_to_none=True)
     with torch.random.fork_rng(devices=[passes.device] if passes.device.type == "cuda" else []):
         keep = keep_graphs.chunks(passes) if isinstance(keep_graphs, GraphMemory) else keep_graphs
@@ -64,6 +62,8 @@ def gradient_step(
         stats = stats | objective.figures(passes.batch)
     parameters = list(objective.parameters())
     sum_gradients(parameters)
+    if loss_scale != 1:
+        torch._foreach_div_([p.grad for p in parameters if p.grad is not None], loss_scale)
     stats = _summed({"loss": loss + local_loss, "local_loss": local_loss, **stats})
     stats["gradient_norm"] = _clip(parameters, max_gradient_norm)
     return stats | {name: torch.tensor(count) for name, count in passes.batch.counts.items()}
@@ -72,9 +72,19 @@ def gradient_step(
 class Passes:
     """The chunks of one step on one rank, and the passes over them."""
 
-    def __init__(self, objective: Objective, batch: Batch, step: int, seed: int, chunk_tokens: int, dtype: torch.dtype):
-        self.objective, self.step, self.seed, self.dtype = objective, step, seed, dtype
+    def __init__(
+        self,
+        objective: Objective,
+        batch: Batch,
+        step: int,
+        seed: int,
+        chunk_tokens: int,
+        dtype: torch.dtype,
+        loss_scale: float = 1.0,
+    ):
+        self.objective, self.step, self.seed, self.dtype, self.loss_scale = objective, step, seed, dtype, loss_scale
         self.device = next(objective.parameters()).device
+        self.recomputes = checkpoints_activations(objective)  # out of sight of a block, by torch's own random state
         self.plan = list(_cut(batch, chunk_tokens))
         tokens = {"tokens": _tokens(batch), "padded_tokens": _padded_tokens(batch, self.plan)}
         counts = _over_ranks(batch.counts | tokens, self.device)
@@ -108,7 +118,7 @@ class Passes:
         leaves = {name: vector.requires_grad_() for name, vector in vectors.items()}
         loss, stats = self.objective.contrast(leaves, self.batch)
         if loss.requires_grad:
-            loss.backward()
+            (loss * self.loss_scale).backward()
         cache = {name: torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for name, leaf in leaves.items()}
         return loss.detach(), stats, cache
 
@@ -122,6 +132,7 @@ class Passes:
             vectors, rest = kept.pop(index) if index in kept else self.encode(index)
             loss = self.local_loss(index, rest)
             total += loss.detach()
+            loss = loss * self.loss_scale
             if name in cache:
                 loss = loss + (vectors * cache[name][rows]).sum()
             if loss.requires_grad:
@@ -150,7 +161,7 @@ class Passes:
         """Autocast and a random state that is a function of (seed, step, rank, chunk), the same in both passes."""
         key = [self.seed, self.step, rank(), index, place]
         torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0]))
-        fast = SeededDropout(key) if self.device.type == "cpu" else contextlib.nullcontext()
+        fast = SeededDropout(key) if self.device.type == "cpu" and not self.recomputes else contextlib.nullcontext()
         # one context for each chunk: autocast's cache of cast weights must not outlive a pass without graph
         with fast, torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
             yield

@@ -25,7 +25,6 @@ from torch import Tensor
 from retrievo.engine.step import ALL_GRAPHS, GraphMemory, Passes, gradient_step
 from retrievo.learning.batch import Batch, Chunk, Rows
 from retrievo.objectives.objective import Objective
-from retrievo.support.errors import RetrievoError
 
 FOUR_GROUPS = [3, 1, 4, 2]
 
@@ -245,9 +244,13 @@ def test_in_bfloat16_the_cached_gradient_is_that_of_kept_graphs() -> None:
     assert_same(found, expected, tolerance=1e-4)
 
 
-def test_float16_is_refused() -> None:
-    with pytest.raises(RetrievoError, match="--dtype: found float16"):
-        step_gradient(finetune(), finetune_batch([1]), dtype=torch.float16)
+@pytest.mark.parametrize("scale", [2.0**-8, 2.0**12])
+def test_a_loss_scale_leaves_loss_and_gradient_as_they_are(scale: float) -> None:
+    objective, batch = objectives_with_dropout()[2]
+    plain, expected = step_gradient(objective, batch)
+    stats, found = step_gradient(objective, batch, loss_scale=scale)
+    assert stats["loss"] == plain["loss"]
+    assert_same(found, expected)
 
 
 def test_tokens_and_padding_are_counted() -> None:
