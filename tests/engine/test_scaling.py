@@ -48,8 +48,9 @@ def test_steps_without_overflow_double_the_scale_also_across_a_resumed_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(scaling, "_STEPS_TO_DOUBLE", 3)
+    monkeypatch.setattr(scaling, "_FIRST", 16.0)
     whole, lines = trained(tmp_path / "whole", max_steps=8)
-    assert [line["loss_scale"] / 2**16 for line in lines] == [1, 1, 1, 2, 2, 2, 4, 4]
+    assert [line["loss_scale"] for line in lines] == [16, 16, 32, 32, 32, 64, 64, 64]
 
     class Cut(Exception):
         pass
