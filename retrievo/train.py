@@ -21,7 +21,7 @@ from retrievo.data.options import (
     threads_option,
     title_template_option,
 )
-from retrievo.engine.settings import FitConfig
+from retrievo.engine.settings import FitConfig, ValidationConfig
 from retrievo.learning.losses import TAUGHT
 from retrievo.models.options import device_option, model_option, pooling_option, revision_option
 from retrievo.models.spec import SIMILARITIES
@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     import torch
 
     from retrievo.engine.loop import Record
+    from retrievo.engine.validation import Pool, Validation
+    from retrievo.models.encoder import Encoder
     from retrievo.objectives.objective import Objective
     from retrievo.objectives.training_data import TrainingData
     from retrievo.support.artifact import Manifest, Output
@@ -55,7 +57,7 @@ _OF_THE_MODEL = ("pooling", "normalize", "similarity", "tied", "title_template",
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig(FitConfig, FinetuneConfig, CrossEncoderConfig):
+class TrainConfig(FitConfig, FinetuneConfig, CrossEncoderConfig, ValidationConfig):
     """Options of `retrievo train`."""
 
     stage: Path | None = option(
@@ -135,8 +137,9 @@ class TrainConfig(FitConfig, FinetuneConfig, CrossEncoderConfig):
                 raise UsageError(known.flag, "does not apply to --kind cross-encoder", None, f"leave {known.flag} out")
 
     def record(self) -> dict[str, Any]:
-        """A cross-encoder is told without what only encoders have."""
+        """Without what says nothing: of encoders for a cross-encoder, of validation where there is none."""
         aside = _of_encoders() if self.kind == CROSS_ENCODER else set()
+        aside |= _of_validation() if self.dev_qrels is None else set()
         return {name: value for name, value in super().record().items() if name not in aside}
 
     @property
@@ -156,7 +159,12 @@ class TrainConfig(FitConfig, FinetuneConfig, CrossEncoderConfig):
 
 def _of_encoders() -> set[str]:
     """Options that only an encoder has."""
-    return {*_OF_THE_MODEL, *(known.name for known in options_of(FinetuneConfig))} - {"title_template"}
+    names = {*_OF_THE_MODEL, *_of_validation(), *(known.name for known in options_of(FinetuneConfig))}
+    return names - {"title_template"}
+
+
+def _of_validation() -> set[str]:
+    return {known.name for known in options_of(ValidationConfig)}
 
 
 def train(config: TrainConfig) -> Manifest:
@@ -171,14 +179,24 @@ def train(config: TrainConfig) -> Manifest:
     prepare_cpu(config.threads)
     tables = (config.corpus, config.queries, config.qrels, config.negatives)
     data = TrainingData(*tables, config.min_relevance, config.teacher)
+    pool = _pool(config, data)
     with process_group(resolve_device(config.device)) as device:
-        output = _output(config, data, device)
+        output = _output(config, data, pool, device)
         finished = output.already_finished()
         barrier()  # every process has looked before one begins
-        return finished or _fit(config, data, output, device)
+        return finished or _fit(config, data, pool, output, device)
 
 
-def _output(config: TrainConfig, data: TrainingData, device: torch.device) -> Output:
+def _pool(config: TrainConfig, data: TrainingData) -> Pool | None:
+    """The candidates of the queries to validate on."""
+    from retrievo.engine.validation import Pool
+
+    if config.dev_qrels is None:
+        return None
+    return Pool(config, data.corpus, config.dev_queries or config.queries, config.min_relevance)
+
+
+def _output(config: TrainConfig, data: TrainingData, pool: Pool | None, device: torch.device) -> Output:
     from retrievo.models.precision import resolve_dtype
     from retrievo.models.source import model_record
     from retrievo.support.artifact import Output
@@ -190,7 +208,7 @@ def _output(config: TrainConfig, data: TrainingData, device: torch.device) -> Ou
         config.folder,
         "model" if config.kind == ENCODER else CROSS_ENCODER,
         config.record() | model_config | {"computed_in": dtype},
-        model_inputs | data.inputs,
+        model_inputs | data.inputs | (pool.inputs if pool else {}),
         force=config.force,
         in_place=True,
         beside=STAGE_FILES,
@@ -198,7 +216,7 @@ def _output(config: TrainConfig, data: TrainingData, device: torch.device) -> Ou
     )
 
 
-def _fit(config: TrainConfig, data: TrainingData, output: Output, device: torch.device) -> Manifest:
+def _fit(config: TrainConfig, data: TrainingData, pool: Pool | None, output: Output, device: torch.device) -> Manifest:
     """Every process trains; the lead one begins the folder, exports the encoder and finishes."""
     from retrievo.engine.loop import fit
     from retrievo.learning.distributed import barrier, rank
@@ -208,17 +226,46 @@ def _fit(config: TrainConfig, data: TrainingData, output: Output, device: torch.
         planned = dataclasses.replace(config, epochs=None, max_steps=_steps(config, feed.batches_per_epoch))
         if rank() == 0:
             data.say_counts()
+        validation = _validation(config, pool, model, objective, feed, folder) if pool else None
+        every = [(config.validate_every or max(1, planned.steps // 10), validation)] if validation else []
+        enough = validation.is_enough if validation else lambda: False
         with console.progress("training", planned.steps, "steps") as tick:
-            fit(objective, feed, planned, folder=folder, device=device, progress=lambda record: _show(tick, record))
+
+            def show(record: Record) -> None:
+                _show(tick, record)
+
+            steps = fit(
+                objective, feed, planned, folder=folder, device=device, progress=show, every=every, enough=enough
+            )
         barrier()
         if rank() != 0:
             return output.manifest({})
+        stats = {"steps": steps, "queries": data.judged} | _best(validation)
         loss = config.pair_loss if config.kind == CROSS_ENCODER else ", ".join(config.loss)
-        model.save(folder, {"trained on": f"{data.pairs:,} judged pairs", "steps": planned.steps, "loss": loss})
+        model.save(folder, {"trained on": f"{data.pairs:,} judged pairs", "steps": steps, "loss": loss})
         dim = {"dim": model.dim} if config.kind == ENCODER else {}
-        manifest = output.finish({"steps": planned.steps, "queries": data.judged, **dim})
+        manifest = output.finish(stats | dim)
     _summary(config, manifest)
     return manifest
+
+
+def _validation(
+    config: TrainConfig, pool: Pool, encoder: Encoder, objective: Objective, feed: Any, folder: Path
+) -> Validation:
+    from retrievo.engine.validation import Validation
+
+    console.note(f"validation: {len(pool):,} candidates of {len(pool.query_ids):,} queries, {config.dev_metric}")
+    return Validation(config, pool, encoder, objective, feed.document_tokens, folder=folder, dtype=config.dtype)
+
+
+def _best(validation: Validation | None) -> dict[str, Any]:
+    """Puts the best weights back; which they are."""
+    if validation is None:
+        return {}
+    validation.restore_best()
+    step, value = validation.best()
+    console.note(f"the model of step {step:,} is kept, with {validation.metric} {value:.4f}")
+    return {"best_step": step, validation.key: value}
 
 
 def _encoder(config: TrainConfig, data: TrainingData) -> tuple[Any, Objective, Any]:

@@ -82,6 +82,30 @@ def test_the_model_of_a_stage_is_found_beside_it_wherever_the_command_is_typed(
     assert trained.code == 0, trained.err
 
 
+def test_validation_keeps_the_best_step_ends_early_and_goes_on_after_a_stop(
+    tiny_model: Path, toy_dataset: Path, tmp_path: Path, retrievo: Callable
+) -> None:
+    found = ["--index", tmp_path / "bm25", "--queries", toy_dataset, "--output", tmp_path / "bm25.parquet"]
+    assert retrievo("index", "--type", "bm25", "--corpus", toy_dataset, "--output", tmp_path / "bm25").code == 0
+    assert retrievo("search", *found, "--depth", 30).code == 0
+    judged = ["--dev-qrels", toy_dataset / "qrels" / "test.parquet", "--dev-run", tmp_path / "bm25.parquet"]
+    flags = [*judged, "--validate-every", 4, "--patience", 2, "--learning-rate", 0.05, "--max-steps", 60]
+    done = retrievo(*start(tiny_model, toy_dataset, tmp_path / "model", *flags))
+    assert done.code == 0, done.err
+    lines = [json.loads(line) for line in (tmp_path / "model" / "metrics.jsonl").read_text().splitlines()]
+    values = {line["step"]: line["dev mrr@10"] for line in lines if "dev mrr@10" in line}
+    best = max(values, key=values.__getitem__)
+    stats = Manifest.read(tmp_path / "model", "model").stats
+    assert (stats["best_step"], stats["dev mrr@10"]) == (best, values[best])
+    assert stats["steps"] == best + 8 < 60, "two measures after the best one"
+
+    mined = retrievo("mine-negatives", tmp_path / "model", "to", tmp_path / "next", "--depth", 20)
+    assert mined.code == 0, mined.err
+    settings = tomllib.loads((tmp_path / "next" / "train.toml").read_text())["train"]
+    assert settings["patience"] == 2
+    assert (tmp_path / "next" / settings["dev_run"]).resolve() == (tmp_path / "bm25.parquet").resolve()
+
+
 @pytest.mark.parametrize("loss", ["kl", "margin-mse"])
 def test_what_a_teacher_says_is_learned(
     loss: str, two_rounds: Path, tiny_model: Path, toy_dataset: Path, tmp_path: Path, retrievo: Callable

@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 import retrievo
 from retrievo.learning.distributed import barrier, rank
 from retrievo.support.errors import RetrievoError
-from retrievo.support.files import remove, write_json
+from retrievo.support.files import atomic_path, remove, write_json
 
 FORMAT = 1
 WEIGHTS, OPTIMIZER, OPTIMIZER_VALUES = "weights.safetensors", "optimizer.safetensors", "optimizer.json"
@@ -58,7 +58,7 @@ def load(checkpoint: Path, module: nn.Module, optimizer: Optimizer) -> dict[str,
     manifest = _read_json(checkpoint / MANIFEST)
     if manifest["format"] > FORMAT:
         raise RetrievoError(checkpoint, f"has format {manifest['format']}", f"at most {FORMAT}", "upgrade retrievo")
-    _load_weights(checkpoint, module)
+    load_weights(checkpoint / WEIGHTS, module)
     _load_optimizer(checkpoint, module, optimizer)
     return {"step": manifest["step"], **_read_json(checkpoint / STATE)}
 
@@ -85,12 +85,22 @@ def _weights(module: nn.Module) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in named.items() if name in persistent}
 
 
-def _load_weights(checkpoint: Path, module: nn.Module) -> None:
-    saved, own = load_file(checkpoint / WEIGHTS), _weights(module)
+def save_weights(path: Path, module: nn.Module) -> None:
+    """Writes parameters and persistent buffers to one file, which appears whole."""
+    with atomic_path(path) as temporary:
+        _save_tensors(temporary, _weights(module))
+
+
+def load_weights(path: Path, module: nn.Module) -> None:
+    """Restores what `save_weights` wrote.
+
+    Raises: RetrievoError where the file is of another model.
+    """
+    saved, own = load_file(path), _weights(module)
     shapes = [{(name, *tensor.shape) for name, tensor in tensors.items()} for tensors in (saved, own)]
     if differing := shapes[0] ^ shapes[1]:
         name = min(differing)[0]
-        raise RetrievoError(checkpoint, f"is of another model: {name} differs", None, "choose another --output")
+        raise RetrievoError(path.parent, f"is of another model: {name} differs", None, "choose another --output")
     with torch.no_grad():
         for name, tensor in own.items():
             tensor.copy_(saved[name])

@@ -54,16 +54,19 @@ def fit(
     device: torch.device,
     progress: Callable[[Record], None] = lambda record: None,
     every: Sequence[tuple[int, Callback]] = (),
+    enough: Callable[[], bool] = lambda: False,
     restart: int = 0,
     clock: Callable[[], float] = time.monotonic,
-) -> None:
+) -> int:
     """Trains an objective in place until `max_steps`, from the latest checkpoint under `folder` if there is one.
 
     folder: gets `metrics.jsonl`, a line for each step, and `checkpoints/`.
     progress: called with each line. every: (n, callback) pairs, called on all ranks after each n-th step; a callback
     may change what `feed` gives from the next step on, and what it returns is logged.
+    enough: asked after the callbacks, and before the first step of a run that goes on: whether training ends here.
     restart: the finished steps of a run that goes on: from there on the schedule of the learning rate begins anew.
     clock: seconds, by which checkpoints are written where `save_every` is None.
+    Returns the number of finished steps.
     Raises: RetrievoError where the loss is not finite, or where the checkpoint is of another run.
     """
     objective.to(device)
@@ -76,6 +79,8 @@ def fit(
     log = _Log(folder / "metrics.jsonl", start)
     pauses = [n for n, _ in every]
     tick, saved = time.perf_counter(), clock()
+    if start and enough():
+        return start
     for step, batch in prefetched(feed.batch, range(start, config.steps), config.prefetch, pauses):
         waited = time.perf_counter() - tick
         rate = learning_rate(config, step - restart, config.steps - restart)
@@ -84,14 +89,19 @@ def fit(
         record |= means.record()
         log.write(record)
         progress(record)
-        for n, callback in every:  # before the checkpoint: a run killed here calls them again
-            if (step + 1) % n == 0 and (values := callback(step + 1)):
+        called = [callback for n, callback in every if (step + 1) % n == 0]
+        for callback in called:  # before the checkpoint: a run killed here calls them again
+            if values := callback(step + 1):
                 log.write({"step": step + 1, **values})
-        if _is_due(config, step + 1, clock() - saved, device):
+        ends = step + 1 == config.steps or (bool(called) and enough())
+        if ends or _is_due(config, step + 1, clock() - saved, device):
             state = _state(feed, config, step + 1, restart) | means.state()
             checkpoints.save(folder / "checkpoints", step + 1, objective, optimizer, state, config.keep_checkpoints)
             saved = clock()
+        if ends:
+            return step + 1
         tick = time.perf_counter()
+    return start
 
 
 def prefetched(
@@ -235,8 +245,6 @@ class _Log:
 
 def _is_due(config: FitConfig, finished: int, seconds: float, device: torch.device) -> bool:
     """Whether a checkpoint follows after `finished` steps, `seconds` after the last one; the same on all ranks."""
-    if finished == config.steps:
-        return True
     if config.save_every is not None:
         return finished % config.save_every == 0
     return as_rank_0_says(seconds >= SAVE_SECONDS, device)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
+from retrievo.evaluation.names import check_metric
 from retrievo.learning.optimizers import OptimizerConfig
 from retrievo.models.options import chunk_tokens_option, dtype_option
-from retrievo.support.options import option
+from retrievo.support.errors import UsageError
+from retrievo.support.options import Options, option
 from retrievo.support.sizes import bytes_of
 
 
@@ -54,3 +57,33 @@ class FitConfig(OptimizerConfig):
         """The number of steps, once it is known."""
         assert self.max_steps is not None, "the number of steps is worked out before training starts"
         return self.max_steps
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValidationConfig(Options):
+    """Retrieval on development queries while training."""
+
+    dev_qrels: Path | None = option(
+        "Judgements to validate on while training; the model of the best step is kept.", default=None
+    )
+    dev_run: Path | None = option(
+        "Run of these queries, such as BM25's: its first documents and the relevant ones are ordered by the model.",
+        default=None,
+    )
+    dev_queries: Path | None = option("Their texts.", default=None, hidden_default="the table of --queries")
+    dev_depth: int = option("Documents of the run for each query.", default=100, minimum=1)
+    dev_metric: str = option("What is measured, and what makes a step the best.", default="mrr@10", check=check_metric)
+    validate_every: int | None = option(
+        "Steps between validations.", default=None, minimum=1, hidden_default="a tenth of all"
+    )
+    patience: int | None = option(
+        "Validations without a better one after which training ends.", default=None, minimum=1, hidden_default="none"
+    )
+
+    def check(self) -> None:
+        super().check()
+        if self.dev_qrels is not None and self.dev_run is None:
+            raise UsageError("--dev-qrels", "needs candidates", None, "pass --dev-run RUN, such as one of BM25")
+        for name in ("dev_run", "dev_queries", "validate_every", "patience"):
+            if self.dev_qrels is None and getattr(self, name) is not None:
+                raise UsageError("--" + name.replace("_", "-"), "is for validation", None, "pass --dev-qrels too")

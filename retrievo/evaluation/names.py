@@ -145,3 +145,10 @@ def _suggestion(text: str) -> str:
     cutoff = f"@{digits[0]}" if digits else ""
     known = [name if row.cutoff == "none" else name + cutoff for name, row in NAMES.items() if name != "nb-recall"]
     return did_you_mean(text, [*known, "nb-recall-50@200"])
+
+
+def check_metric(text: str) -> None:
+    """Raises UsageError for a metric that is none, or that needs more than a run and judgements."""
+    metric = Metric.parse(text)
+    if metric.needs_reference or metric.needs_answers:
+        raise UsageError("metric", f"found '{text}'", "a metric of one run and its judgements, such as ndcg@10")

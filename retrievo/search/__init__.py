@@ -19,7 +19,7 @@ from retrievo.data.options import (
     threads_option,
 )
 from retrievo.data.run_files import check_run_suffix
-from retrievo.evaluation.names import Metric
+from retrievo.evaluation.names import check_metric
 from retrievo.models.options import chunk_tokens_option, device_option, dtype_option
 from retrievo.retrieval.aggregation import AGGREGATIONS
 from retrievo.retrieval.feedback import FEEDBACKS
@@ -34,12 +34,6 @@ from retrievo.support.options import Options, option
 if TYPE_CHECKING:
     from retrievo.data.run import RunWriter
     from retrievo.retrieval.answer import Answer
-
-
-def check_metric(text: str) -> None:
-    """Raises UsageError for a metric that is none, or that needs another run."""
-    if Metric.parse(text).needs_reference:
-        raise UsageError("--tune-metric", f"found '{text}'", "a metric of one run, such as ndcg@10")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,174 @@
+"""Retrieval while training: the candidates of a fixed pool, in the order of the model as it stands."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+
+from retrievo.data.corpus import Corpus, Queries
+from retrievo.data.ordering import exact_cosines, exact_scores, flat_strings, ranked, ranks
+from retrievo.data.qrels import Qrels
+from retrievo.data.run import Run
+from retrievo.data.token_cache import TokenCache
+from retrievo.engine.checkpoints import load_weights, save_weights
+from retrievo.engine.settings import ValidationConfig
+from retrievo.evaluation.names import Metric
+from retrievo.evaluation.scoring import evaluate
+from retrievo.learning.distributed import as_rank_0_says, barrier, rank
+from retrievo.models.encoder import Encoder
+from retrievo.models.precision import resolve_dtype
+from retrievo.models.vectors import encode_tokens
+from retrievo.support.errors import RetrievoError
+
+BEST = "best.safetensors"
+_CHUNK_TOKENS = 4_096
+
+
+class Pool:
+    """The candidates of each judged query: its relevant documents and the first of a run.
+
+    qrels: judgements of these queries; query_ids: strings [Q]; texts: [Q].
+    documents: rows of the corpus [P], ascending; doc_ids: strings [P].
+    query, document: positions in query_ids and documents, [n] each, by query: the pairs.
+    """
+
+    def __init__(self, config: ValidationConfig, corpus: Corpus, queries: Path, min_relevance: int):
+        assert config.dev_qrels is not None
+        assert config.dev_run is not None
+        table, judged, run = Queries(queries), Qrels.read(config.dev_qrels), Run.open(config.dev_run)
+        self.inputs = {"dev-qrels": judged.input, "dev-run": run.input}
+        self.inputs |= {"dev-queries": table.input} if config.dev_queries else {}
+        relevant = judged.table.filter(pc.greater_equal(judged.table["relevance"], min_relevance))
+        self.query_ids = pc.unique(flat_strings(relevant["query_id"]))
+        rows = pc.index_in(self.query_ids, value_set=flat_strings(table.ids))
+        if rows.null_count:
+            missing = self.query_ids.filter(rows.is_null())[0]
+            fix = "pass --dev-queries"
+            raise RetrievoError(queries, f"lacks query '{missing}', which {config.dev_qrels} judges", None, fix)
+        self.texts = [table.texts[row] for row in rows.to_pylist()]
+        self.qrels = judged.table.filter(pc.is_in(flat_strings(judged.table["query_id"]), value_set=self.query_ids))
+        self._pair(corpus, _first(run.table, self.query_ids, config.dev_depth), relevant)
+
+    def _pair(self, corpus: Corpus, found: pa.Table, relevant: pa.Table) -> None:
+        """Every pair once, of documents that the corpus has."""
+        query_id, doc_id = (
+            pa.concat_arrays([flat_strings(found[name]), flat_strings(relevant[name])])
+            for name in ("query_id", "doc_id")
+        )
+        query = pc.index_in(query_id, value_set=self.query_ids).to_numpy().astype(np.int64)
+        row = corpus.id_map.rows(doc_id)
+        pairs = np.unique(np.stack([query, row], axis=1)[row >= 0], axis=0)
+        self.documents, self.document = np.unique(pairs[:, 1], return_inverse=True)
+        self.query = pairs[:, 0]
+        self.doc_ids = corpus.id_map.ids.column().take(pa.array(self.documents)).combine_chunks()
+
+    def __len__(self) -> int:
+        return len(self.query)
+
+
+def _first(run: pa.Table, query_ids: pa.Array, depth: int) -> pa.Table:
+    """The first rows of these queries under the ordering rule."""
+    run = run.filter(pc.is_in(flat_strings(run["query_id"]), value_set=query_ids))
+    query = pc.index_in(flat_strings(run["query_id"]), value_set=query_ids).to_numpy()
+    order = ranked(query, run["score"].to_numpy(), run["doc_id"])
+    return run.take(pa.array(order[ranks(query[order]) <= depth]))
+
+
+class Validation:
+    """Called after every some steps: measures the model, keeps the best weights, and says when to end early.
+
+    All it knows of earlier measures is what `metrics.jsonl` tells, so that a resumed run goes on as if it had not
+    stopped. Rank 0 measures; the others wait.
+    """
+
+    def __init__(
+        self,
+        config: ValidationConfig,
+        pool: Pool,
+        encoder: Encoder,
+        module: torch.nn.Module,
+        document_tokens: TokenCache,
+        *,
+        folder: Path,
+        dtype: str,
+    ):
+        self.metric, self.patience = config.dev_metric, config.patience
+        self.pool, self.encoder, self.module, self.folder, self.dtype = pool, encoder, module, folder, dtype
+        self._queries = encoder.tokenization("query").tokenize(pool.texts)
+        self._documents = _joined(document_tokens.row(int(row)) for row in pool.documents)
+
+    @property
+    def key(self) -> str:
+        """What the log calls the value."""
+        return f"dev {self.metric}"
+
+    def __call__(self, step: int) -> dict[str, Any]:
+        """The value of the metric after `step` steps."""
+        if rank() != 0:
+            barrier()
+            return {}
+        value, before = self.measure(), [value for _, value in self.history()]
+        if value > max(before, default=-math.inf):
+            path = self.folder / "checkpoints" / BEST
+            path.parent.mkdir(exist_ok=True)
+            save_weights(path, self.module)
+        barrier()
+        return {self.key: value}
+
+    def measure(self) -> float:
+        """The mean of the metric over the queries of the pool."""
+        pool, metric = self.pool, Metric.parse(self.metric)
+        dtype = resolve_dtype(self.dtype, next(self.module.parameters()).device)
+        sides = (("query", self._queries.tokens, self._queries.offsets), ("document", *self._documents))
+        queries, documents = (
+            encode_tokens(self.encoder, role, tokens, offsets, chunk_tokens=_CHUNK_TOKENS, dtype=dtype)
+            for role, tokens, offsets in sides
+        )
+        score = exact_cosines if self.encoder.spec.similarity == "cosine" else exact_scores
+        bounds = np.searchsorted(pool.query, np.arange(len(queries) + 1))
+        scores = [
+            score(query, documents[pool.document[low:high]])
+            for query, (low, high) in zip(queries, pairwise(bounds), strict=True)
+        ]
+        ids = [pool.query_ids.take(pa.array(pool.query)), pool.doc_ids.take(pa.array(pool.document))]
+        run = pa.table([*ids, pa.array(np.concatenate(scores), pa.float32())], ["query_id", "doc_id", "score"])
+        return evaluate(run, pool.qrels, [metric], run_name="validation").means()[metric]
+
+    def history(self) -> list[tuple[int, float]]:
+        """(step, value) of each measure so far."""
+        path = self.folder / "metrics.jsonl"
+        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+        return [(line["step"], line[self.key]) for line in lines if self.key in line]
+
+    def best(self) -> tuple[int, float]:
+        """Step and value of the first best measure; step 0 where there is none."""
+        return max(self.history(), key=lambda measure: measure[1], default=(0, -math.inf))
+
+    def is_enough(self) -> bool:
+        """Whether the last `patience` measures brought nothing better; the same on all ranks."""
+        if self.patience is None:
+            return False
+        best, steps = self.best()[0], [step for step, _ in self.history()]
+        later = len([step for step in steps if step > best])
+        return as_rank_0_says(later >= self.patience, next(self.module.parameters()).device)
+
+    def restore_best(self) -> None:
+        """Puts the best weights into the model; after training, on rank 0."""
+        if self.best()[0]:
+            load_weights(self.folder / "checkpoints" / BEST, self.module)
+
+
+def _joined(rows: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Flat tokens and offsets of rows."""
+    parts = list(rows)
+    offsets = np.concatenate([[0], np.cumsum([len(part) for part in parts])]).astype(np.int64)
+    return np.concatenate([np.zeros(0, np.int64), *parts]), offsets
