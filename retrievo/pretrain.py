@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from retrievo.data.options import corpus_option, force_option, output_option, threads_option, title_template_option
-from retrievo.engine.settings import FitConfig
+from retrievo.engine.settings import WORKING_FILES, FitConfig
 from retrievo.learning.optimizers import OptimizerConfig
 from retrievo.models.options import device_option, model_option, revision_option
 from retrievo.objectives.choices import (
@@ -143,7 +143,7 @@ def _output(config: PretrainConfig, corpus: Corpus, device: torch.device, restar
         force=config.force,
         in_place=True,
         beside=("embeddings",),
-        volatile=("checkpoints", "metrics.jsonl", FIRST_STAGE),
+        volatile=(*WORKING_FILES, FIRST_STAGE),
         continues=("max_steps", "epochs", "continued_from") if restart else (),
     )
 

@@ -21,7 +21,7 @@ from retrievo.data.options import (
     threads_option,
     title_template_option,
 )
-from retrievo.engine.settings import FitConfig, ValidationConfig
+from retrievo.engine.settings import WORKING_FILES, FitConfig, ValidationConfig
 from retrievo.learning.losses import TAUGHT
 from retrievo.models.options import device_option, model_option, pooling_option, revision_option
 from retrievo.models.spec import SIMILARITIES
@@ -212,7 +212,7 @@ def _output(config: TrainConfig, data: TrainingData, pool: Pool | None, device: 
         force=config.force,
         in_place=True,
         beside=STAGE_FILES,
-        volatile=("checkpoints", "metrics.jsonl"),
+        volatile=WORKING_FILES,
     )
 
 

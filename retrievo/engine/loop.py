@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import resource
 import sys
@@ -18,12 +17,13 @@ from torch.optim import Optimizer
 
 from retrievo.engine import checkpoints
 from retrievo.engine.chunking import ChunkTokens
+from retrievo.engine.logs import Log
 from retrievo.engine.memory import checkpoint_activations
 from retrievo.engine.scaling import LossScale
-from retrievo.engine.settings import FitConfig, graph_bytes
+from retrievo.engine.settings import CHECKPOINTS, FitConfig, graph_bytes
 from retrievo.engine.step import GraphMemory, gradient_step
 from retrievo.learning.batch import Batch, Stats
-from retrievo.learning.distributed import as_rank_0_says, broadcast_state, gather_counts, rank
+from retrievo.learning.distributed import as_rank_0_says, broadcast_state, gather_counts
 from retrievo.learning.optimizers import OPTIMIZERS, learning_rate
 from retrievo.models.precision import resolve_dtype
 from retrievo.objectives.objective import Objective
@@ -60,7 +60,7 @@ def fit(
 ) -> int:
     """Trains an objective in place until `max_steps`, from the latest checkpoint under `folder` if there is one.
 
-    folder: gets `metrics.jsonl`, a line for each step, and `checkpoints/`.
+    folder: gets `metrics.jsonl`, a line for each step, its picture `metrics.png`, and `checkpoints/`.
     progress: called with each line. every: (n, callback) pairs, called on all ranks after each n-th step; a callback
     may change what `feed` gives from the next step on, and what it returns is logged.
     enough: asked after the callbacks, and before the first step of a run that goes on: whether training ends here.
@@ -75,8 +75,8 @@ def fit(
     if config.gradient_checkpointing:
         checkpoint_activations(objective)
     means = _Means.of(config, device)
-    start = _resume(folder / "checkpoints", objective, optimizer, feed, config, restart, means)
-    log = _Log(folder / "metrics.jsonl", start)
+    start = _resume(folder / CHECKPOINTS, objective, optimizer, feed, config, restart, means)
+    log = Log(folder, start, tensorboard=config.tensorboard)
     pauses = [n for n, _ in every]
     tick, saved = time.perf_counter(), clock()
     if start and enough():
@@ -96,9 +96,10 @@ def fit(
         ends = step + 1 == config.steps or (bool(called) and enough())
         if ends or _is_due(config, step + 1, clock() - saved, device):
             state = _state(feed, config, step + 1, restart) | means.state()
-            checkpoints.save(folder / "checkpoints", step + 1, objective, optimizer, state, config.keep_checkpoints)
+            checkpoints.save(folder / CHECKPOINTS, step + 1, objective, optimizer, state, config.keep_checkpoints)
             saved = clock()
         if ends:
+            log.close()
             return step + 1
         tick = time.perf_counter()
     return start
@@ -224,23 +225,6 @@ def _peak_memory(device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024  # bytes there, KiB elsewhere
-
-
-class _Log:
-    """`metrics.jsonl` of rank 0; lines after the step that training goes on from are dropped."""
-
-    def __init__(self, path: Path, start: int):
-        self.path = path
-        if rank() == 0:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
-            kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= start]
-            path.write_text("".join(kept), encoding="utf-8")
-
-    def write(self, record: Record) -> None:
-        if rank() == 0:
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(record) + "\n")
 
 
 def _is_due(config: FitConfig, finished: int, seconds: float, device: torch.device) -> bool:

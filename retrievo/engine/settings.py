@@ -12,6 +12,9 @@ from retrievo.support.errors import UsageError
 from retrievo.support.options import Options, option
 from retrievo.support.sizes import bytes_of
 
+CHECKPOINTS, METRICS, PLOT, TENSORBOARD = "checkpoints", "metrics.jsonl", "metrics.png", "tensorboard"
+WORKING_FILES = (CHECKPOINTS, METRICS, PLOT, TENSORBOARD)  # what training leaves beside its result
+
 
 def graph_bytes(text: str) -> int:
     """Bytes of `--graph-memory`."""
@@ -45,6 +48,9 @@ class FitConfig(OptimizerConfig):
         affects_output=False,
     )
     keep_checkpoints: int = option("Checkpoints kept, the latest ones.", default=2, minimum=1, affects_output=False)
+    tensorboard: bool = option(
+        "Write TensorBoard's files too (retrievo[tensorboard]).", default=False, affects_output=False
+    )
     prefetch: int = option("Batches made ahead of time.", default=2, minimum=0, affects_output=False)
 
     @property

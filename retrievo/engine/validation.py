@@ -20,7 +20,7 @@ from retrievo.data.qrels import Qrels
 from retrievo.data.run import Run
 from retrievo.data.token_cache import TokenCache
 from retrievo.engine.checkpoints import load_weights, save_weights
-from retrievo.engine.settings import ValidationConfig
+from retrievo.engine.settings import CHECKPOINTS, METRICS, ValidationConfig
 from retrievo.evaluation.names import Metric
 from retrievo.evaluation.scoring import evaluate
 from retrievo.learning.distributed import as_rank_0_says, barrier, rank
@@ -118,7 +118,7 @@ class Validation:
             return {}
         value, before = self.measure(), [value for _, value in self.history()]
         if value > max(before, default=-math.inf):
-            path = self.folder / "checkpoints" / BEST
+            path = self.folder / CHECKPOINTS / BEST
             path.parent.mkdir(exist_ok=True)
             save_weights(path, self.module)
         barrier()
@@ -145,7 +145,7 @@ class Validation:
 
     def history(self) -> list[tuple[int, float]]:
         """(step, value) of each measure so far."""
-        path = self.folder / "metrics.jsonl"
+        path = self.folder / METRICS
         lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
         return [(line["step"], line[self.key]) for line in lines if self.key in line]
 
@@ -164,7 +164,7 @@ class Validation:
     def restore_best(self) -> None:
         """Puts the best weights into the model; after training, on rank 0."""
         if self.best()[0]:
-            load_weights(self.folder / "checkpoints" / BEST, self.module)
+            load_weights(self.folder / CHECKPOINTS / BEST, self.module)
 
 
 def _joined(rows: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:

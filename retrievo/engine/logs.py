@@ -1,0 +1,115 @@
+"""What training leaves for people to look at: a line for each step, TensorBoard's files if asked for, and a picture."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from retrievo.engine.settings import METRICS, PLOT, TENSORBOARD
+from retrievo.learning.distributed import rank
+from retrievo.support.errors import RetrievoError
+from retrievo.support.files import atomic_path
+
+_PANELS = (  # title of the panel, and the columns of the log that it shows where they are there
+    ("loss", ("loss", "local_loss")),
+    ("share", ("accuracy",)),
+    ("gradient norm", ("gradient_norm",)),
+)
+_DEVELOPMENT = "dev "  # columns of validation
+_SMOOTHED = 50  # points of the bold line, each the mean of so many parts of the run
+
+
+class Log:
+    """`metrics.jsonl` of rank 0; lines after the step that training goes on from are dropped.
+
+    Raises: RetrievoError where TensorBoard is asked for and not installed.
+    """
+
+    def __init__(self, folder: Path, start: int, *, tensorboard: bool = False):
+        self.path = folder / METRICS
+        self._events: Any = None
+        if rank() != 0:
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True) if self.path.exists() else []
+        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= start]
+        self.path.write_text("".join(kept), encoding="utf-8")
+        if tensorboard:
+            self._events = _summary_writer()(str(folder / TENSORBOARD), purge_step=start + 1)
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        """Adds a line; its numbers are scalars of TensorBoard at its step."""
+        if rank() != 0:
+            return
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+        if self._events:
+            for name, value in record.items():
+                if isinstance(value, (int, float)) and name != "step":
+                    self._events.add_scalar(name, value, record["step"])
+            self._events.flush()
+
+    def close(self) -> None:
+        """Ends TensorBoard's file and draws the picture, from the log of rank 0."""
+        if rank() == 0:
+            draw(self.path, self.path.with_name(PLOT))
+        if self._events:
+            self._events.close()
+
+
+def _summary_writer() -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        fix = "pip install 'retrievo[tensorboard]'"
+        raise RetrievoError("--tensorboard", "TensorBoard is not installed", None, fix) from None
+    return SummaryWriter
+
+
+def draw(log: Path, picture: Path) -> None:
+    """A PNG of what a log tells: loss, accuracy and validation, and the norm of the gradient by step."""
+    from matplotlib.figure import Figure
+
+    lines = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
+    measured = sorted({name for line in lines for name in line if name.startswith(_DEVELOPMENT)})
+    wanted = {title: [*names, *(measured if title == "share" else ())] for title, names in _PANELS}
+    found = {title: [name for name in names if _shown(lines, name)] for title, names in wanted.items()}
+    panels = [(title, names) for title, names in found.items() if names]
+    if not panels:
+        return
+    figure = Figure(figsize=(7, 2.2 * len(panels) + 0.4), layout="constrained")
+    for axes, (title, names) in zip(figure.subplots(len(panels), squeeze=False)[:, 0], panels, strict=True):
+        for color, name in enumerate(names):
+            _draw_line(axes, lines, name, f"C{color}")
+        axes.set_ylabel(title)
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+        if names != [title.replace(" ", "_")]:
+            axes.legend(frameon=False)
+    axes.set_xlabel("step")
+    with atomic_path(picture) as temporary:
+        figure.savefig(temporary, format="png", dpi=120)
+
+
+def _shown(lines: list[dict[str, Any]], name: str) -> bool:
+    """Whether a column says something: it is there, and not 0 all the time."""
+    return any(line.get(name) for line in lines)
+
+
+def _draw_line(axes: Any, lines: list[dict[str, Any]], name: str, color: str) -> None:
+    """Every value faintly and means of stretches in bold; rare values as points."""
+    points = [(line["step"], line[name]) for line in lines if name in line]
+    steps, values = [step for step, _ in points], [value for _, value in points]
+    if name.startswith(_DEVELOPMENT):
+        axes.plot(steps, values, "o-", color=color, label=name)
+        return
+    width = math.ceil(len(points) / _SMOOTHED)
+    if width > 1:
+        axes.plot(steps, values, color=color, alpha=0.25, linewidth=0.8)
+        stretches = [points[at : at + width] for at in range(0, len(points), width)]
+        steps = [sum(step for step, _ in part) / len(part) for part in stretches]
+        values = [sum(value for _, value in part) / len(part) for part in stretches]
+    axes.plot(steps, values, color=color, label=name.replace("_", " "))
