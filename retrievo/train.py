@@ -7,6 +7,8 @@ A stage is a folder that holds the model it becomes: `retrievo train stage-2` re
 from __future__ import annotations
 
 import dataclasses
+import functools
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
 
     from retrievo.engine.loop import Record
     from retrievo.engine.validation import Pool, Validation
+    from retrievo.learning.batch import Batch
     from retrievo.models.encoder import Encoder
     from retrievo.objectives.objective import Objective
     from retrievo.objectives.training_data import TrainingData
@@ -51,6 +54,7 @@ STAGE_FILES = (  # what may lie in a stage before it is trained, and is not the 
     "embeddings",
 )
 DEFAULT_EPOCHS = 1.0
+_VERIFIED_QUERIES = 32  # a batch that fits in one piece
 _ROLE_OPTIONS = tuple(f"{role}_{what}" for role in ("query", "document") for what in ("prefix", "max_length"))
 ENCODER, CROSS_ENCODER = "encoder", "cross-encoder"
 _OF_THE_MODEL = ("pooling", "normalize", "similarity", "tied", "title_template", *_ROLE_OPTIONS)
@@ -117,13 +121,18 @@ class TrainConfig(FitConfig, FinetuneConfig, CrossEncoderConfig, ValidationConfi
     tied: bool | None = option(
         "One backbone for queries and documents, or one each.", default=None, hidden_default="as the model"
     )
+    verify_gradients: bool = option(
+        "Train nothing; compute one step in several ways, such as cached or not, in one process or two, and compare.",
+        default=False,
+        affects_output=False,
+    )
     device: str = device_option()
     threads: int | None = threads_option()
     force: bool = force_option()
 
     def check(self) -> None:
         super().check()
-        if self.folder is None:
+        if self.folder is None and not self.verify_gradients:
             raise UsageError("--output", "is needed", None, "pass --output FOLDER, or a stage: retrievo train stage-2")
         if self.teacher is None and (taught := [loss for loss in self.loss if loss in TAUGHT]):
             raise UsageError(f"--loss {taught[0]}", "needs a teacher", None, "pass --teacher RUN")
@@ -167,8 +176,8 @@ def _of_validation() -> set[str]:
     return {known.name for known in options_of(ValidationConfig)}
 
 
-def train(config: TrainConfig) -> Manifest:
-    """Trains, or goes on from the latest checkpoint of a killed run, or finds all finished.
+def train(config: TrainConfig) -> Manifest | None:
+    """Trains, or goes on from the latest checkpoint of a killed run, or finds all finished; None after a verification.
 
     Raises: RetrievoError for a model or tables that can't be read or do not fit together.
     """
@@ -178,6 +187,9 @@ def train(config: TrainConfig) -> Manifest:
 
     prepare_cpu(config.threads)
     tables = (config.corpus, config.queries, config.qrels, config.negatives)
+    if config.verify_gradients:
+        _verify(config)
+        return None
     data = TrainingData(*tables, config.min_relevance, config.teacher)
     pool = _pool(config, data)
     with process_group(resolve_device(config.device)) as device:
@@ -185,6 +197,31 @@ def train(config: TrainConfig) -> Manifest:
         finished = output.already_finished()
         barrier()  # every process has looked before one begins
         return finished or _fit(config, data, pool, output, device)
+
+
+def _verify(config: TrainConfig) -> None:
+    """Tells how far gradients of one batch are apart that must be the same."""
+    import torch
+
+    from retrievo.engine.verification import verify
+    from retrievo.models.devices import resolve_device
+
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UsageError("--verify-gradients", "found several processes", "one; it starts two by itself")
+    small = dataclasses.replace(config, batch_size=min(config.batch_size, _VERIFIED_QUERIES))
+    checks = verify(functools.partial(_assemble, small), torch.device(resolve_device(config.device)), seed=config.seed)
+    rows = [[check.name, f"{check.difference:.1e}"] for check in checks]
+    console.print_table(["two ways to one gradient", "largest relative difference"], rows)
+
+
+def _assemble(config: TrainConfig) -> tuple[Objective, Batch]:
+    """The objective and the first batch, from the files."""
+    from retrievo.objectives.training_data import TrainingData
+
+    tables = (config.corpus, config.queries, config.qrels, config.negatives)
+    data = TrainingData(*tables, config.min_relevance, config.teacher)
+    _, objective, feed = (_cross_encoder if config.kind == CROSS_ENCODER else _encoder)(config, data)
+    return objective, feed.batch(0)
 
 
 def _pool(config: TrainConfig, data: TrainingData) -> Pool | None:

@@ -106,6 +106,19 @@ def test_validation_keeps_the_best_step_ends_early_and_goes_on_after_a_stop(
     assert (tmp_path / "next" / settings["dev_run"]).resolve() == (tmp_path / "bm25.parquet").resolve()
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["encoder", "cross-encoder"])
+def test_gradients_are_verified_on_the_users_own_data(
+    kind: str, two_rounds: Path, tiny_model: Path, toy_dataset: Path, retrievo: Callable
+) -> None:
+    flags = ["--negatives", two_rounds / "bm25.parquet", "--kind", kind, "--verify-gradients"]
+    done = retrievo("train", "--model", tiny_model, *tables(toy_dataset), *flags)
+    assert done.code == 0, done.err
+    differences = [float(line.split()[-1]) for line in done.out.splitlines()[1:]]
+    assert len(differences) == 3
+    assert max(differences) < 1e-4
+
+
 @pytest.mark.parametrize("loss", ["kl", "margin-mse"])
 def test_what_a_teacher_says_is_learned(
     loss: str, two_rounds: Path, tiny_model: Path, toy_dataset: Path, tmp_path: Path, retrievo: Callable
