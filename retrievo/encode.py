@@ -6,9 +6,10 @@ goes on with the shards that are missing, with any number of processes, and ends
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -58,6 +59,13 @@ class EncodeConfig(Options):
     chunk_tokens: int = chunk_tokens_option()
     device: str = device_option()
     threads: int | None = threads_option()
+    processes: int | None = option(
+        "Processes that share the shards, on one machine; torchrun starts them on several.",
+        default=None,
+        minimum=1,
+        affects_output=False,
+        hidden_default="one for each accelerator",
+    )
     force: bool = force_option()
 
     def check(self) -> None:
@@ -81,11 +89,42 @@ def encode(config: EncodeConfig) -> Manifest:
 
     prepare_cpu(config.threads)
     table = Table(config.corpus, CORPUS) if config.corpus else Table(_required(config.queries), QUERIES)
+    if (processes := _processes(config, table)) > 1:
+        return _encode_together(config, table, processes)
     with process_group(resolve_device(config.device)) as device:
         output = _output(config, table, device)
         finished = output.already_finished()
         barrier()  # every process has looked before one begins
         return finished or _encode_shards(config, table, output, device)
+
+
+def _processes(config: EncodeConfig, table: Table) -> int:
+    """How many processes to start here; 1 = this one does it, alone or as one of those that torchrun started."""
+    import torch
+
+    from retrievo.models.devices import resolve_device
+    from retrievo.retrieval.embeddings import shard_bounds
+
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        return 1
+    accelerators = torch.cuda.device_count() if resolve_device(config.device) == "cuda" else 1
+    return min(config.processes or accelerators, len(shard_bounds(table.rows)))
+
+
+def _encode_together(config: EncodeConfig, table: Table, processes: int) -> Manifest:
+    """The same by several processes, among which a CPU's cores are divided."""
+    import torch
+
+    from retrievo.learning.launching import run_together
+    from retrievo.models.devices import resolve_device
+    from retrievo.support.artifact import Manifest
+
+    device = torch.device(resolve_device(config.device))
+    if finished := _output(config, table, device).already_finished():
+        return finished
+    shared = max(1, torch.get_num_threads() // processes) if device.type == "cpu" else None
+    run_together(encode, replace(config, processes=1, threads=config.threads or shared), processes=processes)
+    return Manifest.read(config.output, "embeddings")
 
 
 def _required(path: Path | None) -> Path:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import socket
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +14,7 @@ from torch import Tensor
 from retrievo.engine.step import ALL_GRAPHS, Passes, gradient_step
 from retrievo.learning.batch import Batch
 from retrievo.learning.distributed import process_group, rank
+from retrievo.learning.launching import run_together
 from retrievo.objectives.objective import Objective
 from retrievo.support.errors import RetrievoError
 
@@ -89,25 +87,13 @@ def _gradients(objective: Objective) -> Gradients:
 
 
 def _by_two_processes(assemble: Assemble, chunk_tokens: int, seed: int) -> Gradients:
-    context = multiprocessing.get_context("spawn")  # a fork of a process with threads can hang
-    with tempfile.TemporaryDirectory() as folder, socket.socket() as free:
-        free.bind(("localhost", 0))
-        port, path = free.getsockname()[1], Path(folder) / "gradients.safetensors"
-        free.close()
-        arguments = (assemble, chunk_tokens, seed, port, path)
-        both = [context.Process(target=_one_of_two, args=(number, *arguments)) for number in range(2)]
-        for process in both:
-            process.start()
-        for process in both:
-            process.join()
-        if not path.exists():
-            raise RetrievoError("--verify-gradients", "two processes did not finish", None, "see the error above")
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "gradients.safetensors"
+        run_together(_one_of_two, assemble, chunk_tokens, seed, path, processes=2)
         return load_file(path)
 
 
-def _one_of_two(number: int, assemble: Assemble, chunk_tokens: int, seed: int, port: int, path: Path) -> None:
-    told = {"RANK": number, "LOCAL_RANK": number, "WORLD_SIZE": 2, "MASTER_ADDR": "localhost", "MASTER_PORT": port}
-    os.environ.update({name: str(value) for name, value in told.items()})
+def _one_of_two(assemble: Assemble, chunk_tokens: int, seed: int, path: Path) -> None:
     with process_group("cpu"):
         objective, batch = assemble()
         objective.eval()

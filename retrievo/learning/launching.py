@@ -1,0 +1,68 @@
+"""Several processes of one command, started by itself: what `torchrun` does, on one machine."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import socket
+from collections.abc import Callable
+from multiprocessing.connection import wait
+from typing import Any
+
+from retrievo.support.errors import RetrievoError
+
+
+def run_together(function: Callable[..., Any], *arguments: Any, processes: int) -> None:
+    """Calls `function(*arguments)` in so many new processes, each of which finds its rank as under torchrun.
+
+    function, arguments: picklable. Where one process fails, the others are ended.
+    Raises: the RetrievoError of the first one that fails; RetrievoError where a process dies.
+    """
+    context = multiprocessing.get_context("spawn")  # a fork of a process with threads can hang
+    problems = context.SimpleQueue()
+    told = {"WORLD_SIZE": processes, "MASTER_ADDR": "localhost", "MASTER_PORT": _free_port()}
+    started = [
+        context.Process(
+            target=_run, args=({**told, "RANK": n, "LOCAL_RANK": n}, problems, function, arguments), daemon=True
+        )
+        for n in range(processes)
+    ]
+    for process in started:
+        process.start()
+    try:
+        running = list(started)
+        while running:
+            ended = wait([process.sentinel for process in running])
+            for process in [process for process in running if process.sentinel in ended]:
+                process.join()  # its sentinel may be a moment earlier than its exit code
+                running.remove(process)
+                if process.exitcode:
+                    raise _problem(problems)
+    finally:
+        for process in started:
+            process.terminate()
+            process.join()
+
+
+def _free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port: int = free.getsockname()[1]
+        return port
+
+
+def _run(told: dict[str, Any], problems: Any, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+    os.environ.update({name: str(value) for name, value in told.items()})
+    try:
+        function(*arguments)
+    except RetrievoError as error:
+        problems.put((type(error), error.where, error.found, error.expected, error.fix))
+        raise SystemExit(error.exit_code) from None
+
+
+def _problem(problems: Any) -> RetrievoError:
+    if problems.empty():
+        return RetrievoError("processes", "one of them died", None, "see what it says above")
+    kind, *parts = problems.get()
+    error: RetrievoError = kind(*parts)
+    return error

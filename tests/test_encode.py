@@ -1,0 +1,36 @@
+"""`retrievo encode` by several processes that it starts itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    """5,000 short texts: two shards."""
+    texts = [f"alpha{n % 7} beta{n % 11}" for n in range(5_000)]
+    pq.write_table(pa.table({"id": [f"d{n}" for n in range(len(texts))], "text": texts}), tmp_path / "corpus.parquet")
+    return tmp_path / "corpus.parquet"
+
+
+def test_processes_of_one_command_write_the_same_bytes(
+    tiny_model: Path, corpus: Path, tmp_path: Path, retrievo: Callable
+) -> None:
+    def encode(output: Path, *flags: object) -> str:
+        shared = ["--model", tiny_model, "--corpus", corpus, "--pooling", "mean", "--dtype", "fp32", "--threads", 1]
+        done = retrievo("encode", *shared, "--output", output, *flags)
+        assert done.code == 0, done.err
+        return done.err
+
+    encode(tmp_path / "one")
+    encode(tmp_path / "two", "--processes", 2)
+    shards = sorted(path.name for path in (tmp_path / "one").glob("*.arrow"))
+    assert len(shards) == 2
+    for shard in shards:
+        assert (tmp_path / "one" / shard).read_bytes() == (tmp_path / "two" / shard).read_bytes()
+    assert "already finished" in encode(tmp_path / "two", "--processes", 3)
