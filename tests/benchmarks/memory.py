@@ -1,13 +1,15 @@
 """Peak memory of training over batch sizes, and of encoding over corpus sizes: both should be flat.
 
-    python tests/benchmarks/memory.py MODEL [--batches 64 256 1024] [--documents 5000 50000]
+    python tests/benchmarks/memory.py MODEL [--batches 64 256 1024] [--documents 5000 50000] [--graph-memory 256MB 0]
+                                      [--loss 65536]
 
-Each figure is the peak resident memory of one `retrievo` process on generated texts of 8 to 40 words.
+With --loss also the contrastive loss of so many pairs alone, forward and backward, D = 768, with identity masks. Each figure is the peak resident memory of one `retrievo` process on generated texts of 8 to 40 words.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import random
 import subprocess
@@ -28,28 +30,21 @@ def main() -> None:
     parser.add_argument("model")
     parser.add_argument("--batches", type=int, nargs="+", default=[64, 256, 1024])
     parser.add_argument("--documents", type=int, nargs="+", default=[5_000, 50_000])
+    parser.add_argument("--graph-memory", nargs="+", default=["256MB", "0"])
+    parser.add_argument("--loss", type=int, nargs="*", default=[])
     given = parser.parse_args()
+    for pairs in given.loss:
+        print(f"loss, {pairs:>6,} x {pairs:,}: {peak_of([__file__, 'loss', pairs]):8,.0f} MiB", flush=True)
     with tempfile.TemporaryDirectory() as name:
         os.environ["XDG_CACHE_HOME"] = f"{name}/cache"
         folder = Path(name)
         dataset = make_dataset(folder / "train", max(given.batches))
         tables = ["--corpus", dataset, "--queries", dataset, "--qrels", dataset / "qrels.txt"]
-        for size in given.batches:
-            output = folder / f"batch-{size}"
-            train = [
-                "train",
-                "--model",
-                given.model,
-                *tables,
-                "--output",
-                output,
-                "--max-steps",
-                1,
-                "--batch-size",
-                size,
-                *CHUNKS,
-            ]
-            print(f"train, batch {size:>6,}: {peak(train):8,.0f} MiB", flush=True)
+        for memory, size in itertools.product(given.graph_memory, given.batches):
+            output = folder / f"batch-{size}-{memory}"
+            flags = ["--max-steps", 1, "--batch-size", size, "--graph-memory", memory, *CHUNKS]
+            train = ["train", "--model", given.model, *tables, "--output", output, *flags]
+            print(f"train, batch {size:>6,}, --graph-memory {memory}: {peak(train):8,.0f} MiB", flush=True)
         for count in given.documents:
             corpus = make_dataset(folder / f"corpus-{count}", count)
             encode = ["encode", "--model", given.model, "--corpus", corpus, "--output", folder / f"embeddings-{count}"]
@@ -70,7 +65,12 @@ def make_dataset(folder: Path, count: int) -> Path:
 
 def peak(arguments: list[object]) -> float:
     """MiB of resident memory that one command reached."""
-    process = subprocess.Popen([sys.executable, "-m", "retrievo", *map(str, arguments)], stderr=subprocess.PIPE)
+    return peak_of(["-m", "retrievo", *arguments])
+
+
+def peak_of(arguments: list[object]) -> float:
+    """The same of any Python process."""
+    process = subprocess.Popen([sys.executable, *map(str, arguments)], stderr=subprocess.PIPE)
     assert process.stderr is not None
     error = process.stderr.read()
     _, status, usage = os.wait4(process.pid, 0)
@@ -78,5 +78,27 @@ def peak(arguments: list[object]) -> float:
     return usage.ru_maxrss / 1024
 
 
+def take_loss(pairs: int) -> None:
+    """InfoNCE of random vectors, each pair with a document that another query counts as relevant too."""
+    import torch
+
+    from retrievo.learning.batch import Relevant
+    from retrievo.learning.losses import Contest, LossSettings, identity_mask, weighed
+
+    queries, documents = (torch.randn(pairs, 768, requires_grad=True) for _ in range(2))
+    own = torch.arange(pairs)
+    ids = torch.stack([own, (own + 1) % pairs], dim=1).flatten()
+    relevant = Relevant(ids=ids, hashes=ids, offsets=torch.arange(pairs + 1) * 2)
+    masked = identity_mask(relevant, own, own, own)
+    assert masked.shape[1] == pairs
+    contest = Contest(queries, documents, own, masked)
+    weighed(contest, {"infonce": 1.0}, 20.0, LossSettings()).total.backward()
+    assert queries.grad is not None
+    assert queries.grad.isfinite().all()
+
+
 if __name__ == "__main__":
-    main()
+    if sys.argv[1:2] == ["loss"]:
+        take_loss(int(sys.argv[2]))
+    else:
+        main()
