@@ -3,7 +3,8 @@
     python tests/benchmarks/memory.py MODEL [--batches 64 256 1024] [--documents 5000 50000] [--graph-memory 256MB 0]
                                       [--loss 65536]
 
-With --loss also the contrastive loss of so many pairs alone, forward and backward, D = 768, with identity masks. Each figure is the peak resident memory of one `retrievo` process on generated texts of 8 to 40 words.
+Each figure is the peak resident memory of one `retrievo` process on generated texts of 8 to 40 words; with --loss also
+of the contrastive loss of so many pairs alone, forward and backward, D = 768, with identity masks.
 """
 
 from __future__ import annotations
@@ -90,7 +91,7 @@ def take_loss(pairs: int) -> None:
     ids = torch.stack([own, (own + 1) % pairs], dim=1).flatten()
     relevant = Relevant(ids=ids, hashes=ids, offsets=torch.arange(pairs + 1) * 2)
     masked = identity_mask(relevant, own, own, own)
-    assert masked.shape[1] == pairs
+    assert masked.shape[1] >= pairs, "each query has one such document, by its id and by its text"
     contest = Contest(queries, documents, own, masked)
     weighed(contest, {"infonce": 1.0}, 20.0, LossSettings()).total.backward()
     assert queries.grad is not None

@@ -1,6 +1,6 @@
 """Training beside sentence-transformers' cached loss, in one run: pairs per second.
 
-    python tests/benchmarks/train.py MODEL DATASET QRELS [--batch-size 64] [--steps 3] [--max-length 128] [--device cpu]
+    python tests/benchmarks/train.py MODEL DATASET QRELS [--batch-size 64] [--steps 3] [--max-length 128]
 
 MODEL: a sentence-transformers folder. Both take the gradient of in-batch InfoNCE through a gradient cache and one step
 of AdamW, with the same kind of pairs, lengths and batch, dropout on. Prints medians and ratios, at equal precision
