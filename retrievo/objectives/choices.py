@@ -26,7 +26,9 @@ class FinetuneConfig(Options):
 
     loss: tuple[str, ...] = option("What is minimized.", default=("infonce",), choices=tuple(LOSSES))
     loss_weight: tuple[float, ...] = option("Weight of each loss.", default=(1.0,), minimum=0)
-    temperature: float = option("Divides the scores.", default=1.0, above=0)
+    temperature: float | None = option(
+        "Divides the scores.", default=None, above=0, hidden_default="0.05 for cosines, else 1"
+    )
     learn_temperature: bool = option("Train the temperature too, from --temperature on.", default=False)
     label_smoothing: float = option(
         "Share of the target that all candidates have in common.",

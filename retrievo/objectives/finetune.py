@@ -21,6 +21,8 @@ from retrievo.objectives.choices import FinetuneConfig
 from retrievo.objectives.objective import Objective
 from retrievo.support.errors import RetrievoError
 
+_COSINE_TEMPERATURE = 0.05  # cosines lie within -1 to 1, where a softmax tells little apart (SimCLR, table 5)
+
 
 class Example(NamedTuple):
     """A query with its group of documents, as token ids and identities; own positive first."""
@@ -90,13 +92,15 @@ class Finetune(Objective):
             found = f"found {max(config.matryoshka)}"
             raise RetrievoError("--matryoshka", found, f"at most {encoder.dim}, the dimension of the model's vectors")
         self.settings = LossSettings(config.label_smoothing, config.teacher_temperature, config.soft_label_scope)
-        start = torch.tensor(math.log(config.temperature))
+        cosines = encoder.spec.similarity == "cosine" or encoder.spec.normalize
+        self._temperature = config.temperature or (_COSINE_TEMPERATURE if cosines else 1.0)
+        start = torch.tensor(math.log(self._temperature))
         self.log_temperature = nn.Parameter(start) if config.learn_temperature else None
 
     @property
     def temperature(self) -> float | Tensor:
         """What divides the scores; learned as its logarithm, so that it stays above 0."""
-        return self.config.temperature if self.log_temperature is None else self.log_temperature.exp()
+        return self._temperature if self.log_temperature is None else self.log_temperature.exp()
 
     def collator(self) -> FinetuneCollator:
         return FinetuneCollator(self.encoder.pad_id)

@@ -5,8 +5,8 @@
 MODEL: a sentence-transformers folder. Both take the gradient of in-batch InfoNCE through a gradient cache and one step
 of AdamW, with the same kind of pairs, lengths and batch, dropout on. Prints medians and ratios, at equal precision
 (bfloat16 autocast) and at their default (float32); and the matrix products of our step, 6 x parameters of linear layers
-x tokens and 12 x layers x D x sum of squared lengths for attention (Chowdhery et al. 2022, appendix B), as a share of the
-peak of a large matrix product in the same call. Work done twice does not count.
+x tokens and 12 x layers x D x sum of squared lengths for attention (Chowdhery et al. 2022, appendix B), as a share of
+the peak of a large matrix product in the same call. Work done twice does not count.
 """
 
 from __future__ import annotations

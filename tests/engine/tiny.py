@@ -36,7 +36,7 @@ class Tower(nn.Module):
 
 class TinyEncoder(nn.Module):
     pad_id = 0
-    spec = SimpleNamespace(similarity="dot")
+    spec = SimpleNamespace(similarity="dot", normalize=False)
 
     def __init__(self, tied: bool = True, dropout: float = 0.0):
         super().__init__()

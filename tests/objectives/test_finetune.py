@@ -35,7 +35,7 @@ class Table(nn.Module):
 
     def __init__(self, similarity: str = "dot"):
         super().__init__()
-        self.spec = SimpleNamespace(similarity=similarity)
+        self.spec = SimpleNamespace(similarity=similarity, normalize=False)
         torch.manual_seed(0)
         self.vectors = nn.Embedding(20, 4)
 
@@ -113,6 +113,11 @@ def test_accuracy_is_the_share_of_queries_whose_positive_wins() -> None:
     vectors = {"query": torch.stack([documents[0], documents[0]]), "document": documents}
     _, stats = objective().contrast(vectors, batch())
     assert stats["accuracy"].item() == 0.5
+
+
+def test_cosines_are_sharpened_where_no_temperature_is_given() -> None:
+    assert (objective("cosine").temperature, objective("dot").temperature) == (0.05, 1.0)
+    assert objective("cosine", temperature=1.0).temperature == 1.0
 
 
 def test_a_learned_temperature_starts_where_it_was_set_and_gets_a_gradient() -> None:
