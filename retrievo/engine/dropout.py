@@ -15,6 +15,8 @@ from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
+from retrievo.models.attention import attention
+
 _LEVELS = 1 << 16
 
 
@@ -58,15 +60,11 @@ class SeededDropout(TorchFunctionMode):
         scale: float | None = None,
         enable_gqa: bool = False,
     ) -> Tensor:
-        """softmax(q k' / sqrt(d) + mask), dropped, times v: [n, heads, L, d] (Vaswani et al. 2017, eq. 1)."""
+        """Attention whose weights are dropped: [n, heads, L, d]."""
         if query.device.type != "cpu" or is_causal or enable_gqa:
             return functional.scaled_dot_product_attention(
                 query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
             )
-        scores = query @ key.transpose(-2, -1) * (query.shape[-1] ** -0.5 if scale is None else scale)
-        if attn_mask is not None and attn_mask.dtype == torch.bool:
-            scores = scores.masked_fill(~attn_mask, torch.finfo(scores.dtype).min)
-        elif attn_mask is not None:
-            scores = scores + attn_mask
-        weights = self._dropout(torch.softmax(scores, dim=-1, dtype=torch.float32).to(scores.dtype), dropout_p)
-        return weights @ value
+        return attention(
+            query, key, value, attn_mask, scale=scale, drop=lambda weights: self._dropout(weights, dropout_p)
+        )

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from retrievo.data.options import TITLE_TEMPLATE
 from retrievo.models import opening
+from retrievo.models.attention import PlainAttention
 from retrievo.models.card import cross_encoder_card
 from retrievo.models.chunks import cut_chunks, pad
 from retrievo.models.encoder import position_limit
@@ -91,7 +92,7 @@ class CrossEncoder(nn.Module):
         offsets, place = np.asarray(offsets), self.model.device
         logits = torch.empty(len(offsets) - 1, device=place)
         self.eval()
-        with torch.autocast(place.type, dtype=dtype, enabled=dtype != torch.float32):
+        with PlainAttention(), torch.autocast(place.type, dtype=dtype, enabled=dtype != torch.float32):
             for rows in cut_chunks(np.diff(offsets), chunk_tokens):
                 arrays = pad(tokens, offsets, rows, self.pad_id)
                 input_ids, mask = (torch.from_numpy(array).to(place) for array in arrays)  # [n, L]

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from retrievo.models.attention import PlainAttention
 from retrievo.models.chunks import cut_chunks, pad
 from retrievo.models.encoder import Encoder
 from retrievo.support.console import Tick
@@ -41,7 +42,11 @@ def encode_tokens(
     place = encoder.backbone.device
     offsets = np.asarray(offsets)
     vectors = torch.empty(len(offsets) - 1, encoder.dim, device=place)
-    with _evaluating(encoder), torch.autocast(place.type, dtype=dtype, enabled=dtype != torch.float32):
+    with (
+        _evaluating(encoder),
+        PlainAttention(),
+        torch.autocast(place.type, dtype=dtype, enabled=dtype != torch.float32),
+    ):
         for rows in cut_chunks(np.diff(offsets), chunk_tokens):
             padded = pad(tokens, offsets, rows, encoder.pad_id)
             input_ids, mask = (torch.from_numpy(array).to(place) for array in padded)  # [n, L]
