@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -12,14 +12,12 @@ from torch import Tensor
 from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 
-from retrievo.data.token_cache import TokenCache
 from retrievo.learning.batch import Batch, Chunk, Rows, Stats
-from retrievo.learning.distributed import rank, world_size
-from retrievo.learning.samplers import Draw, GroupSampler
+from retrievo.learning.samplers import Draw
 from retrievo.models.cross_encoder import CrossEncoder
 from retrievo.objectives.choices import CrossEncoderConfig
 from retrievo.objectives.objective import Objective
-from retrievo.objectives.training_data import TrainingData
+from retrievo.objectives.training_data import GroupFeed, TrainingData
 
 PAIR = "pair"
 
@@ -104,8 +102,8 @@ class BinaryCrossEncoder(Objective):
         return functional.binary_cross_entropy_with_logits(logits, labels, reduction="sum") / batch.counts["candidates"]
 
 
-class PairFeed:
-    """Batches of tokenized groups: pure functions of (seed, step) and of this process's rank.
+class PairFeed(GroupFeed):
+    """Groups for a cross-encoder.
 
     There are no in-batch negatives, so a query whose pool is too small gets other documents instead, and what reads as
     a relevant document is left out of the group.
@@ -117,39 +115,14 @@ class PairFeed:
         model: CrossEncoder,
         collator: PairCollator,
         *,
-        batch_size: int,
-        negatives_per_query: int,
-        seed: int,
         hard_share: float | None = None,
+        **drawing: Any,
     ):
-        self.data, self.collator, self.tokenization = data, collator, model.tokenization
-        self.query_tokens = TokenCache(data.queries.table, self.tokenization.query)
-        self.document_tokens = TokenCache(data.corpus.table, self.tokenization.document)
-        self.hashes = data.corpus.id_map.text_hashes
-        self.sampler = GroupSampler(
-            data.positives,
-            data.negatives,
-            documents=len(data.corpus),
-            batch_size=batch_size,
-            negatives_per_query=negatives_per_query,
-            seed=seed,
-            hard_share=1.0 if hard_share is None else hard_share,
-        )
+        self.tokenization = tokenization = model.tokenization
+        hard_share = 1.0 if hard_share is None else hard_share  # what is missing in a pool is drawn from all documents
+        super().__init__(data, (tokenization.query, tokenization.document), collator, hard_share=hard_share, **drawing)
 
-    @property
-    def batches_per_epoch(self) -> int:
-        """Steps of one pass over the judged queries."""
-        return self.sampler.batches_per_epoch
-
-    def batch(self, step: int) -> Batch:
-        """This rank's part of the batch of a step."""
-        return self.collator([self._group(draw) for draw in self.sampler.batch(step, rank(), world_size())])
-
-    def position(self, step: int) -> dict[str, int]:
-        """Where a step stands in the data."""
-        return self.sampler.position(step)
-
-    def _group(self, draw: Draw) -> Group:
+    def example(self, draw: Draw) -> Group:
         query, (positive, *others) = self.query_tokens.row(draw.query), draw.documents
         relevant = self.hashes[self.data.positives.list(draw.query)]
         documents = [positive, *(other for other in others if self.hashes[other] not in relevant)]

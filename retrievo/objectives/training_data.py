@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -20,6 +21,7 @@ from retrievo.learning.batch import Batch
 from retrievo.learning.distributed import rank, world_size
 from retrievo.learning.samplers import Draw, GroupSampler, Ragged
 from retrievo.models.encoder import Encoder
+from retrievo.models.tokens import Tokenization
 from retrievo.objectives.finetune import Example, FinetuneCollator
 from retrievo.support import console
 from retrievo.support.artifact import Input
@@ -135,14 +137,17 @@ class Teacher:
         return float(np.isfinite(self.scores(queries, pairs.values)).mean()) if len(queries) else 0.0
 
 
-class TrainingFeed:
-    """Batches of tokenized groups: pure functions of (seed, step) and of this process's rank."""
+class GroupFeed:
+    """Batches of tokenized groups: pure functions of (seed, step) and of this process's rank.
+
+    tokenizations: of queries and of documents. What a group becomes (`example`) is the subclass's.
+    """
 
     def __init__(
         self,
         data: TrainingData,
-        encoder: Encoder,
-        collator: FinetuneCollator,
+        tokenizations: tuple[Tokenization, Tokenization],
+        collator: Callable[[Sequence[Any]], Batch],
         *,
         batch_size: int,
         negatives_per_query: int,
@@ -150,8 +155,8 @@ class TrainingFeed:
         hard_share: float | None = None,
     ):
         self.data, self.collator = data, collator
-        self.query_tokens = TokenCache(data.queries.table, encoder.tokenization("query"))
-        self.document_tokens = TokenCache(data.corpus.table, encoder.tokenization("document"))
+        self.query_tokens = TokenCache(data.queries.table, tokenizations[0])
+        self.document_tokens = TokenCache(data.corpus.table, tokenizations[1])
         self.hashes = data.corpus.id_map.text_hashes
         self.sampler = GroupSampler(
             data.positives,
@@ -170,13 +175,24 @@ class TrainingFeed:
 
     def batch(self, step: int) -> Batch:
         """This rank's part of the batch of a step."""
-        return self.collator([self._example(draw) for draw in self.sampler.batch(step, rank(), world_size())])
+        return self.collator([self.example(draw) for draw in self.sampler.batch(step, rank(), world_size())])
 
     def position(self, step: int) -> dict[str, int]:
         """Where a step stands in the data."""
         return self.sampler.position(step)
 
-    def _example(self, draw: Draw) -> Example:
+    def example(self, draw: Draw) -> Any:
+        """What the collator takes of one group."""
+        raise NotImplementedError
+
+
+class TrainingFeed(GroupFeed):
+    """Groups for an encoder, with what identity masks need."""
+
+    def __init__(self, data: TrainingData, encoder: Encoder, collator: FinetuneCollator, **drawing: Any):
+        super().__init__(data, (encoder.tokenization("query"), encoder.tokenization("document")), collator, **drawing)
+
+    def example(self, draw: Draw) -> Example:
         relevant = self.data.positives.list(draw.query)
         return Example(
             query=self.query_tokens.row(draw.query),
