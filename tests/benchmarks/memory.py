@@ -29,7 +29,7 @@ CHUNKS = ("--chunk-tokens", 1_024)  # which the smallest batch fills too
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
-    parser.add_argument("--batches", type=int, nargs="+", default=[64, 256, 1024])
+    parser.add_argument("--batches", type=int, nargs="*", default=[64, 256, 1024])
     parser.add_argument("--documents", type=int, nargs="*", default=[5_000, 50_000])
     parser.add_argument("--graph-memory", nargs="+", default=["256MB", "0"])
     parser.add_argument("--loss", type=int, nargs="*", default=[])
