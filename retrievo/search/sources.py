@@ -80,6 +80,7 @@ _MEANING = {
     **dict.fromkeys(("k1", "b", "language", "heap", "rm3"), lambda manifest: manifest.kind == BM25_KIND),
     "batch_size": lambda manifest: manifest.kind != BM25_KIND and not _is_approximate(manifest),
     "memory": lambda manifest: manifest.kind != BM25_KIND,
+    "feedback": lambda manifest: manifest.kind != BM25_KIND,
     "nprobe": lambda manifest: manifest.stats.get("knob") == "nprobe",
     "ef_search": lambda manifest: manifest.stats.get("knob") == "ef_search",
     "rescore": _is_approximate,
