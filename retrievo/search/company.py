@@ -112,6 +112,8 @@ def _batches(asked: _Asked, vectors: Vectors, **options: Any) -> Iterator[Hits]:
             dist.gather_object(found, parts if is_lead() else None)
         if is_lead():
             yield _merged(parts, asked.depth, vectors.ids)
+        elif isinstance(found, RetrievoError):
+            return
 
 
 def _next(own: Iterator[Hits], first: int) -> Hits | RetrievoError:
