@@ -12,6 +12,7 @@ import typer
 import retrievo
 from retrievo.demo import DemoConfig
 from retrievo.encode import EncodeConfig
+from retrievo.export import ExportConfig
 from retrievo.import_ import ImportConfig
 from retrievo.index import IndexConfig
 from retrievo.mine import MineConfig
@@ -48,6 +49,12 @@ def _encode(config: EncodeConfig) -> None:
     from retrievo.encode import encode
 
     encode(config)
+
+
+def _export(config: ExportConfig) -> None:
+    from retrievo.export import export
+
+    export(config)
 
 
 def _index(config: IndexConfig) -> None:
@@ -170,6 +177,12 @@ COMMANDS = {
             "retrievo index --embeddings new-embeddings --add --output hnsw",
         ),
     ),
+    "export": Command(
+        ExportConfig,
+        _export,
+        "Write the vectors and ids of an embeddings folder as .npy and text.",
+        ("retrievo export embeddings --output exported",),
+    ),
     "search": Command(
         SearchConfig,
         _search,
@@ -178,6 +191,7 @@ COMMANDS = {
             "retrievo search --index scifact/bm25 --queries scifact --output runs/bm25.parquet",
             'retrievo search "does vitamin D help against flu?" --index scifact/bm25',
             "retrievo search --interactive --index scifact/bm25 --index embeddings",
+            "torchrun --nproc-per-node 8 -m retrievo search --index embeddings --queries scifact --output run.parquet",
         ),
     ),
     "rerank": Command(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from retrievo.data.options import (
     corpus_option,
@@ -57,6 +57,7 @@ class IndexConfig(Options):
     )
     language: str = option("Analyzer: stemming and stop words, as in en, de, zh.", default="en", only=_BM25_ONLY)
     title_template: str = title_template_option(only=_BM25_ONLY)
+    term_vectors: bool = option("Keep the words of each document, which --rm3 reads.", default=False, only=_BM25_ONLY)
     heap: str | None = heap_option(only=_BM25_ONLY)
     threads: int | None = threads_option()
     force: bool = force_option()
@@ -68,6 +69,10 @@ class IndexConfig(Options):
             raise UsageError(f"--type {self.type}", "needs vectors", None, "pass --embeddings FOLDER, or --type bm25")
         if self.add and self.shards:
             raise UsageError("--shards", "is given together with --add", "one of them")
+
+    def record(self) -> dict[str, Any]:
+        """Without what an index has not."""
+        return {name: value for name, value in super().record().items() if (name, value) != ("term_vectors", False)}
 
 
 def index(config: IndexConfig) -> Manifest:
@@ -93,7 +98,8 @@ def index_texts(config: IndexConfig) -> Manifest:
     jvm.start_jvm(config.heap)
     with output.build() as folder, console.progress("indexing", len(corpus), "documents") as tick:
         documents = _documents(corpus, config.title_template, tick)
-        stats = lexical.build(documents, folder, language=config.language, threads=config.threads)
+        options: dict[str, Any] = {"language": config.language, "term_vectors": config.term_vectors}
+        stats = lexical.build(documents, folder, threads=config.threads, **options)
         if stats["empty"]:
             console.warn(f"{config.corpus}: {stats['empty']:,} documents have no text; they are kept and never found")
         manifest = output.finish(stats)

@@ -57,6 +57,12 @@ def index_corpus(folder: Path, **columns: object) -> list[object]:
     return ["index", "--type", "bm25", "--corpus", table(folder / "c.parquet", **columns), "--output", folder / "out"]
 
 
+def dense(folder: Path, *more: object, index: str = "documents") -> list[object]:
+    """A search for the vectors of the house."""
+    asked = ["search", "--index", HOUSE / index, "--queries", HOUSE / "questions", "--output", folder / "out.trec"]
+    return [*asked, *more]
+
+
 def evaluate(folder: Path, run: str, qrels: str = "q1 0 d1 1\n", *more: object) -> list[object]:
     runs = text(folder / "r.trec", run)
     return ["evaluate", "--run", runs, "--qrels", text(folder / "q.txt", qrels), *more]
@@ -366,6 +372,83 @@ CASES: dict[str, tuple[Make, int, str]] = {
         2,
         "--k1: does not apply to",
     ),
+    # indexes and search
+    "factory string that FAISS can't read": (
+        lambda f: ["index", "--embeddings", HOUSE / "documents", "--type", "IVFx,Wrong", "--output", f / "out"],
+        2,
+        "FAISS makes no index of 'IVFx,Wrong' for 4 dimensions",
+    ),
+    "addition of documents that are there": (
+        lambda f: ["index", "--embeddings", HOUSE / "again", "--add", "--output", HOUSE / "ivf"],
+        1,
+        "has already; expected new documents only",
+    ),
+    "option of another index type": (
+        lambda f: dense(f, "--ef-search", 8, index="ivf"),
+        2,
+        "ivf, which is of kind 'faiss-index' and type 'ivf'",
+    ),
+    "more lists than there are": (
+        lambda f: dense(f, "--nprobe", 99, index="ivf"),
+        2,
+        "--nprobe: found 99; expected at most",
+    ),
+    "fewer candidates than documents": (
+        lambda f: dense(f, "--rescore", 2, "--depth", 3, index="ivf"),
+        2,
+        "--rescore: found 2; expected 0, or at least --depth (3)",
+    ),
+    "recall target for exact search": (
+        lambda f: dense(f, "--recall-target", 0.9),
+        2,
+        "--recall-target: does not apply to",
+    ),
+    "recall target and what it tunes": (
+        lambda f: dense(f, "--recall-target", 0.9, "--nprobe", 1, index="ivf"),
+        2,
+        "--recall-target: is given together with --nprobe, which it tunes",
+    ),
+    "memory that is no size": (lambda f: dense(f, "--memory", "much"), 2, "--memory: found 'much'"),
+    "feedback for words": (
+        lambda f: [
+            "search",
+            "--index",
+            HOUSE / "bm25",
+            "--queries",
+            HOUSE,
+            "--output",
+            f / "o.trec",
+            "--feedback",
+            "average",
+        ],
+        2,
+        "--feedback: does not apply to",
+    ),
+    "feedback for a typed question": (
+        lambda f: ["search", "x", "--index", HOUSE / "documents", "--feedback", "average"],
+        2,
+        "--feedback: does not apply to a typed question",
+    ),
+    "weight of a feedback that has none": (
+        lambda f: dense(f, "--feedback", "average", "--feedback-weight", 0.3),
+        2,
+        "--feedback-weight: does not apply to what was chosen; expected it only with feedback rocchio",
+    ),
+    "RM3 without the words of documents": (
+        lambda f: ["search", "--index", HOUSE / "bm25", "--queries", HOUSE, "--output", f / "out.trec", "--rm3"],
+        1,
+        "keeps no term vectors; expected those of its documents, for RM3; build the index with --term-vectors",
+    ),
+    "conversation and a question": (
+        lambda f: ["search", "x", "--interactive", "--index", HOUSE / "bm25"],
+        2,
+        "--interactive: is given together with a question or --queries",
+    ),
+    "export of an index": (
+        lambda f: ["export", HOUSE / "bm25", "--output", f / "out"],
+        1,
+        "is of kind 'bm25-index'; expected embeddings",
+    ),
     # imports
     "import of broken JSON": (
         lambda f: [
@@ -398,13 +481,17 @@ CASES: dict[str, tuple[Make, int, str]] = {
 
 @pytest.fixture(scope="module")
 def finished_house(house: Path, module_retrievo: Callable) -> Path:
-    """With a BM25 index and embeddings."""
+    """With a BM25 index, embeddings, an index of them, and other vectors of a document that it holds."""
     made = module_retrievo("index", "--type", "bm25", "--corpus", house, "--output", house / "bm25")
     assert made.code == 0, made.err
     for name, role in (("documents", "document"), ("questions", "query"), ("narrow", "query")):
         arrays = (house / f"{name}.npy", house / f"{name}.txt")
         made = module_retrievo("import", "vectors", *arrays, "--output", house / name, "--role", role)
         assert made.code == 0, made.err
+    ids = text(house / "again.txt", "d9\nd0\n")
+    assert module_retrievo("import", "vectors", house / "questions.npy", ids, "--output", house / "again").code == 0
+    made = module_retrievo("index", "--embeddings", house / "documents", "--type", "ivf", "--output", house / "ivf")
+    assert made.code == 0, made.err
     return house
 
 

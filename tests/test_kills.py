@@ -62,13 +62,14 @@ def test_bm25_index_killed_20_times_gives_the_same_run(kill_harness: Any, corpus
 
 
 @pytest.mark.slow
-def test_faiss_index_killed_20_times_ends_in_the_same_bytes(kill_harness: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["flat", "ivf"])
+def test_faiss_index_killed_20_times_ends_in_the_same_bytes(name: str, kill_harness: Any, tmp_path: Path) -> None:
     pytest.importorskip("faiss")
     np.save(tmp_path / "x.npy", np.random.default_rng(0).standard_normal((50_000, 64)).astype(np.float16))
     (tmp_path / "ids.txt").write_text("".join(f"d{n}\n" for n in range(50_000)))
     retrievo("import", "vectors", tmp_path / "x.npy", tmp_path / "ids.txt", "--output", tmp_path / "embeddings")
 
     def command(output: Path) -> list[str]:
-        return ["index", "--embeddings", str(tmp_path / "embeddings"), "--output", str(output)]
+        return ["index", "--type", name, "--embeddings", str(tmp_path / "embeddings"), "--output", str(output)]
 
     assert kill_harness.check(command, moments=20) >= 10

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
+import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -214,3 +217,125 @@ def test_vectors_of_queries_cannot_ask_bm25(house: Path, tmp_path: Path, retriev
     outcome = retrievo("search", *indexes, "--queries", house / "q", "--output", tmp_path / "out.parquet")
     assert outcome.code == 1
     assert "pass the table of queries" in outcome.err
+
+
+def lines(path: Path) -> list[list[str]]:
+    return [line.split() for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+@pytest.mark.parametrize("kind", ["embeddings", "flat", "ivf"])
+def test_a_limit_of_memory_changes_no_byte(kind: str, house: Path, tmp_path: Path, retrievo: Callable) -> None:
+    index = house / "d"
+    if kind != "embeddings":
+        index = tmp_path / kind
+        made = retrievo("index", "--embeddings", house / "d", "--type", kind, "--shards", 4, "--output", index)
+        assert made.code == 0, made.err
+    whole = search(retrievo, index, house, tmp_path / "run.trec", "--depth", 50)
+    (tmp_path / "less").mkdir()
+    flags = ("--depth", 50, "--memory", "6MB")
+    assert search(retrievo, index, house, tmp_path / "less" / "run.trec", *flags) == whole
+
+
+def test_a_depth_beyond_2048_and_where_faiss_is_not_installed(
+    house: Path, tmp_path: Path, retrievo: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    search(retrievo, house / "d", house, tmp_path / "run.trec", "--depth", 2_300)
+    ranks = [int(row[3]) for row in lines(tmp_path / "run.trec")]
+    assert ranks == list(range(1, 2_301)) * 25
+
+
+def test_a_recall_target_is_reached_and_told(house: Path, tmp_path: Path, retrievo: Callable) -> None:
+    made = retrievo("index", "--embeddings", house / "d", "--type", "ivf", "--output", tmp_path / "ivf")
+    assert made.code == 0, made.err
+    search(retrievo, house / "d", house, tmp_path / "exact.trec", "--depth", 20)
+    asked = ("search", "--index", tmp_path / "ivf", "--queries", house / "q", "--depth", 20)
+    tuned = retrievo(*asked, "--recall-target", 0.99, "--output", tmp_path / "tuned.trec")
+    assert tuned.code == 0, tuned.err
+    told = re.search(r"recall@20 (\S+) on 25 queries with --nprobe (\d+) --rescore (\d+)", tuned.err)
+    assert told, tuned.err
+    exact, found = ({(row[0], row[2]) for row in lines(tmp_path / f"{name}.trec")} for name in ("exact", "tuned"))
+    assert len(exact & found) / len(exact) == pytest.approx(float(told[1]), abs=1e-4)
+    assert float(told[1]) >= 0.99
+
+
+def test_feedback_before_and_after_fusion_changes_the_run(
+    house: Path, untitled: Path, tmp_path: Path, retrievo: Callable
+) -> None:
+    search(retrievo, house / "d", house, tmp_path / "first.parquet", "--depth", 5)
+    both = ("--run", tmp_path / "first.parquet")
+    runs = {
+        name: search(retrievo, house / "d", house, tmp_path / f"{name}.parquet", *both, *flags)
+        for name, flags in {
+            "none": (),
+            "own": ("--feedback", "rocchio"),
+            "fused": ("--feedback", "rocchio", "--feedback-from", "fused", "--feedback-depth", 1),
+            "average": ("--feedback", "average"),
+        }.items()
+    }
+    assert len(set(runs.values())) == 4
+
+
+def test_rm3_changes_the_run_and_asks_for_term_vectors(house: Path, tmp_path: Path, retrievo: Callable) -> None:
+    flags = ("--type", "bm25", "--corpus", house, "--term-vectors", "--output", tmp_path / "bm25")
+    assert retrievo("index", *flags).code == 0
+    asked = ("search", "--queries", house, "--index")
+    found = {}
+    for name, more in {"plain": (), "rm3": ("--rm3",)}.items():
+        made = retrievo(*asked, tmp_path / "bm25", *more, "--output", tmp_path / f"{name}.parquet")
+        assert made.code == 0, made.err
+        found[name] = pq.read_table(tmp_path / f"{name}.parquet")["score"].to_pylist()
+    assert found["plain"] != found["rm3"]
+    refused = retrievo(*asked, house / "bm25", "--rm3", "--output", tmp_path / "no.parquet")
+    assert (refused.code, "build the index with --term-vectors" in refused.err) == (1, True)
+    dense = retrievo(
+        "search", "--index", house / "d", "--queries", house / "q", "--rm3", "--output", tmp_path / "x.trec"
+    )
+    assert (dense.code, "--rm3: does not apply" in dense.err) == (2, True)
+
+
+def test_passages_become_documents(house: Path, tmp_path: Path, retrievo: Callable) -> None:
+    ids = ["a#0", "a#1", "b#0", "b#1", "c"]
+    pq.write_table(pa.table({"id": ids, "text": TEXTS}), tmp_path / "corpus.parquet")
+    made = retrievo("index", "--type", "bm25", "--corpus", tmp_path, "--output", tmp_path / "bm25")
+    assert made.code == 0, made.err
+    search(retrievo, tmp_path / "bm25", house, tmp_path / "run.trec", "--queries", house, "--doc-aggregate", "max")
+    assert [(row[0], row[2], row[3]) for row in lines(tmp_path / "run.trec")] == [
+        ("q2", "b", "1"),
+        ("q1", "b", "1"),
+        ("q1", "a", "2"),
+    ]
+
+
+def test_questions_are_asked_one_after_another_until_an_empty_line(
+    house: Path, untitled: Path, retrievo: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("slipstream\nheat\n\nnever asked\n"))
+    outcome = retrievo("search", "--interactive", "--index", house / "bm25", "--index", untitled, "--json")
+    assert outcome.code == 0, outcome.err
+    answers, rest = [], outcome.out
+    while rest.strip():
+        answer, end = json.JSONDecoder().raw_decode(rest.lstrip())
+        answers, rest = [*answers, answer], rest.lstrip()[end:]
+    assert [answer["question"] for answer in answers] == ["slipstream", "heat"]
+    names = [str(house / "bm25"), str(untitled)]
+    assert answers[1]["hits"][0]["ranks"] == dict.fromkeys(names, 1)
+
+
+def test_a_search_during_a_rebuild_reads_the_old_index(house: Path, tmp_path: Path, retrievo: Callable) -> None:
+    """A build that was killed half-way and one that is under way leave the same: a folder beside the finished one."""
+    flags = ("--embeddings", house / "d", "--output", tmp_path / "index")
+    assert retrievo("index", *flags).code == 0
+    before = search(retrievo, tmp_path / "index", house, tmp_path / "run.trec", "--depth", 10)
+    seen = {}
+
+    def during(*_: object, **__: object) -> None:
+        (tmp_path / "during").mkdir()
+        seen["run"] = search(retrievo, tmp_path / "index", house, tmp_path / "during" / "run.trec", "--depth", 10)
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("retrievo.retrieval.faiss_build._write_ids", during)
+        assert retrievo("index", *flags, "--type", "sq8", "--force").code == 130
+    assert seen["run"] == before
+    assert Manifest.read(tmp_path / "index").stats["type"] == "flat"

@@ -169,6 +169,19 @@ class Vectors:
         if self.sparing and self.mapped:
             release_pages(block)
 
+    def part(self, first: int, end: int) -> Vectors:
+        """The rows from `first` to `end` by themselves; nothing is copied."""
+        shards, names = [self._shards[0][:0]], [self._names[0]]
+        for name, origin, shard in zip(self._names, self.starts.tolist(), self._shards, strict=False):
+            before = max(0, first - origin)
+            if len(inside := shard[before : max(0, end - origin)]):
+                shards.append(inside)
+                names.append(f"{name}, {before:,} rows on," if before else name)
+        ids = self._ids.slice(first, max(0, end - first)).chunks
+        part = Vectors(shards, ids, similarity=self.similarity, names=names, owner=self, mapped=self.mapped)
+        part.sparing = self.sparing
+        return part
+
     def search_batches(self, queries: np.ndarray, depth: int, **options: Any) -> Iterator[Hits]:
         """Exact search: see `retrievo.retrieval.exact.search_batches`."""
         from retrievo.retrieval.exact import search_batches  # needs torch, which reading and importing do not
@@ -245,6 +258,31 @@ class Embeddings(Vectors):
         self.role: str = told["role"]
         if self.rows != told["rows"]:
             raise RetrievoError(path, f"its shards hold {self.rows:,} rows", f"{told['rows']:,}", "make it again")
+
+    def write_array(self, path: Path, tick: console.Tick | None = None) -> dict[str, Any]:
+        """Writes all vectors as one `.npy` [N, D], a block at a time; returns the record of the file."""
+        header = {"descr": self.dtype.newbyteorder("<").str, "fortran_order": False, "shape": (self.rows, self.dim)}
+        with HashingFile(path) as file:
+            np.lib.format.write_array_header_1_0(file, header)  # type: ignore[arg-type]
+            for _, block in self.blocks(_IDS_PER_CHUNK):
+                file.write(np.ascontiguousarray(block).data)
+                if tick:
+                    tick(len(block))
+            return file.record()
+
+    def write_ids(self, path: Path) -> dict[str, Any]:
+        """Writes all ids, one per line; returns the record of the file.
+
+        Raises: RetrievoError for an id that holds the end of a line.
+        """
+        with HashingFile(path) as file:
+            for chunk in self.ids().chunks:
+                ids = chunk.to_pylist()
+                if broken := [name for name in ids if "\n" in name or "\r" in name]:
+                    found = f"id {broken[0]!r} holds the end of a line"
+                    raise RetrievoError(self.path, found, "ids of one line", "give the documents other ids")
+                file.write("".join(f"{name}\n" for name in ids).encode())
+            return file.record()
 
 
 def _open_shard(path: Path, dim: int, dtype: str) -> tuple[pa.Array, np.ndarray]:

@@ -155,7 +155,7 @@ java.lang.Class java.lang.Integer java.lang.Iterable java.lang.Object java.lang.
 java.lang.StringBuilder
 java.lang.invoke.MethodHandle java.lang.invoke.MethodHandles java.lang.invoke.MethodType
 java.nio.ByteBuffer java.nio.file.Paths
-java.util.ArrayList java.util.Arrays java.util.HashMap java.util.List
+java.util.ArrayList java.util.Arrays java.util.HashMap java.util.List java.util.Map
 java.util.concurrent.CompletableFuture java.util.concurrent.Executors
 java.util.logging.Level java.util.logging.Logger
 org.apache.commons.lang3.function.MethodInvokers
@@ -164,7 +164,9 @@ org.apache.lucene.analysis.tokenattributes.CharTermAttribute org.apache.lucene.a
 org.apache.lucene.document.Document
 org.apache.lucene.index.DirectoryReader org.apache.lucene.index.IndexReader org.apache.lucene.index.IndexWriter
 org.apache.lucene.index.IndexWriterConfig org.apache.lucene.index.IndexWriterConfig$OpenMode
-org.apache.lucene.index.MultiTerms
+org.apache.lucene.index.FieldInfos org.apache.lucene.index.MultiTerms org.apache.lucene.index.Term
+org.apache.lucene.search.BooleanClause$Occur org.apache.lucene.search.BooleanQuery$Builder
+org.apache.lucene.search.BoostQuery org.apache.lucene.search.TermQuery
 org.apache.lucene.search.FieldDoc org.apache.lucene.search.IndexSearcher org.apache.lucene.search.Query
 org.apache.lucene.search.ScoreDoc org.apache.lucene.search.Sort org.apache.lucene.search.TopDocs
 org.apache.lucene.search.TopFieldDocs
@@ -173,8 +175,8 @@ org.apache.lucene.store.FSDirectory
 org.apache.lucene.util.BytesRef
 io.anserini.analysis.AnalyzerUtils
 io.anserini.collection.JsonCollection$Document io.anserini.collection.SourceDocument
-io.anserini.index.generator.DefaultLuceneDocumentGenerator
-io.anserini.search.SearchCollection
+io.anserini.index.IndexCollection$Args io.anserini.index.generator.DefaultLuceneDocumentGenerator
+io.anserini.search.SearchCollection io.anserini.search.SimpleSearcher
 io.anserini.search.query.BagOfWordsQueryGenerator
 """
 _FULL_NAMES = {name.rpartition(".")[2]: name for name in _IMPORTS.split()}

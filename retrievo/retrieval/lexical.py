@@ -7,6 +7,7 @@ one Java call per hit. Here a whole batch is indexed and a whole ranking is foun
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 from collections import deque
@@ -95,14 +96,16 @@ def build(
     folder: Path,
     *,
     language: str = "en",
+    term_vectors: bool = False,
     threads: int | None = None,
     progress: Callable[[int], object] | None = None,
 ) -> dict[str, int]:
     """Builds a Lucene index of (doc_id, text) pairs as Anserini does, in memory that does not grow with their number.
 
-    It holds doc_ids, term frequencies and lengths (no texts, positions or term vectors), in one segment. A document
-    without text counts but is never found. An index that is there already is replaced.
+    It holds doc_ids, term frequencies and lengths (no texts or positions), in one segment. A document without text
+    counts but is never found. An index that is there already is replaced.
 
+    term_vectors: keep the words of each document, which RM3 reads.
     threads:  Java threads; all cores where unset.
     progress: called with the number of documents just added.
 
@@ -114,7 +117,7 @@ def build(
     start_jvm()
     with ONE_PYTHON_THREAD, java_errors(folder, "indexing"), JavaThreads(threads) as pool:
         with _writer(folder, language, pool) as writer:
-            given, empty = _add_all(pool, writer, documents, progress or (lambda count: None))
+            given, empty = _add_all(pool, writer, documents, term_vectors, progress or (lambda count: None))
         return {"documents": given, "empty": empty, "tokens": _checked_tokens(folder, given)}
 
 
@@ -142,10 +145,16 @@ def _writer(folder: Path, language: str, pool: JavaThreads) -> Iterator[Any]:
 
 
 def _add_all(
-    pool: JavaThreads, writer: Any, documents: Iterable[tuple[str, str]], progress: Callable[[int], object]
+    pool: JavaThreads,
+    writer: Any,
+    documents: Iterable[tuple[str, str]],
+    term_vectors: bool,
+    progress: Callable[[int], object],
 ) -> tuple[int, int]:
     """Adds all documents; returns how many there were and how many of them were empty."""
-    generator = java_class("DefaultLuceneDocumentGenerator")()
+    settings = java_class("IndexCollection$Args")()
+    settings.storeDocvectors = term_vectors
+    generator = java_class("DefaultLuceneDocumentGenerator")(settings)
     given = empty = 0
 
     def lists() -> Iterator[Any]:
@@ -241,6 +250,17 @@ class Hits(NamedTuple):
     scores: np.ndarray
 
 
+class Rm3(NamedTuple):
+    """How a query grows: weight x its own words + (1 - weight) x the best words of its first documents.
+
+    RM3 (Abdul-Jaleel et al. 2004, "UMass at TREC 2004"), as Anserini estimates it and with its defaults.
+    """
+
+    documents: int = 10
+    words: int = 10
+    weight: float = 0.5
+
+
 class BM25Index:
     """An index folder that `build`, Pyserini or Anserini made, open for search.
 
@@ -287,6 +307,7 @@ class BM25Index:
         *,
         k1: float = 0.9,
         b: float = 0.4,
+        rm3: Rm3 | None = None,
         threads: int | None = None,
         progress: Callable[[int], object] | None = None,
     ) -> list[Hits]:
@@ -296,26 +317,52 @@ class BM25Index:
         ln(1 + (N - n_t + 0.5) / (n_t + 0.5)) (Robertson & Zaragoza 2009, eq. 3.15; Lucene keeps lengths in 8 bits),
         then Anserini's lowering of ties. The first 10 are the same at any depth, number of threads and batch.
 
+        rm3:      search twice, the second time with words of the first documents.
         threads:  Java threads; all cores where unset.
         progress: called with the number of queries just finished.
+
+        Raises: RetrievoError where RM3 finds no term vectors in the index.
         """
         texts = [_java_text(query) for query in queries]
         with ONE_PYTHON_THREAD, java_errors(self.folder, "searching"), JavaThreads(threads) as pool:
             self._searcher.setSimilarity(java_class("BM25Similarity")(float(k1), float(b)))
-            return self._search(pool, texts, depth, depth + _SPARE_HITS, progress or (lambda count: None))
+            own = _query_function(self._analyzer)
+            asked = self._grown(pool, texts, own, rm3, k1, b) if rm3 else texts
+            find = functools.partial(_search_function, self._searcher, None if rm3 else own)
+            return self._search(pool, find, asked, depth, depth + _SPARE_HITS, progress or (lambda count: None))
+
+    def _grown(self, pool: JavaThreads, texts: Sequence[str], own: Any, rm3: Rm3, k1: float, b: float) -> list[Any]:
+        """The Lucene query of each text after RM3; its own where the first search finds nothing."""
+        words = java_class("FieldInfos").getMergedFieldInfos(self._reader).fieldInfo(CONTENTS)
+        if words is not None and not words.hasVectors():
+            fix = "build the index with --term-vectors"
+            raise RetrievoError(self.folder, "keeps no term vectors", "those of its documents, for RM3", fix)
+        searcher = java_class("SimpleSearcher")(str(self.folder.absolute()), self._analyzer)
+        with contextlib.closing(searcher):
+            searcher.set_bm25(float(k1), float(b))
+            searcher.set_rm3(rm3.words, rm3.documents, float(rm3.weight))
+            words_of = method("Map SimpleSearcher.get_feedback_terms(String)").bindTo(searcher)
+            grown = map(_weighted_query, pool.map(words_of, texts))
+            return [query or pool.run(own, text) for query, text in zip(grown, texts, strict=True)]
 
     def _search(
-        self, pool: JavaThreads, queries: Sequence[str], depth: int, fetch: int, progress: Callable[[int], object]
+        self,
+        pool: JavaThreads,
+        find: Callable[[int], Any],
+        queries: Sequence[Any],
+        depth: int,
+        fetch: int,
+        progress: Callable[[int], object],
     ) -> list[Hits]:
         fetch = min(fetch, max(1, len(self)))
-        tops = map(_read_top, pool.map(_search_function(self._searcher, self._analyzer, fetch), queries))
+        tops = map(_read_top, pool.map(find(fetch), queries))
         found: list[Hits | None] = []
         while batch := list(islice(tops, max(1, min(_BATCH_QUERIES, _BATCH_HITS // fetch)))):
             found += _ranked(batch, depth, fetch if fetch < len(self) else None)
             progress(len(batch))
         deeper = [row for row, hits in enumerate(found) if hits is None]
         if deeper:
-            again = self._search(pool, [queries[row] for row in deeper], depth, 4 * fetch, lambda count: None)
+            again = self._search(pool, find, [queries[row] for row in deeper], depth, 4 * fetch, lambda count: None)
             for row, hits in zip(deeper, again, strict=True):
                 found[row] = hits
         return [hits for hits in found if hits is not None]
@@ -340,14 +387,31 @@ def _java_text(text: str) -> str:
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
-def _search_function(searcher: Any, analyzer: Any, count: int) -> Any:
-    """Java: the text of a query -> its `count` best hits in Anserini's order: score descending, doc_id ascending."""
+def _query_function(analyzer: Any) -> Any:
+    """Java: the text of a query -> Lucene's query for any of its words."""
     query = method("Query BagOfWordsQueryGenerator.buildQuery(String, Analyzer, String)")
-    query = query.bindTo(java_class("BagOfWordsQueryGenerator")()).bindTo(CONTENTS).bindTo(analyzer)
+    return fill(query.bindTo(java_class("BagOfWordsQueryGenerator")()).bindTo(CONTENTS), 0, analyzer)
+
+
+def _weighted_query(weights: Any) -> Any:
+    """Lucene's query for any of the words of a Java map, each with its weight; None without words."""
+    if weights is None or weights.isEmpty():
+        return None
+    builder, should = java_class("BooleanQuery$Builder")(), java_class("BooleanClause$Occur").SHOULD
+    for word in sorted(weights.keySet().toArray()):
+        one = java_class("TermQuery")(java_class("Term")(CONTENTS, word))
+        builder.add(cast("Query", java_class("BoostQuery")(cast("Query", one), weights.get(word))), should)
+    return builder.build()
+
+
+def _search_function(searcher: Any, to_query: Any, count: int) -> Any:
+    """Java: a query, or what `to_query` makes one of -> its `count` best hits in Anserini's order: score descending,
+    doc_id ascending.
+    """
     search = method("TopFieldDocs IndexSearcher.search(Query, int, Sort)").bindTo(searcher)
     search = fill(fill(search, 2, java_class("SearchCollection").BREAK_SCORE_TIES_BY_DOCID), 1, count)
     hits = chain(field("ScoreDoc[] TopDocs.scoreDocs"), method("static List Arrays.asList(Object[])"))
-    return chain(query, search, hits, _pack_function(count))
+    return chain(*([to_query] if to_query else []), search, hits, _pack_function(count))
 
 
 def _pack_function(count: int) -> Any:

@@ -26,7 +26,7 @@ from retrievo.retrieval.feedback import FEEDBACKS
 from retrievo.retrieval.fusion import FUSIONS
 from retrievo.search.plans import DEFAULT_FUSION, FUSED, OWN, TABLE_DEPTH, Plan, plan
 from retrievo.search.question import QUESTION_DEPTH, Asker
-from retrievo.search.sources import Source, check_meaning, open_source
+from retrievo.search.sources import Source, accompanied, check_meaning, open_source
 from retrievo.support import console
 from retrievo.support.errors import UsageError
 from retrievo.support.options import Options, option
@@ -34,6 +34,10 @@ from retrievo.support.options import Options, option
 if TYPE_CHECKING:
     from retrievo.data.run import RunWriter
     from retrievo.retrieval.answer import Answer
+
+
+_WITH_FEEDBACK = {"feedback": tuple(FEEDBACKS)}
+_WITH_RM3 = {"rm3": ("True",)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,18 +77,33 @@ class SearchConfig(Options):
     feedback: str | None = option(
         "Search dense indexes twice: the first documents move the query.", default=None, choices=tuple(FEEDBACKS)
     )
-    feedback_depth: int = option("Documents that move a query.", default=3, minimum=1)
-    feedback_weight: float = option("Rocchio: w of the documents.", default=0.5, minimum=0, maximum=1)
+    feedback_depth: int = option("Documents that move a query.", default=3, minimum=1, only=_WITH_FEEDBACK)
+    feedback_weight: float = option(
+        "w of the documents.", default=0.5, minimum=0, maximum=1, only={"feedback": ("rocchio",)}
+    )
     feedback_from: str = option(
-        "Whose first documents: of each index by itself, or of the fusion.", default=OWN, choices=(OWN, FUSED)
+        "Whose first documents: of each index by itself, or of the fusion.",
+        default=OWN,
+        choices=(OWN, FUSED),
+        only=_WITH_FEEDBACK,
     )
     doc_aggregate: str | None = option(
         "Turn passages into documents: by the best passage or the first.", default=None, choices=tuple(AGGREGATIONS)
     )
-    doc_separator: str = option("What stands between a document's id and the passage's number.", default="#")
+    doc_separator: str = option(
+        "What stands between a document's id and the passage's number.",
+        default="#",
+        only={"doc_aggregate": tuple(AGGREGATIONS)},
+    )
     k1: float | None = option("BM25: saturation of the term frequency.", default=None, minimum=0, hidden_default="0.9")
     b: float | None = option("BM25: length normalization.", default=None, minimum=0, maximum=1, hidden_default="0.4")
     language: str | None = option("BM25: analyzer of the queries.", default=None, hidden_default="the index's own")
+    rm3: bool = option("BM25: search twice, the second time with words of the first documents.", default=False)
+    rm3_documents: int = option("RM3: documents whose words are taken.", default=10, minimum=1, only=_WITH_RM3)
+    rm3_words: int = option("RM3: words to take.", default=10, minimum=1, only=_WITH_RM3)
+    rm3_weight: float = option(
+        "RM3: weight of the query's own words.", default=0.5, minimum=0, maximum=1, only=_WITH_RM3
+    )
     heap: str | None = heap_option()
     nprobe: int | None = option(
         "Lists that a search reads for each query, of ivf types.",
@@ -190,11 +209,10 @@ class SearchConfig(Options):
     def record(self) -> dict[str, Any]:
         """Without what says nothing: of fusion for one index, of feedback or documents where there are none."""
         own = super().record()
-        idle: list[str] = [] if self.sources > 1 else ["fuse", "fuse_weights", "tune_metric"]
+        idle: list[str] = [] if self.sources > 1 else ["fuse", "fuse_weights"]
         idle += [] if self.tune_on else ["tune_metric"]
-        idle += [] if self.feedback else ["feedback", "feedback_depth", "feedback_weight", "feedback_from"]
-        idle += [] if self.doc_aggregate else ["doc_aggregate", "doc_separator"]
-        idle += [name for name in ("nprobe", "ef_search", "rescore", "recall_target") if getattr(self, name) is None]
+        unset = ("nprobe", "ef_search", "rescore", "recall_target", "feedback", "doc_aggregate", "rm3")
+        idle += [name for name in unset if getattr(self, name) in (None, False)]
         fused = {"fuse": self.fuse or DEFAULT_FUSION} if self.sources > 1 else {}
         return {name: value for name, value in (own | fused).items() if name not in idle}
 
@@ -205,9 +223,11 @@ def search(config: SearchConfig) -> Answer | None:
     Raises: RetrievoError where index and queries do not fit; UsageError for options of another kind of index.
     """
     sources = _sources(config)
-    if config.question is not None:
-        return Asker(config, sources).answer(config.question)
-    _write_run(config, plan(config, sources))
+    with accompanied(config, sources) as leads:
+        if leads and config.question is not None:
+            return Asker(config, sources).answer(config.question)
+        if leads:
+            _write_run(config, plan(config, sources))
     return None
 
 
@@ -216,8 +236,11 @@ def converse(config: SearchConfig, questions: Iterable[str]) -> Iterator[Answer]
 
     Raises: as `search`.
     """
-    asker = Asker(config, _sources(config))
-    return (asker.answer(question) for question in questions if question.strip())
+    sources = _sources(config)
+    with accompanied(config, sources) as leads:
+        if leads:
+            asker = Asker(config, sources)
+            yield from (asker.answer(question) for question in questions if question.strip())
 
 
 def _sources(config: SearchConfig) -> list[Source]:

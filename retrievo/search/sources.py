@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -76,9 +77,10 @@ def _is_approximate(manifest: Manifest) -> bool:
 
 # option -> the kinds of index that it has a meaning for
 _MEANING = {
-    **dict.fromkeys(("k1", "b", "language", "heap"), lambda manifest: manifest.kind == BM25_KIND),
+    **dict.fromkeys(("k1", "b", "language", "heap", "rm3"), lambda manifest: manifest.kind == BM25_KIND),
     "batch_size": lambda manifest: manifest.kind != BM25_KIND and not _is_approximate(manifest),
     "memory": lambda manifest: manifest.kind != BM25_KIND,
+    "feedback": lambda manifest: manifest.kind != BM25_KIND,
     "nprobe": lambda manifest: manifest.stats.get("knob") == "nprobe",
     "ef_search": lambda manifest: manifest.stats.get("knob") == "ef_search",
     "rescore": _is_approximate,
@@ -89,7 +91,9 @@ _MEANING = {
 def check_meaning(config: SearchConfig, sources: Sequence[Source]) -> None:
     """Refuses flags that have no meaning for any of the indexes."""
     for name, means_something in _MEANING.items():
-        if getattr(config, name) is not None and not any(means_something(source.manifest) for source in sources):
+        if getattr(config, name) not in (None, False) and not any(
+            means_something(source.manifest) for source in sources
+        ):
             flag = "--" + name.replace("_", "-")
             if not sources:
                 raise UsageError(flag, "does not apply to runs", "an --index")
@@ -110,8 +114,11 @@ def open_bm25(config: SearchConfig, source: Source) -> BM25Index:
 
 
 def bm25_options(config: SearchConfig) -> dict[str, Any]:
-    """k1 and b where they were given; the index has its own defaults."""
-    return {name: value for name, value in (("k1", config.k1), ("b", config.b)) if value is not None}
+    """k1, b and RM3 where they were given; the index has its own defaults."""
+    from retrievo.retrieval.lexical import Rm3
+
+    rm3 = Rm3(config.rm3_documents, config.rm3_words, config.rm3_weight) if config.rm3 else None
+    return {name: value for name, value in (("k1", config.k1), ("b", config.b), ("rm3", rm3)) if value is not None}
 
 
 # -------------------------------------------------------------------------------------------------------------- dense
@@ -187,13 +194,16 @@ class Dense:
 
     def _exact_batches(self, queries: np.ndarray, depth: int) -> Iterator[Hits]:
         from retrievo.models.devices import resolve_device
-        from retrievo.retrieval.exact import default_batch, search_batches
+        from retrievo.retrieval.exact import default_batch
+        from retrievo.search.company import search_batches
 
         config, known = self.config, min(depth, self.rows)
         size = config.batch_size or default_batch(known, self.memory)
         options: dict[str, Any] = {"threads": config.threads, "device": resolve_device(config.device)}
         with console.progress("searching", self.rows * -(-len(queries) // size), "documents") as tick:
-            yield from search_batches(queries, self.vectors, depth, batch_size=size, tick=tick, **options)
+            yield from search_batches(
+                self.source.path, queries, self.vectors, depth, batch_size=size, tick=tick, **options
+            )
 
     def _approximate_batches(self, queries: np.ndarray, depth: int) -> Iterator[Hits]:
         from retrievo.retrieval.approximate import search_batches
@@ -241,6 +251,22 @@ class Dense:
         else:
             console.warn(f"{told}; {target:g} is out of reach of this index")
         return tuned.effort
+
+
+def accompanied(config: SearchConfig, sources: Sequence[Source]) -> AbstractContextManager[bool]:
+    """Whether this process leads, of those that torchrun started; the others scan their rows for it until it ends."""
+    from retrievo.search.company import company
+
+    def device() -> str:
+        from retrievo.models.devices import resolve_device
+
+        return resolve_device(config.device)
+
+    @functools.cache
+    def vectors_of(index: Path) -> Vectors:
+        return next(Dense(config, source) for source in sources if source.path == index).vectors
+
+    return company(device, vectors_of, threads=config.threads)
 
 
 def check_comparable(table: Path, queries: Manifest, source: Source) -> None:

@@ -26,6 +26,10 @@ class RetrievoError(Exception):
             parts.append(fix)
         super().__init__(" ".join(f"{where}: {'; '.join(parts)}".split()))
 
+    def __reduce__(self) -> tuple[type[RetrievoError], tuple[str, str, str | None, str | None]]:
+        """How another process gets it."""
+        return type(self), (self.where, self.found, self.expected, self.fix)
+
 
 class UsageError(RetrievoError):
     """A problem in what was typed or written in a TOML file (flag, key, combination); exits 2."""

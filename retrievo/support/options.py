@@ -121,7 +121,8 @@ class Option:
     def rule(self) -> str:
         """Beside which choices this option has a meaning, in words; empty where beside all."""
         told = self.declaration
-        rules = [f"{_dashed(name)} {' or '.join(values)}" for name, values in (told.only or {}).items()]
+        only = [(_dashed(name), () if values == ("True",) else values) for name, values in (told.only or {}).items()]
+        rules = [f"{flag} {' or '.join(values)}".rstrip() for flag, values in only]
         rules += [f"{_dashed(name)} other than {' or '.join(values)}" for name, values in (told.unless or {}).items()]
         return " and ".join(rules)
 

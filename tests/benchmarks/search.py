@@ -1,27 +1,36 @@
-"""Exact search against the raw FAISS call, and every index type on real embeddings.
+"""Exact search against the raw FAISS call, every index type on real embeddings, and BM25 against Anserini.
 
     python tests/benchmarks/search.py exact --rows 1000000 [--dim 384] [--queries 1000] [--depth 1000] [--rounds 3]
-    python tests/benchmarks/search.py types EMBEDDINGS QUERY_EMBEDDINGS [--only ivf hnsw] [--rounds 3]
+    python tests/benchmarks/search.py types EMBEDDINGS QUERY_EMBEDDINGS [--only ivf hnsw] [--plot FILE.png]
+    python tests/benchmarks/search.py bm25 DATASET [--queries 300] [--depth 1000] [--rounds 5]
 
 `exact` makes float16 vectors, then takes turns: the whole of `retrievo search` from the embeddings folder to the run
 file, and `IndexFlatIP.search` alone on the same vectors as float32 in memory. Then it searches once more with --memory,
-in a process of its own, compares the run files byte by byte and prints the peak. `types` builds each type, and searches
-with its default effort: recall against exact search, queries per second beside the same FAISS index driven by hand with
-the same knob and number of candidates, in turn. CPU seconds are of this process: on a shared machine trust ratios.
+in a process of its own, compares the run files byte by byte and prints the peak.
+
+`types` builds each type on all cores, and searches on one with its default effort: recall against exact search, and
+queries per second beside the same FAISS index driven by hand, with the same knob and number of candidates, in turn.
+The plot has more efforts: the knob, or the number of candidates, times 1/4 to 4.
+
+`bm25` takes turns with `SimpleSearcher.batch_search`, whose results stay in Java, on the same threads.
+
+CPU seconds are of this process: on a shared machine trust ratios.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import resource
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -38,8 +47,13 @@ def main() -> None:
     types.add_argument("queries", type=Path)
     types.add_argument("--only", nargs="*")
     types.add_argument("--rounds", type=int, default=3)
+    types.add_argument("--plot", type=Path)
+    bm25 = verbs.add_parser("bm25")
+    bm25.add_argument("dataset", type=Path)
+    for name, default in (("queries", 300), ("depth", 1_000), ("rounds", 5), ("threads", 2)):
+        bm25.add_argument(f"--{name}", type=int, default=default)
     given = parser.parse_args()
-    {"exact": bench_exact, "types": bench_types}[given.verb](given)
+    {"exact": bench_exact, "types": bench_types, "bm25": bench_bm25}[given.verb](given)
 
 
 def cpu() -> float:
@@ -84,7 +98,7 @@ def bench_exact(given: argparse.Namespace) -> None:
             theirs, mine = (median(turn[place] for turn in turns) for turns in (peer, own))
             print(f"{unit}: FAISS {theirs:.1f} s, retrievo {mine:.1f} s, FAISS / retrievo {theirs / mine:.2f}")
         peak = streamed(folder, given)
-        same = (folder / "run-0.trec").read_bytes() == (folder / "streamed.trec").read_bytes()
+        same = (folder / "whole" / "run.trec").read_bytes() == (folder / "streamed" / "run.trec").read_bytes()
         print(f"--memory {given.memory}: peak {peak:,.0f} MiB of the whole process; the same run file: {same}")
 
 
@@ -107,26 +121,38 @@ def made(folder: Path, name: str, rows: int, dim: int, role: str) -> np.ndarray:
 
 def streamed(folder: Path, given: argparse.Namespace) -> float:
     """Peak resident memory, in MiB, of a search in a process of its own with --memory; and the run without."""
-    line = [
-        sys.executable,
-        "-m",
-        "retrievo",
-        "search",
-        "--index",
-        folder / "documents",
-        "--queries",
-        folder / "queries",
-    ]
-    line += ["--depth", str(given.depth)]
-    subprocess.run([*line, "--output", folder / "run-0.trec"], check=True, capture_output=True)
+    line = [sys.executable, "-m", "retrievo", "search", "--index", folder / "documents"]
+    line += ["--queries", folder / "queries", "--depth", str(given.depth)]
+    for name in ("whole", "streamed"):
+        (folder / name).mkdir()  # the name of the file is the tag of the run
+    subprocess.run([*line, "--output", folder / "whole" / "run.trec"], check=True, capture_output=True)
     code = "import os, resource, subprocess, sys; subprocess.run(sys.argv[1:], check=True, capture_output=True); "
     code += "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)"
-    limited = [*line, "--memory", given.memory, "--output", folder / "streamed.trec"]
+    limited = [*line, "--memory", given.memory, "--output", folder / "streamed" / "run.trec"]
     ran = subprocess.run([sys.executable, "-c", code, *limited], check=True, capture_output=True, text=True)
     return int(ran.stdout) / 1024
 
 
 # -------------------------------------------------------------------------------------------------------- index types
+
+
+class Row(NamedTuple):
+    """What was measured of one type; curve: (recall@10, queries per second) at several efforts."""
+
+    name: str
+    parameters: str
+    building: float
+    size: float
+    recall: dict[int, float]
+    speed: float
+    by_hand: float
+    curve: list[tuple[float, float]]
+
+    def __str__(self) -> str:
+        cells = [self.name, self.parameters, f"{self.building:.1f} s", f"{self.size:,.0f}"]
+        cells += [f"{value:.4f}" for value in self.recall.values()]
+        cells += [f"{self.speed:,.0f}", f"{self.by_hand:,.0f}", f"{self.speed / self.by_hand:.2f}"]
+        return f"| {' | '.join(cells)} |"
 
 
 def bench_types(given: argparse.Namespace) -> None:
@@ -137,13 +163,21 @@ def bench_types(given: argparse.Namespace) -> None:
     documents, queries = Embeddings(given.embeddings), Embeddings(given.queries)
     asked = queries.take(np.arange(queries.rows)).astype(np.float32)
     exact = {depth: search_exact(asked, documents, depth) for depth in (10, 100)}
+    speeds = [took(lambda: search_exact(asked, documents, 10, threads=1))[1] for _ in range(given.rounds)]
+    print(
+        f"{documents.rows:,} vectors of {documents.dim}; exact search: {len(asked) / median(speeds):,.0f} queries/s\n"
+    )
     print("| type | parameters | build | bytes/vector | recall@10 | recall@100 | queries/s | by hand | ratio |")
     print("|---|---|---|---|---|---|---|---|---|")
+    rows = []
     for name in given.only or [name for name, kind in INDEX_TYPES.items() if not kind.exact]:
-        print(row(name, documents, asked, exact, given.rounds), flush=True)
+        rows.append(measured(name, documents, asked, exact, given.rounds))
+        print(rows[-1], flush=True)
+    if given.plot:
+        plot(rows, len(asked) / median(speeds), documents.rows, given.plot)
 
 
-def row(name: str, documents: Any, asked: np.ndarray, exact: dict[int, Any], rounds: int) -> str:
+def measured(name: str, documents: Any, asked: np.ndarray, exact: dict[int, Any], rounds: int) -> Row:
     import faiss
 
     from retrievo.retrieval.approximate import default_effort, recall_of, search
@@ -153,34 +187,94 @@ def row(name: str, documents: Any, asked: np.ndarray, exact: dict[int, Any], rou
 
     with tempfile.TemporaryDirectory() as home:
         output = Output(Path(home) / "index", "faiss-index", {}, {})
-        _, building = took(lambda: build(documents, output, name, shards=1, threads=1))
+        faiss.omp_set_num_threads(os.cpu_count())
+        building, _ = took(lambda: build(documents, output, name, shards=1))
+        faiss.omp_set_num_threads(1)
         index = FaissIndex(output.path)
-        recall = {
-            depth: recall_of(search(index, documents, asked, depth, default_effort(index, depth), threads=1), best)
-            for depth, best in exact.items()
-        }
+
+        def ours(depth: int, effort: Any) -> Any:
+            return search(index, documents, asked, depth, effort, threads=1)
+
+        recall = {depth: recall_of(ours(depth, default_effort(index, depth)), best) for depth, best in exact.items()}
         effort = default_effort(index, 10)
         raw = index.open_shard(0)
         if index.knob:
             faiss.ParameterSpace().set_index_parameter(raw, index.knob.replace("_s", "S"), effort.knob)
-        faiss.omp_set_num_threads(1)
         own, hand = [], []
         for _ in range(rounds):
-            own.append(took(lambda: search(index, documents, asked, 10, effort, threads=1))[1])
+            own.append(took(lambda: ours(10, effort))[1])
             hand.append(took(lambda: raw.search(asked, effort.rescore))[1])
-        speed, by_hand = (len(asked) / median(turns) for turns in (own, hand))
-        size = index.files[0].stat().st_size / documents.rows
+        curve = []
+        for other in efforts(index, effort):
+            found: list[Any] = []
+            _, seconds = took(lambda other=other, found=found: found.append(ours(10, other)))  # type: ignore[misc]
+            curve.append((recall_of(found[0], exact[10]), len(asked) / seconds))
         knob = f"{index.knob} {effort.knob}, " if index.knob else ""
-        factory = index.manifest.stats["factory"]
-        cells = [name, f"{factory}; {knob}rescore {effort.rescore}", f"{building:.1f} s", f"{size:,.0f}"]
-        cells += [
-            f"{recall[10]:.4f}",
-            f"{recall[100]:.4f}",
-            f"{speed:,.0f}",
-            f"{by_hand:,.0f}",
-            f"{speed / by_hand:.2f}",
-        ]
-        return f"| {' | '.join(cells)} |"
+        parameters = f"{index.manifest.stats['factory']}; {knob}rescore {effort.rescore}"
+        size = index.files[0].stat().st_size / documents.rows
+        speed, by_hand = (len(asked) / median(turns) for turns in (own, hand))
+        return Row(name, parameters, building, size, recall, speed, by_hand, curve)
+
+
+def efforts(index: Any, effort: Any) -> list[Any]:
+    """The knob, or the candidates of types without one, times 1/4 to 4."""
+    factors = (0.25, 0.5, 1, 2, 4)
+    if index.knob:
+        most = index.lists or index.rows
+        return [replace(effort, knob=max(1, min(most, int(effort.knob * factor)))) for factor in factors]
+    return [replace(effort, rescore=max(10, int(effort.rescore * factor))) for factor in factors]
+
+
+def plot(rows: list[Row], exact: float, count: int, path: Path) -> None:
+    """Recall@10 against queries per second; the larger point is the default effort."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(8, 5), layout="constrained")
+    for row in rows:
+        recall, speed = zip(*sorted(row.curve), strict=True)
+        (line,) = axes.plot(recall, speed, marker=".", label=f"{row.name} ({row.size:,.0f} bytes a vector)")
+        axes.plot(row.recall[10], row.speed, "o", markersize=9, color=line.get_color())
+    axes.plot(1, exact, "*", color="black", markersize=13, label="exact search of the embeddings", clip_on=False)
+    axes.set(yscale="log", xlabel="recall@10 against exact search", ylabel="queries/s on one core")
+    axes.set_title(f"{count:,} vectors of all-MiniLM-L6-v2; large points: default effort", fontsize=10)
+    axes.grid(which="both", alpha=0.25)
+    axes.legend(fontsize=8)
+    figure.savefig(path, dpi=120)
+
+
+# --------------------------------------------------------------------------------------------------------------- BM25
+
+
+def bench_bm25(given: argparse.Namespace) -> None:
+    from retrievo.data.corpus import Corpus, Queries
+    from retrievo.retrieval import lexical
+    from retrievo.retrieval.jvm import java_class
+
+    corpus, texts = Corpus(given.dataset), Queries(given.dataset).texts[: given.queries]
+    with tempfile.TemporaryDirectory() as home:
+        folder = Path(home)
+        documents = (pair for ids, texts in corpus.batches("{title} {text}") for pair in zip(ids, texts, strict=True))
+        lexical.build(documents, folder)
+        searcher = java_class("SimpleSearcher")(str(folder))
+        searcher.set_bm25(0.9, 0.4)
+        asked, names = java_class("ArrayList")(), java_class("ArrayList")()
+        for number, text in enumerate(texts):
+            asked.add(text)
+            names.add(str(number))
+        own, peer = [], []
+        with lexical.BM25Index(folder) as index:
+            for turn in range(given.rounds + 2):
+                ours = took(lambda: index.search(texts, given.depth, threads=given.threads))
+                theirs = took(lambda: searcher.batch_search(asked, names, given.depth, given.threads))
+                if turn > 1:  # the JVM is warm
+                    own.append(ours)
+                    peer.append(theirs)
+    for unit, place in (("wall", 0), ("CPU", 1)):
+        mine, other = (len(texts) / median(turn[place] for turn in turns) for turns in (own, peer))
+        print(f"{unit}: retrievo {mine:,.0f} queries/s, Anserini {other:,.0f}, ratio {mine / other:.2f}")
 
 
 if __name__ == "__main__":

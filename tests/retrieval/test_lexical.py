@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from retrievo.retrieval import lexical
 from retrievo.retrieval.jvm import start_jvm
-from retrievo.retrieval.lexical import LANGUAGES, BM25Index, Hits, build
+from retrievo.retrieval.lexical import LANGUAGES, BM25Index, Hits, Rm3, build
 from retrievo.support.errors import RetrievoError, UsageError
 
 WORDS = [f"word{letter}" for letter in "abcdefghijkl"]
@@ -435,3 +435,58 @@ def test_bm25_reaches_the_published_ndcg(
     }
     measured = pytrec_eval.RelevanceEvaluator(qrels, {"ndcg_cut.10"}).evaluate(run)
     assert sum(query["ndcg_cut_10"] for query in measured.values()) / len(qrels) == pytest.approx(published, abs=5e-4)
+
+
+# ------------------------------------------------------------------------------------------------------------------ RM3
+
+
+@pytest.fixture(scope="module")
+def worded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An index with term vectors."""
+    folder = tmp_path_factory.mktemp("worded")
+    build(random_documents(600, seed=2), folder, term_vectors=True)
+    return folder
+
+
+@pytest.mark.parametrize("rm3", [Rm3(), Rm3(3, 5, 0.2)])
+def test_rm3_scores_are_anserinis(worded: Path, rm3: Rm3) -> None:
+    from jnius import autoclass
+
+    searcher = autoclass("io.anserini.search.SimpleSearcher")(str(worded))
+    searcher.set_bm25(0.9, 0.4)
+    searcher.set_rm3(rm3.words, rm3.documents, rm3.weight)
+    texts = ["worda wordb", "wordc", "wordd worde wordf wordf"]
+    with BM25Index(worded) as index:
+        plain = index.search(texts, 50)
+        for text, hits, own in zip(texts, index.search(texts, 50, rm3=rm3), plain, strict=True):
+            theirs = [(hit.docid, np.float32(hit.score)) for hit in searcher.search(text, 600)]
+            theirs.sort(key=lambda hit: (hit[1], hit[0].encode()), reverse=True)
+            assert pairs(hits) == theirs[:50]
+            assert pairs(hits) != pairs(own)
+
+
+def test_rm3_leaves_a_query_that_finds_nothing_as_it_is(worded: Path) -> None:
+    with BM25Index(worded) as index:
+        assert [len(hits.doc_ids) for hits in index.search(["nowhere", "", "worda"], 5, rm3=Rm3())] == [0, 0, 5]
+
+
+def test_rm3_asks_for_an_index_with_term_vectors(index: BM25Index) -> None:
+    with pytest.raises(RetrievoError, match="keeps no term vectors"):
+        index.search(["worda"], 5, rm3=Rm3())
+
+
+def test_pyserini_opens_the_folder(folder: Path, index: BM25Index) -> None:
+    """In a process of its own: its search module loads torch and more."""
+    code = """
+import sys
+from retrievo.retrieval.jvm import start_jvm
+start_jvm()
+from pyserini.index.lucene import LuceneIndexReader
+reader = LuceneIndexReader(sys.argv[1])
+print(reader.stats()["documents"], reader.get_term_counts("worda", analyzer=None)[0])
+"""
+    ran = subprocess.run([sys.executable, "-c", code, folder], capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    documents, holding = map(int, ran.stdout.split()[-2:])
+    assert documents == 640
+    assert holding == len(index.search(["worda"], 640)[0].doc_ids)

@@ -1,0 +1,139 @@
+"""Exact search by several processes that torchrun started: each scans its part of the rows, the lead one merges.
+
+The lead process goes the usual way. The others wait for what it asks of them, until it has no more questions.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from retrievo.support.console import is_lead
+from retrievo.support.errors import RetrievoError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import numpy as np
+    import pyarrow as pa
+
+    from retrievo.retrieval.embeddings import Vectors
+    from retrievo.retrieval.hits import Hits
+
+
+class _Asked(NamedTuple):
+    """One search that every process does in its own rows."""
+
+    index: Path
+    queries: np.ndarray  # [Q, D]
+    depth: int
+    batch_size: int
+
+
+def alone() -> bool:
+    """Whether this process has no company."""
+    return int(os.environ.get("WORLD_SIZE", "1")) == 1
+
+
+@contextlib.contextmanager
+def company(device: Callable[[], str], vectors_of: Callable[[Path], Vectors], **options: Any) -> Iterator[bool]:
+    """Whether this process leads; one that does not has done all that was asked of it when it is told so.
+
+    device: of this process; vectors_of: those of an index; options: of `retrievo.retrieval.exact.search_batches`.
+    """
+    if alone():
+        yield True
+        return
+    from retrievo.learning.distributed import process_group, rank
+
+    with process_group(device()) as place:
+        if rank():
+            while asked := _told(None):
+                for _ in _batches(asked, vectors_of(asked.index), device=str(place), **options):
+                    pass
+            yield False
+        else:
+            yield True
+            _told(None)  # not after an error: the others may wait for something else, and torchrun ends them
+
+
+def search_batches(
+    index: Path, queries: np.ndarray, vectors: Vectors, depth: int, *, batch_size: int, device: str, **options: Any
+) -> Iterator[Hits]:
+    """`retrievo.retrieval.exact.search_batches` over all rows, with whatever company the lead process has."""
+    if alone():
+        yield from vectors.search_batches(queries, depth, batch_size=batch_size, device=device, **options)
+        return
+    import torch
+
+    _told(asked := _Asked(index, queries, depth, batch_size))
+    place = f"cuda:{torch.cuda.current_device()}" if device.startswith("cuda") else device
+    yield from _batches(asked, vectors, device=place, **options)
+
+
+def _told(asked: _Asked | None) -> _Asked | None:
+    """What the lead process asks, on every process; None where it has no more questions."""
+    import torch.distributed as dist
+
+    box = [asked]
+    with _while_led():
+        dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+@contextlib.contextmanager
+def _while_led() -> Iterator[None]:
+    """Ends this process quietly where the connection breaks: the lead process has ended, and has said why."""
+    try:
+        yield
+    except RuntimeError:
+        if is_lead():
+            raise
+        raise SystemExit(1) from None
+
+
+def _batches(asked: _Asked, vectors: Vectors, **options: Any) -> Iterator[Hits]:
+    """Batch for batch, what all processes found, merged; nothing on the others than the lead one.
+
+    Raises: RetrievoError, on the lead process, for what is wrong with the rows of any.
+    """
+    import torch.distributed as dist
+
+    from retrievo.learning.distributed import rank, world_size
+
+    first, end = (vectors.rows * number // world_size() for number in (rank(), rank() + 1))
+    own = vectors.part(first, end).search_batches(asked.queries, asked.depth, batch_size=asked.batch_size, **options)
+    for _ in range(0, len(asked.queries), asked.batch_size):
+        found = _next(own, first)
+        parts: list[Any] = [None] * world_size()
+        with _while_led():
+            dist.gather_object(found, parts if is_lead() else None)
+        if is_lead():
+            yield _merged(parts, asked.depth, vectors.ids)
+        elif isinstance(found, RetrievoError):
+            return
+
+
+def _next(own: Iterator[Hits], first: int) -> Hits | RetrievoError:
+    """The next batch of this process with the rows of the whole, or what is wrong with it."""
+    try:
+        found = next(own)
+    except RetrievoError as problem:
+        return problem
+    return found._replace(row=found.row + first)
+
+
+def _merged(parts: list[Any], depth: int, ids: Callable[[np.ndarray], pa.ChunkedArray]) -> Hits:
+    """The first `depth` documents of every query under the ordering rule, or the first error."""
+    from retrievo.data.ordering import ranked, ranks
+    from retrievo.retrieval.hits import Hits, joined
+
+    for problem in parts:
+        if isinstance(problem, RetrievoError):
+            raise problem
+    found = joined(parts)
+    order = ranked(found.query, found.score, ids(found.row))
+    order = order[ranks(found.query[order]) <= depth]
+    return Hits(*(column[order] for column in found))
