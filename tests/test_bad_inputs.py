@@ -215,7 +215,7 @@ CASES: dict[str, tuple[Make, int, str]] = {
         "a.parquet: has a query twice",
     ),
     "answers that are not there": (
-        lambda f: [*evaluate(f, "q1 Q0 d1 1 2 x\n"), "--metrics", "answer-recall@5", "--answers", f / "no.parquet"],
+        lambda f: answered(f, ["q1"], "--corpus", HOUSE, "--answers", f / "no.parquet"),
         1,
         "no.parquet: no such file or folder",
     ),

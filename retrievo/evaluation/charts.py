@@ -57,7 +57,7 @@ def histogram(groups: Mapping[str, np.ndarray], x_label: str, y_label: str, bins
     every = np.concatenate(list(known.values())).astype(np.float64)
     low, high = float(every.min()), float(every.max())
     edges = np.linspace(low, high if high > low else low + 1, bins + 1)
-    shares = {name: np.histogram(values, edges)[0] / len(values) for name, values in groups.items() if len(values)}
+    shares = {name: np.histogram(values, edges)[0] / len(values) for name, values in known.items()}
     top = max(float(share.max()) for share in shares.values())
     x, y = _scale(edges[0], edges[-1], _LEFT, _WIDTH - _RIGHT), _scale(0, top, _HEIGHT - _BOTTOM, _TOP)
     parts = [_grid(y, _ticks(0, top))]
@@ -102,7 +102,7 @@ def _steps(edges: Sequence[float], y: Callable[[float], float], values: Sequence
 def _ticks(low: float, high: float) -> list[float]:
     """Four to ten round numbers between low and high: multiples of 1, 2 or 5 times a power of ten."""
     power = 10.0 ** math.floor(math.log10((high - low) / 4))
-    step = next(round_step * power for round_step in (5, 2, 1) if (high - low) / (round_step * power) >= 4)
+    step = next((size * power for size in (5, 2) if (high - low) / (size * power) >= 4), power)
     return [number * step for number in range(math.ceil(low / step), math.floor(high / step) + 1)]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from html import escape
 
@@ -115,8 +115,8 @@ class Suite:
 
     def _best(self, typed: str) -> set[tuple[int, int]]:
         """The cells of a table that are the best of their row."""
-        rows = [*self.values(typed).values(), self.averages(typed), self.best_on(typed)]
-        return {(at, run + 1) for at, run in best_cells([list(row.values()) for row in rows])}
+        rows: list[Mapping[str, float]] = [*self.values(typed).values(), self.averages(typed), self.best_on(typed)]
+        return {(at, run + 1) for at, run in best_cells([[*row.values()] for row in rows])}
 
 
 def print_suite(suite: Suite, style: str) -> None:
