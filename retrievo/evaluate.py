@@ -124,11 +124,11 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
     metrics = {typed: Metric.parse(typed) for typed in config.metrics}
     named, texts = dict(zip(names, runs, strict=True)), Texts.of(runs, config.corpus)
     evaluation = Evaluation.of(metrics, standard, named, texts, baseline, config.seed)
-    told = notes(evaluation, config.convention)
-    for line in told:
+    evaluation = replace(evaluation, notes=tuple(notes(evaluation, config.convention)))
+    for line in evaluation.notes:
         console.note(line)
     if config.report:
-        _write_report(config, evaluation, told)
+        _write_report(config, evaluation)
     if config.per_query:
         _write_per_query(config, evaluation, {name: run.input for name, run in zip(names, runs, strict=True)} | inputs)
     return evaluation
@@ -185,7 +185,7 @@ def _answers(config: EvaluateConfig, runs: Sequence[Run], judgements: Judgements
     return Answers.read(table, corpus, judgements.query_ids)
 
 
-def _write_report(config: EvaluateConfig, evaluation: Evaluation, told: Sequence[str]) -> None:
+def _write_report(config: EvaluateConfig, evaluation: Evaluation) -> None:
     """The page takes the place of an earlier one: it holds nothing that can't be made again."""
     from retrievo.evaluation.report import report
     from retrievo.support.files import atomic_path
@@ -193,7 +193,7 @@ def _write_report(config: EvaluateConfig, evaluation: Evaluation, told: Sequence
     assert config.report is not None
     title = f"{', '.join(evaluation.runs)} on {config.qrels or config.answers or config.reference_run}"
     with atomic_path(config.report) as temporary:
-        temporary.write_text(report(evaluation, title, told), encoding="utf-8")
+        temporary.write_text(report(evaluation, title), encoding="utf-8")
     console.note(f"made {config.report}")
 
 

@@ -6,6 +6,7 @@ finished work, so that a sweep that was stopped goes on where it was, and anothe
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -126,6 +127,8 @@ def _datasets(config: SweepConfig) -> Iterator[tuple[str, Path]]:
         yield name, path
         return
     assert config.suite is not None
+    if not config.suite.is_dir():
+        raise RetrievoError(config.suite, "no such folder", None, "check --suite")
     folders = [path for path in sorted(config.suite.glob("*")) if _is_dataset(path)]
     if not folders:
         expected = "folders with corpus.parquet, queries.parquet and qrels/test.parquet or dev.parquet"
@@ -139,9 +142,8 @@ def _is_dataset(path: Path) -> bool:
 
 
 def _label(config: SweepConfig) -> str:
-    """What the runs of the model are called: the last part of its path or name."""
-    name = Path(config.model or "").resolve().name if Path(config.model or "").exists() else str(config.model)
-    label = name.rsplit("/", 1)[-1]
+    """What the runs of the model are called: the last part of its path (as typed, links kept) or name."""
+    label = os.path.basename(os.path.abspath(config.model or ""))
     return f"{label}-model" if label == BM25 else label
 
 

@@ -68,6 +68,13 @@ def evaluate(folder: Path, run: str, qrels: str = "q1 0 d1 1\n", *more: object) 
     return ["evaluate", "--run", runs, "--qrels", text(folder / "q.txt", qrels), *more]
 
 
+def answered(folder: Path, query_ids: list[str], *more: object) -> list[object]:
+    answers = table(folder / "a.parquet", query_id=query_ids, answers=[["heat"]] * len(query_ids))
+    return evaluate(
+        folder, "q1 Q0 d1 1 2 x\n", "q1 0 d1 1\n", "--metrics", "answer-recall@5", "--answers", answers, *more
+    )
+
+
 def settings(folder: Path, content: str) -> list[object]:
     return ["evaluate", "--config", text(folder / "s.toml", content), "--run", HOUSE / "run.trec", "--qrels", HOUSE]
 
@@ -183,6 +190,107 @@ CASES: dict[str, tuple[Make, int, str]] = {
         "pass the first one with --reference-run",
     ),
     # options
+    "unknown convention": (
+        lambda f: evaluate(f, "q1 Q0 d1 1 2 x\n", "q1 0 d1 1\n", "--convention", "trec"),
+        2,
+        "--convention: found 'trec'; did you mean 'trec_eval'?",
+    ),
+    "ranks that are none under the convention that goes by ranks": (
+        lambda f: evaluate(f, "q1 Q0 d1 1 2 x\nq1 Q0 d2 1 1 x\n", "q1 0 d1 1\n", "--convention", "msmarco"),
+        1,
+        "r: its rank column holds no ranks",
+    ),
+    "answer recall without answers": (
+        lambda f: evaluate(f, "q1 Q0 d1 1 2 x\n", "q1 0 d1 1\n", "--metrics", "answer-recall@5"),
+        2,
+        "--metrics: answer-recall looks for answers; pass their table with --answers",
+    ),
+    "answers without texts to look into": (
+        lambda f: answered(f, ["q1"]),
+        2,
+        "--answers: no texts to look for answers in; pass --corpus",
+    ),
+    "answers to other queries": (
+        lambda f: answered(f, ["q7"], "--corpus", HOUSE),
+        1,
+        "has no answers for the judged queries",
+    ),
+    "a query whose answers stand in two rows": (
+        lambda f: answered(f, ["q1", "q1"], "--corpus", HOUSE),
+        1,
+        "a.parquet: has a query twice",
+    ),
+    "answers that are not there": (
+        lambda f: answered(f, ["q1"], "--corpus", HOUSE, "--answers", f / "no.parquet"),
+        1,
+        "no.parquet: no such file or folder",
+    ),
+    "report that is no page": (
+        lambda f: evaluate(f, "q1 Q0 d1 1 2 x\n", "q1 0 d1 1\n", "--report", "r.pdf"),
+        2,
+        "--report: found 'r.pdf'; expected a file that ends in .html",
+    ),
+    "values of queries in no table": (
+        lambda f: evaluate(f, "q1 Q0 d1 1 2 x\n", "q1 0 d1 1\n", "--per-query", "q.csv"),
+        2,
+        "--per-query: found 'q.csv'; expected a file that ends in .parquet",
+    ),
+    "unknown form of the numbers": (
+        lambda f: evaluate(f, "q1 Q0 d1 1 2 x\n", "q1 0 d1 1\n", "--format", "markdwon"),
+        2,
+        "--format: found 'markdwon'; did you mean 'markdown'?",
+    ),
+    # evaluate --suite and --known-item
+    "suite that is not there": (
+        lambda f: ["evaluate", "--suite", f / "none", "--model", "m"],
+        1,
+        "none: no such folder",
+    ),
+    "suite without a dataset": (
+        lambda f: ["evaluate", "--suite", HOUSE, "--model", "m"],
+        1,
+        "holds no dataset; expected folders with corpus.parquet, queries.parquet and qrels/test.parquet",
+    ),
+    "suite without a model": (
+        lambda f: ["evaluate", "--suite", HOUSE],
+        2,
+        "--model: no model to evaluate; pass --model FOLDER or a hub name",
+    ),
+    "suite and a run": (
+        lambda f: ["evaluate", "--suite", HOUSE, "--model", "m", "--run", HOUSE / "run.trec"],
+        2,
+        "--suite: makes its own runs",
+    ),
+    "suite and known items": (
+        lambda f: ["evaluate", "--suite", HOUSE, "--known-item", "span", "--model", "m"],
+        2,
+        "--suite",
+    ),
+    "dataset that is not in the suite": (
+        lambda f: ["evaluate", "--suite", f"{HOUSE}/..", "--model", "m", "--exclude-self-of", "arguana"],
+        2,
+        "--exclude-self-of: found 'arguana'; expected one of ",
+    ),
+    "model for runs that are there": (
+        lambda f: evaluate(f, "q1 Q0 d1 1 2 x\n", "q1 0 d1 1\n", "--model", "m"),
+        2,
+        "--model: has no meaning for runs that are there; pass --suite FOLDER",
+    ),
+    "known items of no corpus": (
+        lambda f: ["evaluate", "--known-item", "span", "--model", "m"],
+        2,
+        "--known-item: no documents to ask for; pass --corpus",
+    ),
+    "known items by titles that are not there": (
+        lambda f: ["evaluate", "--known-item", "title", "--corpus", HOUSE, "--model", "m", "--output", f / "out"],
+        1,
+        "has no titles; expected titles to ask with; pass --known-item span",
+    ),
+    "known items of texts too short for a span": (
+        lambda f: ["evaluate", "--known-item", "span", "--corpus", HOUSE, "--model", "m", "--output", f / "out"],
+        1,
+        "has no document to ask for; expected texts of 30 words",
+    ),
     "unknown TOML key": (
         lambda f: settings(f, "[evaluate]\nmetrcs = ['map']\n"),
         2,

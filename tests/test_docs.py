@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from retrievo.cli import COMMANDS, several_flags
+from retrievo.evaluation.names import CONVENTIONS, NAMES, STYLES
 from retrievo.support.commandline import spread
 from retrievo.support.options import options_of
 
@@ -30,14 +31,22 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 
 def lines_typed() -> list[str]:
-    """Every `retrievo ...` line of the README and of the commands' own examples."""
-    readme = re.sub(r"\\\n\s*", "", (CHECKOUT / "README.md").read_text(encoding="utf-8"))
-    blocks = "\n".join(re.findall(r"```\n(.*?)```", readme, re.DOTALL))
+    """Every `retrievo ...` line of the pages and of the commands' own examples."""
+    pages = re.sub(r"\\\n\s*", "", "\n".join(page.read_text(encoding="utf-8") for page in PAGES))
+    blocks = "\n".join(code for kind, code in re.findall(r"^```(\w*)\n(.*?)^```", pages, re.DOTALL | re.M) if not kind)
     typed = [line.strip() for line in blocks.splitlines() if line.startswith("retrievo ")]
     return typed + [line for command in COMMANDS.values() for line in command.examples if line.startswith("retrievo ")]
 
 
-@pytest.mark.parametrize("line", lines_typed())
+def test_every_metric_alias_convention_and_form_is_explained() -> None:
+    page = (CHECKOUT / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    names = [*NAMES, *(alias for row in NAMES.values() for alias in row.aliases)]
+    assert [name for name in names if not re.search(rf"`{name}(-n)?(@k)?`", page)] == []
+    assert [name for name in CONVENTIONS if f"| `{name}`" not in page] == []
+    assert f"`--format {'|'.join(STYLES)}`" in page
+
+
+@pytest.mark.parametrize("line", dict.fromkeys(lines_typed()))
 def test_every_line_to_type_uses_known_commands_and_flags(line: str) -> None:
     import shlex
 

@@ -76,7 +76,7 @@ def test_a_sweep_that_is_typed_again_does_nothing_twice(
 
 def test_the_report_has_a_section_for_each_dataset(swept: Path) -> None:
     page = (swept / "report.html").read_text()
-    assert page.count("<h2>first</h2>") == page.count("<h2>second</h2>") == 1
+    assert [page.count(f'<h2 class="part" id="{name}">{name}</h2>') for name in ("first", "second")] == [1, 1]
     assert "best on" in page
 
 
@@ -86,6 +86,25 @@ def test_self_exclusion_is_said_for_each_dataset(
     outcome = retrievo(*line(suite, tiny_model, swept), "--exclude-self-of", "third")
     assert (outcome.code, "found 'third'; expected one of first, second" in outcome.err) == (2, True)
     assert retrievo(*line(suite, tiny_model, swept), "--exclude-self-of", "first").code == 0
+
+
+@pytest.mark.parametrize("convention", ["trec_eval", "beir"])
+def test_a_retriever_that_finds_nothing_counts_as_zero(
+    tmp_path: Path, suite: Path, tiny_model: Path, retrievo: Callable, convention: str
+) -> None:
+    for name in ("known", "strange"):
+        shutil.copytree(suite / "second", tmp_path / "suite" / name)
+    queries = pq.read_table(tmp_path / "suite" / "strange" / "queries.parquet")
+    strange = ["zzyzx"] * queries.num_rows  # a word of no document: BM25 has no hits
+    pq.write_table(queries.set_column(1, "text", [strange]), tmp_path / "suite" / "strange" / "queries.parquet")
+    home, page = tmp_path / "swept", tmp_path / "report.html"
+    outcome = retrievo(*line(tmp_path / "suite", tiny_model, home), "--convention", convention, "--report", page)
+    assert outcome.code == 0, outcome.err
+    assert "bm25: 20 of 20 judged queries are missing" in outcome.err
+    values = json.loads(outcome.out)
+    assert values["strange"]["bm25"] == {"ndcg@10": 0, "recall@10": 0}
+    assert values["average"]["bm25"]["ndcg@10"] == values["known"]["bm25"]["ndcg@10"] / 2
+    assert "bm25: 20 of 20 judged queries are missing" in page.read_text()
 
 
 def test_known_items_by_title_and_by_span(tmp_path: Path, tiny_model: Path, retrievo: Callable) -> None:

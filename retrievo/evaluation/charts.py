@@ -11,8 +11,8 @@ import numpy as np
 # Okabe & Ito 2008: told apart by colour-blind eyes; the dashes tell lines apart on grey paper.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b8860b", "#56b4e9")
 _DASHES = ("none", "6 3", "2 2", "8 3 2 3", "12 4", "1 3")
-# Small enough that its letters stay legible when 440 units become the 340 pixels of a phone.
-_WIDTH, _HEIGHT, _LEFT, _BOTTOM, _TOP, _RIGHT = 440, 250, 44, 40, 12, 10
+# Letters of 11 units stay legible where 380 units become the 340 pixels of a phone.
+_WIDTH, _HEIGHT, _LEFT, _BOTTOM, _TOP, _RIGHT = 380, 230, 52, 40, 12, 18
 _BARS = 400  # at most so many bars: beyond that each stands for several queries
 
 
@@ -40,18 +40,12 @@ def difference_chart(differences: np.ndarray, x_label: str, y_label: str) -> str
     values = np.sort(differences)[::-1]
     if len(values) > _BARS:
         values = np.array([part.mean() for part in np.array_split(values, _BARS)])
-    reach = max(float(np.abs(values).max(initial=0)), 1e-9)
+    reach = float(np.abs(values).max(initial=0)) or 1.0
     x, y = _scale(0, max(len(values), 1), _LEFT, _WIDTH - _RIGHT), _scale(-reach, reach, _HEIGHT - _BOTTOM, _TOP)
-    parts = [_grid(y, (-reach, -reach / 2, 0, reach / 2, reach))]
-    width = x(1) - x(0)
-    for number, value in enumerate(values.tolist()):
-        top, bottom = y(max(value, 0)), y(min(value, 0))
-        if bottom - top > 0.05:
-            colour = COLOURS[0] if value > 0 else COLOURS[1]
-            parts.append(
-                f'<rect x="{x(number):.2f}" y="{top:.1f}" width="{width:.2f}" height="{bottom - top:.1f}" '
-                f'fill="{colour}"/>'
-            )
+    parts = [_grid(y, _ticks(-reach, reach))]
+    edges = [x(number) for number in range(len(values) + 1)]
+    for colour, part in zip(COLOURS, (np.maximum(values, 0), np.minimum(values, 0)), strict=False):
+        parts.append(f'<path d="{_steps(edges, y, part.tolist())}" fill="{colour}"/>')
     return _chart(parts, x_label, y_label)
 
 
@@ -63,17 +57,13 @@ def histogram(groups: Mapping[str, np.ndarray], x_label: str, y_label: str, bins
     every = np.concatenate(list(known.values())).astype(np.float64)
     low, high = float(every.min()), float(every.max())
     edges = np.linspace(low, high if high > low else low + 1, bins + 1)
-    shares = {name: np.histogram(values, edges)[0] / len(values) for name, values in groups.items() if len(values)}
+    shares = {name: np.histogram(values, edges)[0] / len(values) for name, values in known.items()}
     top = max(float(share.max()) for share in shares.values())
     x, y = _scale(edges[0], edges[-1], _LEFT, _WIDTH - _RIGHT), _scale(0, top, _HEIGHT - _BOTTOM, _TOP)
-    parts = [_grid(y, np.linspace(0, top, 5).tolist())]
-    parts += [_text(x(edge), _HEIGHT - _BOTTOM + 15, f"{edge:.4g}") for edge in edges[:: bins // 5]]
+    parts = [_grid(y, _ticks(0, top))]
+    parts += [_text(x(at), _HEIGHT - _BOTTOM + 15, _short(at)) for at in _ticks(edges[0], edges[-1])]
     for number, share in enumerate(shares.values()):
-        path = "".join(
-            f"L{x(left):.1f},{y(value):.1f}L{x(right):.1f},{y(value):.1f}"
-            for left, right, value in zip(edges[:-1].tolist(), edges[1:].tolist(), share.tolist(), strict=True)
-        )
-        outline = f"M{x(edges[0]):.1f},{y(0):.1f}{path}L{x(edges[-1]):.1f},{y(0):.1f}Z"
+        outline = _steps([x(edge) for edge in edges.tolist()], y, share.tolist())
         colour = _colour(number)
         parts.append(
             f'<path d="{outline}" fill="{colour}" fill-opacity="0.25" stroke="{colour}" '
@@ -100,6 +90,22 @@ def _scale(low: float, high: float, start: float, end: float) -> Callable[[float
     return lambda value: start + (value - low) / (high - low) * (end - start)
 
 
+def _steps(edges: Sequence[float], y: Callable[[float], float], values: Sequence[float]) -> str:
+    """The outline of bars that stand side by side on the axis, as one path."""
+    tops = "".join(
+        f"L{left:.1f},{y(value):.1f}L{right:.1f},{y(value):.1f}"
+        for left, right, value in zip(edges[:-1], edges[1:], values, strict=True)
+    )
+    return f"M{edges[0]:.1f},{y(0):.1f}{tops}L{edges[-1]:.1f},{y(0):.1f}Z"
+
+
+def _ticks(low: float, high: float) -> list[float]:
+    """Four to ten round numbers between low and high: multiples of 1, 2 or 5 times a power of ten."""
+    power = 10.0 ** math.floor(math.log10((high - low) / 4))
+    step = next((size * power for size in (5, 2) if (high - low) / (size * power) >= 4), power)
+    return [number * step for number in range(math.ceil(low / step), math.floor(high / step) + 1)]
+
+
 def _grid(y: Callable[[float], float], values: Sequence[float]) -> str:
     lines = [
         f'<line x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y(value):.1f}" y2="{y(value):.1f}" class="grid"/>'
@@ -110,7 +116,7 @@ def _grid(y: Callable[[float], float], values: Sequence[float]) -> str:
 
 
 def _short(value: float) -> str:
-    return f"{value:.2f}".rstrip("0").rstrip(".") or "0"
+    return f"{value:.4g}"
 
 
 def _text(x: float, y: float, text: str) -> str:

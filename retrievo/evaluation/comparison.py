@@ -53,6 +53,7 @@ class Evaluation:
     texts:    where the texts of queries and documents are, as far as the runs know.
     baseline: the run that the others are compared with.
     tests:    run -> metric as typed -> the test of their difference.
+    notes:    what should be said beside the means.
     """
 
     metrics: dict[str, Metric]
@@ -62,6 +63,7 @@ class Evaluation:
     texts: Texts
     baseline: str | None = None
     tests: dict[str, dict[str, Test]] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     @classmethod
     def of(

@@ -6,16 +6,16 @@ import csv
 import io
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from retrievo.evaluation.comparison import Evaluation, Test
-from retrievo.evaluation.details import changes
+from retrievo.evaluation.details import changes, relevant_documents, top_documents
 from retrievo.support import console
 
 SIGNIFICANT = 0.05  # of the adjusted randomization test: what LaTeX marks
 Titled = tuple[str | None, list[str], list[list[str]]]  # title, columns and rows of a table
 _PIPE = r"\|"
-_TEXT_WIDTH = 80  # characters of a query that are shown
+_TEXT_WIDTH = 60  # characters of a query or document that are shown
 
 
 def print_evaluation(evaluation: Evaluation, style: str, *, changed: int = 0) -> None:
@@ -54,22 +54,31 @@ def test_rows(evaluation: Evaluation) -> tuple[list[str], list[list[str]]]:
     return columns, rows
 
 
-def change_rows(evaluation: Evaluation, count: int) -> list[list[str]]:
-    """For each run that is compared, the queries that changed most: run, query, baseline, run, difference, text."""
-    found = [(name, change) for name in evaluation.tests for change in changes(evaluation, name, count)]
-    texts = evaluation.texts.of_queries({change.query_id for _, change in found})
-    return [
-        [
-            name, change.query_id, number(change.theirs), number(change.ours), f"{change.ours - change.theirs:+.4f}",
-            _shortened(texts.get(change.query_id, "")),
-        ]
-        for name, change in found
-    ]  # fmt: skip
+def change_rows(evaluation: Evaluation, count: int) -> tuple[list[str], list[list[str]]]:
+    """Column names and rows: for each run that is compared the queries that changed most, with first documents."""
+    base = evaluation.baseline or ""
+    columns = ["run", "query", base, "this run", "difference", "text", f"first of {base}", "first of this run"]
+    return columns, [row for name in evaluation.tests for row in _change_rows(evaluation, base, name, count)]
 
 
-def change_columns(evaluation: Evaluation) -> list[str]:
-    """The names of what `change_rows` gives."""
-    return ["run", "query", evaluation.baseline or "", "this run", "difference", "text"]
+def _change_rows(evaluation: Evaluation, base: str, name: str, count: int) -> Iterator[list[str]]:
+    found = changes(evaluation, name, count)
+    ids = [change.query_id for change in found]
+    texts, first = evaluation.texts.of_queries(ids), [_first_documents(evaluation, run, ids) for run in (base, name)]
+    for change, theirs, ours in zip(found, *first, strict=True):
+        values = [number(change.theirs), number(change.ours), f"{change.ours - change.theirs:+.4f}"]
+        yield [name, change.query_id, *values, _shortened(texts.get(change.query_id, "")), theirs, ours]
+
+
+def _first_documents(evaluation: Evaluation, name: str, query_ids: Sequence[str]) -> list[str]:
+    """The first document of a run for each query, as far as its texts are at hand; a tick marks a relevant one."""
+    first = [docs[0] if docs else None for docs in top_documents(evaluation, name, query_ids, 1)]
+    known = evaluation.texts.of_documents(doc for doc in first if doc is not None)
+    shown = []
+    for doc, relevant in zip(first, relevant_documents(evaluation, query_ids), strict=True):
+        title = (known[doc].title or known[doc].text) if doc in known else ""
+        shown.append("–" if doc is None else f"{'✓ ' if doc in relevant else ''}{_shortened(f'{doc} {title}')}")
+    return shown
 
 
 def _shortened(text: str) -> str:
@@ -83,14 +92,20 @@ def _tables(evaluation: Evaluation, changed: int) -> list[Titled]:
     tables: list[Titled] = [(None, ["run", *evaluation.metrics], means)]
     if evaluation.tests:
         tables.append((f"compared with {evaluation.baseline}", *test_rows(evaluation)))
-    if evaluation.tests and changed and (rows := change_rows(evaluation, changed)):
-        columns = change_columns(evaluation)
+    columns, rows = change_rows(evaluation, changed)
+    if rows:
         tables.append((f"the queries that changed most in {evaluation.first_metric}", columns, rows))
     return tables
 
 
+def _holds_text(column: str) -> bool:
+    return column == "text" or column.startswith("first of")
+
+
 def _print_tables(tables: Sequence[Titled]) -> str:
-    for title, columns, rows in tables:
+    for position, (title, columns, rows) in enumerate(tables):
+        if position:
+            print()
         console.print_table(columns, rows, title=title)
     return ""
 
@@ -98,7 +113,7 @@ def _print_tables(tables: Sequence[Titled]) -> str:
 def _markdown_tables(tables: Sequence[Titled]) -> str:
     parts = []
     for title, columns, rows in tables:
-        aligned = ["---", *("---" if column == "text" else "---:" for column in columns[1:])]
+        aligned = ["---", *("---" if _holds_text(column) else "---:" for column in columns[1:])]
         lines = [f"| {' | '.join(cell.replace('|', _PIPE) for cell in row)} |" for row in (columns, aligned, *rows)]
         parts.append("\n".join([*([f"{title}:", ""] if title else []), *lines]))
     return "\n\n".join(parts)
@@ -166,14 +181,21 @@ def _latex_cell(value: float, best: float, test: Test | None) -> str:
 def _as_csv(evaluation: Evaluation, changed: int) -> str:
     """One row per run and metric, unrounded; what was not compared is empty."""
     keys = list(Test.__dataclass_fields__)
-    lines = io.StringIO()
-    writer = csv.writer(lines, lineterminator="\n")
-    writer.writerow(["run", "metric", "mean", *keys])
+    rows = []
     for name, found in evaluation.means().items():
         for typed, mean in found.items():
             test = evaluation.tests.get(name, {}).get(typed)
-            values = [mean, *(getattr(test, key) for key in keys)] if test else [mean, *[""] * len(keys)]
-            writer.writerow([name, typed, *("" if value != value else value for value in values)])
+            compared = [getattr(test, key) for key in keys] if test else [""] * len(keys)
+            rows.append([name, typed, mean, *compared])
+    return csv_text(["run", "metric", "mean", *keys], rows)
+
+
+def csv_text(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """Rows as CSV; a number that is none is empty."""
+    lines = io.StringIO()
+    writer = csv.writer(lines, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows(["" if value != value else value for value in row] for row in rows)
     return lines.getvalue().rstrip("\n")
 
 

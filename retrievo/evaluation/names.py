@@ -114,6 +114,10 @@ class Metric:
         depth = None
         if re.fullmatch(r"nb[-_]recall[-_]\d+", name):
             name, depth = _split(name.replace("_", "-"), "-")
+        if graded := re.search(r"\(rel=(\d+)\)", plain):
+            written = plain.replace(graded[0], "")
+            fix = f"write {written} and pass --min-relevance {graded[1]}"
+            raise UsageError(f"metric '{text}'", "holds a grade", None, fix)
         if name not in _CANONICAL:
             raise UsageError(f"metric '{text}'", "unknown name", None, _suggestion(plain))
         metric = cls(_CANONICAL[name], cutoff, depth)

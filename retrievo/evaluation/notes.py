@@ -39,14 +39,16 @@ def _footnotes(evaluation: Evaluation, name: str, convention: str) -> list[str]:
 def _why(evaluation: Evaluation, name: str, rules: Rules) -> str:
     """What one set of rules does to a run that those of this evaluation do not."""
     scan, found, own, reasons = evaluation.scans[name], evaluation.runs[name], evaluation.standard.rules, []
-    if rules.ties != own.ties:
-        reasons.append(f"the file ranks {int(scan.unlike.sum()):,} queries otherwise than their scores do")
-    if rules.missing != own.missing:
+    unlike, selves = int(scan.unlike.sum()), len(scan.self_rows.query)
+    if rules.ties != own.ties and unlike:
+        reasons.append(f"the file ranks {unlike:,} queries otherwise than their scores do")
+    if rules.missing != own.missing and found.missing:
         effect = "leaves out" if rules.missing == "skip" else "counts as 0"
         reasons.append(f"it {effect} {found.missing:,} missing queries")
-    if rules.exclude_self != own.exclude_self:
-        effect = "drops" if rules.exclude_self else "keeps"
-        reasons.append(f"it {effect} {len(scan.self_rows.query):,} rows whose document id is the query id")
+    if rules.exclude_self != own.exclude_self and selves:
+        reasons.append(
+            f"it {'drops' if rules.exclude_self else 'keeps'} {selves:,} rows whose document id is the query id"
+        )
     return "; ".join(reasons)
 
 

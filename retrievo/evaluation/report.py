@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from html import escape
 
 from retrievo.data.corpus import Document
@@ -19,36 +19,52 @@ from retrievo.evaluation.details import (
 from retrievo.evaluation.formats import number, test_rows
 
 SHOWN_QUERIES, SHOWN_DOCUMENTS = 10, 3
-_SHOWN_CHARACTERS = 300
+_SHOWN_CHARACTERS = 200
 
 STYLE = """
 :root { color-scheme: light; }
-body { font: 16px/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff; max-width: 60rem; margin: 0 auto;
+body { font: 16px/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff; max-width: 64rem; margin: 0 auto;
   padding: 1rem; overflow-wrap: anywhere; }
-h1 { font-size: 1.6rem; } h2 { font-size: 1.25rem; margin-top: 2.2rem; } h3 { font-size: 1.05rem; }
+h1 { font-size: 1.6rem; line-height: 1.25; } h2 { font-size: 1.25rem; margin: 2.2rem 0 0.6rem; }
+h2.part { font-size: 1.45rem; border-top: 2px solid #888; padding-top: 1.2rem; margin-top: 3rem; }
+h3 { font-size: 1.1rem; margin: 1.8rem 0 0.6rem; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: 0.25rem 0.7rem; border-bottom: 1px solid #ddd; text-align: right; white-space: nowrap; }
-th:first-child, td:first-child { text-align: left; }
 th { border-bottom: 2px solid #888; }
-.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 26rem), 1fr)); gap: 1rem; }
-.chart { width: 100%; max-width: 40rem; height: auto; } .chart text { font: 11px system-ui, sans-serif; fill: #333; }
+th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: #fff; padding-left: 0; }
+tr.total td { border-bottom: none; color: #444; } tr:not(.total) + tr.total td { border-top: 2px solid #888; }
+figure { margin: 0; } figcaption { font-weight: 600; }
+.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 26rem), 1fr)); gap: 1.2rem; }
+.chart { width: 100%; max-width: 32rem; height: auto; } .chart text { font: 11px system-ui, sans-serif; fill: #333; }
 .grid { stroke: #ddd; } .key { width: 1.5rem; height: 0.5rem; margin-right: 0.3rem; vertical-align: middle; }
-.legend span { margin-right: 1rem; white-space: nowrap; }
-.query { border-left: 4px solid #ddd; padding: 0.1rem 0 0.1rem 0.8rem; margin: 1rem 0; }
+.legend { margin: 0.2rem 0; font-size: 0.9rem; } .legend span { display: inline-block; margin-right: 1.2rem; }
+.beside { display: flex; flex-wrap: wrap; gap: 0 3rem; } .beside section { max-width: 100%; }
+nav { margin-top: 2rem; } nav a { display: inline-block; padding: 0.3rem 0; margin-right: 1.2rem; color: #0059a0; }
+.query { border-left: 4px solid #ddd; padding: 0.1rem 0 0.1rem 0.8rem; margin: 1.2rem 0; }
 .query p { margin: 0.2rem 0; } .value { font-variant-numeric: tabular-nums; color: #444; }
-.lists { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 18rem), 1fr)); gap: 0 1.5rem; }
-ol, ul { padding-left: 1.3rem; margin: 0.2rem 0; font-size: 0.9rem; } .good { color: #00634a; font-weight: 600; }
-.note { color: #444; font-size: 0.9rem; }
-@media print { body { font-size: 10.5pt; max-width: none; padding: 0; } h2, h3 { break-after: avoid; }
-  .query, svg, tr, figure { break-inside: avoid; } .wide { overflow: visible; } }
+.lists { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 18rem), 1fr)); gap: 0.4rem 1.5rem; }
+.lists .of { font-size: 0.85rem; font-weight: 600; color: #444; margin: 0.3rem 0 0; }
+ol, ul { padding-left: 1.3rem; margin: 0.2rem 0; font-size: 0.9rem; } li { margin-bottom: 0.3rem; }
+.good { color: #00634a; font-weight: 600; } .id { color: #555; font-size: 0.85em; }
+.note { color: #444; font-size: 0.9rem; max-width: 50rem; }
+@media (max-width: 40rem) {
+  h1 { font-size: 1.35rem; } table { font-size: 0.9rem; } th, td { padding: 0.25rem 0.45rem; }
+}
+@media print {
+  @page { margin: 14mm; }
+  html { font-size: 12px; } body { font-size: 1rem; max-width: none; padding: 0; }
+  table { font-size: 0.9rem; } th, td { padding: 0.2rem 0.4rem; white-space: normal; }
+  h1, h2, h3 { break-after: avoid; } h2.part { break-before: page; border-top: none; }
+  .query, .chart, figure, tr { break-inside: avoid; } .wide { overflow: visible; } nav { display: none; }
+  .charts { grid-template-columns: 1fr 1fr; } .lists { grid-template-columns: repeat(auto-fit, minmax(12rem, 1fr)); }
+}
 """
 
 
-def report(evaluation: Evaluation, title: str, notes: Sequence[str]) -> str:
+def report(evaluation: Evaluation, title: str) -> str:
     """The page of one evaluation as HTML."""
-    said = [f'<p class="note">{escape(line)}</p>' for line in notes]
-    return page(title, [f"<h1>{escape(title)}</h1>", *said, *sections(evaluation)])
+    return page(title, sections(evaluation, "h2"))
 
 
 def page(title: str, parts: Sequence[str]) -> str:
@@ -57,25 +73,24 @@ def page(title: str, parts: Sequence[str]) -> str:
         '<meta charset="utf-8"/><meta name="viewport" content="width=device-width, initial-scale=1"/>'
         f"<title>{escape(title)}</title><style>{STYLE}</style>"
     )
-    body = "\n".join(parts)
+    body = "\n".join([f"<h1>{escape(title)}</h1>", *parts])
     return f'<!doctype html>\n<html lang="en"><head>{head}</head><body>\n{body}\n</body></html>\n'
 
 
-def sections(evaluation: Evaluation, *, level: int = 2) -> list[str]:
-    """What there is to see of an evaluation, under headings of this level."""
-    parts = [
-        _rules(evaluation),
-        "<h2>Means</h2>",
-        _means(evaluation),
+def paragraphs(notes: Sequence[str]) -> list[str]:
+    """What should be said beside the numbers."""
+    return [f'<p class="note">{escape(line)}</p>' for line in notes]
+
+
+def sections(evaluation: Evaluation, heading: str) -> list[str]:
+    """What there is to see of an evaluation, under headings of this tag."""
+    found = [
+        ("Means", _rules(evaluation) + _means(evaluation) + "".join(paragraphs(evaluation.notes))),
         *_comparison(evaluation),
-        *_recall(evaluation),
-        *_scores(evaluation),
+        ("Charts", _charts(evaluation)),
         *_queries(evaluation),
     ]
-    lower = {f"{end}h{n}>": f"{end}h{n + level - 2}>" for n in (3, 2) for end in ("<", "</")}
-    for old, new in lower.items():
-        parts = [part.replace(old, new) for part in parts]
-    return parts
+    return [f"<section><{heading}>{escape(title)}</{heading}>{body}</section>" for title, body in found if body]
 
 
 def _rules(evaluation: Evaluation) -> str:
@@ -90,87 +105,85 @@ def _rules(evaluation: Evaluation) -> str:
     return f"<p>{escape(told)}</p>"
 
 
-def html_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table that scrolls on a narrow page; cells are HTML."""
-    head = "".join(f"<th>{escape(column)}</th>" for column in columns)
-    body = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rows)
-    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+def html_table(
+    columns: Sequence[str], rows: Iterable[Sequence[str]], *, best: Container[tuple[int, int]] = (), totals: int = 0
+) -> str:
+    """A table that scrolls on a narrow page, from texts.
+
+    best:   (row, column) of the cells that are bold.
+    totals: how many of the last rows sum up the others.
+    """
+    head, body = "".join(f"<th>{escape(column)}</th>" for column in columns), list(rows)
+    lines = []
+    for row_number, row in enumerate(body):
+        kind = ' class="total"' if row_number >= len(body) - totals else ""
+        cells = (f"<b>{escape(cell)}</b>" if (row_number, at) in best else escape(cell) for at, cell in enumerate(row))
+        lines.append(f"<tr{kind}>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>")
+    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>'
+
+
+def best_cells(rows: Iterable[Sequence[float]]) -> set[tuple[int, int]]:
+    """(row, column) of the largest values of each row; several where they tie."""
+    return {(at, column) for at, row in enumerate(rows) for column, value in enumerate(row) if value >= max(row)}
 
 
 def _means(evaluation: Evaluation) -> str:
     """The best value of each metric is bold."""
     means = evaluation.means()
-    best = {typed: max((found[typed] for found in means.values()), default=0.0) for typed in evaluation.metrics}
-    rows = [
-        [
-            escape(name),
-            *(f"<b>{number(value)}</b>" if value == best[typed] else number(value) for typed, value in found.items()),
-        ]
-        for name, found in means.items()
-    ]
-    return html_table(["run", *evaluation.metrics], rows)
+    by_metric = [[found[typed] for found in means.values()] for typed in evaluation.metrics]
+    best = {(run, typed + 1) for typed, run in best_cells(by_metric)}
+    rows = [[name, *map(number, found.values())] for name, found in means.items()]
+    return html_table(["run", *evaluation.metrics], rows, best=best)
 
 
-def _comparison(evaluation: Evaluation) -> list[str]:
+def _comparison(evaluation: Evaluation) -> Iterator[tuple[str, str]]:
     if not evaluation.tests:
-        return []
+        return
     columns, rows = test_rows(evaluation)
-    typed = evaluation.first_metric
-    metric = evaluation.metrics[typed]
-    charts = []
-    for name in evaluation.tests:
-        _, ours, theirs = paired(evaluation.runs[name], evaluation.runs[evaluation.baseline or ""], metric)
-        chart = difference_chart(ours - theirs, f"{len(ours):,} queries, best first", f"difference in {typed}")
-        charts.append(f"<figure><h3>{escape(name)}</h3>{chart}</figure>")
+    base = evaluation.baseline or ""
     told = (
         "Difference of means with its 95 % bootstrap interval; two-sided p-values of the paired t-test and of "
         "the paired randomization test; Holm's correction counts the runs that are compared."
     )
-    return [
-        f"<h2>Compared with {escape(evaluation.baseline or '')}</h2>",
-        html_table(columns, ([escape(cell) for cell in row] for row in rows)),
-        f'<p class="note">{told}</p><h2>Query by query</h2><div class="charts">{"".join(charts)}</div>',
-    ]
+    yield f"Compared with {base}", f'{html_table(columns, rows)}<p class="note">{told}</p>'
 
 
-def _recall(evaluation: Evaluation) -> list[str]:
-    lines = {name: recall_by_depth(evaluation, name) for name in evaluation.runs}
-    chart = line_chart(lines, "depth", "recall")
-    told = "Share of the relevant documents among the first rows of a run, averaged over queries."
-    return [f'<h2>Recall by depth</h2>{chart}<p class="note">{told}</p>'] if chart else []
-
-
-def _scores(evaluation: Evaluation) -> list[str]:
-    charts = []
+def _charts(evaluation: Evaluation) -> str:
+    typed, base = evaluation.first_metric, evaluation.baseline
+    recall = {name: recall_by_depth(evaluation, name) for name in evaluation.runs}
+    figures = [_figure("Recall by depth", line_chart(recall, "depth", "recall"))]
+    for name in evaluation.tests:
+        _, ours, theirs = paired(evaluation.runs[name], evaluation.runs[base or ""], evaluation.metrics[typed])
+        chart = difference_chart(ours - theirs, f"{len(ours):,} queries, best first", f"difference in {typed}")
+        figures.append(_figure(f"{name} compared with {base}, query by query", chart))
     for name in evaluation.runs:
         relevant, other = scores(evaluation, name)
-        chart = histogram({"relevant": relevant, "other documents of the first rows": other}, "score", "share")
-        if chart:
-            charts.append(f"<figure><h3>{escape(name)}</h3>{chart}</figure>")
-    told = "Where the two overlap, no bound on the score tells relevant documents from others."
-    title = "<h2>Scores</h2>"
-    return [f'{title}<div class="charts">{"".join(charts)}</div><p class="note">{told}</p>'] if charts else []
+        groups = {"relevant": relevant, "other documents of the first rows": other}
+        figures.append(_figure(f"Scores of {name}", histogram(groups, "score", "share")))
+    inside = "".join(figures)
+    told = "Where the two kinds of scores overlap, no bound on the score tells relevant documents from others."
+    return f'<div class="charts">{inside}</div><p class="note">{told}</p>' if inside else ""
 
 
-def _queries(evaluation: Evaluation) -> list[str]:
+def _figure(title: str, chart: str) -> str:
+    return f"<figure><figcaption>{escape(title)}</figcaption>{chart}</figure>" if chart else ""
+
+
+def _queries(evaluation: Evaluation) -> Iterator[tuple[str, str]]:
     """Those that changed most, for each run that is compared; then the worst of every run."""
-    typed, parts = evaluation.first_metric, []
-    base = evaluation.baseline
+    typed, base = evaluation.first_metric, evaluation.baseline or ""
     for name in evaluation.tests:
         found = changes(evaluation, name, SHOWN_QUERIES)
-        told = {c.query_id: f"{base} {number(c.theirs)}, {name} {number(c.ours)}" for c in found}
-        parts.append(f"<h2>Queries that changed most in {escape(typed)}: {escape(name)}</h2>")
-        parts.append(_cards(evaluation, told, [base or "", name]))
+        values = {c.query_id: f"{typed}: {base} {number(c.theirs)}, {name} {number(c.ours)}" for c in found}
+        yield f"Queries that changed most: {name}", _cards(evaluation, values, [base, name])
     for name in evaluation.runs:
         lowest = {query: f"{typed} {number(value)}" for query, value in worst(evaluation, name, SHOWN_QUERIES)}
-        parts.append(f"<h2>Worst queries: {escape(name)}</h2>")
-        parts.append(_cards(evaluation, lowest, [name]))
-    return parts
+        yield f"Worst queries: {name}", _cards(evaluation, lowest, [name])
 
 
-def _cards(evaluation: Evaluation, told: Mapping[str, str], runs: Sequence[str]) -> str:
+def _cards(evaluation: Evaluation, values: Mapping[str, str], runs: Sequence[str]) -> str:
     """For each query its text, its values, its relevant documents and the first ones of the runs."""
-    ids = list(told)
+    ids = list(values)
     relevant = relevant_documents(evaluation, ids)
     first = {name: top_documents(evaluation, name, ids, SHOWN_DOCUMENTS) for name in runs}
     lists = [relevant, *first.values()]
@@ -178,11 +191,11 @@ def _cards(evaluation: Evaluation, told: Mapping[str, str], runs: Sequence[str])
     texts = evaluation.texts.of_queries(ids)
     cards = []
     for at, query in enumerate(ids):
-        columns = [_documents("relevant", relevant[at], relevant[at], documents, "ul")]
+        columns = [_documents("relevant", relevant[at], [], documents, "ul")]
         columns += [_documents(name, first[name][at], relevant[at], documents, "ol") for name in runs]
         cards.append(
             f'<div class="query"><p><b>{escape(texts.get(query, query))}</b></p>'
-            f'<p class="value">{escape(query)}: {escape(told[query])}</p>'
+            f'<p class="value"><span class="id">{escape(query)}</span> · {escape(values[query])}</p>'
             f'<div class="lists">{"".join(columns)}</div></div>'
         )
     return "".join(cards)
@@ -192,13 +205,14 @@ def _documents(
     title: str, ids: Sequence[str], relevant: Sequence[str], documents: Mapping[str, Document], tag: str
 ) -> str:
     items = "".join(_item(doc, doc in relevant, documents.get(doc)) for doc in ids[:SHOWN_DOCUMENTS])
-    more = f"<li>and {len(ids) - SHOWN_DOCUMENTS:,} more</li>" if len(ids) > SHOWN_DOCUMENTS else ""
-    return f"<div>{escape(title)}<{tag}>{items or '<li>none</li>'}{more}</{tag}></div>"
+    more = f"<p>and {len(ids) - SHOWN_DOCUMENTS:,} more</p>" if len(ids) > SHOWN_DOCUMENTS else ""
+    listed = f"<{tag}>{items}</{tag}>" if items else "<p>none</p>"
+    return f'<div><p class="of">{escape(title)}</p>{listed}{more}</div>'
 
 
 def _item(doc_id: str, is_relevant: bool, document: Document | None) -> str:
-    mark = ' class="good"' if is_relevant else ""
-    label = f"<span{mark}>{escape(doc_id)}{' (relevant)' if is_relevant else ''}</span>"
+    mark = '<span class="good">✓ relevant</span> ' if is_relevant else ""
+    label = f'{mark}<span class="id">{escape(doc_id)}</span>'
     if document is None:
         return f"<li>{label}</li>"
     text = " ".join(document.text.split())

@@ -83,7 +83,7 @@ class Standard:
     def score(self, scan: Scan, name: str = "run") -> PerQuery:
         """The values of one run.
 
-        Raises: RetrievoError for a run without judged queries, or without ranks where the rules go by them.
+        Raises: RetrievoError for a run of other queries, or without ranks where the rules go by them.
         """
         if self.rules.ties == "rank" and not scan.told:
             fix = "pass --convention trec_eval, which goes by the scores"
@@ -91,7 +91,8 @@ class Standard:
         measured = self._measured_ids()
         others = scan.query_ids.filter(pc.invert(pc.is_in(scan.query_ids, value_set=measured)))
         compares = any(metric.needs_reference for metric in self.metrics)
-        if len(others) == len(scan.query_ids) and not all(metric.needs_reference for metric in self.metrics):
+        measures = not all(metric.needs_reference for metric in self.metrics)
+        if measures and 0 < len(others) == len(scan.query_ids):  # an empty run is one that found nothing
             found, fix = f"none of its {len(others)} queries is judged", "pass the qrels of its queries"
             raise RetrievoError(name, found, None, fix)
         query_ids = pa.concat_arrays([measured, others]) if compares else measured
@@ -186,8 +187,8 @@ def evaluate(
     rules:    what counts (`retrievo.evaluation.names`).
     run_name: what errors call the run.
 
-    Raises: RetrievoError for a (query, document) pair that occurs twice, a score that is not finite, a run without
-            judged queries; UsageError where a metric lacks its qrels, its reference or its answers.
+    Raises: RetrievoError for a (query, document) pair that occurs twice, a score that is not finite, a run of other
+            queries; UsageError where a metric lacks its qrels, its reference or its answers.
     """
     judgements = Judgements.of(qrels)
     first = None

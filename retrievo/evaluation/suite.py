@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from html import escape
 
 from retrievo.evaluation.comparison import Evaluation
-from retrievo.evaluation.formats import TABLE_STYLES, number
-from retrievo.evaluation.report import html_table, page, sections
+from retrievo.evaluation.formats import TABLE_STYLES, Titled, csv_text, number, p_value
+from retrievo.evaluation.report import best_cells, html_table, page, paragraphs, sections
+
+TOLD = (
+    "Bold: the best of a row. Every dataset counts the same in the average. p: two-sided, of the paired randomization "
+    "test over the queries of a dataset."
+)
 
 
 @dataclass(frozen=True)
@@ -24,9 +30,16 @@ class Suite:
         return list(next(iter(self.evaluations.values())).metrics)
 
     def values(self, typed: str) -> dict[str, dict[str, float]]:
-        """Dataset -> run -> mean of one metric."""
+        """Dataset -> run -> mean of one metric.
+
+        A run that found nothing at all counts as 0, also where the rules leave missing queries out: an average over
+        fewer datasets would be a reward for it.
+        """
         means = {dataset: found.means() for dataset, found in self.evaluations.items()}
-        return {dataset: {run: row[typed] for run, row in found.items()} for dataset, found in means.items()}
+        return {
+            dataset: {run: 0.0 if math.isnan(row[typed]) else row[typed] for run, row in found.items()}
+            for dataset, found in means.items()
+        }
 
     def averages(self, typed: str) -> dict[str, float]:
         """Run -> mean over datasets; every dataset counts the same."""
@@ -38,47 +51,72 @@ class Suite:
         values = list(self.values(typed).values())
         return {run: sum(found[run] >= max(found.values()) for found in values) for run in values[0]}
 
-    def tables(self) -> list[tuple[str | None, list[str], list[list[str]]]]:
-        """For each metric: title, columns and rows."""
-        return [(typed, ["dataset", *self.averages(typed)], self._rows(typed)) for typed in self.metrics]
+    def tables(self) -> list[Titled]:
+        """For each metric: title, columns and rows; the p-value is that of the model against BM25."""
+        return [(typed, ["dataset", *self.averages(typed), "p"], self._rows(typed)) for typed in self.metrics]
 
     def _rows(self, typed: str) -> list[list[str]]:
-        rows = [[dataset, *map(number, found.values())] for dataset, found in self.values(typed).items()]
-        rows.append(["average", *map(number, self.averages(typed).values())])
-        return [*rows, ["best on", *map(str, self.best_on(typed).values())]]
+        rows = [
+            [dataset, *map(number, found.values()), self._p(dataset, typed)]
+            for dataset, found in self.values(typed).items()
+        ]
+        rows.append(["average", *map(number, self.averages(typed).values()), ""])
+        return [*rows, ["best on", *map(str, self.best_on(typed).values()), ""]]
+
+    def _p(self, dataset: str, typed: str) -> str:
+        """Of the paired randomization test of one dataset."""
+        tests = self.evaluations[dataset].tests.values()
+        return ", ".join(p_value(found[typed].p_randomization) for found in tests)
 
     def as_text(self, style: str) -> str:
         """In one of the styles of `formats`; a table is printed at once and leaves no text."""
         if style == "json":
             return json.dumps(self._json(), ensure_ascii=False, indent=2)
         if style == "csv":
-            rows = [
-                f'"{dataset}","{run}",{typed},{value!r}'
-                for typed in self.metrics
-                for dataset, found in self.values(typed).items()
-                for run, value in found.items()
-            ]
-            return "\n".join(["dataset,run,metric,mean", *rows])
+            return csv_text(["dataset", "run", "metric", "mean"], self._long())
         return TABLE_STYLES[style](self.tables())
+
+    def _long(self) -> Iterator[list[object]]:
+        """One row per metric, dataset and run, unrounded."""
+        for typed in self.metrics:
+            for dataset, found in self.values(typed).items():
+                yield from ([dataset, run, typed, value] for run, value in found.items())
 
     def _json(self) -> dict[str, dict[str, dict[str, float]]]:
         """Dataset -> run -> metric -> mean; then the averages and the best-on counts under names of their own."""
-        found = {dataset: evaluation.means() for dataset, evaluation in self.evaluations.items()}
-        runs = next(iter(found.values()))
-        found["average"] = {run: {typed: self.averages(typed)[run] for typed in self.metrics} for run in runs}
-        found["best on"] = {run: {typed: self.best_on(typed)[run] for typed in self.metrics} for run in runs}
-        return found
+        by_metric: dict[str, dict[str, dict[str, float]]] = {
+            typed: self.values(typed) | {"average": self.averages(typed), "best on": dict(self.best_on(typed))}
+            for typed in self.metrics
+        }
+        first = next(iter(by_metric.values()))
+        return {
+            name: {run: {typed: found[name][run] for typed, found in by_metric.items()} for run in runs}
+            for name, runs in first.items()
+        }
 
     def report(self, title: str) -> str:
         """The tables, then a section for each dataset, as one page of HTML."""
-        parts = [f"<h1>{escape(title)}</h1>"]
-        parts += [f'<p class="note">{escape(line)}</p>' for line in self.notes]
-        for typed, columns, rows in self.tables():
-            cells = [[escape(cell) for cell in row] for row in rows]
-            parts.append(f"<h2>{escape(typed or '')}</h2>{html_table(columns, cells)}")
+        tables = "".join(
+            f"<section><h2>{escape(typed or '')}</h2>"
+            f"{html_table(columns, rows, best=self._best(typed or ''), totals=2)}</section>"
+            for typed, columns, rows in self.tables()
+        )
+        links = "".join(f'<a href="#{escape(name, quote=True)}">{escape(name)}</a>' for name in self.evaluations)
+        parts = [
+            *paragraphs(self.notes),
+            f'<div class="beside">{tables}</div>',
+            *paragraphs([TOLD]),
+            f"<nav>{links}</nav>",
+        ]
         for dataset, evaluation in self.evaluations.items():
-            parts += [f"<h2>{escape(dataset)}</h2>", *sections(evaluation, level=3)]
+            parts += [f'<h2 class="part" id="{escape(dataset, quote=True)}">{escape(dataset)}</h2>']
+            parts += sections(evaluation, "h3")
         return page(title, parts)
+
+    def _best(self, typed: str) -> set[tuple[int, int]]:
+        """The cells of a table that are the best of their row."""
+        rows: list[Mapping[str, float]] = [*self.values(typed).values(), self.averages(typed), self.best_on(typed)]
+        return {(at, run + 1) for at, run in best_cells([[*row.values()] for row in rows])}
 
 
 def print_suite(suite: Suite, style: str) -> None:

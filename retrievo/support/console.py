@@ -144,8 +144,10 @@ def typed_lines(prompt: str) -> Iterator[str]:
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str | None = None) -> None:
-    """A table on stdout: framed for a person at a terminal, tab-separated when piped."""
+    """A table on stdout: framed for a person at a terminal, tab-separated below its title when piped."""
     if not sys.stdout.isatty():
+        if title:
+            print(title)
         for row in (columns, *rows):
             print("\t".join(row))
         return

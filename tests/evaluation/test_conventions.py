@@ -38,6 +38,11 @@ def test_a_footnote_says_by_how_much_conventions_disagree_and_why(compare: Calla
     ]
 
 
+def test_a_footnote_gives_only_the_reasons_that_there_are(compare: Callable, trec: Callable) -> None:
+    (_, line) = notes(compare({"r": trec(q1="d1", a="d3")}, QRELS, "mrr@10"), "trec_eval")
+    assert line == "r: the convention beir gives mrr@10 1.0000 (+0.3333): it leaves out 1 missing queries"
+
+
 def test_where_they_agree_nothing_is_said(compare: Callable, trec: Callable) -> None:
     assert notes(compare({"r": trec(q1="d1", q2="d1", a="d3")}, QRELS, "mrr@10"), "trec_eval") == []
 
