@@ -50,6 +50,7 @@ class SearchConfig(Options):
     )
     run: tuple[Path, ...] = option("Runs to fuse with what the indexes find.", default=())
     queries: Path | None = queries_option(default=None, alternative="queries")
+    judged: Path | None = option("Search only the queries that these judgements know.", default=None)
     output: Path | None = output_option(
         "Run file: .parquet, .trec, .txt or .run (TREC), .tsv (MS MARCO).", default=None
     )
@@ -77,6 +78,15 @@ class SearchConfig(Options):
     feedback_weight: float = option("Rocchio: w of the documents.", default=0.5, minimum=0, maximum=1)
     feedback_from: str = option(
         "Whose first documents: of each index by itself, or of the fusion.", default=OWN, choices=(OWN, FUSED)
+    )
+    rerank: str | None = option(
+        "Cross-encoder that gives the first documents their scores and their order: folder or hub name.",
+        default=None,
+        path_or_name=True,
+        affects_output=False,
+    )
+    rerank_depth: int = option(
+        "Documents of each query that --rerank scores: all that it keeps.", default=100, minimum=1
     )
     doc_aggregate: str | None = option(
         "Turn passages into documents: by the best passage or the first.", default=None, choices=tuple(AGGREGATIONS)
@@ -136,8 +146,15 @@ class SearchConfig(Options):
             raise UsageError("QUESTION", "is empty", "words to search for")
         if self.question is None and self.output is not None:
             check_run_suffix(self.output)
+        self._check_searched()
+
+    def _check_searched(self) -> None:
+        """What tables and questions have in common."""
         self._check_fusion()
         self._check_effort()
+        if self.rerank is not None and self.depth is not None and self.depth > self.rerank_depth:
+            expected = f"at most --rerank-depth ({self.rerank_depth:,})"
+            raise UsageError("--depth", f"found {self.depth:,}", expected, "raise --rerank-depth")
 
     def _check_typed(self) -> None:
         """What has no meaning for questions that are typed one by one."""
@@ -145,8 +162,7 @@ class SearchConfig(Options):
             raise UsageError("--interactive", "is given together with a question or --queries", "one of them")
         if self.output is not None:
             raise UsageError("--output", "has no meaning with --interactive", None, "pass --queries for a run")
-        self._check_fusion()
-        self._check_effort()
+        self._check_searched()
 
     def _check_effort(self) -> None:
         if self.recall_target is None:
@@ -157,6 +173,11 @@ class SearchConfig(Options):
             if getattr(self, name) is not None:
                 flag = "--" + name.replace("_", "-")
                 raise UsageError("--recall-target", f"is given together with {flag}, which it tunes", "one of them")
+
+    @property
+    def run_depth(self) -> int:
+        """Documents of each query in a run."""
+        return self.depth or (self.rerank_depth if self.rerank else TABLE_DEPTH)
 
     @property
     def sources(self) -> int:
@@ -182,7 +203,7 @@ class SearchConfig(Options):
 
     def _check_question(self) -> None:
         """What needs a table of queries."""
-        for name in ("run", "tune_on", "feedback", "doc_aggregate"):
+        for name in ("run", "tune_on", "feedback", "doc_aggregate", "judged"):
             if getattr(self, name):
                 flag = "--" + name.replace("_", "-")
                 raise UsageError(flag, "does not apply to a typed question", None, "pass --queries and --output")
@@ -192,6 +213,7 @@ class SearchConfig(Options):
         own = super().record()
         idle: list[str] = [] if self.sources > 1 else ["fuse", "fuse_weights", "tune_metric"]
         idle += [] if self.tune_on else ["tune_metric"]
+        idle += [] if self.rerank else ["rerank_depth"]
         idle += [] if self.feedback else ["feedback", "feedback_depth", "feedback_weight", "feedback_from"]
         idle += [] if self.doc_aggregate else ["doc_aggregate", "doc_separator"]
         idle += [name for name in ("nprobe", "ef_search", "rescore", "recall_target") if getattr(self, name) is None]
@@ -229,15 +251,18 @@ def _sources(config: SearchConfig) -> list[Source]:
 def _write_run(config: SearchConfig, plan: Plan) -> None:
     from retrievo.data.qrels import Qrels
     from retrievo.data.run import RunWriter
+    from retrievo.models.source import model_record
     from retrievo.support.artifact import Input, Output
 
     assert config.output is not None
     names = ["index"] if len(config.index) == 1 else [f"index-{n + 1}" for n in range(len(config.index))]
     indexes = {name: Input.of(path) for name, path in zip(names, config.index, strict=True)}
     runs = {f"run-{number}": Input.of(path) for number, path in enumerate(config.run, start=1)}
-    judged = {"qrels": Qrels.read(config.tune_on).input} if config.tune_on else {}
-    inputs = indexes | runs | judged | {"queries": plan.queries}
-    record = config.record() | {"depth": config.depth or TABLE_DEPTH}
+    qrels = {"qrels": config.tune_on, "judged": config.judged}
+    judged = {name: Qrels.read(path).input for name, path in qrels.items() if path is not None}
+    told, read = model_record(config.rerank, None) if config.rerank else ({}, {})
+    inputs = indexes | runs | judged | {"queries": plan.queries} | ({"ranker": read["model"]} if read else {})
+    record = config.record() | {"depth": config.run_depth} | ({"ranker": told["model"]} if told else {})
     output = Output(config.output, "run", record, inputs, force=config.force, single_file=True)
     if output.already_finished():
         return
