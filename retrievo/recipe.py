@@ -56,7 +56,7 @@ COMMANDS = {
 SECTIONS = ("variables", "defaults", "steps")
 MARKS = ".steps"  # folder of the marks
 # options for a person at a terminal, and those that change an output which is there
-_TYPED_ONLY = ("stage", "stages", "question", "interactive", "force", "json", "continue_", "add")
+_TYPED_ONLY = ("stage", "stages", "question", "interactive", "verify_gradients", "json", "force", "continue_", "add")
 _LITERAL = ("title_template",)  # options whose braces are their own
 _NOUNS = {"corpus": "corpus", "queries": "queries", "qrels": "qrels", "judged": "qrels", "tune_on": "qrels"}
 FINISHED = "finished"
