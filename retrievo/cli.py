@@ -155,6 +155,8 @@ COMMANDS = {
         (
             "retrievo mine-negatives --source bm25 --corpus C --queries Q --qrels R --output negatives.parquet",
             "retrievo mine-negatives stage-1 to stage-2",
+            "retrievo mine-negatives --source bm25:10,dense:20 --model stage-1 --corpus C --queries Q --qrels R "
+            "--output negatives.parquet",
         ),
     ),
     "encode": Command(
@@ -192,6 +194,7 @@ COMMANDS = {
             'retrievo search "does vitamin D help against flu?" --index scifact/bm25',
             "retrievo search --interactive --index scifact/bm25 --index embeddings",
             "torchrun --nproc-per-node 8 -m retrievo search --index embeddings --queries scifact --output run.parquet",
+            "retrievo search --index embeddings --queries scifact --rerank ranker --output runs/reranked.parquet",
         ),
     ),
     "rerank": Command(
@@ -218,8 +221,12 @@ COMMANDS = {
     "run": Command(
         RunConfig,
         _run,
-        "Do the steps of a recipe that are not finished, from pre-training to evaluation.",
-        ("retrievo run recipe.toml", "retrievo run recipe.toml --dry-run"),
+        "Do the steps of a recipe that are not finished, from pre-training to evaluation; then show its results.",
+        (
+            "retrievo run recipe.toml",
+            "retrievo run recipe.toml --dry-run",
+            "retrievo run scifact-small.toml --set data=scifact model=all-MiniLM-L6-v2 --output scifact-run",
+        ),
     ),
     "demo": Command(
         DemoConfig,

@@ -40,9 +40,9 @@ if TYPE_CHECKING:
     from retrievo.retrieval.mining import Filters, RandomMiner, RunMiner, Tally
     from retrievo.support.artifact import Input, Manifest, Output
 
-BM25, DENSE, RUN, RANDOM = "bm25", "dense", "run", "random"
-SOURCES = (BM25, DENSE, RUN, RANDOM)
-_DENSE_ONLY, _BM25_ONLY, _RUN_ONLY = {"source": (DENSE,)}, {"source": (BM25,)}, {"source": (RUN,)}
+BM25, DENSE, INDEX, RUN, RANDOM = "bm25", "dense", "index", "run", "random"
+SOURCES = (BM25, DENSE, INDEX, RUN, RANDOM)
+_DENSE_ONLY, _BM25_ONLY = {"source": (DENSE,)}, {"source": (BM25,)}
 
 
 class Source(NamedTuple):
@@ -76,13 +76,17 @@ class MineConfig(Options):
         affects_output=False,
     )
     source: tuple[str, ...] = option(
-        "Where negatives come from: bm25, dense (--model), run (--run) or random; several with quotas, as in bm25:10.",
+        "Where negatives come from: bm25, dense (--model), index (--index), run (--run) or random; several with "
+        "quotas, as in bm25:10.",
         default=(BM25,),
         check=Source.parse,
     )
     model: str | None = model_option(default=None, only=_DENSE_ONLY, affects_output=False)
     revision: str | None = revision_option()
-    run: tuple[Path, ...] = option("Runs to draw from, or tables of negatives.", default=(), only=_RUN_ONLY)
+    index: tuple[Path, ...] = option(
+        "Indexes or embeddings folders to search that are there already.", default=(), only={"source": (INDEX,)}
+    )
+    run: tuple[Path, ...] = option("Runs to draw from, or tables of negatives.", default=(), only={"source": (RUN,)})
     corpus: Path = corpus_option()
     queries: Path = queries_option()
     qrels: Path = qrels_option()
@@ -135,6 +139,8 @@ class MineConfig(Options):
             raise UsageError("--source", f"found '{' '.join(self.source)}'", "each source once")
         if DENSE in names and self.model is None:
             raise UsageError("--source dense", "needs a model", None, "pass --model FOLDER")
+        if INDEX in names and not self.index:
+            raise UsageError("--source index", "needs an index", None, "pass --index FOLDER")
         if RUN in names and not self.run:
             raise UsageError("--source run", "needs a run", None, "pass --run FILE")
         if (self.teacher is None) != (self.max_teacher_score is None):
@@ -165,7 +171,8 @@ class MineConfig(Options):
 def mine(config: MineConfig) -> Manifest:
     """Mines, or finds the negatives finished; between stages it also writes the settings of the next one.
 
-    Beside the table of negatives lie the dropped candidates with their rules, and the audit.
+    Beside the table of negatives lie the dropped candidates with their rules, and the audit. Of several processes each
+    encodes its share of the corpus; the lead one does the rest.
     Raises: RetrievoError for tables that can't be read or a stage that was not trained.
     """
     from retrievo.data.corpus import Corpus, Queries
@@ -175,29 +182,43 @@ def mine(config: MineConfig) -> Manifest:
 
     corpus, queries, qrels = Corpus(config.corpus), Queries(config.queries), Qrels.read(config.qrels)
     model_config, model_inputs = model_record(config.model, config.revision) if config.model else ({}, {})
-    inputs = {"corpus": corpus.input, "queries": queries.input, "qrels": qrels.input, **model_inputs, **_runs(config)}
+    inputs = {"corpus": corpus.input, "queries": queries.input, "qrels": qrels.input, **model_inputs, **_drawn(config)}
     record = config.record() | model_config
     output = Output(config.output, "negatives", record, inputs, force=config.force, single_file=True)
     manifest = output.already_finished()
     if manifest is None:
         pairs = _relevant_pairs(qrels, queries, config.min_relevance)
+        with console.inner_steps():
+            vectors = _embeddings(config, corpus, model_inputs) if config.model is not None else None
+        if not console.is_lead():
+            return output.manifest({})
         with output.build() as folder, console.inner_steps():
-            work = _Work(config, corpus, _judged_queries(queries, pairs, folder), pairs, folder, model_inputs)
+            work = _Work(config, corpus, _judged_queries(queries, pairs, folder), pairs, folder, vectors)
             manifest = output.finish(work.write(output))
         _summary(config, manifest, output.elapsed)
-    if config.stages:
+    if config.stages and console.is_lead():
         write_stage(Path(config.stages[0]), Path(config.stages[2]))
     return manifest
 
 
-def _runs(config: MineConfig) -> dict[str, Input]:
-    """The runs that are read, for the manifest."""
+def _drawn(config: MineConfig) -> dict[str, Input]:
+    """The indexes and runs that are read, for the manifest."""
     from retrievo.data.tables import table_files
     from retrievo.support.artifact import Input
 
     named = {f"run-{number}": path for number, path in enumerate(config.run, start=1)}
     named |= {"teacher": config.teacher} if config.teacher else {}
-    return {name: Input.of(path, table_files(path, "run")) for name, path in named.items()}
+    runs = {name: Input.of(path, table_files(path, "run")) for name, path in named.items()}
+    return {f"index-{number}": Input.of(path) for number, path in enumerate(config.index, start=1)} | runs
+
+
+def _called(config: MineConfig) -> dict[Path, str]:
+    """What the table calls each index and run: its name, or its path where another source has that name."""
+    from retrievo.data.run_files import run_name
+    from retrievo.evaluation.comparison import run_names
+
+    paths = (*config.index, *config.run, *(Path(source.name) for source in config.sources))
+    return dict(zip(paths, run_names(paths, [run_name(path) for path in paths]), strict=True))
 
 
 def _relevant_pairs(qrels: Qrels, queries: Queries, min_relevance: int) -> pa.Table:
@@ -241,12 +262,12 @@ class _Work:
         queries: Path,
         pairs: pa.Table,
         folder: Path,
-        model: Mapping[str, Input],
+        vectors: Path | None,
     ):
         from retrievo.data.corpus import Queries
         from retrievo.retrieval.mining import Judged
 
-        self.config, self.corpus, self.table, self.folder, self.model = config, corpus, queries, folder, model
+        self.config, self.corpus, self.table, self.folder, self.vectors = config, corpus, queries, folder, vectors
         self.searched = folder / "searched"
         self.searched.mkdir()
         self.queries = Queries(queries)
@@ -258,37 +279,32 @@ class _Work:
 
     def miners(self) -> Iterator[RandomMiner | RunMiner]:
         """The miners in their order; what they search is kept for later."""
-        from retrievo.data.run_files import run_name
-        from retrievo.evaluation.comparison import run_names
         from retrievo.retrieval.mining import RandomMiner, RunMiner, in_order
 
-        for name, quota in self.config.sources:
-            wanted = quota or self.config.samples
+        config, called = self.config, _called(self.config)
+        for name, quota in config.sources:
+            wanted = quota or config.samples
             if name == RANDOM:
-                yield RandomMiner(self.judged, wanted, self.config.seed)
+                yield RandomMiner(self.judged, wanted, config.seed)
             elif name == RUN:
-                names = run_names((*self.config.run, *map(Path, SOURCES)), [*map(run_name, self.config.run), *SOURCES])
-                for number, (path, called) in enumerate(zip(self.config.run, names, strict=False)):
-                    ordered = in_order(path, self.judged, self.config.depth, self.searched / f"run-{number}.parquet")
-                    yield RunMiner(self.judged, wanted, ordered, called)
+                for number, path in enumerate(config.run):
+                    ordered = in_order(path, self.judged, config.depth, self.searched / f"run-{number}.parquet")
+                    yield RunMiner(self.judged, wanted, ordered, called[path])
+            elif name == INDEX:
+                for number, path in enumerate(config.index):
+                    yield RunMiner(self.judged, wanted, self.search(path, f"index-{number}"), called[path])
+            elif name == BM25:
+                index = _bm25_index(config, self.corpus)
+                yield RunMiner(self.judged, wanted, self.search(index, BM25, k1=config.k1, b=config.b), BM25)
             else:
-                yield RunMiner(self.judged, wanted, self.search(name), name)
+                assert self.vectors is not None
+                yield RunMiner(self.judged, wanted, self.search(self.vectors, DENSE), DENSE)
 
-    def search(self, source: str) -> Path:
-        """Searches the judged queries; indexes and embeddings are kept for later."""
-        config, run = self.config, self.searched / f"{source}.parquet"
-        shared: dict[str, Any] = {
-            "queries": self.table,
-            "output": run,
-            "depth": config.depth,
-            "threads": config.threads,
-        }
-        if source == BM25:
-            search(SearchConfig(index=(_bm25_index(config, self.corpus),), k1=config.k1, b=config.b, **shared))
-        else:
-            computing: dict[str, Any] = {name: getattr(config, name) for name in ("dtype", "chunk_tokens", "device")}
-            vectors = _embeddings(config, self.corpus, self.model, computing)
-            search(SearchConfig(index=(vectors,), **shared, **computing))
+    def search(self, index: Path, name: str, **bm25: float) -> Path:
+        """The run of the judged queries."""
+        config, run = self.config, self.searched / f"{name}.parquet"
+        shared = {"queries": self.table, "depth": config.depth, "threads": config.threads, **_computing(config)}
+        search(SearchConfig(index=(index,), output=run, **shared, **bm25))  # type: ignore[arg-type]
         return run
 
     def write(self, output: Output) -> dict[str, Any]:
@@ -358,7 +374,12 @@ def _bm25_index(config: MineConfig, corpus: Corpus) -> Path:
     return path
 
 
-def _embeddings(config: MineConfig, corpus: Corpus, model: Mapping[str, Input], computing: Mapping[str, Any]) -> Path:
+def _computing(config: MineConfig) -> dict[str, Any]:
+    """What a model computes with."""
+    return {name: getattr(config, name) for name in ("dtype", "chunk_tokens", "device")}
+
+
+def _embeddings(config: MineConfig, corpus: Corpus, model: Mapping[str, Input]) -> Path:
     """Embeddings of the corpus beside a trained model; of other models in the user's cache."""
     from retrievo.data.cache import cache_folder
     from retrievo.data.ids import hash_texts
@@ -369,7 +390,8 @@ def _embeddings(config: MineConfig, corpus: Corpus, model: Mapping[str, Input], 
     home = Path(config.model) if (Path(config.model) / MANIFEST).is_file() else cache_folder()
     path = home / "embeddings" / f"{corpus.input.fingerprint}-{made_by}"
     path.parent.mkdir(parents=True, exist_ok=True)
-    encode(EncodeConfig(model=config.model, revision=config.revision, corpus=config.corpus, output=path, **computing))
+    given: dict[str, Any] = {"model": config.model, "revision": config.revision, "corpus": config.corpus}
+    encode(EncodeConfig(output=path, threads=config.threads, **given, **_computing(config)))
     return path
 
 
@@ -434,6 +456,8 @@ def write_stage(stage: Path, following: Path) -> None:
     started_from = {"model": _from(following, Path(model)) if Path(model).exists() else model}
     if revision:
         started_from["revision"] = revision
+    if "teacher" in manifest.inputs:
+        tables["teacher"] = _from(following, manifest.input_path("teacher", "--teacher"))
     settings = started_from | tables | {"negatives": negatives} | _given(manifest)
     with atomic_path(path) as temporary:
         temporary.write_bytes(tomli_w.dumps({"train": settings}).encode())

@@ -1,8 +1,8 @@
 """`retrievo run`: a whole road as one file: steps that are commands, one after the other, each done once.
 
-A composition of verbs. Beside what the steps make lies a mark for each: its options and the fingerprints of its inputs
-and of its output. A step whose mark still holds is passed over; one whose options or inputs changed is made anew; one
-that was stopped goes on as its own command does.
+A composition of verbs. Beside what the steps make lies a mark for each: its options, and the fingerprints of what it
+read and of what it made. A step whose mark still holds is passed over; one whose options or inputs changed is made
+anew; one that was stopped goes on as its own command does.
 """
 
 from __future__ import annotations
@@ -11,11 +11,13 @@ import importlib
 import json
 import os
 import re
+import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from retrievo.data.options import output_option
 from retrievo.encode import EncodeConfig
 from retrievo.evaluate import EvaluateConfig
 from retrievo.import_ import ImportConfig
@@ -27,7 +29,7 @@ from retrievo.search import SearchConfig
 from retrievo.support import console
 from retrievo.support.commandline import as_typed
 from retrievo.support.errors import RetrievoError, UsageError, did_you_mean
-from retrievo.support.options import Options, option, options_of
+from retrievo.support.options import Option, Options, option, options_of
 from retrievo.support.settings import Layer, read_toml, relative_to, resolve
 from retrievo.train import TrainConfig
 
@@ -51,11 +53,18 @@ COMMANDS = {
     "rerank": Kind(RerankConfig, "retrievo.rerank:rerank", ".parquet"),
     "evaluate": Kind(EvaluateConfig, "retrievo.evaluate:evaluate", ".json"),
 }
-SECTIONS = ("recipe", "variables", "defaults", "steps")
-MARKS = ".steps"
-_NOT_INPUTS = ("output", "per_query", "stage")
+SECTIONS = ("variables", "defaults", "steps")
+MARKS = ".steps"  # folder of the marks
+# options for a person at a terminal, and those that change an output which is there
+_TYPED_ONLY = ("stage", "stages", "question", "interactive", "verify_gradients", "json", "force", "continue_", "add")
 _LITERAL = ("title_template",)  # options whose braces are their own
+_NOUNS = {"corpus": "corpus", "queries": "queries", "qrels": "qrels", "judged": "qrels", "tune_on": "qrels"}
 FINISHED = "finished"
+
+
+def _check_setting(text: str) -> None:
+    if not re.fullmatch(r"[\w-]+=.*", text):
+        raise UsageError("--set", f"found '{text}'", "NAME=VALUE, as in seed=1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,8 +72,23 @@ class RunConfig(Options):
     """Options of `retrievo run`."""
 
     file: Path = option("Recipe (.toml): steps that are commands.", positional=True)
+    output: Path | None = output_option(
+        "Folder for all that the steps make.", default=None, hidden_default="the recipe's name, beside it"
+    )
+    set_: tuple[str, ...] = option(
+        "Values of the recipe's variables, as in seed=1.", default=(), several=True, check=_check_setting
+    )
     only: tuple[str, ...] = option("Steps to run; the others are left as they are.", default=(), several=True)
     dry_run: bool = option("Say what would be done, and why.", default=False)
+
+    def check(self) -> None:
+        if self.file.suffix != ".toml":
+            raise UsageError("FILE", f"found '{self.file}'", "a recipe that ends in .toml")
+
+    @property
+    def home(self) -> Path:
+        """The folder of the outputs, absolute."""
+        return Path(os.path.abspath(self.output or self.file.with_suffix("")))
 
 
 class Step(NamedTuple):
@@ -90,16 +114,18 @@ def run(config: RunConfig) -> None:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         fix = "start its long steps so: retrievo run --dry-run prints their commands"
         raise UsageError("retrievo run", "found several processes", "one", fix)
-    steps = read_recipe(config.file)
+    steps = read_recipe(config)
+    names = [step.name for step in steps]
     for name in config.only:
-        if name not in (known := [step.name for step in steps]):
-            raise UsageError("--only", f"found '{name}'", None, did_you_mean(name, known))
+        if name not in names:
+            raise UsageError("--only", f"found '{name}'", None, did_you_mean(name, names))
     chosen = [step for step in steps if not config.only or step.name in config.only]
     if config.dry_run:
         _tell(steps, chosen)
         return
-    done = sum(_do(step) for step in chosen)
-    if not done:
+    if config.only:
+        _check_needs(steps, chosen)
+    if not sum([_do(step) for step in chosen]):
         console.note(f"{config.file} is already finished; nothing to do")
     _show_results(chosen)
 
@@ -107,34 +133,53 @@ def run(config: RunConfig) -> None:
 # -------------------------------------------------------------------------------------------------------- the recipe
 
 
-def read_recipe(path: Path) -> list[Step]:
-    """The steps of a recipe, their options checked.
+def read_recipe(config: RunConfig) -> list[Step]:
+    """The steps of a recipe, their options checked; no step has begun.
 
     Raises: RetrievoError where it is no TOML; UsageError for unknown sections, commands, keys, names and values.
     """
-    sections = read_toml(path)
+    path, sections = config.file, read_toml(config.file)
     for section in sections:
         if section not in SECTIONS:
             raise UsageError(path, f"unknown section [{section}]", None, did_you_mean(section, SECTIONS))
-    about = sections.get("recipe", {})
-    if unknown := sorted(about.keys() - {"home"}):
-        raise UsageError(f"{path} [recipe]", f"unknown key '{unknown[0]}'", None, did_you_mean(unknown[0], ["home"]))
-    home = Path(os.path.abspath(path.parent / about.get("home", path.stem)))
-    reader = _Reader(path, home, sections.get("variables", {}), sections.get("defaults", {}))
-    for name, values in sections.get("steps", {}).items():
-        reader.add(name, dict(values))
+    variables, defaults, steps = (_table(path, name, sections.get(name, {})) for name in SECTIONS)
+    reader = _Reader(path, config.home, variables | _given(config, variables), defaults)
+    for name, values in steps.items():
+        reader.add(name, dict(_table(path, f"steps.{name}", values)))
     if not reader.steps:
         raise UsageError(path, "has no steps", "sections such as [steps.stage-1]")
     reader.check_defaults()
     return reader.steps
 
 
+def _table(path: Path, name: str, value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise UsageError(path, f"{name} is {json.dumps(value, default=str)}", f"a section [{name}]")
+    return value
+
+
+def _given(config: RunConfig, variables: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of `--set`: as in TOML, else text; of a path that exists the absolute one, as it was typed here."""
+
+    def meant(text: str) -> Any:
+        try:
+            return tomllib.loads(f"value = {text}")["value"]
+        except tomllib.TOMLDecodeError:
+            return os.path.abspath(text) if Path(text).exists() else text
+
+    given = dict(setting.split("=", 1) for setting in config.set_)
+    for name in given:
+        if name not in variables:
+            fix = did_you_mean(name, variables) if variables else "it has none"
+            raise UsageError("--set", f"found '{name}'", f"a variable of {config.file}", fix)
+    return {name: meant(text) for name, text in given.items()}
+
+
 class _Reader:
     """Turns the sections of a recipe into steps; `{name}` is the output of an earlier step, or a variable."""
 
     def __init__(self, path: Path, home: Path, variables: Mapping[str, Any], defaults: Mapping[str, Any]):
-        self.path, self.home, self.defaults = path, home, defaults
-        self.variables = {name: str(value) for name, value in variables.items()}
+        self.path, self.home, self.variables, self.defaults = path, home, variables, defaults
         self.steps: list[Step] = []
 
     def add(self, name: str, values: dict[str, Any]) -> None:
@@ -143,40 +188,50 @@ class _Reader:
             raise UsageError(where, "is no name for a step", "letters, digits, - and _, and no variable of this name")
         command = values.pop("command", None)
         if command not in COMMANDS:
-            fix = did_you_mean(str(command), COMMANDS)
-            raise UsageError(where, f"found the command '{command}'", None, fix)
-        if "output" in values:
-            raise UsageError(where, "names an output", f"none: it is {name} in the recipe's home", "leave it out")
+            found = "has no command" if command is None else f"found the command '{command}'"
+            raise UsageError(where, found, None, did_you_mean(str(command), COMMANDS))
         kind = COMMANDS[command]
+        known = {option.name: option for option in options_of(kind.config)}
+        for key in values:
+            if key in _TYPED_ONLY or (key in known and known[key].declaration.written):
+                raise UsageError(f"{where} {key}", "has no meaning in a recipe", None, "leave it out")
         output = self.home / f"{name}{kind.suffix}"
         needs: list[str] = []
-        own = relative_to(self.path.parent, kind.config, self._filled(where, values, needs))
-        fixed = {"output": str(output)} if any(known.name == "output" for known in options_of(kind.config)) else {}
-        shared = relative_to(self.path.parent, kind.config, self._shared(where, kind, own, needs))
-        layers = [Layer("recipe", fixed), Layer(where, own), Layer(f"{self.path} [defaults]", shared)]
+        own = self._filled(where, values, needs)
+        shared = self._filled(f"{self.path} [defaults]", self._shared(known, values), needs)
+        layers = [
+            Layer("recipe", {"output": str(output)} if "output" in known else {}),
+            Layer(where, relative_to(self.path.parent, kind.config, own)),
+            Layer(f"{self.path} [defaults]", relative_to(self.path.parent, kind.config, shared)),
+        ]
         resolved = resolve(kind.config, layers)
         for warning in resolved.warnings:
-            if not warning.startswith(layers[-1].name):
+            if warning.startswith(where):  # a default that a step has no use for is no mistake
                 console.warn(warning)
         self.steps.append(Step(name, command, resolved.config, output, tuple(dict.fromkeys(needs))))
 
-    def _shared(self, where: str, kind: Kind, own: Mapping[str, Any], needs: list[str]) -> dict[str, Any]:
-        """The defaults that this command knows and that no alternative of its own values displaces."""
-        known = {option.name: option.declaration.alternative for option in options_of(kind.config)}
-        taken = {known[name] for name in own if known.get(name)}
-        values = {name: value for name, value in self.defaults.items() if name in known and known[name] not in taken}
-        return self._filled(where, {name: values[name] for name in values if name not in own}, needs)
+    def _shared(self, known: Mapping[str, Option], own: Mapping[str, Any]) -> dict[str, Any]:
+        """The defaults that a command knows and has not been given; of alternatives the first one stands."""
+        groups = {name: option.declaration.alternative for name, option in known.items()}
+        found = dict(own)
+        for name, value in self.defaults.items():
+            if name in known and groups[name] not in {groups.get(other) for other in found} - {None}:
+                found.setdefault(name, value)
+        return {name: value for name, value in found.items() if name not in own}
 
     def _filled(self, where: str, values: Mapping[str, Any], needs: list[str]) -> dict[str, Any]:
-        """Values with their names in braces replaced."""
+        """Values with their names in braces replaced; a variable that stands alone keeps its type."""
+        outputs = {step.name: step.output for step in self.steps}
 
         def fill(value: Any) -> Any:
             if isinstance(value, list):
                 return [fill(item) for item in value]
-            return re.sub(r"\{([^{}]*)\}", meant, value) if isinstance(value, str) else value
+            if not isinstance(value, str):
+                return value
+            alone = re.fullmatch(r"\{([^{}]*)\}", value)
+            return meant(alone[1]) if alone else re.sub(r"\{([^{}]*)\}", lambda found: str(meant(found[1])), value)
 
-        def meant(found: re.Match[str]) -> str:
-            name, outputs = found[1], {step.name: step.output for step in self.steps}
+        def meant(name: str) -> Any:
             if name in outputs:
                 needs.append(name)
                 return str(outputs[name])
@@ -201,24 +256,39 @@ class _Reader:
 
 def _do(step: Step) -> bool:
     """Does a step that is not finished; whether there was anything to do."""
-    from retrievo.support.files import remove, write_json
+    from retrievo.support.files import atomic_path, remove, write_json
 
     work, mark = _work(step), _read_mark(step)
     if _state(step, work) == FINISHED:
         console.note(f"{step.name}: finished")
         return False
-    if mark and mark["work"] != work:  # made by this recipe, for other options or inputs
+    if mark and mark["work"] != work:  # made by this recipe, of other options or inputs
+        if "output" in mark and step.output.exists() and _made_of(step) != mark["output"]:
+            fix = "move it away, and run the recipe again"
+            raise RetrievoError(step.output, "is in the way: it is not what this recipe made", None, fix)
         for path in _made(step):
             remove(path)
     write_json(step.mark, {"work": work})
-    console.note(f"{step.name}: $ {_as_typed(step)}")
+    console.note(f"{step.name}: $ {as_typed(step.command, step.config)}")
     with console.inner_steps():
         module, function = COMMANDS[step.command].target.split(":")
         outcome = getattr(importlib.import_module(module), function)(step.config)
     if step.command == "evaluate":
-        write_json(step.output, outcome.as_json())
-    write_json(step.mark, {"work": work, "output": _fingerprint("", step.output)})
+        from retrievo.evaluation.formats import FORMATS
+
+        with atomic_path(step.output) as temporary:
+            temporary.write_text(FORMATS["json"](outcome, 0) + "\n", encoding="utf-8")
+    write_json(step.mark, {"work": work, "output": _made_of(step)})
     return True
+
+
+def _check_needs(steps: Sequence[Step], chosen: Sequence[Step]) -> None:
+    """Raises RetrievoError where a chosen step reads what an unfinished one shall make, and that one is not chosen."""
+    for step in steps:
+        for other in chosen:
+            if step.name in other.needs and step not in chosen and (state := _told_state(step)) != FINISHED:
+                fix = f"run it too: --only {step.name} {other.name}"
+                raise RetrievoError(other.name, f"needs {step.name}, which is not finished ({state})", None, fix)
 
 
 def _state(step: Step, work: Mapping[str, Any]) -> str:
@@ -230,11 +300,15 @@ def _state(step: Step, work: Mapping[str, Any]) -> str:
         return f"to do again: {', '.join(_changes(mark['work'], work))}"
     if "output" not in mark:
         return "unfinished, goes on"
+    return FINISHED if _made_of(step) == mark["output"] else "to do again: its output is gone or another one"
+
+
+def _told_state(step: Step) -> str:
+    """The same, where what it reads may not be there."""
     try:
-        same = _fingerprint("", step.output) == mark["output"]
-    except RetrievoError:
-        same = False
-    return FINISHED if same else "to do again: its output is gone or another one"
+        return _state(step, _work(step))
+    except RetrievoError as problem:
+        return str(problem)
 
 
 def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
@@ -260,6 +334,14 @@ def _made(step: Step) -> list[Path]:
     return [step.output, *unfinished, *(beside if step.command == "mine-negatives" else [])]
 
 
+def _made_of(step: Step) -> str | None:
+    """The fingerprint of the output; None where there is none that is whole."""
+    try:
+        return _fingerprint("", step.output)
+    except RetrievoError:
+        return None
+
+
 def _work(step: Step) -> dict[str, Any]:
     """What decides the output of a step: its options that matter, and the fingerprints of all that it reads.
 
@@ -271,43 +353,35 @@ def _work(step: Step) -> dict[str, Any]:
     config = step.config.record()
     for known in options_of(type(step.config)):
         value = getattr(step.config, known.name)
-        if known.kind is Path and known.name not in _NOT_INPUTS and value is not None:
-            paths = value if known.many else (value,)
-            inputs |= {
-                f"{known.name}-{n}" if n else known.name: _fingerprint(known.name, p) for n, p in enumerate(paths)
-            }
-    if model := getattr(step.config, "model", None):
-        told, folder = model_record(model, getattr(step.config, "revision", None))
-        config, inputs = config | told, inputs | {name: given.fingerprint for name, given in folder.items()}
+        if known.kind is Path and value and not known.declaration.written:
+            for number, path in enumerate(value if known.many else (value,)):
+                inputs[f"{known.name}-{number + 1}" if number else known.name] = _fingerprint(known.name, path)
+        elif known.declaration.path_or_name and value:
+            told, read = model_record(value, getattr(step.config, "revision", None))
+            config = config | told
+            if read:
+                inputs[known.name] = read["model"].fingerprint
     return {"command": step.command, "config": json.loads(json.dumps(config)), "inputs": inputs}
 
 
 def _fingerprint(name: str, path: Path) -> str:
-    """A fingerprint of whatever lies at a path: a table, an artefact or a folder of files."""
+    """A fingerprint of whatever an option of this name reads: a table, an artefact, or a folder of files.
+
+    Of a dataset folder only the table that is meant counts: another one beside it changes nothing.
+    """
     from retrievo.data.tables import table_files
-    from retrievo.support.artifact import MANIFEST, Input
+    from retrievo.support.artifact import MANIFEST, Input, Manifest
     from retrievo.support.files import fingerprint
 
-    if name in ("corpus", "queries", "qrels") and not _is_artefact(path, "embeddings"):
-        return Input.of(path, table_files(path, name)).fingerprint
-    if path.is_dir() and not (path / MANIFEST).is_file():
+    whole = path.is_dir() and (path / MANIFEST).is_file()
+    if name in _NOUNS and not (whole and Manifest.read(path).kind == "embeddings"):
+        return Input.of(path, table_files(path, _NOUNS[name])).fingerprint
+    if path.is_dir() and not whole:
         return fingerprint(sorted(file for file in path.rglob("*") if file.is_file()))
-    return (
-        Input.of(path).fingerprint if path.is_dir() else Input.of(path, table_files(path, name or "file")).fingerprint
-    )
-
-
-def _is_artefact(path: Path, kind: str) -> bool:
-    from retrievo.support.artifact import MANIFEST, Manifest
-
-    return (path / MANIFEST).is_file() and Manifest.read(path).kind == kind
+    return Input.of(path, None if whole else table_files(path, name or "output")).fingerprint
 
 
 # --------------------------------------------------------------------------------------------------- what is printed
-
-
-def _as_typed(step: Step) -> str:
-    return as_typed(step.command, step.config)
 
 
 def _tell(steps: Sequence[Step], chosen: Sequence[Step]) -> None:
@@ -315,16 +389,16 @@ def _tell(steps: Sequence[Step], chosen: Sequence[Step]) -> None:
     waiting: set[str] = set()
     rows = []
     for step in steps:
-        try:
-            state = _state(step, _work(step))
-        except RetrievoError as problem:
-            state = "to do" if waiting & set(step.needs) else str(problem)
-        if state == FINISHED and (before := [name for name in step.needs if name in waiting]):
+        before = [name for name in step.needs if name in waiting]
+        state = _told_state(step)
+        if state == FINISHED and before:
             state = f"to do again, if {before[0]} comes out different"
+        elif before and not step.mark.is_file():
+            state = "to do"
         if state != FINISHED:
             waiting.add(step.name)
         if step in chosen:
-            rows.append([step.name, state, _as_typed(step)])
+            rows.append([step.name, state, as_typed(step.command, step.config)])
     console.print_table(["step", "state", "command"], rows)
 
 
@@ -339,8 +413,8 @@ def _show_results(chosen: Sequence[Step]) -> None:
 
 
 def _shown(values: Mapping[str, Any]) -> Iterator[str]:
-    """Means, and the p-values of the randomization test."""
-    return (name for name in values if not name.endswith((" difference", " p_t_test")))
+    """Means, and the p-values of the randomization test after Holm's correction."""
+    return (name for name in values if " " not in name or name.endswith(" p_holm"))
 
 
 def _rounded(value: float | None) -> str:

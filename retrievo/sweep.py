@@ -151,11 +151,10 @@ def _evaluate(config: SweepConfig, name: str, dataset: Path) -> Evaluation:
     """From the texts of one dataset to its numbers."""
     console.note(f"{name}:")
     home, label = config.output / name, _label(config)
-    queries = _judged_queries(dataset, home)
     machine: dict[str, Any] = {"threads": config.threads, "force": config.force}
     computing: dict[str, Any] = {option: getattr(config, option) for option in ("dtype", "chunk_tokens", "device")}
     runs = {run: home / "runs" / f"{run}.parquet" for run in (BM25, label)}
-    asked: dict[str, Any] = {"queries": queries, "depth": config.depth, **machine}
+    asked: dict[str, Any] = {"queries": dataset, "judged": dataset, "depth": config.depth, **machine}
     index(IndexConfig(type=BM25, corpus=dataset, output=home / BM25, **machine))
     search(SearchConfig(index=(home / BM25,), output=runs[BM25], **asked))
     assert config.model is not None
@@ -168,19 +167,3 @@ def _evaluate(config: SweepConfig, name: str, dataset: Path) -> Evaluation:
     if name in config.exclude_self_of:
         own["exclude_self"] = True
     return evaluate(EvaluateConfig(**own))
-
-
-def _judged_queries(dataset: Path, home: Path) -> Path:
-    """A table of the judged queries of a dataset: only those are searched."""
-    import pyarrow.compute as pc
-    import pyarrow.parquet as pq
-
-    from retrievo.data.qrels import Qrels
-    from retrievo.data.tables import QUERIES, Table
-    from retrievo.support.files import atomic_path
-
-    queries = Table(dataset, QUERIES).read(["id", "text"])
-    judged = pc.unique(Qrels.read(dataset).table["query_id"])
-    with atomic_path(home / "queries.parquet") as temporary:
-        pq.write_table(queries.filter(pc.is_in(queries["id"], value_set=judged)), temporary)
-    return home / "queries.parquet"

@@ -136,6 +136,8 @@ class TrainConfig(FitConfig, FinetuneConfig, CrossEncoderConfig, ValidationConfi
             raise UsageError("--output", "is needed", None, "pass --output FOLDER, or a stage: retrievo train stage-2")
         if self.teacher is None and (taught := [loss for loss in self.loss if loss in TAUGHT]):
             raise UsageError(f"--loss {taught[0]}", "needs a teacher", None, "pass --teacher RUN")
+        if self.hard_share and not self.negatives:
+            raise UsageError("--hard-share", f"is {self.hard_share:g} of no pool", None, "pass --negatives POOL")
         if self.kind == CROSS_ENCODER:
             self._check_cross_encoder()
 
@@ -144,6 +146,9 @@ class TrainConfig(FitConfig, FinetuneConfig, CrossEncoderConfig, ValidationConfi
         for known in options_of(type(self)):
             if known.name in _of_encoders() and getattr(self, known.name) != known.default:
                 raise UsageError(known.flag, "does not apply to --kind cross-encoder", None, f"leave {known.flag} out")
+        if not self.negatives_per_query:
+            found = "is 0: a cross-encoder learns from a group, which has no other documents"
+            raise UsageError("--negatives-per-query", found, "at least 1")
 
     def record(self) -> dict[str, Any]:
         """Without what says nothing: of encoders for a cross-encoder, of validation where there is none."""

@@ -110,8 +110,9 @@ class KillHarness:
 def run_process(arguments: list[str], kill_after: float | None = None, processes: int = 1) -> float | None:
     """Seconds that `retrievo ...` took in a process of its own (several under torchrun); None where it was killed."""
     launcher = ["-m", "torch.distributed.run", "--nproc-per-node", str(processes)] if processes > 1 else []
+    start_of_ours = ["--"] if processes > 1 else []  # torchrun would take our --run for its --run-path
     start = time.monotonic()
-    command = [sys.executable, *launcher, "-m", "retrievo", *arguments]
+    command = [sys.executable, *launcher, "-m", *start_of_ours, "retrievo", *arguments]
     process = subprocess.Popen(command, cwd=CHECKOUT, stderr=subprocess.PIPE, start_new_session=True)
     try:
         _, error = process.communicate(timeout=kill_after)

@@ -396,6 +396,58 @@ CASES: dict[str, tuple[Make, int, str]] = {
         2,
         "--teacher: does not apply to what was chosen; expected it only with loss margin-mse or kl",
     ),
+    "share of hard negatives without a pool": (
+        lambda f: ["train", *TABLES, "--model", f, "--output", f / "out", "--hard-share", 0.1],
+        2,
+        "--hard-share: is 0.1 of no pool; pass --negatives POOL",
+    ),
+    "temperature of a loss without one": (
+        lambda f: [
+            *("train", *TABLES, "--model", f, "--output", f / "out", "--teacher", f / "run.parquet"),
+            *("--loss", "margin-mse", "--temperature", 0.1),
+        ],
+        2,
+        "--temperature: does not apply to what was chosen; expected it only with loss",
+    ),
+    "cross-encoder without negatives": (
+        lambda f: [
+            *("train", *TABLES, "--model", f, "--output", f / "out", "--kind", "cross-encoder"),
+            *("--negatives-per-query", 0),
+        ],
+        2,
+        "--negatives-per-query: is 0: a cross-encoder learns from a group",
+    ),
+    "miner without an index": (
+        lambda f: ["mine-negatives", *TABLES, "--source", "index", "--output", f / "n.parquet"],
+        2,
+        "--source index: needs an index; pass --index FOLDER",
+    ),
+    "unknown miner": (
+        lambda f: ["mine-negatives", *TABLES, "--source", "bm52:3", "--output", f / "n.parquet"],
+        2,
+        "--source: found 'bm52:3'; did you mean 'bm25'?",
+    ),
+    "depth beyond what is reranked": (
+        lambda f: ["search", "x", "--index", HOUSE / "bm25", "--rerank", f, "--depth", 200],
+        2,
+        "--depth: found 200; expected at most --rerank-depth (100)",
+    ),
+    "recipe with an unknown command": (
+        lambda f: ["run", text(f / "r.toml", '[steps.a]\ncommand = "serch"\n')],
+        2,
+        "r.toml [steps.a]: found the command 'serch'; did you mean 'search'?",
+    ),
+    "recipe that names a later step": (
+        lambda f: ["run", text(f / "r.toml", '[steps.a]\ncommand = "encode"\nmodel = "{b}"\ncorpus = "c"\n')],
+        2,
+        "r.toml [steps.a]: found '{b}'; expected an earlier step or a variable",
+    ),
+    "recipe without steps": (lambda f: ["run", text(f / "r.toml", "")], 2, "r.toml: has no steps"),
+    "setting of no variable": (
+        lambda f: ["run", text(f / "r.toml", "[variables]\nseed = 0\n"), "--set", "sed=1"],
+        2,
+        "--set: found 'sed'; expected a variable of",
+    ),
     "queries without a place for the run": (
         lambda f: ["search", "--index", HOUSE / "bm25", "--queries", HOUSE],
         2,

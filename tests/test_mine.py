@@ -122,3 +122,65 @@ def test_a_teacher_s_run_denoises(toy_dataset: Path, tmp_path: Path, retrievo: C
     kept = {(row["query_id"], row["doc_id"]) for row in pq.read_table(tmp_path / "denoised.parquet").to_pylist()}
     assert kept == {(row["query_id"], row["doc_id"]) for row in scores if row["score"] < 1.5}
     assert set(pq.read_table(tmp_path / "denoised.dropped.parquet")["rule"].to_pylist()) == {"teacher"}
+
+
+def test_an_index_that_is_there_is_searched_instead_of_making_one(
+    toy_dataset: Path, tiny_model: Path, tmp_path: Path, retrievo: Callable
+) -> None:
+    vectors = ["encode", "--model", tiny_model, "--corpus", toy_dataset, "--dtype", "fp32", "--pooling", "mean"]
+    assert retrievo(*vectors, "--output", tmp_path / "vectors").code == 0
+    assert retrievo("index", "--type", "bm25", "--corpus", toy_dataset, "--output", tmp_path / "bm25").code == 0
+    shared = [*tables(toy_dataset), "--depth", 30, "--samples", 4, "--dtype", "fp32"]
+    made = retrievo(
+        *("mine-negatives", *shared, "--source", "index", "--output", tmp_path / "n.parquet"),
+        *("--index", tmp_path / "bm25", "--index", tmp_path / "vectors"),
+    )
+    assert made.code == 0, made.err
+    assert set(Manifest.read(tmp_path / "n.parquet").inputs) >= {"index-1", "index-2"}
+    alone = retrievo("mine-negatives", *shared, "--output", tmp_path / "alone.parquet")
+    assert alone.code == 0, alone.err
+    ours, theirs = (pq.read_table(tmp_path / name).to_pylist() for name in ("n.parquet", "alone.parquet"))
+    assert [row for row in ours if row["source"] == "bm25"] == theirs
+    assert Counter(row["source"] for row in ours).keys() == {"bm25", "vectors"}
+    refused = retrievo("mine-negatives", *shared, "--source", "index", "--output", tmp_path / "no.parquet")
+    assert "--source index: needs an index; pass --index FOLDER" in refused.err
+
+
+def test_a_depth_beyond_the_corpus_and_queries_without_judgements_stop_nothing(
+    toy_dataset: Path, tmp_path: Path, retrievo: Callable
+) -> None:
+    flags = ["--depth", 5_000, "--samples", 4_000, "--relative-margin", 0.1, "--output", tmp_path / "n.parquet"]
+    made = retrievo("mine-negatives", *tables(toy_dataset), *flags)
+    assert made.code == 0, made.err
+    stats = Manifest.read(tmp_path / "n.parquet", "negatives").stats
+    assert stats["queries"] == stats["short"] == 160  # of 240: the others have no relevant document
+    nowhere = retrievo(
+        "mine-negatives", *tables(toy_dataset), "--min-relevance", 2, "--output", tmp_path / "no.parquet"
+    )
+    assert "judges no query of the table relevant; check --queries and --min-relevance" in nowhere.err
+
+
+@pytest.mark.slow
+def test_two_processes_mine_what_one_mines(
+    toy_dataset: Path, tiny_model: Path, tmp_path: Path, process: Callable
+) -> None:
+    import shutil
+
+    for processes in (1, 2):
+        model = shutil.copytree(tiny_model, tmp_path / f"model-{processes}")
+        (model / "README.md").write_text(f"encoded by {processes}")  # vectors of its own: nothing is found made
+        (model / "config.json").write_text((model / "config.json").read_text() + " " * processes)
+        flags = [
+            "--source",
+            "bm25:5,dense:8",
+            "--model",
+            model,
+            "--dtype",
+            "fp32",
+            "--output",
+            tmp_path / f"{processes}.parquet",
+        ]
+        process(list(map(str, ["mine-negatives", *tables(toy_dataset), "--depth", 40, *flags])), processes=processes)
+    one, two = (pq.read_table(tmp_path / f"{processes}.parquet") for processes in (1, 2))
+    assert one.equals(two)
+    assert set(one["source"].to_pylist()) == {"bm25", "dense"}

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
@@ -153,6 +154,10 @@ def test_reranking_stopped_in_the_middle_goes_on_and_ends_in_the_same_bytes(
     [
         (["--temperature", 0.1], "--temperature: does not apply to --kind cross-encoder"),
         (["--pooling", "mean"], "--pooling: does not apply to --kind cross-encoder"),
+        (["--matryoshka", 8], "--matryoshka: does not apply to --kind cross-encoder"),
+        (["--loss", "kl", "--teacher", "t.parquet"], "--loss: does not apply to --kind cross-encoder"),
+        (["--query-max-length", 8], "--query-max-length: does not apply to --kind cross-encoder"),
+        (["--negatives-per-query", 0], "--negatives-per-query: is 0: a cross-encoder learns from a group"),
         (["--max-length", 4_000], "--max-length: 4000 tokens; expected 2 to 64 for this model"),
     ],
 )
@@ -193,3 +198,76 @@ def test_training_killed_and_two_processes(
         process(training(tiny_model, toy_dataset, tmp_path / name, *flags), kill_after=rng.uniform(0.6, 0.98) * took)
         process(training(tiny_model, toy_dataset, tmp_path / name, *flags))
         assert losses(name) == losses("one")
+
+
+def searching(home: Path, dataset: Path, output: Path, *more: object) -> list[str]:
+    flags = ["--index", home / "bm25", "--queries", dataset, "--output", output, "--dtype", "fp32"]
+    return list(map(str, ["search", *flags, "--rerank", home / "ranker", *more]))
+
+
+def test_a_search_reranks_as_rerank_does(home: Path, toy_dataset: Path, tmp_path: Path, retrievo: Callable) -> None:
+    assert retrievo(*reranking(home, toy_dataset, tmp_path / "two.parquet")).code == 0
+    made = retrievo(*searching(home, toy_dataset, tmp_path / "one.parquet", "--rerank-depth", 20))
+    assert made.code == 0, made.err
+    one, two = (pq.read_table(tmp_path / name) for name in ("one.parquet", "two.parquet"))
+    assert one["query_id"].equals(two["query_id"])
+    np.testing.assert_allclose(one["score"].to_numpy(), two["score"].to_numpy(), atol=1e-5)
+    manifest = Manifest.read(tmp_path / "one.parquet", "run")
+    assert (manifest.config["depth"], manifest.config["rerank_depth"], "ranker" in manifest.inputs) == (20, 20, True)
+    short = retrievo(*searching(home, toy_dataset, tmp_path / "short.parquet", "--rerank-depth", 20, "--depth", 3))
+    assert short.code == 0, short.err
+    first = one.filter(pc.less_equal(one["rank"], 3))
+    assert pq.read_table(tmp_path / "short.parquet")["doc_id"].equals(first["doc_id"])
+
+
+def test_a_judged_part_of_the_queries_is_searched_and_reranked(
+    home: Path, toy_dataset: Path, tmp_path: Path, retrievo: Callable
+) -> None:
+    flags = ["--judged", toy_dataset, "--rerank-depth", 5]
+    assert retrievo(*searching(home, toy_dataset, tmp_path / "run.parquet", *flags)).code == 0
+    found = pq.read_table(tmp_path / "run.parquet")["query_id"].to_pylist()
+    assert list(dict.fromkeys(found)) == [f"q{n}" for n in range(160, 240)]
+
+
+def test_a_typed_question_is_answered_in_the_order_of_the_cross_encoder(
+    home: Path, toy_dataset: Path, tmp_path: Path, retrievo: Callable
+) -> None:
+    assert retrievo(*searching(home, toy_dataset, tmp_path / "run.parquet", "--rerank-depth", 8)).code == 0
+    rows = [row for row in pq.read_table(tmp_path / "run.parquet").to_pylist() if row["query_id"] == "q3"]
+    question = pq.read_table(toy_dataset / "queries.parquet")["text"][3].as_py()
+    flags = ["--rerank", home / "ranker", "--rerank-depth", 8, "--depth", 4, "--dtype", "fp32", "--json"]
+    asked = retrievo("search", question, "--index", home / "bm25", *flags)
+    assert asked.code == 0, asked.err
+    hits = json.loads(asked.out)["hits"]
+    assert [hit["id"] for hit in hits] == [row["doc_id"] for row in rows[:4]]
+    assert hits[0]["snippet"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--depth", 30, "--rerank-depth", 20], "--depth: found 30; expected at most --rerank-depth (20)"),
+        (["--rerank", "EMBEDDER"], "is no cross-encoder"),
+        (["--judged", "nowhere.parquet"], "nowhere.parquet"),
+    ],
+)
+def test_wrong_reranking_is_told(
+    flags: list[object],
+    message: str,
+    home: Path,
+    toy_dataset: Path,
+    tiny_model: Path,
+    tmp_path: Path,
+    retrievo: Callable,
+) -> None:
+    flags = [str(tiny_model) if flag == "EMBEDDER" else flag for flag in flags]
+    outcome = retrievo(*searching(home, toy_dataset, tmp_path / "no.parquet", *flags))
+    assert (outcome.code in (1, 2), message in outcome.err) == (True, True), outcome.err
+    assert not (tmp_path / "no.parquet").exists()
+
+
+@pytest.mark.slow
+def test_two_processes_rerank_as_one(home: Path, toy_dataset: Path, tmp_path: Path, process: Callable) -> None:
+    for processes in (1, 2):
+        process(reranking(home, toy_dataset, tmp_path / f"{processes}.parquet"), processes=processes)
+    assert pq.read_table(tmp_path / "1.parquet").equals(pq.read_table(tmp_path / "2.parquet"))

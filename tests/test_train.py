@@ -129,11 +129,19 @@ def test_what_a_teacher_says_is_learned(
     run = pa.concat_tables([relevant.cast(pool.schema), pool]).append_column("score", pa.chunked_array(scores))
     pq.write_table(run.append_column("rank", pa.array([1] * len(run), pa.int32())), tmp_path / "teacher.parquet")
     taught = ["--loss", loss, "--teacher", tmp_path / "teacher.parquet", "--negatives", two_rounds / "bm25.parquet"]
-    done = retrievo(*start(tiny_model, toy_dataset, tmp_path / "student", *taught, *ROUNDS))
+    arguments = start(tiny_model, toy_dataset, tmp_path / "student", *taught, *ROUNDS)
+    if loss == "margin-mse":  # margins have no temperature
+        at = arguments.index("--temperature")
+        arguments = [*arguments[:at], *arguments[at + 2 :]]
+    done = retrievo(*arguments)
     assert done.code == 0, done.err
     assert "the teacher knows 100.0% of the relevant documents, 100.0% of the negatives" in done.err
     first, last = losses(tmp_path / "student")[0], losses(tmp_path / "student")[-1]
     assert last < 0.8 * first
+    stages = ["mine-negatives", tmp_path / "student", "to", tmp_path / "next", "--depth", 20]
+    assert retrievo(*stages, "--dtype", "fp32").code == 0
+    following = tomllib.loads((tmp_path / "next" / "train.toml").read_text())["train"]
+    assert (following["loss"], following["teacher"]) == ([loss], "../teacher.parquet")
 
 
 @pytest.fixture
@@ -292,6 +300,18 @@ def test_a_model_can_start_from_nothing(toy_dataset: Path, tmp_path: Path, retri
         (["--loss", "infonec"], "--loss: found 'infonec'; did you mean 'infonce'?"),
         (["--document-max-length", 4_000], "--document-max-length: 4000 tokens; expected 3 to 64 for this backbone"),
         (["--negatives", "nowhere.parquet"], "nowhere.parquet: no such file"),
+        (["--loss", "infonce,infonce", "--loss-weight", "1,1"], "--loss: found infonce, infonce; expected each once"),
+        (["--loss-weight", 0], "--loss-weight: is 0 for every loss: nothing is learned; expected one above 0"),
+        (["--loss", "infonce,kl", "--teacher", "t.parquet"], "--loss-weight: 1 weights for 2 losses"),
+        (["--hard-share", 0.1], "--hard-share: is 0.1 of no pool; pass --negatives POOL"),
+        (
+            ["--loss", "margin-mse", "--teacher", "t.parquet", "--temperature", 0.1],
+            "--temperature: does not apply to what was chosen; expected it only with loss infonce or",
+        ),
+        (["--label-smoothing", 0.1, "--loss", "kl", "--teacher", "t.parquet"], "--label-smoothing: does not apply"),
+        (["--pair-loss", "binary"], "--pair-loss: does not apply to what was chosen; expected it only with kind"),
+        (["--max-length", 99], "--max-length: does not apply to what was chosen; expected it only with kind"),
+        (["--matryoshka", 64], "--matryoshka: found 64; expected at most 32, the dimension of the model's vectors"),
         (["--min-relevance", 5], "none of its 0 relevant pairs has its query and its document"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -9,9 +10,11 @@ from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from retrievo.data.ids import IdMap
 from retrievo.data.options import TITLE_TEMPLATE
+from retrievo.data.ordering import flat_strings
 from retrievo.data.tables import CORPUS, QUERIES, RowCache, Table
 from retrievo.support.artifact import Input
 from retrievo.support.errors import RetrievoError
@@ -95,6 +98,19 @@ class Queries:
     @property
     def input(self) -> Input:
         return self.table.input
+
+    def among(self, ids: pa.ChunkedArray) -> Queries:
+        """Those whose id occurs among others, in their order.
+
+        Raises: RetrievoError where there are none.
+        """
+        there = pc.is_in(flat_strings(self.ids), value_set=flat_strings(ids).unique())
+        found = copy.copy(self)
+        found.ids = self.ids.filter(there)
+        found.texts = [text for text, kept in zip(self.texts, there.to_pylist(), strict=True) if kept]
+        if not found.texts:
+            raise RetrievoError(self.path, "holds none of the judged queries", None, "check --queries and --judged")
+        return found
 
     def _check_unique(self) -> None:
         coded = self.ids.combine_chunks().dictionary_encode()

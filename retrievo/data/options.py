@@ -30,8 +30,8 @@ def qrels_option(default: Any = MISSING, **declared: Any) -> Any:
 
 
 def output_option(help: str, default: Any = MISSING, **declared: Any) -> Any:
-    """`--output`."""
-    return option(help, default=default, **declared)
+    """`--output`, or another path that a command writes to."""
+    return option(help, default=default, written=True, **declared)
 
 
 def force_option() -> Any:

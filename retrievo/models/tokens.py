@@ -33,6 +33,10 @@ class Tokenized(NamedTuple):
     offsets: np.ndarray  # [n + 1] int64
     truncated: int  # how many texts were longer than the limit
 
+    def row(self, text: int) -> np.ndarray:
+        """The tokens of one text."""
+        return self.tokens[self.offsets[text] : self.offsets[text + 1]]
+
 
 @dataclass(frozen=True)
 class Tokenization:

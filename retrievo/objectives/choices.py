@@ -16,6 +16,7 @@ _WITH_HEAD = {"objective": ("condenser", "cocondenser")}
 _WITH_MLM = {"objective": ("mlm", *_WITH_HEAD["objective"])}
 CONTRASTIVE = ("simclr", "ict", "contriever")  # objectives that train the vectors of views alone, without any head
 _WITH_VIEWS = {"objective": CONTRASTIVE}
+_WITH_TEMPERATURE = {"loss": tuple(name for name in LOSSES if name != "margin-mse")}
 LONGEST_QUEUE = 131_072  # Contriever's, for the model that is not fine-tuned
 LEAST_WINDOW = 16  # two spans of the least length
 
@@ -27,9 +28,15 @@ class FinetuneConfig(Options):
     loss: tuple[str, ...] = option("What is minimized.", default=("infonce",), choices=tuple(LOSSES))
     loss_weight: tuple[float, ...] = option("Weight of each loss.", default=(1.0,), minimum=0)
     temperature: float | None = option(
-        "Divides the scores.", default=None, above=0, hidden_default="0.05 for cosines, else 1"
+        "Divides the scores.",
+        default=None,
+        above=0,
+        hidden_default="0.05 for cosines, else 1",
+        only=_WITH_TEMPERATURE,
     )
-    learn_temperature: bool = option("Train the temperature too, from --temperature on.", default=False)
+    learn_temperature: bool = option(
+        "Train the temperature too, from --temperature on.", default=False, only=_WITH_TEMPERATURE
+    )
     label_smoothing: float = option(
         "Share of the target that all candidates have in common.",
         default=0.0,
@@ -53,6 +60,10 @@ class FinetuneConfig(Options):
         if len(self.loss) != len(self.loss_weight):
             found = f"{len(self.loss_weight)} weights for {len(self.loss)} losses"
             raise UsageError("--loss-weight", found, "one for each --loss")
+        if len(set(self.loss)) < len(self.loss):
+            raise UsageError("--loss", f"found {', '.join(self.loss)}", "each once")
+        if not any(self.loss_weight):
+            raise UsageError("--loss-weight", "is 0 for every loss: nothing is learned", "one above 0")
 
 
 @dataclass(frozen=True, kw_only=True)

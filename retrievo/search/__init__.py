@@ -54,6 +54,7 @@ class SearchConfig(Options):
     )
     run: tuple[Path, ...] = option("Runs to fuse with what the indexes find.", default=())
     queries: Path | None = queries_option(default=None, alternative="queries")
+    judged: Path | None = option("Search only the queries that these judgements know.", default=None)
     output: Path | None = output_option(
         "Run file: .parquet, .trec, .txt or .run (TREC), .tsv (MS MARCO).", default=None
     )
@@ -86,6 +87,15 @@ class SearchConfig(Options):
         default=OWN,
         choices=(OWN, FUSED),
         only=_WITH_FEEDBACK,
+    )
+    rerank: str | None = option(
+        "Cross-encoder that gives the first documents their scores and their order: folder or hub name.",
+        default=None,
+        path_or_name=True,
+        affects_output=False,
+    )
+    rerank_depth: int = option(
+        "Documents of each query that --rerank scores: all that it keeps.", default=100, minimum=1
     )
     doc_aggregate: str | None = option(
         "Turn passages into documents: by the best passage or the first.", default=None, choices=tuple(AGGREGATIONS)
@@ -155,8 +165,15 @@ class SearchConfig(Options):
             raise UsageError("QUESTION", "is empty", "words to search for")
         if self.question is None and self.output is not None:
             check_run_suffix(self.output)
+        self._check_searched()
+
+    def _check_searched(self) -> None:
+        """What tables and questions have in common."""
         self._check_fusion()
         self._check_effort()
+        if self.rerank is not None and self.depth is not None and self.depth > self.rerank_depth:
+            expected = f"at most --rerank-depth ({self.rerank_depth:,})"
+            raise UsageError("--depth", f"found {self.depth:,}", expected, "raise --rerank-depth")
 
     def _check_typed(self) -> None:
         """What has no meaning for questions that are typed one by one."""
@@ -164,8 +181,7 @@ class SearchConfig(Options):
             raise UsageError("--interactive", "is given together with a question or --queries", "one of them")
         if self.output is not None:
             raise UsageError("--output", "has no meaning with --interactive", None, "pass --queries for a run")
-        self._check_fusion()
-        self._check_effort()
+        self._check_searched()
 
     def _check_effort(self) -> None:
         if self.recall_target is None:
@@ -176,6 +192,11 @@ class SearchConfig(Options):
             if getattr(self, name) is not None:
                 flag = "--" + name.replace("_", "-")
                 raise UsageError("--recall-target", f"is given together with {flag}, which it tunes", "one of them")
+
+    @property
+    def run_depth(self) -> int:
+        """Documents of each query in a run."""
+        return self.depth or (self.rerank_depth if self.rerank else TABLE_DEPTH)
 
     @property
     def sources(self) -> int:
@@ -201,7 +222,7 @@ class SearchConfig(Options):
 
     def _check_question(self) -> None:
         """What needs a table of queries."""
-        for name in ("run", "tune_on", "feedback", "doc_aggregate"):
+        for name in ("run", "tune_on", "feedback", "doc_aggregate", "judged"):
             if getattr(self, name):
                 flag = "--" + name.replace("_", "-")
                 raise UsageError(flag, "does not apply to a typed question", None, "pass --queries and --output")
@@ -211,6 +232,7 @@ class SearchConfig(Options):
         own = super().record()
         idle: list[str] = [] if self.sources > 1 else ["fuse", "fuse_weights"]
         idle += [] if self.tune_on else ["tune_metric"]
+        idle += [] if self.rerank else ["rerank_depth"]
         unset = ("nprobe", "ef_search", "rescore", "recall_target", "feedback", "doc_aggregate", "rm3")
         idle += [name for name in unset if getattr(self, name) in (None, False)]
         fused = {"fuse": self.fuse or DEFAULT_FUSION} if self.sources > 1 else {}
@@ -252,15 +274,18 @@ def _sources(config: SearchConfig) -> list[Source]:
 def _write_run(config: SearchConfig, plan: Plan) -> None:
     from retrievo.data.qrels import Qrels
     from retrievo.data.run import RunWriter
+    from retrievo.models.source import model_record
     from retrievo.support.artifact import Input, Output
 
     assert config.output is not None
     names = ["index"] if len(config.index) == 1 else [f"index-{n + 1}" for n in range(len(config.index))]
     indexes = {name: Input.of(path) for name, path in zip(names, config.index, strict=True)}
     runs = {f"run-{number}": Input.of(path) for number, path in enumerate(config.run, start=1)}
-    judged = {"qrels": Qrels.read(config.tune_on).input} if config.tune_on else {}
-    inputs = indexes | runs | judged | {"queries": plan.queries}
-    record = config.record() | {"depth": config.depth or TABLE_DEPTH}
+    qrels = {"qrels": config.tune_on, "judged": config.judged}
+    judged = {name: Qrels.read(path).input for name, path in qrels.items() if path is not None}
+    told, read = model_record(config.rerank, None) if config.rerank else ({}, {})
+    inputs = indexes | runs | judged | {"queries": plan.queries} | ({"ranker": read["model"]} if read else {})
+    record = config.record() | {"depth": config.run_depth} | ({"ranker": told["model"]} if told else {})
     output = Output(config.output, "run", record, inputs, force=config.force, single_file=True)
     if output.already_finished():
         return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
 
-    from retrievo.data.run import Run
+    from retrievo.data.corpus import Queries
     from retrievo.retrieval.lexical import Hits
     from retrievo.search import SearchConfig
     from retrievo.support.artifact import Input
@@ -57,13 +58,44 @@ class Plan(NamedTuple):
 
 
 def plan(config: SearchConfig, sources: Sequence[Source]) -> Plan:
-    """The search of one index or the reading of one run, or of several and their fusion; then documents of passages."""
+    """The search of one index or the reading of one run, or of several and their fusion; then a cross-encoder's order;
+    then documents of passages.
+    """
+    first = config if config.rerank is None else dataclasses.replace(config, depth=config.rerank_depth)
+    whole = _searched(first, sources)
+    if config.rerank is not None:
+        whole = _reranked(config, sources, whole)
+    return whole if config.doc_aggregate is None else _documents(config, whole)
+
+
+def _searched(config: SearchConfig, sources: Sequence[Source]) -> Plan:
+    """All indexes and runs, as one."""
     plans = [(_plan_texts if source.lexical else _plan_vectors)(config, source) for source in sources]
     plans += [_plan_run(config, path) for path in config.run]
     if config.feedback and config.feedback_from == OWN:
         plans = [_after_feedback(config, one) for one in plans]
-    whole = plans[0] if len(plans) == 1 else _fused(config, plans)
-    return whole if config.doc_aggregate is None else _documents(config, whole)
+    return plans[0] if len(plans) == 1 else _fused(config, plans)
+
+
+def _reranked(config: SearchConfig, sources: Sequence[Source], plan: Plan) -> Plan:
+    """The results of a plan, held in memory, with the scores of a cross-encoder."""
+    from retrievo.search.reranking import Reranker
+
+    if _holds_vectors(config):
+        raise RetrievoError(config.queries, "holds vectors", "texts with --rerank", "pass the table of queries")
+    reranker, texts = Reranker(config, sources), _texts(config).texts
+
+    def batches() -> Iterator[Found]:
+        from retrievo.data.ordering import ranked, ranks
+
+        found = _found(_table(plan), plan.query_ids)
+        with console.progress("reranking", len(found.query), "pairs") as tick:
+            scores = reranker.scores(texts, found.query, found.doc_id.to_pylist(), tick)
+        order = ranked(found.query, scores, found.doc_id)
+        order = order[ranks(found.query[order]) <= config.run_depth]
+        yield Found(found.query[order], found.doc_id.take(order), scores[order])
+
+    return Plan(plan.query_ids, plan.queries, batches)
 
 
 def _after_feedback(config: SearchConfig, plan: Plan) -> Plan:
@@ -120,23 +152,28 @@ def _fusion(config: SearchConfig, runs: Sequence[pa.Table], query_ids: pa.Chunke
 
 def _plan_run(config: SearchConfig, path: Path) -> Plan:
     """A run that was made before."""
-    from retrievo.data.corpus import Queries
+    import pyarrow.compute as pc
+
+    from retrievo.data.ordering import flat_strings
     from retrievo.data.run import Run
     from retrievo.retrieval.embeddings import Embeddings
     from retrievo.support.artifact import Input
 
     assert config.queries is not None
     given = Run.open(path)
-    if _holds_vectors(config.queries):
+    if _holds_vectors(config):
         ids, read = Embeddings(config.queries).ids(), Input.of(config.queries)
     else:
-        queries = Queries(config.queries)
+        queries = _texts(config)
         ids, read = queries.ids, queries.input
 
-    return Plan(ids, read, lambda: iter([_ordered(given, ids, config.depth or TABLE_DEPTH)]))
+    table = given.table
+    if config.judged is not None:
+        table = table.filter(pc.is_in(flat_strings(table["query_id"]), value_set=flat_strings(ids)))
+    return Plan(ids, read, lambda: iter([_ordered(given.path, table, ids, config.depth or TABLE_DEPTH)]))
 
 
-def _ordered(run: Run, query_ids: pa.ChunkedArray, depth: int) -> Found:
+def _ordered(path: Path, run: pa.Table, query_ids: pa.ChunkedArray, depth: int) -> Found:
     """The first `depth` of every query of a run under the ordering rule, queries in the order of their table.
 
     Raises: RetrievoError for a query that is not in the table.
@@ -146,15 +183,15 @@ def _ordered(run: Run, query_ids: pa.ChunkedArray, depth: int) -> Found:
 
     from retrievo.data.ordering import flat_strings, ranked, ranks
 
-    own = flat_strings(run.table["query_id"])
+    own = flat_strings(run["query_id"])
     places = pc.index_in(own, flat_strings(query_ids))
     if places.null_count:
         found = f"has a query '{own.filter(places.is_null())[0].as_py()}' that is not in the table of queries"
-        raise RetrievoError(run.path, found)
-    query, score = places.to_numpy().astype("int64"), run.table["score"].to_numpy().astype("float32")
-    order = ranked(query, score, run.table["doc_id"])
+        raise RetrievoError(path, found)
+    query, score = places.to_numpy().astype("int64"), run["score"].to_numpy().astype("float32")
+    order = ranked(query, score, run["doc_id"])
     order = order[ranks(query[order]) <= depth]
-    doc_id = flat_strings(run.table["doc_id"]).take(pa.array(order))
+    doc_id = flat_strings(run["doc_id"]).take(pa.array(order))
     return Found(query[order], doc_id, score[order])
 
 
@@ -196,12 +233,9 @@ def _first(table: pa.Table, depth: int) -> pa.Table:
 
 def _plan_texts(config: SearchConfig, source: Source) -> Plan:
     """BM25 over a table of queries."""
-    from retrievo.data.corpus import Queries
-
-    assert config.queries is not None
-    if _holds_vectors(config.queries):
+    if _holds_vectors(config):
         raise RetrievoError(config.queries, "holds vectors", f"texts for {source.path}", "pass the table of queries")
-    queries = Queries(config.queries)
+    queries = _texts(config)
 
     def batches() -> Iterator[Found]:
         depth, options = config.depth or TABLE_DEPTH, bm25_options(config)
@@ -285,26 +319,40 @@ class _DenseQueries(NamedTuple):
     encode: Callable[[], np.ndarray]
 
 
-def _holds_vectors(path: Path) -> bool:
+def _texts(config: SearchConfig) -> Queries:
+    """The table of queries, or those of them that are judged."""
+    from retrievo.data.corpus import Queries
+    from retrievo.data.qrels import Qrels
+
+    assert config.queries is not None
+    queries = Queries(config.queries)
+    return queries.among(Qrels.read(config.judged).table["query_id"]) if config.judged else queries
+
+
+def _holds_vectors(config: SearchConfig) -> bool:
     """Whether queries come as an embeddings folder."""
     from retrievo.support.artifact import MANIFEST, Manifest
 
-    return (path / MANIFEST).is_file() and Manifest.read(path).kind == EMBEDDINGS_KIND
+    path = config.queries
+    assert path is not None
+    found = (path / MANIFEST).is_file() and Manifest.read(path).kind == EMBEDDINGS_KIND
+    if found and config.judged:
+        raise RetrievoError(path, "holds vectors", "texts with --judged", "pass the table of queries")
+    return found
 
 
 def _dense_queries(config: SearchConfig, source: Source) -> _DenseQueries:
     """An embeddings folder of queries, or a table of texts that the index's own model encodes."""
     import numpy as np
 
-    from retrievo.data.corpus import Queries
     from retrievo.retrieval.embeddings import Embeddings
     from retrievo.support.artifact import Input
 
     assert config.queries is not None
-    if _holds_vectors(config.queries):
+    if _holds_vectors(config):
         vectors = Embeddings(config.queries)
         check_comparable(config.queries, vectors.manifest, source)
         return _DenseQueries(vectors.ids(), Input.of(config.queries), lambda: vectors.take(np.arange(vectors.rows)))
-    queries = Queries(config.queries)
+    queries = _texts(config)
     source.embeddings_manifest()
     return _DenseQueries(queries.ids, queries.input, lambda: encode(config, open_encoder(source), queries.texts))

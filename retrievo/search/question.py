@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from retrievo.retrieval.fusion import fuse
 from retrievo.search.plans import DEFAULT_FUSION
+from retrievo.search.reranking import Reranker
 from retrievo.search.sources import Dense, Source, bm25_options, encode, open_bm25, open_corpora, open_encoder
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ class Asker:
         self.corpora = open_corpora(config, sources)
         self.ask = [(_texts_asker if source.lexical else _vectors_asker)(config, source) for source in sources]
         self.names = _names(sources)
+        self.reranker = Reranker(config, sources) if config.rerank else None
 
     def answer(self, question: str) -> Answer:
         """The best documents, with titles and snippets where the corpus is at hand, and where each was found."""
@@ -45,8 +47,10 @@ class Asker:
         from retrievo.retrieval.snippets import snippet
 
         wanted = self.config.depth or QUESTION_DEPTH
-        asked = [ask(question, wanted if len(self.ask) == 1 else max(wanted, FUSED_DEPTH)) for ask in self.ask]
-        best = asked[0] if len(asked) == 1 else self._fused(asked, wanted)
+        first = self.config.rerank_depth if self.reranker else wanted
+        asked = [ask(question, first if len(self.ask) == 1 else max(first, FUSED_DEPTH)) for ask in self.ask]
+        best = asked[0] if len(asked) == 1 else self._fused(asked, first)
+        best = self._reranked(question, best, wanted) if self.reranker else best
         places = [{doc_id: rank for rank, doc_id in enumerate(one.ids, start=1)} for one in asked]
         hits = []
         for rank, (doc_id, score, document) in enumerate(
@@ -70,6 +74,19 @@ class Asker:
         ]
         run = fuse(self.config.fuse or DEFAULT_FUSION, runs, self.config.fuse_weights or None, depth=wanted)
         return _Asked(run["doc_id"].to_pylist(), run["score"].to_pylist(), asked[0].matches)
+
+    def _reranked(self, question: str, found: _Asked, wanted: int) -> _Asked:
+        """The best of them by a cross-encoder's score."""
+        import numpy as np
+        import pyarrow as pa
+
+        from retrievo.data.ordering import ranked
+
+        assert self.reranker is not None
+        query = np.zeros(len(found.ids), np.int64)
+        scores = self.reranker.scores([question], query, found.ids)
+        order = ranked(query, scores, pa.array(found.ids, pa.string()))[:wanted]
+        return _Asked([found.ids[place] for place in order], scores[order].tolist(), found.matches)
 
     def _find(self, ids: Sequence[str]) -> list[Document | None]:
         """The texts of documents, from the first corpus that has them."""

@@ -121,7 +121,7 @@ def read_toml(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise RetrievoError(path, "no such file", "a TOML file", "check --config") from None
+        raise RetrievoError(path, "no such file", "a TOML file", "check the path") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise RetrievoError(path, f"is not TOML: {error}", None, "mend that line") from None
 

@@ -304,3 +304,43 @@ def test_whatever_runs_hold_negatives_obey_the_rules(data: st.DataObject, tmp_pa
             assert len(found.of(query, miner.name)) <= miner.quota
     assert sum(found.tally.kept.values()) == len(found.rows)
     assert sum(found.tally.dropped.values()) >= len(found.dropped)
+
+
+# ----------------------------------------------------------- the edge cases that made other tools crash, one by one
+
+
+def test_a_depth_larger_than_the_corpus_gives_all_there_is(corpus: Corpus, tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run.parquet", everything(["q1"]))
+    found = mined(corpus, run, {"q1": ["d3"]}, samples=1_000, depth=10_000)
+    assert set(found.of("q1")) == {f"d{n}" for n in range(40)} - {"d3", "d7"}
+    assert (found.tally.short, found.tally.without) == (1, 0)
+
+
+def test_a_window_smaller_than_the_samples_is_kept_whole(corpus: Corpus, tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run.parquet", everything(["q1"]))
+    found = mined(corpus, run, {"q1": ["d39"]}, samples=30, skip=5, depth=8)
+    assert found.of("q1") == ["d5", "d6", "d7"]
+    assert found.tally.short == 1
+
+
+def test_a_query_whose_every_document_is_relevant_keeps_nothing(corpus: Corpus, tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run.parquet", everything(["q1"]))
+    found = mined(corpus, run, {"q1": [f"d{n}" for n in range(40)]}, samples=3)
+    assert found.rows == []
+    assert (found.tally.short, found.tally.without) == (1, 1)
+
+
+def test_a_relevant_document_that_the_corpus_lacks_stops_nothing(corpus: Corpus, tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run.parquet", everything(["q1"]))
+    found = mined(corpus, run, {"q1": ["elsewhere"]}, samples=40, filters=Filters(margin=1.0, relative_margin=0.1))
+    assert len(found.of("q1")) == 40
+    assert found.tally.unmeasured == 1
+
+
+def test_absolute_and_relative_margins_to_a_negative_score_hold_together(corpus: Corpus, tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run.parquet", everything(["q1"]), {f"d{n}": -10.0 - n for n in range(40)})
+    both = Filters(margin=3.0, relative_margin=0.5)  # the relevant d2 scores -12: below -15, and below -18
+    found = mined(corpus, run, {"q1": ["d2"]}, samples=40, filters=both)
+    assert found.of("q1") == [f"d{n}" for n in range(8, 40)]
+    assert {found.dropped["q1", f"d{n}"] for n in (0, 1, 3, 4)} == {"margin"}
+    assert {found.dropped["q1", f"d{n}"] for n in (5, 6, 7)} == {"relative-margin"}

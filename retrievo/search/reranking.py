@@ -1,0 +1,83 @@
+"""The first documents of a search, read together with the query by a cross-encoder and put in its order."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from retrievo.search.sources import Source, open_corpora
+from retrievo.support.errors import RetrievoError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from retrievo.data.corpus import Corpus, Document
+    from retrievo.search import SearchConfig
+    from retrievo.support.console import Tick
+
+PAIRS_AT_ONCE = 8_192  # tokens of so many pairs are in memory
+
+
+class Reranker:
+    """A cross-encoder beside the texts of the documents.
+
+    Raises: RetrievoError for a model that is no cross-encoder, and where no corpus is known.
+    """
+
+    def __init__(self, config: SearchConfig, sources: Sequence[Source]):
+        from retrievo.models.cross_encoder import CrossEncoder
+        from retrievo.models.devices import resolve_device
+
+        assert config.rerank is not None
+        self.config = config
+        self.corpora = open_corpora(config, sources)
+        if not self.corpora:
+            raise RetrievoError("--rerank", "no texts to read: the index knows no corpus", None, "pass --corpus")
+        self.model = CrossEncoder.load(config.rerank).to(resolve_device(config.device)).eval()
+
+    def scores(
+        self, queries: Sequence[str], query: np.ndarray, doc_ids: Sequence[str], tick: Tick | None = None
+    ) -> np.ndarray:
+        """Scores float32 [n] of pairs: the number of each query [n] and the id of each document [n].
+
+        Raises: RetrievoError for a document that no corpus holds.
+        """
+        import numpy as np
+
+        parts = [slice(first, first + PAIRS_AT_ONCE) for first in range(0, len(doc_ids), PAIRS_AT_ONCE)]
+        found = [self._scores(queries, query[part], doc_ids[part], tick) for part in parts]
+        return np.concatenate([np.zeros(0, np.float32), *found])
+
+    def _scores(
+        self, queries: Sequence[str], query: np.ndarray, doc_ids: Sequence[str], tick: Tick | None
+    ) -> np.ndarray:
+        """Each query and each document is tokenized once."""
+        import numpy as np
+
+        from retrievo.models.precision import resolve_dtype
+
+        asked, query_of = np.unique(query, return_inverse=True)
+        known, document_of = np.unique(np.asarray(doc_ids, dtype=object), return_inverse=True)
+        documents, pairs = self._documents(known.tolist()), self.model.tokenization
+        first = pairs.query.tokenize([queries[number] for number in asked])
+        second = pairs.document.tokenize([one.text for one in documents], [one.title for one in documents])
+        rows = pairs.rows([(first.row(q), second.row(d)) for q, d in zip(query_of, document_of, strict=True)])
+        dtype = resolve_dtype(self.config.dtype, self.model.model.device)
+        return self.model.scores(*rows, chunk_tokens=self.config.chunk_tokens, dtype=dtype, tick=tick)
+
+    def _documents(self, ids: Sequence[str]) -> list[Document]:
+        """Documents by id, from the first corpus that holds them."""
+        found: dict[str, Document] = {}
+        for corpus in self.corpora:
+            found |= _held(corpus, [id for id in ids if id not in found])
+        if missing := [id for id in ids if id not in found]:
+            raise RetrievoError(self.corpora[0].path, f"has no document '{missing[0]}'", None, "check --corpus")
+        return [found[id] for id in ids]
+
+
+def _held(corpus: Corpus, ids: Sequence[str]) -> dict[str, Document]:
+    """The documents of a corpus among some ids; read in the order of their table, which decodes each row group once."""
+    import numpy as np
+
+    rows = corpus.id_map.rows(ids)
+    return {document.id: document for document in corpus.documents(np.sort(rows[rows >= 0]).tolist())}
