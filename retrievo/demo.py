@@ -236,14 +236,14 @@ class _Road:
         from retrievo.models.encoder import Encoder
         from retrievo.models.scratch import scratch_folder
 
-        folder = scratch_folder(self.plan.model, Corpus(self.corpus), self.config.seed)
+        folder = scratch_folder(self.plan.model, [Corpus(self.corpus)], self.config.seed)
         Encoder.load(folder, **SPEC).save(self.home / "untrained")
 
     def pretrained(self) -> None:
         options = PretrainConfig(
             objective="simclr",
             model=str(self.home / "untrained"),
-            corpus=self.corpus,
+            corpus=(self.corpus,),
             output=self.home / "pretrained",
             batch_size=self.plan.crops,
             max_steps=self.plan.crop_steps,

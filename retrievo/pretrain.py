@@ -7,12 +7,14 @@ under the contrast would harm it (coCondenser, Gao & Callan 2022, section 3.2). 
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from retrievo.data.options import corpus_option, force_option, output_option, threads_option, title_template_option
+from retrievo.data.mixing import UNIFORM, check_mix, shares
+from retrievo.data.options import corpora_option, force_option, output_option, threads_option, title_template_option
 from retrievo.engine.settings import WORKING_FILES, FitConfig
 from retrievo.learning.optimizers import OptimizerConfig
 from retrievo.models.options import device_option, model_option, revision_option
@@ -37,13 +39,16 @@ if TYPE_CHECKING:
     import torch
 
     from retrievo.data.corpus import Corpus
-    from retrievo.engine.loop import Record
+    from retrievo.engine.loop import Callback, Record
     from retrievo.models.encoder import Encoder
     from retrievo.support.artifact import Manifest, Output
 
 CONDENSER, COCONDENSER = "condenser", "cocondenser"
 FIRST_STAGE = "condenser-stage"  # folder of its checkpoints and its log, inside the output
 DEFAULT_EPOCHS = 8.0  # as the published recipe
+COLLAPSED = 0.05  # standard deviation of vectors of unit length: a mean cosine of 0.9975 between documents
+VALIDATION_TOKENS = 4_096  # of a chunk, where training measures its own
+VALIDATED = {"loss", "mlm_loss", "head_mlm_loss", "late_mlm_loss", "contrastive_loss", "accuracy"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,9 +58,34 @@ class PretrainConfig(FitConfig, CoCondenserConfig, SimClrConfig, IctConfig, Cont
     objective: str = option("What is learned from documents.", default=COCONDENSER, choices=PRETRAINING)
     model: str = model_option(default="bert-base-uncased", affects_output=False)
     revision: str | None = revision_option()
-    corpus: Path = corpus_option()
+    corpus: tuple[Path, ...] = corpora_option()
+    mix: str = option(
+        "Of several corpora: uniform over documents, equal over corpora, alpha=0.5 between them, or weights as in 3,1.",
+        default=UNIFORM,
+        check=check_mix,
+    )
+    held_out: int = option("Documents kept out of training, to work out the loss on.", default=0, minimum=0)
+    validate_every: int | None = option(
+        "Steps between losses of the held-out documents.",
+        default=None,
+        minimum=1,
+        affects_output=False,
+        hidden_default="a tenth of the steps",
+    )
+    show_views: int | None = option(
+        "Print what the model would see of so many documents, and stop.",
+        default=None,
+        minimum=1,
+        affects_output=False,
+    )
     output: Path = output_option("Model folder to make.", default=Path("pretrained"))
     title_template: str | None = title_template_option(default=None, hidden_default="as the model")
+    query_max_length: int | None = option(
+        "Tokens of a query that the model will read.", default=None, minimum=3, hidden_default="as the model"
+    )
+    document_max_length: int | None = option(
+        "Tokens of a document that the model will read.", default=None, minimum=3, hidden_default="as the model"
+    )
     batch_size: int = option(
         "Documents per step, over all processes.",
         default=None,
@@ -92,6 +122,11 @@ class PretrainConfig(FitConfig, CoCondenserConfig, SimClrConfig, IctConfig, Cont
         super().check()
         if self.continue_ and self.max_steps is None:
             raise UsageError("--continue", "needs to know how long", None, "pass --max-steps N, counted from the start")
+        if not self.corpus:
+            raise UsageError("--corpus", "is needed", None, "pass --corpus CORPUS")
+        shares(self.mix, [1] * len(self.corpus))
+        if self.validate_every and not self.held_out:
+            raise UsageError("--validate-every", "needs documents", None, "pass --held-out N")
         if self.queue_size is not None and self.queue_size < self.batch_size:
             raise UsageError("--queue-size", f"found {self.queue_size}", f"at least --batch-size ({self.batch_size})")
 
@@ -106,8 +141,10 @@ class Stage:
     restart: int = 0  # step at which the schedule begins anew
 
 
-def pretrain(config: PretrainConfig) -> Manifest:
+def pretrain(config: PretrainConfig) -> Manifest | None:
     """Pre-trains, or goes on from the latest checkpoint of a killed run, or finds all finished.
+
+    With `show_views` it prints views instead, makes nothing and returns None.
 
     Raises: RetrievoError for a corpus of texts too short for spans, a model that can't be had, and a backbone whose
     heads are not known.
@@ -117,17 +154,20 @@ def pretrain(config: PretrainConfig) -> Manifest:
     from retrievo.models.devices import prepare_cpu, resolve_device
 
     prepare_cpu(config.threads)
-    corpus = Corpus(config.corpus)
+    corpora = [Corpus(path) for path in config.corpus]
+    if config.show_views:
+        _show_views(config, corpora)
+        return None
     console.note(f"pre-training with {config.objective} into {config.output}")
     with process_group(resolve_device(config.device)) as device:
         restart = _restart(config) if config.continue_ else 0
-        output = _output(config, corpus, device, restart)
+        output = _output(config, corpora, device, restart)
         finished = output.already_finished()
         barrier()  # every process has looked before one begins
-        return finished or _train(config, corpus, output, device, restart)
+        return finished or _train(config, corpora, output, device, restart)
 
 
-def _output(config: PretrainConfig, corpus: Corpus, device: torch.device, restart: int) -> Output:
+def _output(config: PretrainConfig, corpora: Sequence[Corpus], device: torch.device, restart: int) -> Output:
     from retrievo.models.precision import resolve_dtype
     from retrievo.models.source import model_record
     from retrievo.support.artifact import Output
@@ -135,11 +175,13 @@ def _output(config: PretrainConfig, corpus: Corpus, device: torch.device, restar
     model_config, model_inputs = model_record(config.model, config.revision)
     dtype = str(resolve_dtype(config.dtype, device)).removeprefix("torch.")
     record = config.record() | model_config | {"computed_in": dtype} | ({"continued_from": restart} if restart else {})
+    names = ["corpus", *(f"corpus {number}" for number in range(2, 1 + len(corpora)))]
+    inputs = {name: corpus.input for name, corpus in zip(names, corpora, strict=True)}
     return Output(
         config.output,
         "model",
         record,
-        model_inputs | {"corpus": corpus.input},
+        model_inputs | inputs,
         force=config.force,
         in_place=True,
         beside=("embeddings",),
@@ -168,14 +210,16 @@ def _restart(config: PretrainConfig) -> int:
     return steps
 
 
-def _train(config: PretrainConfig, corpus: Corpus, output: Output, device: torch.device, restart: int) -> Manifest:
+def _train(
+    config: PretrainConfig, corpora: Sequence[Corpus], output: Output, device: torch.device, restart: int
+) -> Manifest:
     """Every process trains; the lead one begins the folder, exports the encoder and finishes."""
     from retrievo.learning.distributed import barrier, rank
 
     with output.build_together(lead=rank() == 0, barrier=barrier) as folder:
-        encoder = _load(config, corpus, restart)
-        works = [_Work(config, corpus, encoder, stage) for stage in _stages(config, encoder, folder, restart)]
-        for work in works:  # all were made before the first begins: what the last can't do is known now
+        encoder = _load(config, corpora, restart)
+        works = _works(config, corpora, encoder, folder, restart)
+        for work in works:
             work.fit(device)
         steps = [work.steps for work in works]
         barrier()
@@ -183,13 +227,14 @@ def _train(config: PretrainConfig, corpus: Corpus, output: Output, device: torch
             return output.manifest({})
         facts = {"pre-trained with": config.objective, "steps": " + ".join(map(str, steps))}
         encoder.save(folder, facts)
-        stats = {"steps": steps[-1], "condenser_steps": sum(steps[:-1]), "documents": len(corpus), "dim": encoder.dim}
+        stats = {"steps": steps[-1], "condenser_steps": sum(steps[:-1]), "dim": encoder.dim}
+        stats |= {"documents": sum(map(len, corpora))}
         manifest = output.finish(stats)
     _summary(config, manifest)
     return manifest
 
 
-def _load(config: PretrainConfig, corpus: Corpus, restart: int) -> Encoder:
+def _load(config: PretrainConfig, corpora: Sequence[Corpus], restart: int) -> Encoder:
     """The model to train; what goes on is the output's own: its head is there, its checkpoint has the exact weights."""
     from retrievo.models.scratch import scratch_folder, scratch_size
 
@@ -197,8 +242,9 @@ def _load(config: PretrainConfig, corpus: Corpus, restart: int) -> Encoder:
     if restart:
         name, revision = str(config.output), None
     elif scratch_size(name) is not None:
-        name, revision = str(scratch_folder(name, corpus, config.seed)), None
-    options = {"title_template": config.title_template}
+        name, revision = str(scratch_folder(name, corpora, config.seed)), None
+    kept = ("title_template", "query_max_length", "document_max_length")
+    options = {name: getattr(config, name) for name in kept}
     return (_plain if config.objective in CONTRASTIVE else _masked)(config, name, revision, options)
 
 
@@ -235,22 +281,31 @@ def _stages(config: PretrainConfig, encoder: Encoder, folder: Path, restart: int
     return [Stage(CONDENSER, folder / FIRST_STAGE, config.condenser_steps or config.max_steps), last]
 
 
+def _works(
+    config: PretrainConfig, corpora: Sequence[Corpus], encoder: Encoder, folder: Path, restart: int
+) -> list[_Work]:
+    """All stages, made before the first begins: what the last can't do is known then."""
+    return [_Work(config, corpora, encoder, stage) for stage in _stages(config, encoder, folder, restart)]
+
+
 class _Work:
     """A stage with its objective and its batches.
 
     Raises: RetrievoError for an objective that the encoder has no place for, and documents too short for its spans.
     """
 
-    def __init__(self, config: PretrainConfig, corpus: Corpus, encoder: Encoder, stage: Stage):
+    def __init__(self, config: PretrainConfig, corpora: Sequence[Corpus], encoder: Encoder, stage: Stage):
         from retrievo.objectives.pretraining_data import PretrainFeed
 
         if config.queue_size is None:
-            most = max(config.batch_size, min(LONGEST_QUEUE, len(corpus) // 4))  # older keys are of this very epoch
+            documents = sum(map(len, corpora))
+            most = max(config.batch_size, min(LONGEST_QUEUE, documents // 4))  # older keys are of this very epoch
             config = dataclasses.replace(config, queue_size=most)
         self.config, self.stage = config, stage
         self.objective = objective_class(stage.objective)(config, encoder)
         collator = self.objective.collator()
-        self.feed = PretrainFeed(corpus, encoder, collator, batch_size=config.batch_size, seed=config.seed)
+        options = {name: getattr(config, name) for name in ("batch_size", "seed", "mix", "held_out")}
+        self.feed = PretrainFeed(corpora, encoder, collator, **options)
         epochs = config.epochs or DEFAULT_EPOCHS
         self.steps = stage.steps or max(1, round(epochs * self.feed.batches_per_epoch))
 
@@ -262,16 +317,80 @@ class _Work:
         if rank() == 0:
             self.feed.say_counts()
         planned = dataclasses.replace(self.config, epochs=None, continue_=False, max_steps=self.steps)
+        watch = _CollapseWatch(planned, self.stage.restart)
         with console.progress(self.stage.objective, self.steps, "steps") as tick:
+
+            def progress(record: Record) -> None:
+                _show(tick, record)
+                watch(record)
+
             fit(
                 self.objective,
                 self.feed,
                 planned,
                 folder=self.stage.folder,
                 device=device,
-                progress=lambda record: _show(tick, record),
+                progress=progress,
+                every=self._validations(),
                 restart=self.stage.restart,
             )
+
+    def _validations(self) -> Sequence[tuple[int, Callback]]:
+        """The loss on held-out documents now and then, and after the last step."""
+        if not self.config.held_out:
+            return []
+        often = min(self.steps, self.config.validate_every or -(-self.steps // 10))
+        return [(often, self.validate)] + ([(self.steps, self.validate)] if self.steps % often else [])
+
+    def validate(self, step: int) -> dict[str, float]:
+        """Means over the held-out documents, by the names of the log."""
+        from retrievo.engine.step import validation_step
+        from retrievo.models.precision import resolve_dtype
+
+        sums: Counter[str] = Counter()
+        dtype = resolve_dtype(self.config.dtype, next(self.objective.parameters()).device)
+        for batch in self.feed.held_out_batches():
+            tokens = self.config.tokens_of_chunks or VALIDATION_TOKENS
+            stats = validation_step(self.objective, batch, chunk_tokens=tokens, dtype=dtype)
+            documents = int(stats["documents"])
+            sums.update({name: documents * stats[name].item() for name in stats.keys() & VALIDATED})
+        found = {f"dev {name}": value / self.config.held_out for name, value in sorted(sums.items())}
+        console.note(f"step {step:,}: loss of held-out documents {found['dev loss']:.4f}")
+        return found
+
+
+class _CollapseWatch:
+    """Warns once where vectors have become nearly the same, which a falling loss does not tell.
+
+    The warm-up is left out: vectors of a random model are alike too.
+    """
+
+    def __init__(self, config: PretrainConfig, restart: int):
+        self.first = restart + round(config.warmup * (config.steps - restart))
+        self.warned = False
+
+    def __call__(self, record: Record) -> None:
+        spread = record.get("vector_std", 1.0)
+        if self.warned or record["step"] <= self.first or spread >= COLLAPSED:
+            return
+        self.warned = True
+        console.warn(
+            f"step {record['step']:,}: the vectors are nearly all the same (standard deviation {spread:.3f}; spread "
+            "evenly it is 1): they collapse; lower --learning-rate, raise --batch-size, or --normalize"
+        )
+
+
+def _show_views(config: PretrainConfig, corpora: Sequence[Corpus]) -> None:
+    """Prints what the model would see of the first documents of the first step."""
+    from retrievo.objectives.preview import previews
+
+    assert config.show_views is not None
+    encoder = _load(config, corpora, 0)
+    feed = _works(config, corpora, encoder, config.output, 0)[-1].feed
+    items = feed.items(0)[: config.show_views]
+    for number, views in enumerate(previews(feed.collator, encoder.tokenizer, items), start=1):
+        print(f"document {number}")
+        print("\n".join(f"  {name}: {text}" for name, text in views))
 
 
 def _show(tick: console.Tick, record: Record) -> None:
@@ -297,6 +416,6 @@ def _summary(config: PretrainConfig, manifest: Manifest) -> None:
         "took": console.seconds(manifest.seconds or 0.0),
     }
     following = (
-        f"retrievo train --model {config.output} --corpus {config.corpus} --queries Q --qrels R --output stage-1"
+        f"retrievo train --model {config.output} --corpus {config.corpus[0]} --queries Q --qrels R --output stage-1"
     )
     console.summary("pre-trained", facts, following)

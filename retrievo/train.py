@@ -341,7 +341,7 @@ def _start(config: TrainConfig, data: TrainingData) -> str:
 
     if scratch_size(config.model) is None:
         return config.model
-    return str(scratch_folder(config.model, data.corpus, config.seed))
+    return str(scratch_folder(config.model, [data.corpus], config.seed))
 
 
 def _drawing(config: TrainConfig) -> dict[str, Any]:

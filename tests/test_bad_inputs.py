@@ -386,6 +386,26 @@ CASES: dict[str, tuple[Make, int, str]] = {
         2,
         "--continue: needs to know how long; pass --max-steps N, counted from the start",
     ),
+    "mix of corpora that is none": (
+        lambda f: ["pretrain", "--corpus", HOUSE, "--mix", "even"],
+        2,
+        "--mix: found 'even'; expected uniform, equal, alpha=0.5, or a weight for each --corpus as in 3,1",
+    ),
+    "weights for other corpora": (
+        lambda f: ["pretrain", "--corpus", HOUSE, "--mix", "3,1"],
+        2,
+        "--mix: found 2 weights for 1 corpora; expected one for each --corpus",
+    ),
+    "weight of a term that is none": (
+        lambda f: ["pretrain", "--corpus", HOUSE, "--weight", "crops=1"],
+        2,
+        "--weight: found 'crops=1'; expected mlm=NUMBER or contrastive=NUMBER",
+    ),
+    "validation without documents": (
+        lambda f: ["pretrain", "--corpus", HOUSE, "--validate-every", 10],
+        2,
+        "--validate-every: needs documents; pass --held-out N",
+    ),
     "soft labels without a teacher": (
         lambda f: ["train", *TABLES, "--model", f, "--output", f / "out", "--loss", "kl"],
         2,

@@ -268,6 +268,186 @@ def test_a_continuation_that_was_cut_short_goes_on_as_that_continuation(
     assert log(cut) == log(tmp_path / "whole")
 
 
+CONTRIEVER = [*VIEWS, "--objective", "contriever", "--queue-size", 40, "--momentum", 0.9, "--learning-rate", 1e-3]
+
+
+def contriever(model: Path, corpus: Path, output: Path, *more: object) -> list[str]:
+    flags = ["--model", model, "--corpus", corpus, "--output", output, *CONTRIEVER[2:], *more]
+    return list(map(str, ["pretrain", *flags]))
+
+
+def test_a_run_with_a_queue_goes_on_exactly_where_it_was_stopped(
+    tiny_model: Path, corpus: Path, tmp_path: Path, retrievo: Callable
+) -> None:
+    """Encoder, the copy that follows it, the queue and its place are those of the run that was never stopped."""
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    for output in (whole, cut):
+        flags = ["--max-steps", 6, "--save-every", 2, "--keep-checkpoints", 9]
+        assert retrievo(*contriever(tiny_model, corpus, output, *flags)).code == 0
+    cut_short(cut, keep=4)
+    outcome = retrievo(*contriever(tiny_model, corpus, cut, *flags))
+    assert outcome.code == 0, outcome.err
+    for name in ("model.safetensors", "checkpoints/step-000006/weights.safetensors"):
+        assert (whole / name).read_bytes() == (cut / name).read_bytes(), name
+    assert log(whole) == log(cut)
+
+
+def cut_short(folder: Path, keep: int) -> None:
+    """Leaves a finished run as a kill would, after a checkpoint."""
+    manifest = json.loads((folder / MANIFEST).read_text())
+    begin = {name: manifest[name] for name in ("kind", "format", "config", "inputs")}
+    (folder / BEGIN).write_text(json.dumps(begin))
+    (folder / MANIFEST).unlink()
+    for checkpoint in (folder / "checkpoints").glob("step-*"):
+        if int(checkpoint.name[5:]) > keep:
+            (checkpoint / MANIFEST).unlink()
+
+
+@pytest.fixture(scope="module")
+def small_corpus(tmp_path_factory: Any) -> Path:
+    """20 documents on other topics."""
+    rng = np.random.default_rng(1)
+    texts = [" ".join(rng.choice([f"{topic}{n}" for topic in TOPICS for n in range(4, 8)], 30)) for _ in range(20)]
+    path = tmp_path_factory.mktemp("small") / "corpus.parquet"
+    pq.write_table(pa.table({"id": [str(n) for n in range(20)], "text": texts}), path)
+    return path
+
+
+def test_several_corpora_are_mixed_as_asked_and_a_killed_run_goes_on(
+    tiny_model: Path, corpus: Path, small_corpus: Path, tmp_path: Path, retrievo: Callable
+) -> None:
+    mix = ["--corpus", small_corpus, "--mix", "equal", "--held-out", 8, "--validate-every", 2]
+    flags = [*mix, "--max-steps", 5, "--save-every", 2, "--keep-checkpoints", 9]
+    for name in ("whole", "cut"):
+        outcome = retrievo(*contriever(tiny_model, corpus, tmp_path / name, *flags))
+        assert outcome.code == 0, outcome.err
+    assert f"{corpus}: 87 documents of" in outcome.err  # 9 of 100 are too short, 4 are held out
+    assert f"{small_corpus}: 16 documents of 30 tokens on average" in outcome.err
+    assert outcome.err.count("% of an epoch") == 2
+    cut_short(tmp_path / "cut", keep=2)
+    assert retrievo(*contriever(tiny_model, corpus, tmp_path / "cut", *flags)).code == 0
+    assert (tmp_path / "whole/model.safetensors").read_bytes() == (tmp_path / "cut/model.safetensors").read_bytes()
+    lines = [json.loads(line) for line in (tmp_path / "cut" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "dev loss" in line] == [2, 4, 5]
+    inputs = Manifest.read(tmp_path / "whole", "model").inputs
+    assert {"corpus", "corpus 2"} <= inputs.keys()
+    other = retrievo(*contriever(tiny_model, corpus, tmp_path / "whole", *flags[:2], "--max-steps", 5))
+    assert other.code == 1
+    assert "mix" in other.err or "held_out" in other.err  # another mix is another model
+
+
+def test_the_loss_of_held_out_documents_falls(
+    tiny_model: Path, corpus: Path, tmp_path: Path, retrievo: Callable
+) -> None:
+    flags = [*VIEWS, "--learning-rate", 1e-3, "--held-out", 20, "--max-steps", 20]
+    outcome = retrievo("pretrain", "--model", tiny_model, "--corpus", corpus, *flags, "--output", tmp_path / "out")
+    assert outcome.code == 0, outcome.err
+    lines = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
+    losses = [line["dev loss"] for line in lines if "dev loss" in line]
+    assert len(losses) == 10
+    assert losses[-1] < losses[0]
+
+
+def test_show_views_prints_what_the_model_would_see_and_makes_nothing(
+    tiny_model: Path, corpus: Path, tmp_path: Path, retrievo: Callable
+) -> None:
+    outcome = retrievo(*start(tiny_model, corpus, tmp_path / "out", "--show-views", 3))
+    assert outcome.code == 0, outcome.err
+    assert outcome.out.count("document ") == 3
+    assert outcome.out.count("span, ") == outcome.out.count("to predict: ") == 6
+    assert "[MASK]" in outcome.out
+    assert not (tmp_path / "out").exists()
+    assert "fresh one harms" not in outcome.err  # the condenser stage puts a head there
+    common = ["--model", tiny_model, "--corpus", corpus, "--output", tmp_path / "out", "--show-views", 2]
+    cloze = retrievo("pretrain", *common, *VIEWS[2:], "--objective", "ict", "--keep-query", 0).out.splitlines()
+    text, query, document = (line.partition(": ")[2] for line in cloze[1:4])
+    span = query.removeprefix("[CLS] ").removesuffix(" [SEP]")
+    assert span in text
+    assert span not in document
+    assert len(document.split()) - 2 == len(text.split()[:40]) - len(span.split())
+
+
+def test_weights_put_a_factor_before_each_term(
+    tiny_model: Path, corpus: Path, tmp_path: Path, retrievo: Callable
+) -> None:
+    for name, weight in (("both", "mlm=0.5,contrastive=2"), ("alone", "mlm=0")):
+        flags = ["--weight", weight, "--condenser-steps", 1, "--max-steps", 2]
+        outcome = retrievo(*start(tiny_model, corpus, tmp_path / name, *flags))
+        assert outcome.code == 0, outcome.err
+    for line in map(json.loads, (tmp_path / "both" / "metrics.jsonl").read_text().splitlines()):
+        terms = 0.5 * (line["head_mlm_loss"] + line["late_mlm_loss"]) + 2 * line["contrastive_loss"]
+        assert line["loss"] == pytest.approx(terms, rel=1e-5)
+    line = json.loads((tmp_path / "alone" / "metrics.jsonl").read_text().splitlines()[0])
+    assert line["loss"] == pytest.approx(line["contrastive_loss"], rel=1e-6)
+    assert "head_mlm_loss" not in line
+    assert "head_mlm_loss" in (tmp_path / "alone" / FIRST_STAGE / "metrics.jsonl").read_text()  # that stage is whole
+
+
+def test_vectors_that_become_the_same_are_warned_about_once(capsys: pytest.CaptureFixture[str]) -> None:
+    from retrievo.pretrain import _CollapseWatch
+
+    watch = _CollapseWatch(PretrainConfig(corpus=Path("c"), max_steps=100, warmup=0.1), restart=0)
+    for step, spread in ((5, 0.01), (11, 0.5), (12, 0.04), (13, 0.03)):
+        watch({"step": step, "vector_std": spread})
+    watch({"step": 14, "loss": 1.0})  # an objective without vectors
+    told = " ".join(capsys.readouterr().err.split())
+    assert told.count("warning") == 1
+    assert "step 12: the vectors are nearly all the same (standard deviation 0.040" in told
+
+
+def test_chunks_are_measured_for_a_loss_that_looks_up_its_keys(
+    tiny_model: Path, corpus: Path, tmp_path: Path, retrievo: Callable
+) -> None:
+    outcome = retrievo(*contriever(tiny_model, corpus, tmp_path / "out", "--chunk-tokens", "auto", "--max-steps", 2))
+    assert outcome.code == 0, outcome.err
+    assert "tokens are the fastest here" in outcome.err
+
+
+@pytest.mark.slow
+def test_a_killed_run_with_queue_mix_and_held_out_documents_gives_the_same_bytes(
+    kill_harness: Any, tiny_model: Path, corpus: Path, small_corpus: Path
+) -> None:
+    def command(output: Path) -> list[str]:
+        more = ["--corpus", small_corpus, "--mix", "alpha=0.5", "--held-out", 6, "--max-steps", 60, "--save-every", 7]
+        return contriever(tiny_model, corpus, output, *more)
+
+    def same(reference: Path, other: Path) -> None:
+        assert (reference / "model.safetensors").read_bytes() == (other / "model.safetensors").read_bytes()
+        last = "checkpoints/step-000060/weights.safetensors"
+        assert (reference / last).read_bytes() == (other / last).read_bytes()
+        assert losses(reference) == losses(other)
+
+    def losses(folder: Path) -> list[float]:
+        lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        return [line.get("loss", line.get("dev loss")) for line in lines]
+
+    assert kill_harness.check(command, moments=6, same=same) >= 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("objective", ["simclr", "ict", "contriever"])
+def test_two_processes_contrast_as_one(
+    objective: str,
+    tiny_model: Path,
+    corpus: Path,
+    small_corpus: Path,
+    tmp_path: Path,
+    process: Callable[..., float | None],
+) -> None:
+    mix = ["--corpus", small_corpus, "--mix", "1,2", "--held-out", 6, "--max-steps", 6]
+    for processes in (1, 2):
+        common = ["--model", tiny_model, "--corpus", corpus, *VIEWS[2:], "--objective", objective, *mix]
+        more = ["--queue-size", 40] if objective == "contriever" else []
+        process(
+            list(map(str, ["pretrain", *common, *more, "--output", tmp_path / str(processes)])), processes=processes
+        )
+    one, two = ((tmp_path / name / "metrics.jsonl").read_text().splitlines() for name in ("1", "2"))
+    for left, right in zip(map(json.loads, one), map(json.loads, two), strict=True):
+        assert left.keys() == right.keys()
+        for name in {"loss", "dev loss", "alignment", "uniformity", "vector_std"} & left.keys():
+            assert left[name] == pytest.approx(right[name], rel=2e-3, abs=1e-4), name
+
+
 @pytest.mark.slow
 def test_killed_in_either_stage_and_run_again_gives_the_same_bytes(
     kill_harness: Any, tiny_model: Path, corpus: Path

@@ -18,6 +18,11 @@ def corpus_option(default: Any = MISSING, **declared: Any) -> Any:
     return option(f"Documents (id, title, text): {TABLE}.", default=default, **declared)
 
 
+def corpora_option() -> Any:
+    """`--corpus`, of which there may be several."""
+    return option(f"Documents (id, title, text): {TABLE}; may be repeated.")
+
+
 def queries_option(default: Any = MISSING, **declared: Any) -> Any:
     """`--queries`."""
     return option(f"Queries (id, text): {TABLE}.", default=default, **declared)

@@ -84,13 +84,23 @@ def _tokens_per_second(
 ) -> tuple[float, bool] | None:
     """Of a chunk of middling length, with its gradient, and whether it is the only one; None where it does not fit."""
     passes = Passes(objective, batch, 0, 0, tokens, dtype)
-    index = len(passes.plan) // 2
+    last = passes.plan[-1][0]
+    index = (len(passes.plan) + sum(name != last for name, _ in passes.plan)) // 2  # in the middle of the last set
     try:
         with torch.random.fork_rng(devices=[passes.device] if passes.device.type == "cuda" else []):
+            _look_up(passes, last)
             seconds = min(_seconds(passes, index) for _ in range(3))  # the first one also builds kernels
     except torch.OutOfMemoryError:
         return None
     return passes.padded(index) / seconds, len(passes.plan) == 1
+
+
+@torch.no_grad()
+def _look_up(passes: Passes, last: str) -> None:
+    """Passes over the sets without vectors that need a gradient: the local loss of the last set may look them up."""
+    for index, (name, _) in enumerate(passes.plan):
+        if name != last and name not in passes.objective.vector_names:
+            passes.local_loss(index, passes.encode(index)[1])
 
 
 def _seconds(passes: Passes, index: int) -> float:

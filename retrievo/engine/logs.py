@@ -75,7 +75,9 @@ def draw(log: Path, picture: Path) -> None:
 
     lines = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
     measured = sorted({name for line in lines for name in line if name.startswith(_DEVELOPMENT)})
-    wanted = {title: [*names, *(measured if title == "share" else ())] for title, names in _PANELS}
+    own = {"loss": [name for name in measured if name.endswith("loss")]}
+    own["share"] = [name for name in measured if name not in own["loss"]]
+    wanted = {title: [*names, *own.get(title, ())] for title, names in _PANELS}
     found = {title: [name for name in names if _shown(lines, name)] for title, names in wanted.items()}
     panels = [(title, names) for title, names in found.items() if names]
     if not panels:

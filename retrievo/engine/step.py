@@ -69,6 +69,25 @@ def gradient_step(
     return stats | {name: torch.tensor(count) for name, count in passes.batch.counts.items()}
 
 
+@torch.no_grad()
+def validation_step(
+    objective: Objective, batch: Batch, *, chunk_tokens: int, dtype: torch.dtype = torch.float32
+) -> Stats:
+    """The loss and the figures of a global batch as `gradient_step` returns them, without dropout or gradient.
+
+    Leaves the objective in evaluation mode, its parameters and its state as they were.
+    """
+    objective.eval()
+    passes = Passes(objective, batch, 0, 0, chunk_tokens, dtype)
+    with torch.random.fork_rng(devices=[passes.device] if passes.device.type == "cuda" else []):
+        vectors, _ = passes.first(0)
+        loss, stats, _ = passes.contrast(vectors)
+        local_loss = passes.second({}, {})
+        stats = stats | objective.figures(passes.batch)
+    stats = _summed({"loss": loss + local_loss, **stats})
+    return stats | {name: torch.tensor(count) for name, count in passes.batch.counts.items()}
+
+
 class Passes:
     """The chunks of one step on one rank, and the passes over them."""
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
+import inspect
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 from safetensors import safe_open
@@ -25,8 +27,30 @@ if TYPE_CHECKING:
 
 HEAD_FILE = "condenser_head.safetensors"
 HEAD_LAYERS = 2  # the paper's head
-# type of the backbone -> attribute of its masked language model that turns token vectors [..., D] into logits [..., V]
-MLM_HEADS = {"bert": "cls", "roberta": "lm_head", "xlm-roberta": "lm_head", "camembert": "lm_head"}
+
+
+class Parts(NamedTuple):
+    """Where a type of backbone has what pre-training needs, as attributes.
+
+    layers: of the backbone. head: of its masked language model, what turns token vectors [..., D] into logits
+    [..., V], one after the other. norm: of the backbone, what follows the last layer where layers leave sums behind.
+    """
+
+    layers: str
+    head: tuple[str, ...]
+    norm: str | None = None
+
+
+_BERT, _ROBERTA = Parts("encoder.layer", ("cls",)), Parts("encoder.layer", ("lm_head",))
+_DISTILBERT = Parts("transformer.layer", ("vocab_transform", "activation", "vocab_layer_norm", "vocab_projector"))
+BACKBONES = {  # by type, as config.json names it; MiniLM is a BERT, or an XLM-R
+    "bert": _BERT,
+    "roberta": _ROBERTA,
+    "xlm-roberta": _ROBERTA,
+    "camembert": _ROBERTA,
+    "distilbert": _DISTILBERT,
+    "modernbert": Parts("layers", ("head", "decoder"), norm="final_norm"),
+}
 
 
 class CondenserHead(nn.Module):
@@ -48,24 +72,43 @@ class CondenserHead(nn.Module):
         self.early_layer = depth // 2 if early_layer is None else early_layer
         if not 0 <= self.early_layer <= depth:
             raise RetrievoError("--early-layer", f"found {self.early_layer}", f"0 to {depth} for this backbone")
-        layer_class: type[nn.Module] = type(backbone.get_submodule("encoder.layer.0"))
+        parts = BACKBONES[self.config.model_type]
         with opening.seeded():
-            self.layers = nn.ModuleList(layer_class(self.config) for _ in range(layers))
+            stack = backbone.get_submodule(parts.layers)
+            self.layers = nn.ModuleList(_fresh_layer(stack, self.config, layers - number) for number in range(layers))
             self.layers.apply(backbone._init_weights)
+        self.norm = copy.deepcopy(getattr(backbone, parts.norm)) if parts.norm else nn.Identity()
+        self.rotary = copy.deepcopy(
+            getattr(backbone, "rotary_emb", None)
+        )  # positions, where layers add them; no weights
 
     def forward(self, early: Tensor, late: Tensor, attention_mask: Tensor) -> Tensor:
         """Token vectors [n, L, D] out of those of the early and of the last layer [n, L, D]; mask [n, L]."""
-        from transformers.masking_utils import create_bidirectional_mask
-
         hidden = torch.cat([late[:, :1], early[:, 1:]], dim=1)
-        mask = create_bidirectional_mask(self.config, hidden, attention_mask)
+        beside = {kind: self._beside(kind, hidden, attention_mask) for kind in map(_attention, self.layers)}
         for layer in self.layers:
-            hidden = layer(hidden, mask)
-        return hidden
+            hidden = layer(hidden, **beside[_attention(layer)])
+        return self.norm(hidden)
+
+    def _beside(self, kind: str, hidden: Tensor, attention_mask: Tensor) -> dict[str, Any]:
+        """What layers with a kind of attention are given beside the token vectors."""
+        from transformers import masking_utils as masks
+
+        local = kind == "sliding_attention"
+        make = masks.create_bidirectional_sliding_window_mask if local else masks.create_bidirectional_mask
+        mask = {"attention_mask": make(self.config, hidden, attention_mask)}
+        if self.rotary is None:
+            return mask
+        places = torch.arange(hidden.shape[1], device=hidden.device)[None]
+        return mask | {"position_embeddings": self.rotary(hidden, places, kind)}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Weights by the names of the file: `0. ...`, `1. ...` of the layers."""
+        return {name.removeprefix("layers."): tensor for name, tensor in self.state_dict().items()}
 
     def save(self, path: Path) -> None:
-        """Writes the layers as `0. ...`, `1. ...` and the early layer into one safetensors file."""
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.layers.state_dict().items()}
+        """Writes the weights and the early layer into one safetensors file."""
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.tensors().items()}
         with atomic_path(path) as temporary:
             temporary.write_bytes(save(tensors, {"early_layer": json.dumps(self.early_layer)}))
 
@@ -78,20 +121,40 @@ class CondenserHead(nn.Module):
         with safe_open(path, "pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             told = (file.metadata() or {}).get("early_layer")
-        head = cls(backbone, len({name.split(".")[0] for name in tensors}), json.loads(told) if told else early_layer)
-        own = head.layers.state_dict()
+        layers = len({name.split(".")[0] for name in tensors if not name.startswith("norm.")})
+        head = cls(backbone, layers, json.loads(told) if told else early_layer)
+        own = head.tensors()
         if {name: tensor.shape for name, tensor in own.items()} != {
             name: value.shape for name, value in tensors.items()
         }:
             raise RetrievoError(path, "a head of another backbone", f"layers of this {backbone.config.model_type}")
-        head.layers.load_state_dict(tensors)
+        for name, tensor in own.items():  # they share their memory with the head
+            tensor.copy_(tensors[name])
         return head
+
+
+def _fresh_layer(stack: nn.Module, config: Any, from_end: int) -> nn.Module:
+    """A new layer of the class of a backbone's own ones.
+
+    from_end: which layer it is like, where layers differ: 1 = the last one; never the first, whose input the
+    embeddings have normalized.
+    """
+    made: type[nn.Module] = type(stack[0])  # type: ignore[index]
+    if "layer_idx" not in inspect.signature(made).parameters or not hasattr(config, "layer_types"):
+        return made(config)
+    depth = config.num_hidden_layers
+    return made(config, min(max(1, depth - from_end), depth - 1))
+
+
+def _attention(layer: nn.Module) -> str:
+    """Its kind of attention, as transformers names it."""
+    return getattr(layer, "attention_type", "full_attention")
 
 
 class MaskedEncoder(Encoder):
     """A tied encoder that keeps the masked-language-model head of its backbone, and a Condenser head where it has one.
 
-    language_model: the masked language model of transformers whose backbone the encoder uses; see `MLM_HEADS`.
+    language_model: the masked language model of transformers whose backbone the encoder uses; see `BACKBONES`.
     Raises: RetrievoError for another type of backbone.
     """
 
@@ -110,8 +173,9 @@ class MaskedEncoder(Encoder):
     @property
     def mlm_head(self) -> nn.Module:
         """Token vectors [..., D] to logits over the vocabulary [..., V]."""
-        head: nn.Module = getattr(self.language_model, MLM_HEADS[self.language_model.config.model_type])
-        return head
+        names = BACKBONES[self.language_model.config.model_type].head
+        parts: list[nn.Module] = [getattr(self.language_model, name) for name in names]
+        return parts[0] if len(parts) == 1 else nn.Sequential(*parts)
 
     @classmethod
     def load(
@@ -125,7 +189,7 @@ class MaskedEncoder(Encoder):
         """Opens a model as `Encoder.load` does, with the heads that its folder holds; a missing MLM head starts fresh.
 
         Raises: RetrievoError for what `Encoder.load` refuses, untied encoders, and backbones that are not of a type in
-        `MLM_HEADS`.
+        `BACKBONES`.
         """
         plain = Encoder.load(name, revision, notify, as_stated, **overrides)
         if not plain.spec.tied:
@@ -151,9 +215,9 @@ class MaskedEncoder(Encoder):
 
 
 def _check_type(model_type: str) -> None:
-    if model_type not in MLM_HEADS:
+    if model_type not in BACKBONES:
         found = f"a backbone of type {model_type}"
-        raise RetrievoError("--model", found, f"one of {', '.join(MLM_HEADS)}, whose heads pre-training knows")
+        raise RetrievoError("--model", found, f"one of {', '.join(BACKBONES)}, whose heads pre-training knows")
 
 
 def _open_language_model(folder: Path, name: str, notify: Callable[[str], None]) -> PreTrainedModel:

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import pairwise, zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -63,17 +63,23 @@ def scratch_size(name: str) -> ScratchSize | None:
     return SCRATCH_SIZES[name]
 
 
-def scratch_folder(name: str, corpus: Corpus, seed: int) -> Path:
-    """The model folder behind a name in `SCRATCH_SIZES`, made of this corpus once and kept in the user's cache.
+def scratch_folder(name: str, corpora: Sequence[Corpus], seed: int) -> Path:
+    """The model folder behind a name in `SCRATCH_SIZES`, made of these corpora once and kept in the user's cache.
 
-    Raises: UsageError for an unknown name; RetrievoError for a corpus without words.
+    Raises: UsageError for an unknown name; RetrievoError for corpora without words.
     """
     from retrievo.data.cache import cached
 
     scratch_size(name)
-    key = f"{name.removeprefix(PREFIX)}-{seed}-{corpus.input.fingerprint}"
-    texts = (text for _, batch in corpus.batches() for text in batch)
-    return cached(f"scratch-{_FORMAT}/{key}", lambda folder: make_scratch(name, texts, folder, seed))
+    key = "-".join([name.removeprefix(PREFIX), str(seed), *(corpus.input.fingerprint for corpus in corpora)])
+    return cached(f"scratch-{_FORMAT}/{key}", lambda folder: make_scratch(name, _by_turns(corpora), folder, seed))
+
+
+def _by_turns(corpora: Sequence[Corpus]) -> Iterator[str]:
+    """Texts of all corpora, some thousands of each at a time, so that each has its part of what is read."""
+    for batches in zip_longest(*(corpus.batches() for corpus in corpora)):
+        for _, texts in filter(None, batches):
+            yield from texts
 
 
 def make_scratch(name: str, texts: Iterable[str], folder: Path, seed: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -100,6 +101,32 @@ class CondenserConfig(MlmConfig):
 @dataclass(frozen=True, kw_only=True)
 class CoCondenserConfig(CondenserConfig):
     """Condenser, and spans of one document drawn together, those of others apart."""
+
+    weight: tuple[str, ...] = option(
+        "Weight of a term of the loss, as in mlm=0,contrastive=1; 1 where unnamed.",
+        default=(),
+        only={"objective": ("cocondenser",)},
+    )
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """The weight of each term of the loss.
+
+        Raises: UsageError for other terms, for what is no number at least 0, and where nothing is left to learn.
+        """
+        found = dict.fromkeys(("mlm", "contrastive"), 1.0)
+        for text in self.weight:
+            name, _, number = text.partition("=")
+            if name not in found or not re.fullmatch(r"\d+(\.\d+)?(e-?\d+)?", number):
+                raise UsageError("--weight", f"found '{text}'", "mlm=NUMBER or contrastive=NUMBER")
+            found[name] = float(number)
+        if not any(found.values()):
+            raise UsageError("--weight", "is 0 for all terms", "something to learn")
+        return found
+
+    def check(self) -> None:
+        super().check()
+        _ = self.weights
 
 
 @dataclass(frozen=True, kw_only=True)

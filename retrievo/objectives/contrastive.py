@@ -15,6 +15,7 @@ from torch.nn import functional
 from retrievo.data.sampling import random_keys, uniform
 from retrievo.learning.batch import Batch, Chunk, Stats
 from retrievo.learning.distributed import gather_counts, gather_rows, rank, world_size
+from retrievo.learning.losses import Contest, LossSettings, weighed
 from retrievo.models.encoder import Encoder, position_limit
 from retrievo.models.spec import ROLES
 from retrievo.objectives.choices import IctConfig, SimClrConfig, ViewsConfig
@@ -37,7 +38,6 @@ from retrievo.support.errors import RetrievoError
 
 QUERY, DOCUMENT = ROLES  # the named sets: a view in the role of a query, another in that of its key
 _WINDOW, _CROP, _KEEP, _CORRUPT = range(4)  # one stream of random numbers for each purpose
-TILE = 1 << 21  # scores worked out at once (8 MiB), so that memory does not grow with the square of the batch
 _SAMPLE = 512  # vectors that uniformity and spread are worked out on
 Flat = tuple[np.ndarray, np.ndarray]  # tokens [T] and offsets [n + 1]
 
@@ -162,18 +162,8 @@ class InBatchContrast(Objective):
         queries, keys = vectors[QUERY], vectors[DOCUMENT]  # [B, D], [B, D]
         if self.symmetric:
             queries = keys = torch.stack([queries, keys], dim=1).flatten(0, 1)  # rows 2i and 2i + 1 belong together
-        counts = gather_counts(len(keys), keys.device)
-        every = gather_rows(keys, counts)  # [P, D]
-        own = sum(counts[: rank()]) + torch.arange(len(queries), device=queries.device)
-        positives, excluded = (own ^ 1, own) if self.symmetric else (own, None)
-        queries = queries / self.config.temperature
-        total, hits = InfoNce.apply(queries, every, positives, excluded)
-        if self.config.label_smoothing:
-            total = total + self.config.label_smoothing * smoothing(queries, every, positives, excluded)
-        loss = total / sum(counts)
-        stats = {"contrastive_loss": loss.detach(), "accuracy": hits / sum(counts)}
-        of_documents = every[1::2] if self.symmetric else every
-        return loss, stats | figures(vectors[QUERY], vectors[DOCUMENT], of_documents, batch.counts["documents"])
+        told = self.config
+        return among_all(queries, keys, told.temperature, told.label_smoothing, paired=self.symmetric)
 
 
 class SimClr(InBatchContrast):
@@ -210,15 +200,26 @@ def encoded(encoder: Encoder, chunk: Chunk) -> Tensor:
     return functional.normalize(vectors, dim=-1) if encoder.spec.similarity == "cosine" else vectors
 
 
-def smoothing(queries: Tensor, every: Tensor, positives: Tensor, excluded: Tensor | None) -> Tensor:
-    """What spreading the target over all candidates adds to a sum of -log softmax: own score - mean score, summed.
+def among_all(
+    rows: Tensor, keys: Tensor, temperature: float = 1.0, label_smoothing: float = 0.0, *, paired: bool
+) -> tuple[Tensor, Stats]:
+    """InfoNCE of each row with its key among the keys of all ranks, the mean over the rows of all ranks, and figures.
 
-    (1 - e) (Z - s+) + e mean(Z - s) = (Z - s+) + e (s+ - mean(s)), where Z is the log of the sum.
+    rows, keys: of this rank [m, D]. paired: the keys are the rows themselves; 2i and 2i + 1 belong together, and no
+    row competes with itself.
     """
-    total, candidates = every.sum(0), len(every)
-    if excluded is not None:
-        total, candidates = total - every[excluded], candidates - 1
-    return (queries * (every[positives] - total / max(1, candidates))).sum()
+    counts = gather_counts(len(keys), keys.device)
+    every, total = gather_rows(keys, counts), sum(counts)  # [M, D]
+    place = torch.arange(len(rows), device=rows.device)
+    own = sum(counts[: rank()]) + place
+    itself = torch.stack([place, own])[:, : len(place) if paired else 0]
+    contest = Contest(rows, every, own ^ 1 if paired else own, masked=itself)
+    outcome = weighed(contest, {"infonce": 1.0}, temperature, LossSettings(label_smoothing))
+    loss = outcome.total / total
+    stats = {"contrastive_loss": loss.detach(), "accuracy": outcome.correct / total}
+    if paired:
+        rows, keys, every, total = rows[::2], rows[1::2], every[1::2], total // 2
+    return loss, stats | figures(rows, keys, every, total)
 
 
 @torch.no_grad()
@@ -241,41 +242,3 @@ def figures(queries: Tensor, keys: Tensor, every: Tensor, pairs: int) -> Stats:
         "uniformity": (potential.sum() / count).clamp(min=math.exp(-8)).log() / world_size(),
         "vector_std": spread / world_size(),
     }
-
-
-class InfoNce(torch.autograd.Function):
-    """The sum of -log softmax of each row's positive among all rows of `every`, and how often the positive wins.
-
-    rows [m, D], every [M, D]; positives [m]: columns; excluded [m] or None: a column that does not compete. The
-    gradient, softmax - positive, is worked out beside the loss, tile by tile: neither time nor memory for the scores a
-    second time.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any, rows: Tensor, every: Tensor, positives: Tensor, excluded: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        loss, hits = rows.new_zeros(()), rows.new_zeros(())
-        gradient, of_every = torch.zeros_like(rows), torch.zeros_like(every)
-        tile = max(1, TILE // max(1, len(every)))
-        for start in range(0, len(rows), tile):
-            part = slice(start, start + tile)
-            own, positive = rows[part], positives[part, None]
-            scores = own @ every.T  # [t, M]
-            if excluded is not None:
-                scores.scatter_(1, excluded[part, None], float("-inf"))
-            hits += (scores.argmax(1, keepdim=True) == positive).sum()
-            total = scores.logsumexp(1, keepdim=True)
-            loss += (total - scores.gather(1, positive)).sum()
-            slope = scores.sub_(total).exp_()
-            slope.scatter_add_(1, positive, slope.new_full(positive.shape, -1.0))
-            torch.mm(slope, every, out=gradient[part])
-            of_every.addmm_(slope.T, own)
-        ctx.save_for_backward(gradient, of_every)
-        ctx.mark_non_differentiable(hits)
-        return loss, hits
-
-    @staticmethod
-    def backward(ctx: Any, upstream: Tensor, _: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        gradient, of_every = ctx.saved_tensors
-        return upstream * gradient, upstream * of_every, None, None

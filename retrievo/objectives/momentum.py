@@ -11,9 +11,10 @@ from torch.nn import functional
 
 from retrievo.learning.batch import Batch, Chunk, Stats
 from retrievo.learning.distributed import gather_counts, gather_rows
+from retrievo.learning.losses import TILE
 from retrievo.models.encoder import Encoder
 from retrievo.objectives.choices import ContrieverConfig
-from retrievo.objectives.contrastive import DOCUMENT, QUERY, TILE, InBatchContrast, encoded, figures
+from retrievo.objectives.contrastive import DOCUMENT, QUERY, InBatchContrast, encoded, figures
 from retrievo.support.errors import RetrievoError
 
 

@@ -14,11 +14,10 @@ from torch.nn import functional
 
 from retrievo.data.sampling import random_keys
 from retrievo.learning.batch import Batch, Chunk, Stats
-from retrievo.learning.distributed import gather_counts, gather_rows, rank
 from retrievo.models.condenser import HEAD_LAYERS, CondenserHead, MaskedEncoder
 from retrievo.models.encoder import position_limit
 from retrievo.objectives.choices import CoCondenserConfig, CondenserConfig, MlmConfig
-from retrievo.objectives.contrastive import InfoNce, figures
+from retrievo.objectives.contrastive import among_all
 from retrievo.objectives.framing import Document, Frame, frame, framed
 from retrievo.objectives.masking import IGNORED, Vocabulary
 from retrievo.objectives.objective import Objective
@@ -126,6 +125,11 @@ class MaskedLanguageModel(Objective):
     def _set_head(self) -> None:
         self.encoder.condenser = None  # a head that takes no part would no longer fit the backbone
 
+    @property
+    def mlm_weight(self) -> float:
+        """The factor before the cross-entropy."""
+        return 1.0
+
     def collator(self) -> SpanCollator:
         tokenizer, config = self.encoder.tokenizer, self.config
         around = span_frame(self.encoder)
@@ -144,6 +148,8 @@ class MaskedLanguageModel(Objective):
         return None, Hidden(chunk.rows, chunk.attention_mask, late, late)
 
     def local_loss(self, rest: Hidden, batch: Batch) -> Tensor:
+        if not self.mlm_weight:
+            return torch.zeros((), device=rest.late.device)
         labels = _padded_labels(rest, batch)
         chosen = labels != IGNORED
         states = {name: state[chosen] for name, state in self.states(rest).items()}  # of [m, D]
@@ -152,13 +158,13 @@ class MaskedLanguageModel(Objective):
         terms = losses.view(len(states), -1).sum(1) / max(1, batch.counts["masked"])  # [k]
         for name, term in zip(states, terms.detach(), strict=True):
             self._terms[name] = self._terms.get(name, 0) + term.float()
-        return terms.sum()
+        return self.mlm_weight * terms.sum()
 
     def figures(self, batch: Batch) -> Stats:
         """The terms of the loss apart."""
         zero = torch.zeros((), device=next(self.parameters()).device)  # of a rank without documents
         terms, self._terms = self._terms, {}
-        return {name: terms.get(name, zero) for name in self.term_names}
+        return {name: terms.get(name, zero) for name in self.term_names} if self.mlm_weight else {}
 
     @property
     def term_names(self) -> tuple[str, ...]:
@@ -237,13 +243,20 @@ def _check_head(head: CondenserHead, config: CondenserConfig) -> None:
 class CoCondenser(Condenser):
     """Condenser, with a contrast of late [CLS] vectors: L = L_mlm + L_co, both means (coCondenser, eq. 7).
 
+    `weight` puts a factor before each term (mlm=0: the ablation of section 5.3); terms are logged without it.
+
     Two spans come from each document. Of each, the other one competes with all other spans of the global batch
     (eq. 6): -log exp<h_ij, h_i'j'> / sum over kl != ij of exp<h_ij, h_kl>, without temperature; the mean over spans.
     """
 
     Config = CoCondenserConfig
+    config: CoCondenserConfig
     pairs = True
     vector_names = (SPAN,)
+
+    @property
+    def mlm_weight(self) -> float:
+        return self.config.weights["mlm"]
 
     def _set_head(self) -> None:
         if self.encoder.condenser is None:
@@ -258,11 +271,5 @@ class CoCondenser(Condenser):
         return hidden.late[:, 0], hidden
 
     def contrast(self, vectors: dict[str, Tensor], batch: Batch) -> tuple[Tensor, Stats]:
-        own = vectors[SPAN]  # [m, D]
-        counts = gather_counts(len(own), own.device)
-        every = gather_rows(own, counts)  # [M, D]
-        columns = sum(counts[: rank()]) + torch.arange(len(own), device=own.device)
-        total, hits = InfoNce.apply(own, every, columns ^ 1, columns)
-        loss = total / batch.counts["spans"]
-        stats = {"contrastive_loss": loss.detach(), "accuracy": hits / batch.counts["spans"]}
-        return loss, stats | figures(own[::2], own[1::2], every[1::2], batch.counts["spans"] // 2)
+        loss, stats = among_all(vectors[SPAN], vectors[SPAN], paired=True)
+        return self.config.weights["contrastive"] * loss, stats

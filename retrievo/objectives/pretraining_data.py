@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
 from retrievo.data.corpus import Corpus
+from retrievo.data.mixing import UNIFORM, apportioned, shares
 from retrievo.data.sampling import random_keys
 from retrievo.data.token_cache import TokenCache
 from retrievo.learning.batch import Batch
 from retrievo.learning.distributed import rank, world_size
 from retrievo.learning.samplers import share
 from retrievo.models.encoder import Encoder
+from retrievo.models.tokens import Tokenization
 from retrievo.objectives.framing import Document
 from retrievo.objectives.views import LEAST_SPAN
 from retrievo.support import console
 from retrievo.support.errors import RetrievoError
+
+_EPOCH, _TURN, _HELD_OUT, _VALIDATION = range(4)  # one stream of random numbers for each purpose
 
 
 class ViewCollator(Protocol):
@@ -39,43 +43,125 @@ class ViewCollator(Protocol):
         """The views as flat rows."""
 
 
-class PretrainFeed:
-    """Batches of documents, each once an epoch: pure functions of (seed, step) and of this process's rank.
+class Source:
+    """One corpus with the rows of its documents that are trained on, and of those that are held out: [n], [h].
 
-    Documents too short for the collator's spans are left out and counted. The last batch of an epoch is smaller.
-    batch_size: documents of the global batch.
-    Raises: RetrievoError where more than half of the documents are too short.
+    Memory: 4 bytes a document; tokens and offsets stay on disk, mapped.
+    Raises: RetrievoError where more than half of the documents are too short for the collator.
     """
 
-    def __init__(self, corpus: Corpus, encoder: Encoder, collator: ViewCollator, *, batch_size: int, seed: int):
+    def __init__(self, corpus: Corpus, tokenization: Tokenization, collator: ViewCollator):
+        self.path, self.tokens = corpus.path, TokenCache(corpus.table, tokenization)
+        self.rows = _long_enough(self.tokens.offsets, collator.least_tokens)
+        self.held_out = self.rows[:0]
+        self.left_out = len(self.tokens) - len(self.rows)
+        if self.left_out > len(self.rows) or not len(self.rows):
+            found = (
+                f"{self.left_out:,} of {len(self.tokens):,} documents have fewer than {collator.least_tokens} tokens"
+            )
+            raise RetrievoError(self.path, found, f"room for {collator.spans} spans of {LEAST_SPAN} tokens in most")
+
+    def hold_out(self, count: int, seed: Sequence[int]) -> None:
+        """Keeps so many documents, drawn at random, from being trained on.
+
+        Raises: RetrievoError for more than half of them.
+        """
+        if 2 * count > len(self.rows):
+            found = f"asks for {count:,} of the {len(self.rows):,} documents of {self.path}"
+            raise RetrievoError("--held-out", found, "at most half of them")
+        apart = np.zeros(len(self.rows), bool)
+        apart[np.random.default_rng(seed).choice(len(self.rows), count, replace=False)] = True
+        self.rows, self.held_out = self.rows[~apart], self.rows[apart]
+
+    def lengths(self, most: int = 100_000) -> np.ndarray:
+        """Tokens of documents, of evenly spread ones where there are more than `most`."""
+        some = self.rows[:: max(1, len(self.rows) // most)].astype(np.int64)
+        return self.tokens.offsets[some + 1] - self.tokens.offsets[some]
+
+
+class Epoch(NamedTuple):
+    """What is seen in an epoch, in its order: which corpus, row, and turn through that corpus; [N] each."""
+
+    number: int
+    source: np.ndarray
+    row: np.ndarray
+    turn: np.ndarray
+
+
+class PretrainFeed:
+    """Batches of documents of one or several corpora: pure functions of (seed, step) and of this process's rank.
+
+    An epoch sees as many documents as the corpora have. With the mix `uniform` that is each document once. Otherwise
+    each corpus has its share of the places of an epoch and goes through its documents turn after turn, each time in a
+    new order and with other views: no document of a corpus was ever seen two times more often than another.
+
+    Documents too short for the collator's spans are left out and counted. The last batch of an epoch is smaller.
+    batch_size: documents of the global batch. held_out: documents that are kept for `held_out_batches`.
+    Raises: RetrievoError where more than half of the documents of a corpus are too short, or are to be held out;
+    UsageError for a mix that does not fit the corpora.
+    """
+
+    def __init__(
+        self,
+        corpora: Sequence[Corpus],
+        encoder: Encoder,
+        collator: ViewCollator,
+        *,
+        batch_size: int,
+        seed: int,
+        mix: str = UNIFORM,
+        held_out: int = 0,
+    ):
         self.collator, self.batch_size, self.seed = collator, batch_size, seed
         # whole texts without prefixes: what is cut out of their middle gets its own [CLS] and [SEP]
         tokenization = dataclasses.replace(
             encoder.tokenization("document"), max_length=None, prefix="", special_tokens=False
         )
-        self.tokens = TokenCache(corpus.table, tokenization)
-        lengths = np.diff(self.tokens.offsets)
-        self.documents = np.flatnonzero(lengths >= collator.least_tokens)
-        self.left_out = len(lengths) - len(self.documents)
-        if self.left_out > len(self.documents) or not len(self.documents):
-            found = f"{self.left_out:,} of {len(lengths):,} documents have fewer than {collator.least_tokens} tokens"
-            raise RetrievoError(corpus.path, found, f"room for {collator.spans} spans of {LEAST_SPAN} tokens in most")
-        self._latest = (0, self._order(0))
+        self.sources = [Source(corpus, tokenization, collator) for corpus in corpora]
+        counts = apportioned(held_out, shares(mix, self._sizes()))
+        for number, (source, count) in enumerate(zip(self.sources, counts, strict=True)):
+            source.hold_out(count, [seed, _HELD_OUT, number])
+        self.documents = sum(self._sizes())
+        self.places = apportioned(self.documents, shares(mix, self._sizes()))
+        self._latest = self._epoch(0)
+
+    def _sizes(self) -> list[int]:
+        """Documents of each corpus that are trained on."""
+        return [len(source.rows) for source in self.sources]
 
     @property
     def batches_per_epoch(self) -> int:
-        """Steps of one pass over the documents."""
-        return -(-len(self.documents) // self.batch_size)
+        """Steps that see as many documents as there are."""
+        return -(-self.documents // self.batch_size)
 
     def batch(self, step: int) -> Batch:
         """This rank's part of the batch of a step."""
-        epoch, batch = divmod(step, self.batches_per_epoch)
-        if self._latest[0] != epoch:
-            self._latest = (epoch, self._order(epoch))
-        rows = self._latest[1][batch * self.batch_size : (batch + 1) * self.batch_size]
-        rows = rows[share(len(rows), rank(), world_size())]
-        keys = random_keys(self.seed, np.full(len(rows), epoch), rows)
-        return self.collator([Document(self.tokens.row(row), key) for row, key in zip(rows, keys, strict=True)])
+        return self.collator(self.items(step))
+
+    def items(self, step: int) -> list[Document]:
+        """This rank's documents of a step."""
+        number, batch = divmod(step, self.batches_per_epoch)
+        if self._latest.number != number:
+            self._latest = self._epoch(number)
+        chosen = slice(batch * self.batch_size, (batch + 1) * self.batch_size)
+        return self._items(*(column[chosen] for column in self._latest[1:]))
+
+    def held_out_batches(self) -> Iterator[Batch]:
+        """This rank's part of batches of the held-out documents, always the same views in the same order."""
+        sizes = [len(source.held_out) for source in self.sources]
+        number = np.repeat(np.arange(len(sizes)), sizes)
+        rows = np.concatenate([source.held_out for source in self.sources])
+        order = np.random.default_rng([self.seed, _VALIDATION]).permutation(len(rows))
+        for start in range(0, len(order), self.batch_size):
+            chosen = order[start : start + self.batch_size]
+            yield self.collator(self._items(number[chosen], rows[chosen], np.zeros(len(chosen), np.uint32)))
+
+    def _items(self, source: np.ndarray, rows: np.ndarray, turns: np.ndarray) -> list[Document]:
+        """This rank's share of documents, each with the key that its views are drawn from."""
+        mine = share(len(rows), rank(), world_size())
+        keys = random_keys(self.seed, source[mine], turns[mine], rows[mine])
+        drawn = zip(source[mine].tolist(), rows[mine].tolist(), keys, strict=True)
+        return [Document(self.sources[number].tokens.row(row), key) for number, row, key in drawn]
 
     def position(self, step: int) -> dict[str, int]:
         """Where a step stands in the data."""
@@ -84,16 +170,43 @@ class PretrainFeed:
 
     def say_counts(self) -> None:
         """What will be trained on, and what was left out."""
-        lengths = np.diff(self.tokens.offsets)[self.documents]
-        spans = self.collator.expected_lengths(lengths)
-        console.note(
-            f"{len(lengths):,} documents of {lengths.mean():,.0f} tokens on average; {self.collator.spans} x "
-            f"{spans.mean():,.0f} of them are seen in an epoch"
-        )
-        if self.left_out:
-            least = self.collator.least_tokens
-            console.warn(f"documents left out, which have fewer than {least} tokens: {self.left_out:,}")
+        several = len(self.sources) > 1
+        for source, places in zip(self.sources, self.places, strict=True):
+            lengths = source.lengths()
+            spans = self.collator.expected_lengths(lengths)
+            where, part = (f"{source.path}: ", f"; {places / self.documents:.1%} of an epoch") if several else ("", "")
+            console.note(
+                f"{where}{len(source.rows):,} documents of {lengths.mean():,.0f} tokens on average; "
+                f"{self.collator.spans} x {spans.mean():,.0f} of them are seen in an epoch{part}"
+            )
+            if source.left_out:
+                least = self.collator.least_tokens
+                console.warn(f"documents left out, which have fewer than {least} tokens: {source.left_out:,}")
 
-    def _order(self, epoch: int) -> np.ndarray:
-        """The documents in the order of one epoch."""
-        return np.random.default_rng([self.seed, epoch]).permutation(self.documents)
+    def _epoch(self, number: int) -> Epoch:
+        """The places of an epoch in their order."""
+        columns = [self._places(source, number) for source in range(len(self.sources))]
+        source, row, turn = (np.concatenate(parts) for parts in zip(*columns, strict=True))
+        order = np.random.default_rng([self.seed, _EPOCH, number]).permutation(len(row))
+        return Epoch(number, source[order], row[order], turn[order])
+
+    def _places(self, source: int, epoch: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Corpus, row and turn of a corpus's documents of an epoch: the next ones of its endless sequence of turns."""
+        rows, count = self.sources[source].rows, self.places[source]
+        first, last = epoch * count, (epoch + 1) * count
+        turns = range(first // len(rows), -(-last // len(rows)))
+        parts = [self._turn(source, turn)[max(0, first - turn * len(rows)) : last - turn * len(rows)] for turn in turns]
+        sizes = [len(part) for part in parts]
+        row = np.concatenate([rows[:0], *parts])
+        return np.full(count, source, np.uint16), row, np.repeat(np.array(turns, np.uint32), sizes)
+
+    def _turn(self, source: int, turn: int) -> np.ndarray:
+        """The rows of a corpus in the order in which they come for the so many-th time."""
+        return np.random.default_rng([self.seed, _TURN, source, turn]).permutation(self.sources[source].rows)
+
+
+def _long_enough(offsets: np.ndarray, least: int, block: int = 1 << 20) -> np.ndarray:
+    """The documents of at least so many tokens; `block` of them are looked at at once."""
+    starts = range(0, len(offsets) - 1, block)
+    parts = [start + np.flatnonzero(np.diff(offsets[start : start + block + 1]) >= least) for start in starts]
+    return np.concatenate([np.empty(0, np.uint32), *(part.astype(np.uint32) for part in parts)])

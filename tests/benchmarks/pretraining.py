@@ -96,12 +96,12 @@ def _setting(given: argparse.Namespace, name: str, documents: int) -> tuple[Obje
     corpus = Corpus(given.corpus)
     folder = given.model
     if scratch_size(given.model):
-        folder = str(scratch_folder(given.model, corpus, 0))
+        folder = str(scratch_folder(given.model, [corpus], 0))
     encoder = MaskedEncoder.load(folder, pooling="cls", normalize=False, similarity="dot")
     if name == "cocondenser":
         objective_class("condenser")(OBJECTIVES["condenser"].config(max_length=given.max_length), encoder)
     objective = objective_class(name)(OBJECTIVES[name].config(max_length=given.max_length), encoder).train()
-    batch = PretrainFeed(corpus, encoder, objective.collator(), batch_size=documents, seed=0).batch(0)
+    batch = PretrainFeed([corpus], encoder, objective.collator(), batch_size=documents, seed=0).batch(0)
     assert batch.counts["documents"] == documents, "the corpus has fewer documents"
     return objective, batch
 

@@ -9,24 +9,22 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import (
+    AutoConfig,
     AutoModel,
     AutoModelForMaskedLM,
     BertConfig,
     BertForPreTraining,
-    CamembertConfig,
-    DistilBertConfig,
-    DistilBertModel,
+    ElectraConfig,
+    ElectraModel,
     RobertaConfig,
     RobertaForMaskedLM,
-    XLMRobertaConfig,
 )
 
-from retrievo.models.condenser import HEAD_FILE, MLM_HEADS, CondenserHead, MaskedEncoder
+from retrievo.models.condenser import BACKBONES, HEAD_FILE, CondenserHead, MaskedEncoder
 from retrievo.models.encoder import Encoder
 from retrievo.support.errors import RetrievoError
 
 SIZE = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 64}
-CONFIGS = {"roberta": RobertaConfig, "xlm-roberta": XLMRobertaConfig, "camembert": CamembertConfig}
 
 
 @pytest.fixture(scope="session")
@@ -165,18 +163,26 @@ def test_a_checkpoint_with_more_heads_than_this_one_loses_the_others(load_masked
     assert not [notice for notice in notices if "head" in notice]
 
 
-@pytest.mark.parametrize("kind", CONFIGS)
-def test_every_family_of_the_table_has_its_layers_and_its_head(kind, tokenizers):
+@pytest.mark.parametrize("kind", list(BACKBONES))
+def test_a_head_with_the_weights_of_the_last_layers_is_these_layers(kind):
+    """In every family of the table: its own layers, their positions and masks, and the norm that follows them."""
     torch.manual_seed(0)
-    tokenizer = tokenizers["byte pieces"]
+    sizes = {"dim": 32, "n_layers": 4, "n_heads": 4, "hidden_dim": 64} if kind == "distilbert" else SIZE
+    sizes = sizes | ({"local_attention": 4} if kind == "modernbert" else {})  # every third layer sees all tokens
     model = AutoModelForMaskedLM.from_config(
-        CONFIGS[kind](vocab_size=len(tokenizer), max_position_embeddings=66, pad_token_id=1, **SIZE)
-    )
-    head = CondenserHead(model.base_model.eval(), 1).eval()
-    assert type(head.layers[0]) is type(model.base_model.encoder.layer[0])
-    hidden = model.base_model(input_ids=IDS, attention_mask=MASK).last_hidden_state
-    logits = getattr(model, MLM_HEADS[kind])(head(hidden, hidden, MASK))
-    assert logits.shape == (2, 5, len(tokenizer))
+        AutoConfig.for_model(kind, vocab_size=90, max_position_embeddings=66, pad_token_id=1, **sizes)
+    ).eval()
+    backbone = model.base_model
+    ids, mask = torch.randint(5, 90, (2, 12)), torch.ones(2, 12, dtype=torch.int64)
+    mask[1, 7:] = 0
+    head, stack = CondenserHead(backbone, 2).eval(), backbone.get_submodule(BACKBONES[kind].layers)
+    for own, theirs in zip(head.layers, stack[-2:], strict=True):
+        assert type(own) is type(theirs)
+        own.load_state_dict(theirs.state_dict())
+    with torch.no_grad():
+        found = backbone(input_ids=ids, attention_mask=mask, output_hidden_states=True)
+        hidden = head(found.hidden_states[2], found.hidden_states[2], mask)
+        torch.testing.assert_close(hidden[mask.bool()], found.last_hidden_state[mask.bool()])
 
 
 @pytest.mark.parametrize("early_layer", [0, 1, 2])
@@ -252,10 +258,9 @@ def test_a_layer_that_the_backbone_does_not_have_is_refused(load_masked, masked_
 
 def test_other_types_of_backbone_are_refused(load_masked, tokenizers, tmp_path):
     tokenizer = tokenizers["word pieces"]
-    config = DistilBertConfig(vocab_size=len(tokenizer), dim=32, n_layers=2, n_heads=4, hidden_dim=64)
-    DistilBertModel(config).save_pretrained(tmp_path)
+    ElectraModel(ElectraConfig(vocab_size=len(tokenizer), **SIZE)).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
-    message = "--model: a backbone of type distilbert; expected one of bert, roberta, xlm-roberta, camembert"
+    message = "--model: a backbone of type electra; expected one of bert, roberta, xlm-roberta, camembert"
     with pytest.raises(RetrievoError, match=message):
         load_masked(tmp_path)
 

@@ -181,7 +181,7 @@ def test_a_corpus_has_its_model_made_once(tmp_path: Path, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(scratch, "make_scratch", make)
     folders = [
-        scratch.scratch_folder(name, Corpus(tmp_path / "corpus.parquet"), seed)
+        scratch.scratch_folder(name, [Corpus(tmp_path / "corpus.parquet")], seed)
         for name, seed in (("scratch:tiny", 0), ("scratch:tiny", 0), ("scratch:tiny", 1), ("scratch:small", 0))
     ]
     assert [(name, seed) for name, _, seed in asked] == [("scratch:tiny", 0), ("scratch:tiny", 1), ("scratch:small", 0)]

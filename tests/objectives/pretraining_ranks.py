@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 import functools
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -14,7 +15,15 @@ import pyarrow.parquet as pq
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from torch import Tensor
-from transformers import BertConfig, BertForMaskedLM, PreTrainedTokenizerFast, RobertaConfig, RobertaForMaskedLM
+from transformers import (
+    AutoModelForMaskedLM,
+    BertConfig,
+    DistilBertConfig,
+    ModernBertConfig,
+    PreTrainedTokenizerFast,
+    RobertaConfig,
+    XLMRobertaConfig,
+)
 
 from retrievo.data.corpus import Corpus
 from retrievo.engine.step import gradient_step
@@ -63,16 +72,46 @@ def byte_syllables() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=made, **{f"{name}_token": sign for name, sign in names.items()})
 
 
+@functools.cache
+def sentence_pieces() -> PreTrainedTokenizerFast:
+    """The same for a SentencePiece unigram model as XLM-R's."""
+    pieces = [*SYLLABLES, *(f"▁{syllable}" for syllable in SYLLABLES), *"▁.bdfgkmaeiou"]
+    special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+    vocabulary = [(piece, 0.0) for piece in special] + [(piece, -float(len(pieces[0]))) for piece in pieces]
+    made = Tokenizer(models.Unigram(vocabulary, unk_id=3))
+    made.pre_tokenizer, made.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    made.post_processor = processors.TemplateProcessing("<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)])
+    names = {"cls": "<s>", "pad": "<pad>", "sep": "</s>", "unk": "<unk>", "mask": "<mask>"}
+    return PreTrainedTokenizerFast(tokenizer_object=made, **{f"{name}_token": sign for name, sign in names.items()})
+
+
+class Family(NamedTuple):
+    """A kind of backbone: the tokenizer and the configuration of a tiny one."""
+
+    tokenizer: Callable[[], PreTrainedTokenizerFast]
+    config: type
+    options: dict[str, Any]
+
+
+_DISTIL = {"dim": 16, "n_layers": 3, "n_heads": 2, "hidden_dim": 32, "max_position_embeddings": 64}
+_LOCAL = {"global_attn_every_n_layers": 2, "local_attention": 8, "max_position_embeddings": 64, "pad_token_id": 1}
+FAMILIES = {  # MiniLM is a BERT of other sizes
+    "bert": Family(syllables, BertConfig, SIZE | {"max_position_embeddings": 64}),
+    "roberta": Family(byte_syllables, RobertaConfig, SIZE | {"max_position_embeddings": 66}),
+    "xlm-roberta": Family(sentence_pieces, XLMRobertaConfig, SIZE | {"max_position_embeddings": 66}),
+    "distilbert": Family(syllables, DistilBertConfig, _DISTIL),
+    "modernbert": Family(byte_syllables, ModernBertConfig, SIZE | _LOCAL),
+}
+
+
 def model(family: str = "bert", dropout: float = 0.0) -> MaskedEncoder:
     """A masked language model of 3 layers x 16."""
     torch.manual_seed(0)
-    rates = {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout, "initializer_range": 0.3}
-    spec = EncoderSpec(query_max_length=64, document_max_length=64)
-    if family == "roberta":
-        config = RobertaConfig(vocab_size=len(byte_syllables()), max_position_embeddings=66, **SIZE, **rates)
-        return MaskedEncoder(RobertaForMaskedLM(config), byte_syllables(), spec)
-    config = BertConfig(vocab_size=len(syllables()), max_position_embeddings=64, **SIZE, **rates)
-    return MaskedEncoder(BertForMaskedLM(config), syllables(), spec)
+    tokenizer, config, options = FAMILIES[family].tokenizer(), FAMILIES[family].config, FAMILIES[family].options
+    names = ("hidden_dropout_prob", "attention_probs_dropout_prob", "dropout", "attention_dropout", "mlp_dropout")
+    rates = {name: dropout for name in names if hasattr(config(), name)} | {"initializer_range": 0.3}
+    made = AutoModelForMaskedLM.from_config(config(vocab_size=len(tokenizer), **options, **rates))
+    return MaskedEncoder(made, tokenizer, EncoderSpec(query_max_length=64, document_max_length=64))
 
 
 def objective(name: str, family: str = "bert", dropout: float = 0.0, **options: Any) -> Any:
@@ -118,7 +157,7 @@ def gradients_of_an_epoch(folder: Path) -> dict[str, Tensor]:
     corpus = Corpus(folder / "corpus.parquet")
     for name in (*CLASSES, *VIEWS):
         trained = objective(name) if name in CLASSES else contrast(name)
-        feed = PretrainFeed(corpus, trained.encoder, trained.collator(), batch_size=BATCH_SIZE, seed=3)
+        feed = PretrainFeed([corpus], trained.encoder, trained.collator(), batch_size=BATCH_SIZE, seed=3)
         for step in range(feed.batches_per_epoch):
             stats = gradient_step(trained, feed.batch(step), step=step, seed=3, chunk_tokens=40)
             found |= {f"{name}/{step}/{key}": value for key, value in stats.items() if key != "padded_tokens"}

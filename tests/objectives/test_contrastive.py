@@ -19,8 +19,8 @@ from torch.nn import functional
 
 from retrievo.data.sampling import random_keys
 from retrievo.engine.step import ALL_GRAPHS, Passes, gradient_step
+from retrievo.learning import tiles
 from retrievo.learning.batch import Batch
-from retrievo.objectives import contrastive
 from retrievo.objectives.choices import SimClrConfig
 from retrievo.objectives.contrastive import DOCUMENT, QUERY, ClozeCollator, CropCollator, figures
 from retrievo.objectives.corruption import Corruption
@@ -93,7 +93,7 @@ def test_symmetric_lets_each_view_compete_with_all_others(smoothing: float) -> N
 @pytest.mark.parametrize("symmetric", [False, True])
 def test_tiles_change_nothing(symmetric: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = loss_of(vectors(9), symmetric=symmetric)
-    monkeypatch.setattr(contrastive, "TILE", 20)
+    monkeypatch.setattr(tiles, "TILE", 20)
     tiled = loss_of(vectors(9), symmetric=symmetric)
     assert tiled[0] == pytest.approx(whole[0], rel=1e-6)
     assert_same(tiled[1], whole[1])

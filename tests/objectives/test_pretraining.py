@@ -33,10 +33,11 @@ from torch import Tensor
 
 from retrievo.data.sampling import random_keys
 from retrievo.engine.step import ALL_GRAPHS, Passes, gradient_step
+from retrievo.learning import tiles
 from retrievo.learning.batch import Batch, Chunk
 from retrievo.models.chunks import pad
 from retrievo.models.condenser import MaskedEncoder
-from retrievo.objectives import contrastive, pretraining
+from retrievo.objectives import pretraining
 from retrievo.objectives.choices import CoCondenserConfig, CondenserConfig, MlmConfig
 from retrievo.objectives.framing import Document, Frame
 from retrievo.objectives.masking import IGNORED
@@ -278,7 +279,7 @@ def test_the_contrast_in_tiles_is_the_contrast_at_once(monkeypatch: pytest.Monke
     made = Batch(rows={}, counts={"spans": 10})
     found = []
     for tile in (1 << 21, 30):
-        monkeypatch.setattr(contrastive, "TILE", tile)
+        monkeypatch.setattr(tiles, "TILE", tile)
         torch.manual_seed(1)
         spans = torch.randn(10, 16, requires_grad=True)
         loss, stats = trained.contrast({"span": spans}, made)
