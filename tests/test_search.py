@@ -232,7 +232,7 @@ def test_a_limit_of_memory_changes_no_byte(kind: str, house: Path, tmp_path: Pat
         assert made.code == 0, made.err
     whole = search(retrievo, index, house, tmp_path / "run.trec", "--depth", 50)
     (tmp_path / "less").mkdir()
-    flags = ("--depth", 50, "--memory", "6MB")
+    flags = ("--depth", 50, "--memory", "64MB")
     assert search(retrievo, index, house, tmp_path / "less" / "run.trec", *flags) == whole
 
 
