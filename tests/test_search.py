@@ -302,8 +302,8 @@ def test_passages_become_documents(house: Path, tmp_path: Path, retrievo: Callab
     search(retrievo, tmp_path / "bm25", house, tmp_path / "run.trec", "--queries", house, "--doc-aggregate", "max")
     assert [(row[0], row[2], row[3]) for row in lines(tmp_path / "run.trec")] == [
         ("q2", "b", "1"),
-        ("q1", "b", "1"),
-        ("q1", "a", "2"),
+        ("q1", "a", "1"),
+        ("q1", "b", "2"),
     ]
 
 

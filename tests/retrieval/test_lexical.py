@@ -338,7 +338,8 @@ lexical.build([("a", "cats")], Path(sys.argv[1]))
 with lexical.BM25Index(Path(sys.argv[1])) as index:
     found = index.search(["cat"], 10)[0].doc_ids.to_pylist()
 heavy = {"torch", "transformers", "faiss", "openai", "pyserini", "scipy"} & set(sys.modules)
-print(found, sorted(heavy), dict(os.environ) == before, 100 < jvm.java_class("Runtime").getRuntime().maxMemory() >> 20 <= 128)
+heap = jvm.java_class("Runtime").getRuntime().maxMemory() >> 20
+print(found, sorted(heavy), dict(os.environ) == before, 100 < heap <= 128)
 """
 
 
