@@ -622,7 +622,7 @@ CASES: dict[str, tuple[Make, int, str]] = {
     "conversation and a question": (
         lambda f: ["search", "x", "--interactive", "--index", HOUSE / "bm25"],
         2,
-        "--interactive: is given together with a question or --queries",
+        "--interactive: is given together with QUESTION",
     ),
     "export of an index": (
         lambda f: ["export", HOUSE / "bm25", "--output", f / "out"],

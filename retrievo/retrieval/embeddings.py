@@ -263,7 +263,7 @@ class Embeddings(Vectors):
         """Writes all vectors as one `.npy` [N, D], a block at a time; returns the record of the file."""
         header = {"descr": self.dtype.newbyteorder("<").str, "fortran_order": False, "shape": (self.rows, self.dim)}
         with HashingFile(path) as file:
-            np.lib.format.write_array_header_1_0(file, header)  # type: ignore[arg-type]
+            np.lib.format.write_array_header_1_0(file, header)
             for _, block in self.blocks(_IDS_PER_CHUNK):
                 file.write(np.ascontiguousarray(block).data)
                 if tick:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 class _Asked(NamedTuple):
     """One search that every process does in its own rows."""
 
-    index: Path
+    source: Path
     queries: np.ndarray  # [Q, D]
     depth: int
     batch_size: int
@@ -41,7 +41,7 @@ def alone() -> bool:
 def company(device: Callable[[], str], vectors_of: Callable[[Path], Vectors], **options: Any) -> Iterator[bool]:
     """Whether this process leads; one that does not has done all that was asked of it when it is told so.
 
-    device: of this process; vectors_of: those of an index; options: of `retrievo.retrieval.exact.search_batches`.
+    device: of this process; vectors_of: those of a source; options: of `retrievo.retrieval.exact.search_batches`.
     """
     if alone():
         yield True
@@ -51,7 +51,7 @@ def company(device: Callable[[], str], vectors_of: Callable[[Path], Vectors], **
     with process_group(device()) as place:
         if rank():
             while asked := _told(None):
-                for _ in _batches(asked, vectors_of(asked.index), device=str(place), **options):
+                for _ in _batches(asked, vectors_of(asked.source), device=str(place), **options):
                     pass
             yield False
         else:
@@ -60,7 +60,7 @@ def company(device: Callable[[], str], vectors_of: Callable[[Path], Vectors], **
 
 
 def search_batches(
-    index: Path, queries: np.ndarray, vectors: Vectors, depth: int, *, batch_size: int, device: str, **options: Any
+    source: Path, queries: np.ndarray, vectors: Vectors, depth: int, *, batch_size: int, device: str, **options: Any
 ) -> Iterator[Hits]:
     """`retrievo.retrieval.exact.search_batches` over all rows, with whatever company the lead process has."""
     if alone():
@@ -68,7 +68,7 @@ def search_batches(
         return
     import torch
 
-    _told(asked := _Asked(index, queries, depth, batch_size))
+    _told(asked := _Asked(source, queries, depth, batch_size))
     place = f"cuda:{torch.cuda.current_device()}" if device.startswith("cuda") else device
     yield from _batches(asked, vectors, device=place, **options)
 

@@ -338,7 +338,8 @@ lexical.build([("a", "cats")], Path(sys.argv[1]))
 with lexical.BM25Index(Path(sys.argv[1])) as index:
     found = index.search(["cat"], 10)[0].doc_ids.to_pylist()
 heavy = {"torch", "transformers", "faiss", "openai", "pyserini", "scipy"} & set(sys.modules)
-print(found, sorted(heavy), dict(os.environ) == before, jvm.java_class("Runtime").getRuntime().maxMemory() >> 20)
+heap = jvm.java_class("Runtime").getRuntime().maxMemory() >> 20
+print(found, sorted(heavy), dict(os.environ) == before, 100 < heap <= 128)
 """
 
 
@@ -348,7 +349,7 @@ def test_bm25_prints_nothing_imports_nothing_heavy_and_leaves_the_environment(tm
     done = subprocess.run(
         [sys.executable, "-c", QUIET, folder], env=environment, capture_output=True, text=True, check=True
     )
-    assert done.stdout == "['a'] [] True 128\n"
+    assert done.stdout == "['a'] [] True True\n"  # on one core Java counts less of its heap
     assert done.stderr == ""
 
 
