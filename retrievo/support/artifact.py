@@ -40,6 +40,7 @@ KINDS = {
     "cross-encoder": 1,
     "pair-scores": 1,
     "measures": 1,
+    "exported-vectors": 1,
 }
 
 
