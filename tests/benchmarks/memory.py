@@ -39,7 +39,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         os.environ["XDG_CACHE_HOME"] = f"{name}/cache"
         folder = Path(name)
-        dataset = make_dataset(folder / "train", max(given.batches))
+        dataset = make_dataset(folder / "train", max(given.batches, default=1))
         tables = ["--corpus", dataset, "--queries", dataset, "--qrels", dataset / "qrels.txt"]
         for memory, size in itertools.product(given.graph_memory, given.batches):
             output = folder / f"batch-{size}-{memory}"
