@@ -217,7 +217,7 @@ CASES: dict[str, tuple[Make, int, str]] = {
     "answers that are not there": (
         lambda f: answered(f, ["q1"], "--corpus", HOUSE, "--answers", f / "no.parquet"),
         1,
-        "no.parquet: no such file or folder",
+        "no.parquet: no such file; expected the answers",
     ),
     "report that is no page": (
         lambda f: evaluate(f, "q1 Q0 d1 1 2 x\n", "q1 0 d1 1\n", "--report", "r.pdf"),
