@@ -177,6 +177,7 @@ def mine(config: MineConfig) -> Manifest:
     """
     from retrievo.data.corpus import Corpus, Queries
     from retrievo.data.qrels import Qrels
+    from retrievo.learning.distributed import others_gone
     from retrievo.models.source import model_record
     from retrievo.support.artifact import Output
 
@@ -192,7 +193,7 @@ def mine(config: MineConfig) -> Manifest:
             vectors = _embeddings(config, corpus, model_inputs) if config.model is not None else None
         if not console.is_lead():
             return output.manifest({})
-        with output.build() as folder, console.inner_steps():
+        with output.build() as folder, console.inner_steps(), others_gone():
             work = _Work(config, corpus, _judged_queries(queries, pairs, folder), pairs, folder, vectors)
             manifest = output.finish(work.write(output))
         _summary(config, manifest, output.elapsed)
