@@ -305,7 +305,7 @@ class _Work:
         """The run of the judged queries."""
         config, run = self.config, self.searched / f"{name}.parquet"
         shared = {"queries": self.table, "depth": config.depth, "threads": config.threads, **_computing(config)}
-        search(SearchConfig(index=(index,), output=run, **shared, **bm25))  # type: ignore[arg-type]
+        search(SearchConfig(index=(index,), output=run, **shared, **bm25), alone=True)  # type: ignore[arg-type]
         return run
 
     def write(self, output: Output) -> dict[str, Any]:

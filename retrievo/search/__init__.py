@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -239,13 +240,15 @@ class SearchConfig(Options):
         return {name: value for name, value in (own | fused).items() if name not in idle}
 
 
-def search(config: SearchConfig) -> Answer | None:
+def search(config: SearchConfig, *, alone: bool = False) -> Answer | None:
     """Writes a run for a table of queries, or returns the answer to a question.
+
+    alone: by this process, where torchrun started others that do not call this; else every process calls it.
 
     Raises: RetrievoError where index and queries do not fit; UsageError for options of another kind of index.
     """
     sources = _sources(config)
-    with accompanied(config, sources) as leads:
+    with nullcontext(True) if alone else accompanied(config, sources) as leads:
         if leads and config.question is not None:
             return Asker(config, sources).answer(config.question)
         if leads:

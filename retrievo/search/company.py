@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from retrievo.support.console import is_lead
@@ -32,18 +33,17 @@ class _Asked(NamedTuple):
     batch_size: int
 
 
-def alone() -> bool:
-    """Whether this process has no company."""
-    return int(os.environ.get("WORLD_SIZE", "1")) == 1
+_led: ContextVar[bool] = ContextVar("_led", default=False)  # whether others wait for what this process asks
 
 
 @contextlib.contextmanager
 def company(device: Callable[[], str], vectors_of: Callable[[Path], Vectors], **options: Any) -> Iterator[bool]:
     """Whether this process leads; one that does not has done all that was asked of it when it is told so.
 
+    Where torchrun started no others, it leads nobody.
     device: of this process; vectors_of: those of a source; options: of `retrievo.retrieval.exact.search_batches`.
     """
-    if alone():
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield True
         return
     from retrievo.learning.distributed import process_group, rank
@@ -55,7 +55,11 @@ def company(device: Callable[[], str], vectors_of: Callable[[Path], Vectors], **
                     pass
             yield False
         else:
-            yield True
+            token = _led.set(True)
+            try:
+                yield True
+            finally:
+                _led.reset(token)
             _told(None)  # not after an error: the others may wait for something else, and torchrun ends them
 
 
@@ -63,7 +67,7 @@ def search_batches(
     source: Path, queries: np.ndarray, vectors: Vectors, depth: int, *, batch_size: int, device: str, **options: Any
 ) -> Iterator[Hits]:
     """`retrievo.retrieval.exact.search_batches` over all rows, with whatever company the lead process has."""
-    if alone():
+    if not _led.get():
         yield from vectors.search_batches(queries, depth, batch_size=batch_size, device=device, **options)
         return
     import torch
