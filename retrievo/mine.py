@@ -177,7 +177,6 @@ def mine(config: MineConfig) -> Manifest:
     """
     from retrievo.data.corpus import Corpus, Queries
     from retrievo.data.qrels import Qrels
-    from retrievo.learning.distributed import others_gone
     from retrievo.models.source import model_record
     from retrievo.support.artifact import Output
 
@@ -193,7 +192,7 @@ def mine(config: MineConfig) -> Manifest:
             vectors = _embeddings(config, corpus, model_inputs) if config.model is not None else None
         if not console.is_lead():
             return output.manifest({})
-        with output.build() as folder, console.inner_steps(), others_gone():
+        with output.build() as folder, console.inner_steps():
             work = _Work(config, corpus, _judged_queries(queries, pairs, folder), pairs, folder, vectors)
             manifest = output.finish(work.write(output))
         _summary(config, manifest, output.elapsed)

@@ -42,17 +42,6 @@ def process_group(device: str) -> Iterator[torch.device]:
     dist.destroy_process_group()  # not after an error: this could wait for ranks that wait for this one
 
 
-@contextlib.contextmanager
-def others_gone() -> Iterator[None]:
-    """What follows is done by this process alone: the others that torchrun started have left."""
-    told = os.environ.pop("WORLD_SIZE", None)
-    try:
-        yield
-    finally:
-        if told is not None:
-            os.environ["WORLD_SIZE"] = told
-
-
 def world_size() -> int:
     """Number of processes W."""
     return dist.get_world_size() if dist.is_initialized() else 1
