@@ -218,6 +218,7 @@ def views(lab: Lab, seeds: Sequence[int]) -> None:
         "crops-delete": ("simclr", "--delete", 0.2),
         "crops-replace": ("simclr", "--replace", 0.1),
         "nt-xent": ("simclr", "--symmetric"),
+        "moco-whole": ("contriever", "--delete", 0),
         **{f"moco-queue-{queue}": ("contriever", "--queue-size", queue) for queue in lab.size.queues},
         **{f"mix-{mix}": ("simclr", "--corpus", other, "--mix", mix) for mix in ("uniform", "equal", "alpha=0.5")},
     }
