@@ -456,8 +456,6 @@ def write_stage(stage: Path, following: Path) -> None:
     started_from = {"model": _from(following, Path(model)) if Path(model).exists() else model}
     if revision:
         started_from["revision"] = revision
-    if "teacher" in manifest.inputs:
-        tables["teacher"] = _from(following, manifest.input_path("teacher", "--teacher"))
     settings = started_from | tables | {"negatives": negatives} | _given(manifest)
     with atomic_path(path) as temporary:
         temporary.write_bytes(tomli_w.dumps({"train": settings}).encode())

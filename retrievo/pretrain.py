@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from retrievo.data.mixing import UNIFORM, check_mix, shares
 from retrievo.data.options import corpora_option, force_option, output_option, threads_option, title_template_option
-from retrievo.engine.settings import WORKING_FILES, FitConfig
+from retrievo.engine.settings import DEVELOPMENT, WORKING_FILES, FitConfig
 from retrievo.learning.optimizers import OptimizerConfig
 from retrievo.models.options import device_option, model_option, revision_option
 from retrievo.objectives.choices import (
@@ -311,6 +311,7 @@ class _Work:
 
     def fit(self, device: torch.device) -> None:
         """Trains the encoder in place."""
+        from retrievo.engine.logs import in_words
         from retrievo.engine.loop import fit
         from retrievo.learning.distributed import rank
 
@@ -321,7 +322,7 @@ class _Work:
         with console.progress(self.stage.objective, self.steps, "steps") as tick:
 
             def progress(record: Record) -> None:
-                _show(tick, record)
+                tick(1, in_words(record))
                 watch(record)
 
             fit(
@@ -354,8 +355,8 @@ class _Work:
             stats = validation_step(self.objective, batch, chunk_tokens=tokens, dtype=dtype)
             documents = int(stats["documents"])
             sums.update({name: documents * stats[name].item() for name in stats.keys() & VALIDATED})
-        found = {f"dev {name}": value / self.config.held_out for name, value in sorted(sums.items())}
-        console.note(f"step {step:,}: loss of held-out documents {found['dev loss']:.4f}")
+        found = {DEVELOPMENT + name: value / self.config.held_out for name, value in sorted(sums.items())}
+        console.note(f"step {step:,}: loss of held-out documents {found[DEVELOPMENT + 'loss']:.4f}")
         return found
 
 
@@ -391,20 +392,6 @@ def _show_views(config: PretrainConfig, corpora: Sequence[Corpus]) -> None:
     for number, views in enumerate(previews(feed.collator, encoder.tokenizer, items), start=1):
         print(f"document {number}")
         print("\n".join(f"  {name}: {text}" for name, text in views))
-
-
-def _show(tick: console.Tick, record: Record) -> None:
-    """The bar moves one step and shows what a person watches."""
-    words = [f"loss {record['loss']:.4f}"]
-    if "accuracy" in record:
-        words.append(f"accuracy {record['accuracy']:.1%}")
-    words += [
-        f"{record['documents_per_second']:,.0f} documents/s",
-        f"{record['tokens_per_second']:,.0f} tokens/s",
-        f"padding {record['padding']:.0%}",
-        f"{record['memory_bytes'] >> 20:,} MiB",
-    ]
-    tick(1, ", ".join(words))
 
 
 def _summary(config: PretrainConfig, manifest: Manifest) -> None:

@@ -121,13 +121,12 @@ def _pairs(config: RerankConfig, run: pa.Table, qrels: pa.Table | None, corpus: 
     import pyarrow.compute as pc
 
     from retrievo.data.ids import IdMap
-    from retrievo.data.ordering import ranked, ranks
+    from retrievo.data.ordering import first_ranked
 
     known = IdMap(queries.table)
     query, document = known.rows(run["query_id"]), corpus.id_map.rows(run["doc_id"])
     _check_known(config, run, query, document)
-    order = ranked(query, run["score"].to_numpy(), run["doc_id"])
-    order = order[ranks(query[order]) <= (config.depth or len(order))]
+    order = first_ranked(query, run["score"].to_numpy(), run["doc_id"], config.depth or len(query))
     query, document = query[order], document[order]
     if qrels is not None:
         relevant = qrels.filter(pc.greater_equal(qrels["relevance"], config.min_relevance))

@@ -188,14 +188,12 @@ def train(config: TrainConfig) -> Manifest | None:
     """
     from retrievo.learning.distributed import barrier, process_group
     from retrievo.models.devices import prepare_cpu, resolve_device
-    from retrievo.objectives.training_data import TrainingData
 
     prepare_cpu(config.threads)
-    tables = (config.corpus, config.queries, config.qrels, config.negatives)
     if config.verify_gradients:
         _verify(config)
         return None
-    data = TrainingData(*tables, config.min_relevance, config.teacher)
+    data = _data(config)
     pool = _pool(config, data)
     with process_group(resolve_device(config.device)) as device:
         output = _output(config, data, pool, device)
@@ -221,12 +219,21 @@ def _verify(config: TrainConfig) -> None:
 
 def _assemble(config: TrainConfig) -> tuple[Objective, Batch]:
     """The objective and the first batch, from the files."""
+    _, objective, feed = _made(config, _data(config))
+    return objective, feed.batch(0)
+
+
+def _data(config: TrainConfig) -> TrainingData:
+    """The tables, read."""
     from retrievo.objectives.training_data import TrainingData
 
     tables = (config.corpus, config.queries, config.qrels, config.negatives)
-    data = TrainingData(*tables, config.min_relevance, config.teacher)
-    _, objective, feed = (_cross_encoder if config.kind == CROSS_ENCODER else _encoder)(config, data)
-    return objective, feed.batch(0)
+    return TrainingData(*tables, config.min_relevance, config.teacher)
+
+
+def _made(config: TrainConfig, data: TrainingData) -> tuple[Any, Objective, Any]:
+    """The model of the kind that was chosen, its objective and its batches."""
+    return (_cross_encoder if config.kind == CROSS_ENCODER else _encoder)(config, data)
 
 
 def _pool(config: TrainConfig, data: TrainingData) -> Pool | None:
@@ -260,11 +267,12 @@ def _output(config: TrainConfig, data: TrainingData, pool: Pool | None, device: 
 
 def _fit(config: TrainConfig, data: TrainingData, pool: Pool | None, output: Output, device: torch.device) -> Manifest:
     """Every process trains; the lead one begins the folder, exports the encoder and finishes."""
+    from retrievo.engine.logs import in_words
     from retrievo.engine.loop import fit
     from retrievo.learning.distributed import barrier, rank
 
     with output.build_together(lead=rank() == 0, barrier=barrier) as folder:
-        model, objective, feed = (_cross_encoder if config.kind == CROSS_ENCODER else _encoder)(config, data)
+        model, objective, feed = _made(config, data)
         planned = dataclasses.replace(config, epochs=None, max_steps=_steps(config, feed.batches_per_epoch))
         if rank() == 0:
             data.say_counts()
@@ -274,7 +282,7 @@ def _fit(config: TrainConfig, data: TrainingData, pool: Pool | None, output: Out
         with console.progress("training", planned.steps, "steps") as tick:
 
             def show(record: Record) -> None:
-                _show(tick, record)
+                tick(1, in_words(record))
 
             steps = fit(
                 objective, feed, planned, folder=folder, device=device, progress=show, every=every, enough=enough
@@ -353,20 +361,6 @@ def _steps(config: TrainConfig, batches_per_epoch: int) -> int:
     if config.max_steps is not None:
         return config.max_steps
     return max(1, round((config.epochs or DEFAULT_EPOCHS) * batches_per_epoch))
-
-
-def _show(tick: console.Tick, record: Record) -> None:
-    """The bar moves one step and shows what a person watches."""
-    accuracy = (f"accuracy {record['accuracy']:.1%}",) if "accuracy" in record else ()
-    words = (
-        f"loss {record['loss']:.4f}",
-        *accuracy,
-        f"{record['pairs_per_second']:,.0f} pairs/s",
-        f"{record['tokens_per_second']:,.0f} tokens/s",
-        f"padding {record['padding']:.0%}",
-        f"{record['memory_bytes'] >> 20:,} MiB",
-    )
-    tick(1, ", ".join(words))
 
 
 def _summary(config: TrainConfig, manifest: Manifest) -> None:

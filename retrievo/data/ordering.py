@@ -37,6 +37,12 @@ def ranked(group: np.ndarray, score: np.ndarray, doc_id: pa.Array | pa.ChunkedAr
     return order
 
 
+def first_ranked(group: np.ndarray, score: np.ndarray, doc_id: pa.Array | pa.ChunkedArray, depth: int) -> np.ndarray:
+    """The positions of the first `depth` rows of each group, in order; arguments and errors as in `ranked`."""
+    order = ranked(group, score, doc_id)
+    return order[ranks(group[order]) <= depth]
+
+
 def ranks(group: np.ndarray) -> np.ndarray:
     """The 1-based int32 rank [n] of each row within its group, for rows in order (groups contiguous)."""
     first = np.flatnonzero(np.diff(group, prepend=group[:1] - 1))

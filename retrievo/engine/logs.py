@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from retrievo.engine.settings import METRICS, PLOT, TENSORBOARD
+from retrievo.engine.settings import DEVELOPMENT, METRICS, PLOT, TENSORBOARD
 from retrievo.learning.distributed import rank
 from retrievo.support.errors import RetrievoError
 from retrievo.support.files import atomic_path
@@ -18,7 +18,6 @@ _PANELS = (  # title of the panel, and the columns of the log that it shows wher
     ("share", ("accuracy",)),
     ("gradient norm", ("gradient_norm",)),
 )
-_DEVELOPMENT = "dev "  # columns of validation
 _SMOOTHED = 50  # points of the bold line, each the mean of so many parts of the run
 
 
@@ -60,6 +59,15 @@ class Log:
             self._events.close()
 
 
+def in_words(record: Mapping[str, Any]) -> str:
+    """What a person watches of a step, for the end of a progress bar."""
+    accuracy = [f"accuracy {record['accuracy']:.1%}"] if "accuracy" in record else []
+    units = [unit for unit in ("pairs", "documents") if f"{unit}_per_second" in record]
+    rates = [f"{record[f'{unit}_per_second']:,.0f} {unit}/s" for unit in (*units, "tokens")]
+    rest = [f"padding {record['padding']:.0%}", f"{record['memory_bytes'] >> 20:,} MiB"]
+    return ", ".join([f"loss {record['loss']:.4f}", *accuracy, *rates, *rest])
+
+
 def _summary_writer() -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
@@ -74,7 +82,7 @@ def draw(log: Path, picture: Path) -> None:
     from matplotlib.figure import Figure
 
     lines = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
-    measured = sorted({name for line in lines for name in line if name.startswith(_DEVELOPMENT)})
+    measured = sorted({name for line in lines for name in line if name.startswith(DEVELOPMENT)})
     own = {"loss": [name for name in measured if name.endswith("loss")]}
     own["share"] = [name for name in measured if name not in own["loss"]]
     wanted = {title: [*names, *own.get(title, ())] for title, names in _PANELS}
@@ -105,7 +113,7 @@ def _draw_line(axes: Any, lines: list[dict[str, Any]], name: str, color: str) ->
     """Every value faintly and means of stretches in bold; rare values as points."""
     points = [(line["step"], line[name]) for line in lines if name in line]
     steps, values = [step for step, _ in points], [value for _, value in points]
-    if name.startswith(_DEVELOPMENT):
+    if name.startswith(DEVELOPMENT):
         axes.plot(steps, values, "o-", color=color, label=name)
         return
     width = math.ceil(len(points) / _SMOOTHED)

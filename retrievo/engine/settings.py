@@ -9,10 +9,11 @@ from retrievo.evaluation.names import check_metric
 from retrievo.learning.optimizers import OptimizerConfig
 from retrievo.models.options import chunk_tokens_option, dtype_option
 from retrievo.support.errors import UsageError
-from retrievo.support.options import Options, option
+from retrievo.support.options import Options, flag_of, option
 from retrievo.support.sizes import bytes_of
 
 CHECKPOINTS, METRICS, PLOT, TENSORBOARD = "checkpoints", "metrics.jsonl", "metrics.png", "tensorboard"
+DEVELOPMENT = "dev "  # what names of the log begin with that were measured on development data
 WORKING_FILES = (CHECKPOINTS, METRICS, PLOT, TENSORBOARD)  # what training leaves beside its result
 
 
@@ -92,4 +93,4 @@ class ValidationConfig(Options):
             raise UsageError("--dev-qrels", "needs candidates", None, "pass --dev-run RUN, such as one of BM25")
         for name in ("dev_run", "dev_queries", "validate_every", "patience"):
             if self.dev_qrels is None and getattr(self, name) is not None:
-                raise UsageError("--" + name.replace("_", "-"), "is for validation", None, "pass --dev-qrels too")
+                raise UsageError(flag_of(name), "is for validation", None, "pass --dev-qrels too")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -15,12 +15,12 @@ import pyarrow.compute as pc
 import torch
 
 from retrievo.data.corpus import Corpus, Queries
-from retrievo.data.ordering import exact_cosines, exact_scores, flat_strings, ranked, ranks
+from retrievo.data.ordering import exact_cosines, exact_scores, first_ranked, flat_strings
 from retrievo.data.qrels import Qrels
 from retrievo.data.run import Run
 from retrievo.data.token_cache import TokenCache
 from retrievo.engine.checkpoints import load_weights, save_weights
-from retrievo.engine.settings import CHECKPOINTS, METRICS, ValidationConfig
+from retrievo.engine.settings import CHECKPOINTS, DEVELOPMENT, METRICS, ValidationConfig
 from retrievo.evaluation.names import Metric
 from retrievo.evaluation.scoring import evaluate
 from retrievo.learning.distributed import as_rank_0_says, barrier, rank
@@ -79,8 +79,7 @@ def _first(run: pa.Table, query_ids: pa.Array, depth: int) -> pa.Table:
     """The first rows of these queries under the ordering rule."""
     run = run.filter(pc.is_in(flat_strings(run["query_id"]), value_set=query_ids))
     query = pc.index_in(flat_strings(run["query_id"]), value_set=query_ids).to_numpy()
-    order = ranked(query, run["score"].to_numpy(), run["doc_id"])
-    return run.take(pa.array(order[ranks(query[order]) <= depth]))
+    return run.take(pa.array(first_ranked(query, run["score"].to_numpy(), run["doc_id"], depth)))
 
 
 class Validation:
@@ -109,7 +108,7 @@ class Validation:
     @property
     def key(self) -> str:
         """What the log calls the value."""
-        return f"dev {self.metric}"
+        return DEVELOPMENT + self.metric
 
     def __call__(self, step: int) -> dict[str, Any]:
         """The value of the metric after `step` steps."""
@@ -151,20 +150,25 @@ class Validation:
 
     def best(self) -> tuple[int, float]:
         """Step and value of the first best measure; step 0 where there is none."""
-        return max(self.history(), key=lambda measure: measure[1], default=(0, -math.inf))
+        return _best(self.history())
 
     def is_enough(self) -> bool:
         """Whether the last `patience` measures brought nothing better; the same on all ranks."""
         if self.patience is None:
             return False
-        best, steps = self.best()[0], [step for step, _ in self.history()]
-        later = len([step for step in steps if step > best])
+        measures = self.history()
+        best, _ = _best(measures)
+        later = len([step for step, _ in measures if step > best])
         return as_rank_0_says(later >= self.patience, next(self.module.parameters()).device)
 
     def restore_best(self) -> None:
         """Puts the best weights into the model; after training, on rank 0."""
         if self.best()[0]:
             load_weights(self.folder / CHECKPOINTS / BEST, self.module)
+
+
+def _best(measures: Sequence[tuple[int, float]]) -> tuple[int, float]:
+    return max(measures, key=lambda measure: measure[1], default=(0, -math.inf))
 
 
 def _joined(rows: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:

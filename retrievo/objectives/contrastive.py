@@ -22,7 +22,7 @@ from retrievo.objectives.choices import IctConfig, SimClrConfig, ViewsConfig
 from retrievo.objectives.corruption import Corruption
 from retrievo.objectives.framing import Document, Frame, frame, framed
 from retrievo.objectives.masking import Vocabulary
-from retrievo.objectives.objective import Objective
+from retrievo.objectives.objective import Objective, encoded
 from retrievo.objectives.views import (
     LEAST_SPAN,
     Spans,
@@ -192,12 +192,6 @@ class InverseCloze(InBatchContrast):
 
     def collator(self) -> ClozeCollator:
         return ClozeCollator(*self._of_collator(), self.config.keep_query)
-
-
-def encoded(encoder: Encoder, chunk: Chunk) -> Tensor:
-    """Vectors of a chunk [n, D] as they are compared by inner product: of unit length where the folder says cosine."""
-    vectors = encoder.encode(chunk.name, chunk.input_ids, chunk.attention_mask)
-    return functional.normalize(vectors, dim=-1) if encoder.spec.similarity == "cosine" else vectors
 
 
 def among_all(

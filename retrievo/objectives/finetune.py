@@ -18,7 +18,7 @@ from retrievo.learning.distributed import gather_counts, gather_rows, rank
 from retrievo.learning.losses import Contest, LossSettings, Outcome, identity_mask, weighed
 from retrievo.models.encoder import Encoder
 from retrievo.objectives.choices import FinetuneConfig
-from retrievo.objectives.objective import Objective
+from retrievo.objectives.objective import Objective, encoded
 from retrievo.support.errors import RetrievoError
 
 _COSINE_TEMPERATURE = 0.05  # cosines lie within -1 to 1, where a softmax tells little apart (SimCLR, table 5)
@@ -106,8 +106,7 @@ class Finetune(Objective):
         return FinetuneCollator(self.encoder.pad_id)
 
     def encode(self, chunk: Chunk) -> tuple[Tensor, None]:
-        vectors = self.encoder.encode(chunk.name, chunk.input_ids, chunk.attention_mask)
-        return functional.normalize(vectors, dim=-1) if self.encoder.spec.similarity == "cosine" else vectors, None
+        return encoded(self.encoder, chunk), None
 
     def contrast(self, vectors: dict[str, Tensor], batch: Batch) -> tuple[Tensor, Stats]:
         contest = self._contest(vectors["query"], vectors["document"], batch)

@@ -14,7 +14,8 @@ from retrievo.learning.distributed import gather_counts, gather_rows
 from retrievo.learning.losses import TILE
 from retrievo.models.encoder import Encoder
 from retrievo.objectives.choices import ContrieverConfig
-from retrievo.objectives.contrastive import DOCUMENT, QUERY, InBatchContrast, encoded, figures
+from retrievo.objectives.contrastive import DOCUMENT, QUERY, InBatchContrast, figures
+from retrievo.objectives.objective import encoded
 from retrievo.support.errors import RetrievoError
 
 

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from retrievo.learning.batch import Batch, Chunk, Stats
 from retrievo.models.encoder import Encoder
@@ -58,3 +59,9 @@ class Objective(nn.Module):
 
     def after_step(self) -> None:
         """What follows the update of the parameters (moving averages, queues)."""
+
+
+def encoded(encoder: Encoder, chunk: Chunk) -> Tensor:
+    """Vectors of a chunk [n, D] as they are compared by inner product: of unit length where the folder says cosine."""
+    vectors = encoder.encode(chunk.name, chunk.input_ids, chunk.attention_mask)
+    return functional.normalize(vectors, dim=-1) if encoder.spec.similarity == "cosine" else vectors

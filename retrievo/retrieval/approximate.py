@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from retrievo.data.ordering import exact_cosines, exact_scores, ranked, ranks
+from retrievo.data.ordering import exact_cosines, exact_scores, first_ranked
 from retrievo.retrieval.embeddings import Vectors, unit_length
 from retrievo.retrieval.faiss_index import FaissIndex, load_faiss
 from retrievo.retrieval.hits import Hits, joined
@@ -96,8 +96,7 @@ def search_batches(
             if effort.rescore:
                 assert vectors is not None
                 candidates = candidates._replace(score=_exact(batch, vectors, candidates, pool))
-            order = ranked(candidates.query, candidates.score, index.ids(candidates.row))
-            order = order[ranks(candidates.query[order]) <= depth]
+            order = first_ranked(candidates.query, candidates.score, index.ids(candidates.row), depth)
             yield Hits(candidates.query[order] + first, candidates.row[order], candidates.score[order])
 
 

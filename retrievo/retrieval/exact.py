@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from retrievo.data.ordering import exact_cosines, exact_scores, ranked, ranks
+from retrievo.data.ordering import exact_cosines, exact_scores, first_ranked
 from retrievo.retrieval.embeddings import Vectors
 from retrievo.retrieval.hits import Hits, joined
 from retrievo.support.console import Tick
@@ -209,8 +209,7 @@ class _BatchSearch:
     def _settle(self, found: _Candidates) -> np.ndarray:
         """Gives candidates (sorted by query) their exact scores; returns those that stay, in order of the rule."""
         self._rescore(found)
-        order = ranked(found.query, found.score, self.vectors.ids(found.row))
-        return order[ranks(found.query[order]) <= self.depth]
+        return first_ranked(found.query, found.score, self.vectors.ids(found.row), self.depth)
 
     def _rescore(self, found: _Candidates) -> None:
         exact = exact_cosines if self.vectors.similarity == "cosine" else exact_scores

@@ -30,7 +30,7 @@ from retrievo.search.question import QUESTION_DEPTH, Asker
 from retrievo.search.sources import Source, accompanied, check_meaning, open_source
 from retrievo.support import console
 from retrievo.support.errors import UsageError
-from retrievo.support.options import Options, option
+from retrievo.support.options import Options, flag_of, option
 
 if TYPE_CHECKING:
     from retrievo.data.run import RunWriter
@@ -191,7 +191,7 @@ class SearchConfig(Options):
             raise UsageError("--recall-target", "needs queries to tune on", None, "pass --queries and --output")
         for name in ("nprobe", "ef_search", "rescore"):
             if getattr(self, name) is not None:
-                flag = "--" + name.replace("_", "-")
+                flag = flag_of(name)
                 raise UsageError("--recall-target", f"is given together with {flag}, which it tunes", "one of them")
 
     @property
@@ -225,7 +225,7 @@ class SearchConfig(Options):
         """What needs a table of queries."""
         for name in ("run", "tune_on", "feedback", "doc_aggregate", "judged"):
             if getattr(self, name):
-                flag = "--" + name.replace("_", "-")
+                flag = flag_of(name)
                 raise UsageError(flag, "does not apply to a typed question", None, "pass --queries and --output")
 
     def record(self) -> dict[str, Any]:

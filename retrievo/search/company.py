@@ -131,13 +131,12 @@ def _next(own: Iterator[Hits], first: int) -> Hits | RetrievoError:
 
 def _merged(parts: list[Any], depth: int, ids: Callable[[np.ndarray], pa.ChunkedArray]) -> Hits:
     """The first `depth` documents of every query under the ordering rule, or the first error."""
-    from retrievo.data.ordering import ranked, ranks
+    from retrievo.data.ordering import first_ranked
     from retrievo.retrieval.hits import Hits, joined
 
     for problem in parts:
         if isinstance(problem, RetrievoError):
             raise problem
     found = joined(parts)
-    order = ranked(found.query, found.score, ids(found.row))
-    order = order[ranks(found.query[order]) <= depth]
+    order = first_ranked(found.query, found.score, ids(found.row), depth)
     return Hits(*(column[order] for column in found))

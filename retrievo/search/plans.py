@@ -21,6 +21,7 @@ from retrievo.search.sources import (
 )
 from retrievo.support import console
 from retrievo.support.errors import RetrievoError
+from retrievo.support.options import flag_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -86,13 +87,12 @@ def _reranked(config: SearchConfig, sources: Sequence[Source], plan: Plan) -> Pl
     reranker, texts = Reranker(config, sources), _texts(config).texts
 
     def batches() -> Iterator[Found]:
-        from retrievo.data.ordering import ranked, ranks
+        from retrievo.data.ordering import first_ranked
 
         found = _found(_table(plan), plan.query_ids)
         with console.progress("reranking", len(found.query), "pairs") as tick:
             scores = reranker.scores(texts, found.query, found.doc_id.to_pylist(), tick)
-        order = ranked(found.query, scores, found.doc_id)
-        order = order[ranks(found.query[order]) <= config.run_depth]
+        order = first_ranked(found.query, scores, found.doc_id, config.run_depth)
         yield Found(found.query[order], found.doc_id.take(order), scores[order])
 
     return Plan(plan.query_ids, plan.queries, batches)
@@ -181,7 +181,7 @@ def _ordered(path: Path, run: pa.Table, query_ids: pa.ChunkedArray, depth: int) 
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    from retrievo.data.ordering import flat_strings, ranked, ranks
+    from retrievo.data.ordering import first_ranked, flat_strings
 
     own = flat_strings(run["query_id"])
     places = pc.index_in(own, flat_strings(query_ids))
@@ -189,8 +189,7 @@ def _ordered(path: Path, run: pa.Table, query_ids: pa.ChunkedArray, depth: int) 
         found = f"has a query '{own.filter(places.is_null())[0].as_py()}' that is not in the table of queries"
         raise RetrievoError(path, found)
     query, score = places.to_numpy().astype("int64"), run["score"].to_numpy().astype("float32")
-    order = ranked(query, score, run["doc_id"])
-    order = order[ranks(query[order]) <= depth]
+    order = first_ranked(query, score, run["doc_id"], depth)
     doc_id = flat_strings(run["doc_id"]).take(pa.array(order))
     return Found(query[order], doc_id, score[order])
 
@@ -270,7 +269,7 @@ def _plan_vectors(config: SearchConfig, source: Source) -> Plan:
             short += _count_short(hits.query, min(depth, dense.rows))
             yield Found(hits.query, dense.ids(hits.row), hits.score)
         if short:
-            flag = f"--{dense.index.knob.replace('_', '-')}" if dense.index and dense.index.knob else "--rescore"
+            flag = flag_of(dense.index.knob if dense.index and dense.index.knob else "rescore")
             console.warn(f"{source.path}: {short:,} queries found fewer than {depth:,} documents; pass a higher {flag}")
 
     def again(run: pa.Table) -> Iterator[Found]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from retrievo.data.options import parse_memory
 from retrievo.support import console
 from retrievo.support.errors import RetrievoError, UsageError
+from retrievo.support.options import flag_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -94,7 +95,7 @@ def check_meaning(config: SearchConfig, sources: Sequence[Source]) -> None:
         if getattr(config, name) not in (None, False) and not any(
             means_something(source.manifest) for source in sources
         ):
-            flag = "--" + name.replace("_", "-")
+            flag = flag_of(name)
             if not sources:
                 raise UsageError(flag, "does not apply to runs", "an --index")
             last = sources[-1]

@@ -62,7 +62,7 @@ class Option:
 
     @property
     def flag(self) -> str:
-        return self.name.upper() if self.declaration.positional else "--" + self.name.rstrip("_").replace("_", "-")
+        return self.name.upper() if self.declaration.positional else flag_of(self.name)
 
     @property
     def required(self) -> bool:
@@ -132,6 +132,11 @@ def _meets(chosen: Any, values: tuple[str, ...]) -> bool:
     """Whether an option has one of some values; a list has it where one item does, `name:detail` is its name."""
     items = chosen if isinstance(chosen, tuple) else (chosen,)
     return any(item in values or str(item).partition(":")[0] in values for item in items)
+
+
+def flag_of(name: str) -> str:
+    """What is typed for a field of a Config."""
+    return "--" + _dashed(name.rstrip("_"))
 
 
 def _dashed(name: str) -> str:
