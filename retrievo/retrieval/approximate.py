@@ -14,19 +14,21 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import torch
 
-from retrievo.data.ordering import exact_cosines, exact_scores, first_ranked
+from retrievo.data.ordering import first_ranked
 from retrievo.retrieval.embeddings import Vectors, unit_length
 from retrievo.retrieval.faiss_index import FaissIndex, load_faiss
 from retrievo.retrieval.hits import Hits, joined
 from retrievo.retrieval.index_types import EF_SEARCH, PROBED_SHARE
+from retrievo.retrieval.rescoring import rescored
 from retrievo.support.console import Tick
 from retrievo.support.errors import RetrievoError
 
 _CALL = 32  # queries
 _BATCH_CANDIDATES = 1 << 22  # queries x candidates held at a time, some 30 bytes each
 _CANDIDATE_BYTES = 48  # with the copies of a merge
-_SPARE = 32  # candidates beyond the depth, where FAISS's scores are those of the vectors but for roundings
+_SPARE = 8  # candidates beyond the depth, where FAISS's scores are those of the vectors but for roundings
 
 
 @dataclass(frozen=True)
@@ -89,15 +91,19 @@ def search_batches(
     shards = _Shards(index, effort, kept=not streamed)
     room = _BATCH_CANDIDATES if memory is None else memory // 4 // _CANDIDATE_BYTES
     size = max(_CALL, room // max(1, found) // _CALL * _CALL)
-    with ThreadPoolExecutor(threads or os.cpu_count() or 1) as pool:
+    threads = threads or os.cpu_count() or 1
+    with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         for first in range(0, len(queries), size):
             batch = np.ascontiguousarray(queries[first : first + size], np.float32)
-            candidates = _candidates(shards, batch, found, pool, tick)
+            score, row = _candidates(shards, batch, found, pool, tick)
             if effort.rescore:
                 assert vectors is not None
-                candidates = candidates._replace(score=_exact(batch, vectors, candidates, pool))
-            order = first_ranked(candidates.query, candidates.score, index.ids(candidates.row), depth)
-            yield Hits(candidates.query[order] + first, candidates.row[order], candidates.score[order])
+                hits = rescored(batch, vectors, row, depth, pool, threads)
+            else:
+                query, place = np.nonzero(row >= 0)
+                hits = Hits(query, row[query, place], score[query, place])
+            order = first_ranked(hits.query, hits.score, index.ids(hits.row), depth)
+            yield Hits(hits.query[order] + first, hits.row[order], hits.score[order])
 
 
 def _is_streamed(index: FaissIndex, memory: int | None) -> bool:
@@ -137,21 +143,20 @@ class _Shards:
         return shard
 
 
-def _candidates(shards: _Shards, queries: np.ndarray, count: int, pool: ThreadPoolExecutor, tick: Tick | None) -> Hits:
-    """The `count` best of every query over all shards by the scores of the index; ties by row."""
+def _candidates(
+    shards: _Shards, queries: np.ndarray, count: int, pool: ThreadPoolExecutor, tick: Tick | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Scores and rows [Q, count] of the best by the scores of the index over all shards; row -1 where there is none."""
     asked = unit_length(queries) if shards.index.similarity == "cosine" else queries
-    best = np.full((len(queries), 0), -np.inf, np.float32), np.full((len(queries), 0), -1, np.int64)
-    origin = 0
+    best, origin = None, 0
     for shard in shards:
         score, row = _search_shard(shard, asked, min(count, shard.ntotal), pool)
         row[row >= 0] += origin
-        best = _merged(best, (score, row), count)
+        best = _merged(best, (score, row), count) if best else (score, row)
         origin += shard.ntotal
         if tick:
             tick(len(queries))
-    score, row = best
-    query, place = np.nonzero(row >= 0)  # FAISS pads with -1
-    return Hits(query, row[query, place], score[query, place])
+    return best or _nothing(len(queries))
 
 
 def _search_shard(
@@ -165,10 +170,15 @@ def _search_shard(
         return shard.search(queries[first : first + _CALL], count)
 
     if not count:
-        return np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.int64)
+        return _nothing(len(queries))
     parts = list(pool.map(call, range(0, len(queries), _CALL)))
     score, row = (np.concatenate(column) for column in zip(*parts, strict=True))
     return (score if shard.metric_type == faiss.METRIC_INNER_PRODUCT else -score), row
+
+
+def _nothing(queries: int) -> tuple[np.ndarray, np.ndarray]:
+    """Scores and rows of no candidates."""
+    return np.empty((queries, 0), np.float32), np.empty((queries, 0), np.int64)
 
 
 def _merged(
@@ -179,18 +189,6 @@ def _merged(
     score = np.where(row < 0, -np.inf, score)
     order = np.lexsort((row, -score), axis=1)[:, :count]
     return np.take_along_axis(score, order, 1), np.take_along_axis(row, order, 1)
-
-
-def _exact(queries: np.ndarray, vectors: Vectors, candidates: Hits, pool: ThreadPoolExecutor) -> np.ndarray:
-    """The exact scores [H] of candidates."""
-    score_of = exact_cosines if vectors.similarity == "cosine" else exact_scores
-    ends = np.searchsorted(candidates.query, np.arange(len(queries) + 1))
-
-    def own(query: int) -> np.ndarray:
-        rows = candidates.row[ends[query] : ends[query + 1]]
-        return score_of(queries[query], vectors.take(rows))
-
-    return np.concatenate([np.empty(0, np.float32), *pool.map(own, range(len(queries)))])
 
 
 @dataclass(frozen=True)

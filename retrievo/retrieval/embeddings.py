@@ -151,16 +151,14 @@ class Vectors:
 
     def take(self, rows: np.ndarray) -> np.ndarray:
         """Copies of the vectors [n, D] of these rows, quickest where the rows ascend."""
-        if (rows[1:] < rows[:-1]).any():
-            order = np.argsort(rows)
-            found = np.empty((len(rows), self.dim), self.dtype)
-            found[order] = self.take(rows[order])
-            return found
+        order = np.argsort(rows) if (rows[1:] < rows[:-1]).any() else None
+        ascending = rows if order is None else rows[order]
         found = np.empty((len(rows), self.dim), self.dtype)
-        cuts = np.searchsorted(rows, self.starts)
+        cuts = np.searchsorted(ascending, self.starts)
         for shard in np.flatnonzero(np.diff(cuts)):
             inside = slice(cuts[shard], cuts[shard + 1])
-            found[inside] = self._shards[shard][rows[inside] - self.starts[shard]]
+            place = inside if order is None else order[inside]
+            found[place] = self._shards[shard][ascending[inside] - self.starts[shard]]
             self._let_go(self._shards[shard])
         return found
 

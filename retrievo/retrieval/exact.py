@@ -20,6 +20,7 @@ from torch import Tensor
 from retrievo.data.ordering import exact_cosines, exact_scores, first_ranked
 from retrievo.retrieval.embeddings import Vectors
 from retrievo.retrieval.hits import Hits, joined
+from retrievo.retrieval.roundoff import ErrorBound, norm_below
 from retrievo.support.console import Tick
 from retrievo.support.errors import RetrievoError, UsageError
 
@@ -31,7 +32,6 @@ _TILE_SCORES = 1 << 22  # queries x documents of one matrix product: 16 MiB, whi
 _TILE_VALUES = 1 << 24  # documents x dimensions converted at a time: 64 MiB of float32
 _SPARE_CANDIDATES = 64  # per query, beyond twice the depth, before they are thinned out
 _RESCORED_ROWS = 4_096  # vectors copied at a time by each thread
-_ROUNDOFF = 2.0**-24  # unit roundoff u of float32
 _LONGEST = 2.0**63  # the product of two norms, which bounds every partial sum of a score, stays finite in float32
 
 
@@ -239,13 +239,7 @@ def _parts_by_query(places: np.ndarray, query: np.ndarray) -> Iterator[np.ndarra
 
 
 class _Scanner:
-    """Float32 scores of tiles of documents against a batch of queries, and what they may be wrong by.
-
-    For any order of summation, with or without fused multiply-add, |fl(q.d) - q.d| <= n u / (1 - n u) |q| |d| with
-    n = D, u = 2^-24 (Higham, Accuracy and Stability of Numerical Algorithms, 2nd ed., eq. 3.5). n is enlarged by 16
-    for the rounding of the exact score and of the bound's own arithmetic, and for cosine by D / 2 for the document's
-    norm; 1.01 covers 1 / (1 - n u) up to D = 100,000; results below float32's normal range add D 2^-125.
-    """
+    """Float32 scores of tiles of documents against a batch of queries, and what they may be wrong by (`error`)."""
 
     def __init__(self, queries: np.ndarray, vectors: Vectors, device: torch.device):
         self.vectors = vectors
@@ -258,14 +252,8 @@ class _Scanner:
         if device.type == "cpu" and torch.backends.mkldnn.is_available():
             self.queries = self.queries.to_mkldnn()  # oneDNN; on AMD processors MKL is half as fast
         self.tile_rows = max(256, min(_TILE_SCORES // max(1, len(queries)), _TILE_VALUES // dim))
-        n = dim + 16 + (dim // 2 if self.cosine else 0)
-        self._error = (1.01 * n * _ROUNDOFF * norms).astype(np.float32)  # [Q], for a document of norm 1
-        self._underflow = np.float32(dim * 2.0**-125)
+        self.error = ErrorBound(norms, dim, vectors.similarity)
         self._tile = torch.empty(self.tile_rows * dim, device=device)
-
-    def error(self, length: np.ndarray, query: np.ndarray | slice = slice(None)) -> np.ndarray:
-        """The bound on |score - exact score| for queries and documents of these lengths."""
-        return self._error[query] * length + self._underflow
 
     def scan(self, first: int, block: np.ndarray) -> tuple[Tensor, np.ndarray]:
         """Scores [Q, n] of a block [n, D], and lengths [n] of its documents: their norms, or 1 for cosine."""
@@ -276,8 +264,7 @@ class _Scanner:
         if not lengths.max(initial=0) < _LONGEST:
             self._refuse(first, block, lengths)
         scores = torch.nn.functional.linear(self.queries, tile)
-        # A square below float32's normal range adds nothing to a norm: sqrt(D 2^-126) at most is missing.
-        lengths += np.float32(block.shape[1] ** 0.5 * 2.0**-63)
+        lengths += norm_below(block.shape[1])
         return scores.to_dense() if scores.is_mkldnn else scores, lengths
 
     def _normalize(self, tile: Tensor) -> Tensor:

@@ -168,6 +168,14 @@ class TestExactScores:
         assert score(query, vectors[:cut]).tobytes() + score(query, vectors[cut:]).tobytes() == alone
 
     @SCORING
+    @pytest.mark.parametrize("dtype", [np.float16, np.float32])
+    def test_a_query_for_each_vector_gives_the_bits_of_one_by_one(self, score, dtype):
+        rng = np.random.default_rng(0)
+        vectors, queries = (rng.normal(size=(900, 384)).astype(dtype) for _ in range(2))
+        alone = [score(query, vector[None]) for query, vector in zip(queries, vectors, strict=True)]
+        assert score(queries, vectors).tobytes() == np.concatenate(alone).tobytes()
+
+    @SCORING
     def test_batches_beyond_one_block_give_the_same_bits(self, score):
         rng = np.random.default_rng(0)
         vectors, query = rng.normal(size=(3000, 384)).astype(np.float16), rng.normal(size=384).astype(np.float16)

@@ -117,9 +117,9 @@ def test_tuning_says_where_the_target_is_out_of_reach(embeddings: Make) -> None:
     source = embeddings(vectors(420))
     index = built(source, index_type="binary")
     exact = search_exact(QUERIES, source, 1)
-    tuned = tune(index, source, QUERIES, 1, 1.0, exact)  # 64 + 32 candidates of 420
+    tuned = tune(index, source, QUERIES, 1, 1.0, exact)  # 64 + 8 candidates of 420
     assert not tuned.reached
-    assert tuned.effort.rescore == 96
+    assert tuned.effort.rescore == 72
     assert tuned.recall < 1
 
 
