@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     import torch
 
     from retrievo.data.corpus import Corpus
-    from retrievo.engine.loop import Callback, Record
+    from retrievo.engine.loop import Record
     from retrievo.models.encoder import Encoder
     from retrievo.support.artifact import Manifest, Output
 
@@ -312,13 +312,15 @@ class _Work:
     def fit(self, device: torch.device) -> None:
         """Trains the encoder in place."""
         from retrievo.engine.logs import in_words
-        from retrievo.engine.loop import fit
+        from retrievo.engine.loop import fit, now_and_then
         from retrievo.learning.distributed import rank
 
         if rank() == 0:
             self.feed.say_counts()
         planned = dataclasses.replace(self.config, epochs=None, continue_=False, max_steps=self.steps)
         watch = _CollapseWatch(planned, self.stage.restart)
+        held_out = self.config.held_out
+        every = now_and_then(self.validate, self.steps, self.config.validate_every) if held_out else []
         with console.progress(self.stage.objective, self.steps, "steps") as tick:
 
             def progress(record: Record) -> None:
@@ -332,16 +334,9 @@ class _Work:
                 folder=self.stage.folder,
                 device=device,
                 progress=progress,
-                every=self._validations(),
+                every=every,
                 restart=self.stage.restart,
             )
-
-    def _validations(self) -> Sequence[tuple[int, Callback]]:
-        """The loss on held-out documents now and then, and after the last step."""
-        if not self.config.held_out:
-            return []
-        often = min(self.steps, self.config.validate_every or -(-self.steps // 10))
-        return [(often, self.validate)] + ([(self.steps, self.validate)] if self.steps % often else [])
 
     def validate(self, step: int) -> dict[str, float]:
         """Means over the held-out documents, by the names of the log."""

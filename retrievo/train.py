@@ -268,7 +268,7 @@ def _output(config: TrainConfig, data: TrainingData, pool: Pool | None, device: 
 def _fit(config: TrainConfig, data: TrainingData, pool: Pool | None, output: Output, device: torch.device) -> Manifest:
     """Every process trains; the lead one begins the folder, exports the encoder and finishes."""
     from retrievo.engine.logs import in_words
-    from retrievo.engine.loop import fit
+    from retrievo.engine.loop import fit, now_and_then
     from retrievo.learning.distributed import barrier, rank
 
     with output.build_together(lead=rank() == 0, barrier=barrier) as folder:
@@ -277,7 +277,7 @@ def _fit(config: TrainConfig, data: TrainingData, pool: Pool | None, output: Out
         if rank() == 0:
             data.say_counts()
         validation = _validation(config, pool, model, objective, feed, folder) if pool else None
-        every = [(config.validate_every or max(1, planned.steps // 10), validation)] if validation else []
+        every = now_and_then(validation, planned.steps, config.validate_every) if validation else []
         enough = validation.is_enough if validation else lambda: False
         with console.progress("training", planned.steps, "steps") as tick:
 

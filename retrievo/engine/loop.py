@@ -105,6 +105,12 @@ def fit(
     return start
 
 
+def now_and_then(callback: Callback, steps: int, often: int | None = None) -> list[tuple[int, Callback]]:
+    """What `fit` takes for a callback after every `often` of the steps (default: a tenth of them) and the last one."""
+    often = min(steps, often or -(-steps // 10))
+    return [(often, callback)] + ([(steps, callback)] if steps % often else [])
+
+
 def prefetched(
     make: Callable[[int], Batch], steps: range, ahead: int, pauses: Sequence[int] = ()
 ) -> Iterator[tuple[int, Batch]]:

@@ -81,7 +81,7 @@ class ValidationConfig(Options):
     dev_depth: int = option("Documents of the run for each query.", default=100, minimum=1)
     dev_metric: str = option("What is measured, and what makes a step the best.", default="mrr@10", check=check_metric)
     validate_every: int | None = option(
-        "Steps between validations.", default=None, minimum=1, hidden_default="a tenth of all"
+        "Steps between validations; the last step is one.", default=None, minimum=1, hidden_default="a tenth of all"
     )
     patience: int | None = option(
         "Validations without a better one after which training ends.", default=None, minimum=1, hidden_default="none"

@@ -20,6 +20,7 @@ from retrievo.engine.memory import CHUNKS_APART, checkpoints_activations, return
 from retrievo.learning.batch import Batch, Chunk, Stats
 from retrievo.learning.distributed import rank, sum_gradients, sum_over_ranks
 from retrievo.models.chunks import cut_chunks, pad
+from retrievo.models.devices import sent
 from retrievo.objectives.objective import Objective
 
 ALL_GRAPHS = sys.maxsize  # keep_graphs: plain training, every graph is kept and nothing is encoded twice
@@ -165,7 +166,7 @@ class Passes:
         name, rows = self.plan[index]
         tokens, offsets = self.batch.rows[name]
         input_ids, mask = pad(tokens, offsets, rows, self.batch.pad_ids.get(name, 0))
-        arrays = (torch.from_numpy(array).to(self.device, non_blocking=True) for array in (rows, input_ids, mask))
+        arrays = (sent(torch.from_numpy(array), self.device) for array in (rows, input_ids, mask))
         with self._random(index, _ENCODE):
             vectors, rest = self.objective.encode(Chunk(name, *arrays))
         return None if vectors is None else vectors.float(), rest

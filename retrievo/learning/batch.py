@@ -9,6 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from retrievo.models.devices import sent
+
 Stats = dict[str, Tensor]
 """Figures of a step by name, 0-dim each. Like a loss, each is this rank's share (a sum over its rows / the count over
 all ranks), so that the sum over ranks is the true value of the global batch."""
@@ -80,14 +82,14 @@ class Batch:
             return self
 
         def moved(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-            return {name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()}
+            return {name: sent(tensor, device) for name, tensor in tensors.items()}
 
         return dataclasses.replace(
             self,
             ids=moved(self.ids),
             hashes=moved(self.hashes),
-            groups=self.groups.to(device),
-            relevant=self.relevant and Relevant(*(tensor.to(device) for tensor in self.relevant)),
-            teacher=None if self.teacher is None else self.teacher.to(device),
+            groups=sent(self.groups, device),
+            relevant=self.relevant and Relevant(*(sent(tensor, device) for tensor in self.relevant)),
+            teacher=None if self.teacher is None else sent(self.teacher, device),
             labels=moved(self.labels),
         )

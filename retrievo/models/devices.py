@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import os
+from typing import TYPE_CHECKING
 
 from retrievo.support.errors import RetrievoError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 
 def resolve_device(name: str) -> str:
@@ -21,6 +26,13 @@ def resolve_device(name: str) -> str:
             "--device cuda", "torch sees no CUDA device", None, "pass --device cpu, or install a CUDA build"
         )
     return name
+
+
+def sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """A CPU tensor on `device`; to an accelerator out of pinned memory, so that nothing waits for the copy."""
+    if device.type == "cuda":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
 
 
 def prepare_cpu(threads: int | None) -> None:

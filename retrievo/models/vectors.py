@@ -12,6 +12,7 @@ import torch
 
 from retrievo.models.attention import PlainAttention
 from retrievo.models.chunks import cut_chunks, pad
+from retrievo.models.devices import sent
 from retrievo.models.encoder import Encoder
 from retrievo.support.console import Tick
 
@@ -49,8 +50,8 @@ def encode_tokens(
     ):
         for rows in cut_chunks(np.diff(offsets), chunk_tokens):
             padded = pad(tokens, offsets, rows, encoder.pad_id)
-            input_ids, mask = (torch.from_numpy(array).to(place) for array in padded)  # [n, L]
-            vectors[torch.from_numpy(rows).to(place)] = encoder.encode(role, input_ids, mask).float()
+            input_ids, mask = (sent(torch.from_numpy(array), place) for array in padded)  # [n, L]
+            vectors[sent(torch.from_numpy(rows), place)] = encoder.encode(role, input_ids, mask).float()
             if tick:
                 tick(len(rows))
     return vectors.cpu().numpy()

@@ -11,7 +11,7 @@ import torch
 from tiny import TinyEncoder, finetune, finetune_batch
 
 from retrievo.engine import checkpoints
-from retrievo.engine.loop import fit, prefetched
+from retrievo.engine.loop import fit, now_and_then, prefetched
 from retrievo.engine.settings import FitConfig
 from retrievo.learning.batch import Batch
 from retrievo.learning.optimizers import OPTIMIZERS
@@ -47,6 +47,18 @@ def run(folder: Path, device: str = "cpu", feed: Feed | None = None, **options: 
     objective = finetune(dropout=0.2, temperature=0.5, learn_temperature=True)
     fit(objective, feed or Feed(), config(**options), folder=folder, device=torch.device(device), **calls)
     return objective
+
+
+@pytest.mark.parametrize(
+    ("steps", "often", "expected"),
+    [(8, 4, [4, 8]), (8, 3, [3, 6, 8]), (8, 20, [8]), (25, None, [3, 6, 9, 12, 15, 18, 21, 24, 25]), (1, None, [1])],
+)
+def test_a_callback_now_and_then_is_called_after_the_last_step_too(
+    steps: int, often: int | None, expected: list[int], tmp_path: Path
+) -> None:
+    called: list[int] = []
+    run(tmp_path, max_steps=steps, every=now_and_then(called.append, steps, often))
+    assert called == expected
 
 
 def log(folder: Path) -> list[dict[str, Any]]:
