@@ -313,11 +313,11 @@ class _Work:
 
         from retrievo.data.tables import NEGATIVES, TableWriter
         from retrievo.retrieval.audit import Doubts, report
-        from retrievo.retrieval.mining import DROPPED, RULES, Rules, Tally, Teacher, Window, choose
+        from retrievo.retrieval.mining import DROPPED, RULES, Rules, Tally, Window, choose, read_teacher
 
         config, tally, doubts = self.config, Tally(), Doubts(self.config.audit)
         window = Window(config.skip, config.depth, config.sampling, config.seed)
-        teacher = Teacher(config.teacher, self.judged) if config.teacher else None
+        teacher = read_teacher(config.teacher, self.judged) if config.teacher else None
         rules, miners = Rules(self.judged, self._filters(), teacher), list(self.miners())
         dropped_path, audit_path = self.aside
         with (

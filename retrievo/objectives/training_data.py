@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 from retrievo.data.corpus import Corpus, Queries
 from retrievo.data.ids import IdMap, hash_texts
 from retrievo.data.negatives import Negatives, pooled
+from retrievo.data.pair_scores import PairScores
 from retrievo.data.qrels import Qrels
 from retrievo.data.run import Run
 from retrievo.data.token_cache import TokenCache
@@ -63,17 +64,15 @@ class TrainingData:
             raise RetrievoError(qrels, found, None, "check --queries, --corpus and --min-relevance")
         self.teacher = None if teacher is None else self._taught_by(Run.open(teacher))
 
-    def _taught_by(self, run: Run) -> Teacher:
+    def _taught_by(self, run: Run) -> PairScores:
         """What a run says of the rows here.
 
         Raises: RetrievoError where it knows none of the relevant documents.
         """
         self.inputs["teacher"] = run.input
         query, document = self._query_ids.rows(run.table["query_id"]), self.corpus.id_map.rows(run.table["doc_id"])
-        known = (query >= 0) & (document >= 0)
-        scores = run.table["score"].to_numpy()
-        teacher = Teacher(query[known], document[known], scores[known], len(self.corpus))
-        if not teacher.known(self.positives):
+        teacher = PairScores(query, document, run.table["score"].to_numpy(), len(self.corpus))
+        if not _share_known(teacher, self.positives):
             found = "it has a score for none of the relevant documents"
             raise RetrievoError(run.path, found, None, "score the positives too, as well as the negatives")
         return teacher
@@ -106,7 +105,7 @@ class TrainingData:
             f"hard negatives ({pool.sum() / max(1, with_pool):.0f} on average)"
         )
         if self.teacher is not None:
-            positives, negatives = self.teacher.known(self.positives), self.teacher.known(self.negatives)
+            positives, negatives = (_share_known(self.teacher, pairs) for pairs in (self.positives, self.negatives))
             console.note(
                 f"the teacher knows {positives:.1%} of the relevant documents, {negatives:.1%} of the negatives"
             )
@@ -115,26 +114,10 @@ class TrainingData:
                 console.warn(f"{what} left out, of unknown queries or documents or of empty texts: {lost:,}")
 
 
-class Teacher:
-    """A score for some (query, document) pairs of row numbers, [R] each; of a pair that occurs twice, the first."""
-
-    def __init__(self, queries: np.ndarray, documents: np.ndarray, scores: np.ndarray, corpus: int):
-        self._corpus = corpus
-        pairs, first = np.unique(queries.astype(np.int64) * corpus + documents, return_index=True)
-        self._pairs, self._scores = pairs, scores[first].astype(np.float32)
-
-    def scores(self, queries: np.ndarray | int, documents: np.ndarray) -> np.ndarray:
-        """Float32 scores of pairs [n]; NaN where it has none."""
-        wanted = queries * np.int64(self._corpus) + documents
-        place = np.searchsorted(self._pairs, wanted).clip(max=max(0, len(self._pairs) - 1))
-        if not len(self._pairs):
-            return np.full(wanted.shape, np.nan, np.float32)
-        return np.where(self._pairs[place] == wanted, self._scores[place], np.float32(np.nan))
-
-    def known(self, pairs: Ragged) -> float:
-        """Share of the pairs (list number, value) that have a score; 0 where there are none."""
-        queries = np.repeat(np.arange(pairs.size), np.diff(pairs.offsets))
-        return float(np.isfinite(self.scores(queries, pairs.values)).mean()) if len(queries) else 0.0
+def _share_known(teacher: PairScores, pairs: Ragged) -> float:
+    """Share of the pairs (list number, value) that have a score; 0 where there are none."""
+    queries = np.repeat(np.arange(pairs.size), np.diff(pairs.offsets))
+    return float(np.isfinite(teacher.of(queries, pairs.values)).mean()) if len(queries) else 0.0
 
 
 class GroupFeed:
@@ -201,5 +184,5 @@ class TrainingFeed(GroupFeed):
             document_hashes=self.hashes[draw.documents],
             relevant_ids=relevant,
             relevant_hashes=self.hashes[relevant],
-            teacher=None if self.data.teacher is None else self.data.teacher.scores(draw.query, draw.documents),
+            teacher=None if self.data.teacher is None else self.data.teacher.of(draw.query, draw.documents),
         )

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from retrievo.data.corpus import Corpus
 from retrievo.data.ids import hash_texts
 from retrievo.data.ordering import flat_strings, ranked, ranks
+from retrievo.data.pair_scores import PairScores
 from retrievo.data.run import Run
 from retrievo.data.sampling import random_keys
 from retrievo.data.tables import NEGATIVES, RUN, Table
@@ -24,7 +25,7 @@ from retrievo.retrieval.shingles import Shingles
 from retrievo.support.errors import RetrievoError
 
 _ROWS_AT_ONCE, _BATCH_ROWS = 1 << 20, 1 << 16
-_DOCUMENT, _TEXT, _PAIR = range(3)  # streams of keys: (query, row), (query, text of a row), (query, row) of a teacher
+_DOCUMENT, _TEXT = range(2)  # streams of keys: (query, row), (query, text of a row)
 DROPPED = pa.schema([*NEGATIVES.arrow, ("rule", pa.string())])
 # why a candidate is no negative, in the order in which the rules are asked; the first that holds is recorded
 RULES = (
@@ -248,41 +249,25 @@ def in_order(path: Path, judged: Judged, depth: int, output: Path) -> Path:
 # --------------------------------------------------------------------------------------------------------- the rules
 
 
-class Teacher:
-    """Scores of (query, document) pairs from a run, 16 bytes a pair in memory."""
-
-    def __init__(self, path: Path, judged: Judged):
-        run = Run.open(path)
-        self.judged, self.input = judged, run.input
-        query, row = judged.numbers(run.table["query_id"]), judged.corpus.id_map.rows(run.table["doc_id"])
-        known = (query >= 0) & (row >= 0)
-        keys = random_keys(_PAIR, judged.hashes[query[known]], row[known])
-        order = np.argsort(keys)
-        self._keys, self._scores = keys[order], run.table["score"].to_numpy()[known][order]
-
-    def scores(self, query: np.ndarray, row: np.ndarray) -> np.ndarray:
-        """The score of each pair, [n] float32; NaN where the run lacks it."""
-        if not len(self._keys):
-            return np.full(len(query), np.nan, np.float32)
-        keys = random_keys(_PAIR, self.judged.hashes[query], row)
-        place = np.minimum(np.searchsorted(self._keys, keys), len(self._keys) - 1)
-        return np.where(self._keys[place] == keys, self._scores[place], np.float32(np.nan))
+def read_teacher(path: Path, judged: Judged) -> PairScores:
+    """The scores of a run, by the rows of the judged queries and of the corpus."""
+    run = Run.open(path).table
+    query, row = judged.numbers(run["query_id"]), judged.corpus.id_map.rows(run["doc_id"])
+    return PairScores(query, row, run["score"].to_numpy(), len(judged.corpus))
 
 
 class Verdicts(NamedTuple):
     """What the rules say of candidates."""
 
     rule: np.ndarray  # [n] position in RULES, -1 = none holds
-    surplus: (
-        np.ndarray
-    )  # [n] (score - best relevant score) / |that|, NaN where unknown; the teacher's where there is one
+    surplus: np.ndarray  # [n] (score - best relevant score) / |that|, by the teacher if there is one; NaN = unknown
     teacher: np.ndarray  # [n] NaN where there is none
 
 
 class Rules:
     """All reasons against a candidate, asked in the order of `RULES`."""
 
-    def __init__(self, judged: Judged, filters: Filters, teacher: Teacher | None = None):
+    def __init__(self, judged: Judged, filters: Filters, teacher: PairScores | None = None):
         self.judged, self.filters, self.teacher = judged, filters, teacher
         self.shingles = Shingles(judged.corpus.table) if filters.near_duplicate is not None else None
 
@@ -292,7 +277,7 @@ class Rules:
         relevant = ~unknown & self.judged.is_relevant(found.query, found.row)
         same_text = ~unknown & self.judged.has_text_of_relevant(found.query, found.row)
         scores = found.score.astype(np.float64)
-        taught = self.teacher.scores(found.query, found.row) if self.teacher else np.full(len(scores), np.nan)
+        taught = self.teacher.of(found.query, found.row) if self.teacher else np.full(len(scores), np.nan)
         masks = {"unknown": unknown, "relevant": relevant, "same-text": same_text}
         masks |= self._bounds(scores, taught) | self._margins(found.query, scores, relevant)
         decided = unknown | relevant | same_text

@@ -23,10 +23,10 @@ from retrievo.retrieval.mining import (
     Rules,
     RunMiner,
     Tally,
-    Teacher,
     Window,
     choose,
     in_order,
+    read_teacher,
 )
 from retrievo.support.errors import RetrievoError
 
@@ -74,7 +74,7 @@ class Mined:
     def __init__(self, judged: Judged, miners: list[Any], filters: Filters, teacher: Path | None, **window: Any):
         self.tally = Tally()
         chosen = Window(**{"skip": 0, "depth": 40, "sampling": "random", "seed": 0, **window})
-        rules = Rules(judged, filters, Teacher(teacher, judged) if teacher else None)
+        rules = Rules(judged, filters, read_teacher(teacher, judged) if teacher else None)
         self.rows: list[dict[str, Any]] = []
         self.dropped: dict[tuple[str, str], str] = {}
         for part in choose(judged, miners, chosen, rules, self.tally):
