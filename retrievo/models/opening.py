@@ -292,9 +292,12 @@ def open_tokenizer(folder: Path, lowercase: bool = False) -> PreTrainedTokenizer
             tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # many kinds, from files that are missing to packages that are
         raise RetrievoError(folder, f"no tokenizer that transformers opens ({error})") from error
-    if not getattr(tokenizer, "is_fast", False) or tokenizer.pad_token_id is None:
-        found = "a tokenizer without padding token" if tokenizer.is_fast else "a tokenizer in Python"
-        raise RetrievoError(folder, found, "one with tokenizer.json and a padding token")
+    if not getattr(tokenizer, "is_fast", False):
+        raise RetrievoError(folder, "a tokenizer in Python", "one with tokenizer.json")
+    if tokenizer.pad_token_id is None:  # as decoders are published; padding is masked, so any token will do
+        if tokenizer.eos_token_id is None:
+            raise RetrievoError(folder, "a tokenizer without padding token", "one with a padding or an end token")
+        tokenizer.pad_token = tokenizer.eos_token
     if tokenizer.truncation_side != "right":
         raise RetrievoError(folder, "a tokenizer that truncates on the left", "truncation on the right")
     if lowercase:
