@@ -47,14 +47,14 @@ def main() -> None:
         ]
         retrievo("train", "--model", given.model, *tables, *lengths, *flags, "--output", folder / "retrievo")
         train_theirs(given, folder / "sentence-transformers")
-        runs = []
+        runs, asked = [], ["--queries", given.dataset, "--judged", given.test_qrels]
         for name in ("retrievo", "sentence-transformers"):
             retrievo(
                 "encode", "--model", folder / name, "--corpus", given.dataset, "--output", folder / f"{name}-vectors"
             )
             runs.append(folder / f"{name}.parquet")
-            retrievo("search", "--index", folder / f"{name}-vectors", "--queries", given.dataset, "--output", runs[-1])
-        metrics = ("--metrics", "ndcg@10", "recall@100")
+            retrievo("search", "--index", folder / f"{name}-vectors", *asked, "--output", runs[-1])
+        metrics = ("--metrics", "mrr@10", "ndcg@10", "recall@100")
         retrievo("evaluate", "--run", *runs, "--baseline", runs[-1], "--qrels", given.test_qrels, *metrics)
 
 
