@@ -1,12 +1,13 @@
 """Search in approximate FAISS shards: candidates from the index, exact scores and the order from the embeddings.
 
 The result is a function of index, queries, depth and effort. FAISS scores change in their last bits with the queries
-that share a call and with the threads that share them, so every call has the same 32 queries and one thread; threads
-take calls. Their OpenMP pools stay at one thread too, so that faiss and torch do not wait for each other's.
+that share a call and with the threads that share them, so every call has as many queries and one thread; threads take
+calls. Their OpenMP pools stay at one thread too, so that faiss and torch do not wait for each other's.
 """
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -25,7 +26,9 @@ from retrievo.retrieval.rescoring import rescored
 from retrievo.support.console import Tick
 from retrievo.support.errors import RetrievoError
 
-_CALL = 32  # queries
+_CALL, _LONGEST_CALL = 32, 512  # queries
+# Products with the centroids, in multiply-adds: from 1e8 on OpenBLAS, which faiss brings, takes half the time for each.
+_FAST_PRODUCT = 1.1e8
 _BATCH_CANDIDATES = 1 << 22  # queries x candidates held at a time, some 30 bytes each
 _CANDIDATE_BYTES = 48  # with the copies of a merge
 _SPARE = 8  # candidates beyond the depth, where FAISS's scores are those of the vectors but for roundings
@@ -90,12 +93,13 @@ def search_batches(
     streamed = _is_streamed(index, memory)
     shards = _Shards(index, effort, kept=not streamed)
     room = _BATCH_CANDIDATES if memory is None else memory // 4 // _CANDIDATE_BYTES
-    size = max(_CALL, room // max(1, found) // _CALL * _CALL)
+    call = _queries_of_a_call(index)
+    size = max(call, room // max(1, found) // call * call)
     threads = threads or os.cpu_count() or 1
     with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         for first in range(0, len(queries), size):
             batch = np.ascontiguousarray(queries[first : first + size], np.float32)
-            score, row = _candidates(shards, batch, found, pool, tick)
+            score, row = _candidates(shards, batch, found, call, pool, tick)
             if effort.rescore:
                 assert vectors is not None
                 hits = rescored(batch, vectors, row, depth, pool, threads)
@@ -104,6 +108,14 @@ def search_batches(
                 hits = Hits(query, row[query, place], score[query, place])
             order = first_ranked(hits.query, hits.score, index.ids(hits.row), depth)
             yield Hits(hits.query[order] + first, hits.row[order], hits.score[order])
+
+
+def _queries_of_a_call(index: FaissIndex) -> int:
+    """More of them where there are few lists, so that the product with their centroids is large enough to be fast."""
+    if not index.lists:
+        return _CALL
+    enough = math.ceil(_FAST_PRODUCT / (index.lists * index.dim * _CALL)) * _CALL
+    return min(max(_CALL, enough), _LONGEST_CALL)
 
 
 def _is_streamed(index: FaissIndex, memory: int | None) -> bool:
@@ -144,13 +156,13 @@ class _Shards:
 
 
 def _candidates(
-    shards: _Shards, queries: np.ndarray, count: int, pool: ThreadPoolExecutor, tick: Tick | None
+    shards: _Shards, queries: np.ndarray, count: int, call: int, pool: ThreadPoolExecutor, tick: Tick | None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Scores and rows [Q, count] of the best by the scores of the index over all shards; row -1 where there is none."""
     asked = unit_length(queries) if shards.index.similarity == "cosine" else queries
     best, origin = None, 0
     for shard in shards:
-        score, row = _search_shard(shard, asked, min(count, shard.ntotal), pool)
+        score, row = _search_shard(shard, asked, min(count, shard.ntotal), call, pool)
         row[row >= 0] += origin
         best = _merged(best, (score, row), count) if best else (score, row)
         origin += shard.ntotal
@@ -160,18 +172,18 @@ def _candidates(
 
 
 def _search_shard(
-    shard: Any, queries: np.ndarray, count: int, pool: ThreadPoolExecutor
+    shard: Any, queries: np.ndarray, count: int, at_once: int, pool: ThreadPoolExecutor
 ) -> tuple[np.ndarray, np.ndarray]:
     """Scores [Q, count], higher is better, and rows [Q, count] of one shard; -1 where it has no more."""
     faiss = load_faiss()
 
     def call(first: int) -> tuple[np.ndarray, np.ndarray]:
         faiss.omp_set_num_threads(1)  # of this thread
-        return shard.search(queries[first : first + _CALL], count)
+        return shard.search(queries[first : first + at_once], count)
 
     if not count:
         return _nothing(len(queries))
-    parts = list(pool.map(call, range(0, len(queries), _CALL)))
+    parts = list(pool.map(call, range(0, len(queries), at_once)))
     score, row = (np.concatenate(column) for column in zip(*parts, strict=True))
     return (score if shard.metric_type == faiss.METRIC_INNER_PRODUCT else -score), row
 

@@ -69,6 +69,7 @@ def test_threads_batches_and_streaming_change_nothing(
     source = embeddings(vectors())
     index = built(source, index_type=name, shards=3)
     effort = Effort(4 if index.knob else 0, 40)
+    monkeypatch.setattr(approximate, "_FAST_PRODUCT", 0)  # calls of 32
     expected = search(index, source, QUERIES, 10, effort, threads=1)
     assert same(search(index, source, QUERIES, 10, effort, threads=2), expected)
     monkeypatch.setattr(approximate, "_BATCH_CANDIDATES", 1)
