@@ -121,6 +121,16 @@ class TrainConfig(FitConfig, FinetuneConfig, CrossEncoderConfig, ValidationConfi
     tied: bool | None = option(
         "One backbone for queries and documents, or one each.", default=None, hidden_default="as the model"
     )
+    lora_rank: int | None = option(
+        "Train adapters of this rank in all linear layers, and nothing else; merged when saved (retrievo[lora]).",
+        default=None,
+        minimum=1,
+        hidden_default="all weights are trained",
+        only={"kind": (ENCODER,)},
+    )
+    lora_alpha: int | None = option(
+        "The adapters' part is scaled by this / rank.", default=None, minimum=1, hidden_default="twice the rank"
+    )
     verify_gradients: bool = option(
         "Train nothing; compute one step in several ways, such as cached or not, in one process or two, and compare.",
         default=False,
@@ -138,6 +148,8 @@ class TrainConfig(FitConfig, FinetuneConfig, CrossEncoderConfig, ValidationConfi
             raise UsageError(f"--loss {taught[0]}", "needs a teacher", None, "pass --teacher RUN")
         if self.hard_share and not self.negatives:
             raise UsageError("--hard-share", f"is {self.hard_share:g} of no pool", None, "pass --negatives POOL")
+        if self.lora_alpha and not self.lora_rank:
+            raise UsageError("--lora-alpha", "scales adapters", None, "pass --lora-rank too")
         if self.kind == CROSS_ENCODER:
             self._check_cross_encoder()
 
@@ -270,6 +282,7 @@ def _fit(config: TrainConfig, data: TrainingData, pool: Pool | None, output: Out
     from retrievo.engine.logs import in_words
     from retrievo.engine.loop import fit, now_and_then
     from retrievo.learning.distributed import barrier, rank
+    from retrievo.models.adapters import merge_adapters
 
     with output.build_together(lead=rank() == 0, barrier=barrier) as folder:
         model, objective, feed = _made(config, data)
@@ -291,6 +304,8 @@ def _fit(config: TrainConfig, data: TrainingData, pool: Pool | None, output: Out
         if rank() != 0:
             return output.manifest({})
         stats = {"steps": steps, "queries": data.judged} | _best(validation)
+        if config.lora_rank:
+            merge_adapters(model)
         loss = config.pair_loss if config.kind == CROSS_ENCODER else ", ".join(config.loss)
         model.save(folder, {"trained on": f"{data.pairs:,} judged pairs", "steps": steps, "loss": loss})
         dim = {"dim": model.dim} if config.kind == ENCODER else {}
@@ -320,6 +335,7 @@ def _best(validation: Validation | None) -> dict[str, Any]:
 
 def _encoder(config: TrainConfig, data: TrainingData) -> tuple[Any, Objective, Any]:
     """An encoder, its objective and its batches."""
+    from retrievo.models.adapters import add_adapters
     from retrievo.models.encoder import Encoder
     from retrievo.objectives.finetune import Finetune
     from retrievo.objectives.training_data import TrainingFeed
@@ -328,6 +344,8 @@ def _encoder(config: TrainConfig, data: TrainingData) -> tuple[Any, Objective, A
     if name != config.model:
         options["pooling"] = config.pooling or "cls"
     encoder = Encoder.load(name, config.revision, **options)
+    if config.lora_rank:
+        add_adapters(encoder, config.lora_rank, config.lora_alpha or 2 * config.lora_rank)
     objective = Finetune(config, encoder)
     return encoder, objective, TrainingFeed(data, encoder, objective.collator(), **_drawing(config))
 

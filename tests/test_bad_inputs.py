@@ -416,6 +416,16 @@ CASES: dict[str, tuple[Make, int, str]] = {
         2,
         "--teacher: does not apply to what was chosen; expected it only with loss margin-mse or kl",
     ),
+    "scale of adapters without any": (
+        lambda f: ["train", *TABLES, "--model", f, "--output", f / "out", "--lora-alpha", 16],
+        2,
+        "--lora-alpha: scales adapters; pass --lora-rank too",
+    ),
+    "adapters for a cross-encoder": (
+        lambda f: ["train", *TABLES, "--model", f, "--output", f / "out", "--kind", "cross-encoder", "--lora-rank", 8],
+        2,
+        "--lora-rank: does not apply to what was chosen; expected it only with kind encoder",
+    ),
     "share of hard negatives without a pool": (
         lambda f: ["train", *TABLES, "--model", f, "--output", f / "out", "--hard-share", 0.1],
         2,

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from retrievo.data.qrels import Qrels
 from retrievo.support.artifact import Manifest
@@ -272,6 +273,21 @@ def test_a_decoder_learns_from_its_last_token_and_opens_in_sentence_transformers
     texts = pq.read_table(toy_dataset / "queries.parquet")["text"].to_pylist()[:20]
     theirs = library.SentenceTransformer(str(tmp_path / "m"), device="cpu", local_files_only=True).encode_query(texts)
     np.testing.assert_allclose(theirs, encode_texts(encoder, "query", texts, chunk_tokens=256), atol=1e-5)
+
+
+def test_adapters_learn_and_leave_a_plain_model(
+    tiny_model: Path, toy_dataset: Path, tmp_path: Path, retrievo: Callable
+) -> None:
+    pytest.importorskip("peft")
+    flags = ["--epochs", 4, "--lora-rank", 8, "--learning-rate", 1e-2, "--negatives-per-query", 0]
+    done = retrievo(*start(tiny_model, toy_dataset, tmp_path / "adapted", *flags))
+    assert done.code == 0, done.err
+    assert np.mean(losses(tmp_path / "adapted")[-5:]) < 0.7 * losses(tmp_path / "adapted")[0]
+    kept, before = (load_file(folder / "model.safetensors") for folder in (tmp_path / "adapted", tiny_model))
+    assert not [name for name in kept if "lora" in name or "base_layer" in name]
+    unchanged = {name for name in kept if torch.equal(kept[name], before[name])}
+    assert {name for name in kept if ".weight" in name and "dense" in name}.isdisjoint(unchanged)
+    assert "embeddings.word_embeddings.weight" in unchanged, "adapters are in linear layers only"
 
 
 def test_a_typed_question_over_vectors_finds_its_model_and_texts_through_the_manifests(
