@@ -345,7 +345,7 @@ def _encoder(config: TrainConfig, data: TrainingData) -> tuple[Any, Objective, A
         options["pooling"] = config.pooling or "cls"
     encoder = Encoder.load(name, config.revision, **options)
     if config.lora_rank:
-        add_adapters(encoder, config.lora_rank, config.lora_alpha or 2 * config.lora_rank)
+        add_adapters(encoder, config.lora_rank, config.lora_alpha or 2 * config.lora_rank, config.seed)
     objective = Finetune(config, encoder)
     return encoder, objective, TrainingFeed(data, encoder, objective.collator(), **_drawing(config))
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+import torch
+
 from retrievo.models.encoder import Encoder
 from retrievo.support.errors import RetrievoError
 
@@ -16,19 +18,21 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-def add_adapters(encoder: Encoder, rank: int, alpha: int) -> None:
+def add_adapters(encoder: Encoder, rank: int, alpha: int, seed: int) -> None:
     """Puts an adapter of rank r into every linear layer; nothing else of the encoder is trained from now on.
 
-    B is zero at first, so the vectors are the same as before.
+    A is drawn from the seed; B is zero at first, so the vectors are the same as before.
     Raises: RetrievoError where the peft package is not installed.
     """
     try:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError:
         raise RetrievoError("--lora-rank", "needs the peft package", None, "pip install 'retrievo[lora]'") from None
-    for backbone in _backbones(encoder):
-        backbone.requires_grad_(False)
-        inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=alpha, target_modules="all-linear"), backbone)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for backbone in _backbones(encoder):
+            backbone.requires_grad_(False)
+            inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=alpha, target_modules="all-linear"), backbone)
 
 
 def merge_adapters(encoder: Encoder) -> None:

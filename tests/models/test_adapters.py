@@ -27,7 +27,7 @@ def vectors(encoder: Encoder, ids: torch.Tensor) -> torch.Tensor:
 def test_adapters_start_from_the_same_vectors_and_merge_into_a_plain_model(tiny_model: Path, tied: bool) -> None:
     encoder, ids = encoder_with_ids(tiny_model, tied)
     before, names = vectors(encoder, ids), [name for name, _ in encoder.named_parameters()]
-    add_adapters(encoder, rank=2, alpha=4)
+    add_adapters(encoder, rank=2, alpha=4, seed=0)
     assert torch.equal(vectors(encoder, ids), before)
     trained = {name: parameter for name, parameter in encoder.named_parameters() if parameter.requires_grad}
     assert all("lora_" in name for name in trained)
@@ -41,3 +41,14 @@ def test_adapters_start_from_the_same_vectors_and_merge_into_a_plain_model(tiny_
     torch.testing.assert_close(vectors(encoder, ids), adapted, rtol=1e-4, atol=1e-5)
     assert [name for name, _ in encoder.named_parameters()] == names
     assert all(parameter.requires_grad for parameter in encoder.parameters())
+
+
+def test_what_is_drawn_is_a_function_of_the_seed(tiny_model: Path) -> None:
+    state, drawn = torch.get_rng_state(), []
+    for seed in (0, 0, 1):
+        encoder, _ = encoder_with_ids(tiny_model, tied=True)
+        add_adapters(encoder, rank=2, alpha=4, seed=seed)
+        drawn.append(torch.cat([p.flatten() for name, p in encoder.named_parameters() if "lora_A" in name]))
+    assert torch.equal(drawn[0], drawn[1])
+    assert not torch.equal(drawn[0], drawn[2])
+    assert torch.equal(torch.get_rng_state(), state)
