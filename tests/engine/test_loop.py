@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,8 @@ from retrievo.engine import checkpoints
 from retrievo.engine.loop import fit, now_and_then, prefetched
 from retrievo.engine.settings import FitConfig
 from retrievo.learning.batch import Batch
-from retrievo.learning.optimizers import OPTIMIZERS
+from retrievo.learning.losses import LOSSES, TAUGHT
+from retrievo.learning.optimizers import OPTIMIZERS, SCHEDULES
 from retrievo.objectives.choices import FinetuneConfig
 from retrievo.objectives.finetune import Finetune
 from retrievo.objectives.objective import Objective
@@ -184,6 +186,32 @@ def test_training_learns(tmp_path: Path, device: torch.device) -> None:
     feed = Feed()
     feed.batch = lambda step: finetune_batch([3, 1, 4, 2, 2])
     run(tmp_path, device.type, feed, max_steps=30)
+    losses = [record["loss"] for record in log(tmp_path)]
+    assert losses[-1] < losses[0] / 2
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("loss", LOSSES)
+def test_every_loss_falls_with_every_optimizer(loss: str, optimizer: str, tmp_path: Path) -> None:
+    groups = [3, 2, 4, 2, 2]
+    scores = torch.cat([torch.linspace(2, -2, size) for size in groups])  # the relevant document first
+
+    class Taught(Feed):
+        def batch(self, step: int) -> Batch:
+            return dataclasses.replace(finetune_batch(groups), teacher=scores if loss in TAUGHT else None)
+
+    objective = finetune(temperature=0.5, loss=(loss,))
+    course = config(max_steps=40, optimizer=optimizer, learning_rate=2e-2)
+    fit(objective, Taught(), course, folder=tmp_path, device=torch.device("cpu"))
+    losses = [record["loss"] for record in log(tmp_path)]
+    assert losses[-1] < losses[0] / 2
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_training_learns_on_every_schedule(schedule: str, tmp_path: Path) -> None:
+    feed = Feed()
+    feed.batch = lambda step: finetune_batch([3, 1, 4, 2, 2])
+    run(tmp_path, feed=feed, max_steps=30, schedule=schedule)
     losses = [record["loss"] for record in log(tmp_path)]
     assert losses[-1] < losses[0] / 2
 
