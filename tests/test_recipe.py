@@ -305,6 +305,11 @@ def test_a_recipe_that_is_not_there_is_told(tmp_path: Path, retrievo: Callable) 
 def test_the_recipes_that_come_along_hold_no_mistake(path: Path) -> None:
     steps = read_recipe(RunConfig(file=path))
     assert steps[-1].command == "evaluate"
+
+
+@pytest.mark.parametrize("path", [path for path in EXAMPLES if path.stem != "distillation"], ids=lambda path: path.stem)
+def test_recipes_of_two_rounds_tell_what_the_second_could_reach(path: Path) -> None:
+    steps = read_recipe(RunConfig(file=path))
     assert any("nb-recall" in metric for step in steps for metric in getattr(step.config, "metrics", ()))
 
 
