@@ -382,9 +382,8 @@ def test_killed_at_any_moment_and_run_again_training_ends_in_the_same_bytes(
     rng, kills = random.Random(0), 0
     for moment in range(6):
         output = tmp_path / f"killed-{moment}"
-        kills += (
-            process(start(tiny_model, toy_dataset, output, *flags), kill_after=rng.uniform(0.6, 0.98) * took) is None
-        )
+        lived = process(start(tiny_model, toy_dataset, output, *flags), kill_after=rng.uniform(0.6, 0.98) * took)
+        kills, took = kills + (lived is None), min(took, lived or took)  # a quieter machine is quicker
         process(start(tiny_model, toy_dataset, output, *flags))
         assert weights(output) == weights(tmp_path / "whole")
         assert losses(output) == losses(tmp_path / "whole")
@@ -418,7 +417,8 @@ def test_encode_killed_and_resumed_with_other_processes_ends_in_the_same_bytes(
     rng, kills = random.Random(0), 0
     for moment, (first, then) in enumerate([(1, 2), (2, 1), (1, 1), (2, 2)]):
         output = tmp_path / f"killed-{moment}"
-        kills += process(encode(output), processes=first, kill_after=rng.uniform(0.6, 0.95) * took) is None
+        lived = process(encode(output), processes=first, kill_after=rng.uniform(0.6, 0.95) * took)
+        kills, took = kills + (lived is None), min(took, lived or took)  # a quieter machine is quicker
         process(encode(output), processes=then)
         for shard in sorted((tmp_path / "whole").glob("*.arrow")):
             assert (output / shard.name).read_bytes() == shard.read_bytes()

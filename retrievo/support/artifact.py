@@ -287,7 +287,7 @@ class Output:
             if changed and not self.force:
                 fix = "go on with the same options, pass --force to begin anew, or choose another --output"
                 raise RetrievoError(self.path, f"is unfinished, but {'; '.join(changed)}", None, fix)
-        elif foreign := [name for name in sorted(os.listdir(self.path)) if name not in self.beside]:
+        elif foreign := [name for name in _entries(self.path) if name not in self.beside]:
             fix = "choose another --output"
             raise RetrievoError(
                 self.path, f"holds files that retrievo did not make ('{foreign[0]}')", "a new or empty folder", fix
@@ -349,7 +349,7 @@ class Output:
         }
 
     def _empty_partial(self) -> None:
-        entries = sorted(os.listdir(self.folder))
+        entries = _entries(self.folder)
         if entries and BEGIN not in entries and MANIFEST not in entries:
             raise RetrievoError(
                 self.folder, "holds files that retrievo did not make", None, "remove it, or choose another --output"
@@ -421,6 +421,13 @@ def _relative(path: Path, home: Path) -> str:
     """Relative to the output's parent where the input lies below it, else absolute."""
     absolute = Path(os.path.abspath(path))
     return str(absolute.relative_to(home) if absolute.is_relative_to(home) else absolute)
+
+
+def _entries(folder: Path) -> list[str]:
+    """What a folder holds, but for what a writer leaves that is killed while it writes `begin.json`."""
+    return [
+        name for name in sorted(os.listdir(folder)) if not (name.startswith(f".{BEGIN}.") and name.endswith(".tmp"))
+    ]
 
 
 @contextlib.contextmanager

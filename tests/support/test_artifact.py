@@ -98,6 +98,19 @@ def test_a_folder_that_is_not_ours_is_refused(tmp_path: Path, source: Path) -> N
         output(tmp_path / "out", source).already_finished()
 
 
+@pytest.mark.parametrize("in_place", [True, False])
+def test_a_writer_killed_while_it_wrote_down_what_it_begins_left_no_stranger(
+    tmp_path: Path, source: Path, in_place: bool
+) -> None:
+    made = output(tmp_path / "out", source, in_place=in_place)
+    made.folder.mkdir()
+    (made.folder / ".begin.json.1234.tmp").write_text("{")
+    assert made.already_finished() is None
+    with made.build():
+        made.finish({})
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [MANIFEST]
+
+
 def test_files_that_may_stand_beside_are_no_strangers(tmp_path: Path, source: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "negatives.parquet").write_text("x")
