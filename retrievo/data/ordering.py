@@ -107,11 +107,12 @@ def _dots(query: np.ndarray | None, vectors: np.ndarray) -> np.ndarray:
     # order and its fused multiply-adds are those of the SIMD width that numpy was built for.
     if query is not None and query.shape not in (vectors.shape, vectors.shape[1:]):
         raise ValueError(f"query of shape {query.shape} against vectors of shape {vectors.shape}")
+    factor = None if query is None else np.broadcast_to(query.astype(np.float64), vectors.shape)
     dots = np.empty(len(vectors))
     rows = max(1, _PRODUCTS_PER_BLOCK // max(1, vectors.shape[1]))
     for start in range(0, len(vectors), rows):
         block = vectors[start : start + rows].astype(np.float64, order="C")
-        block *= block if query is None else query if query.ndim == 1 else query[start : start + rows]
+        block *= block if factor is None else factor[start : start + rows]
         np.add.reduce(block, axis=1, out=dots[start : start + rows])
     return dots
 

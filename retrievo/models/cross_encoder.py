@@ -18,6 +18,7 @@ from retrievo.models import opening
 from retrievo.models.attention import PlainAttention
 from retrievo.models.card import cross_encoder_card
 from retrievo.models.chunks import cut_chunks, pad
+from retrievo.models.devices import sent
 from retrievo.models.encoder import position_limit
 from retrievo.models.pairs import PairTokenization
 from retrievo.models.saving import move_into_place, write_tokenizer
@@ -95,8 +96,8 @@ class CrossEncoder(nn.Module):
         with PlainAttention(), torch.autocast(place.type, dtype=dtype, enabled=dtype != torch.float32):
             for rows in cut_chunks(np.diff(offsets), chunk_tokens):
                 arrays = pad(tokens, offsets, rows, self.pad_id)
-                input_ids, mask = (torch.from_numpy(array).to(place) for array in arrays)  # [n, L]
-                logits[torch.from_numpy(rows).to(place)] = self(input_ids, mask)
+                input_ids, mask = (sent(torch.from_numpy(array), place) for array in arrays)  # [n, L]
+                logits[sent(torch.from_numpy(rows), place)] = self(input_ids, mask)
                 if tick:
                     tick(len(rows))
         return ACTIVATIONS[self.spec.activation](logits).cpu().numpy()

@@ -48,22 +48,24 @@ class _Rescorer:
         step = min(end - first, max(1, _BLOCK_ROWS // max(1, count)))
         buffer = torch.empty(step * count, self.vectors.dim)
         return joined(
-            self._block(row[start : start + step], start, min(start + step, end), buffer)
-            for start in range(first, end, step)
+            self._block(row[start : min(start + step, end)], start, buffer) for start in range(first, end, step)
         )
 
-    def _block(self, row: np.ndarray, first: int, end: int, buffer: torch.Tensor) -> Hits:
-        row = row[: end - first]
+    def _block(self, row: np.ndarray, first: int, buffer: torch.Tensor) -> Hits:
+        """The hits of the queries from `first` on, one for each row of candidates."""
         stored = torch.from_numpy(self.vectors.take(np.maximum(row, 0).ravel()))
         # torch widens float16 twenty times as fast as numpy
         vectors = buffer[: row.size].copy_(stored).numpy().reshape(*row.shape, self.vectors.dim)
-        query, place = np.nonzero(self._reaching(vectors, row, slice(first, end)))
+        query, place = np.nonzero(self._reaching(vectors, row, slice(first, first + len(row))))
         asked, found = self.queries[first + query], vectors[query, place]
         score = exact_cosines(asked, found) if self.cosine else exact_scores(asked, found)
         return Hits(query + first, row[query, place], score)
 
     def _reaching(self, vectors: np.ndarray, row: np.ndarray, queries: slice) -> np.ndarray:
         """Whether the exact score of a candidate, [q, n], may reach the K-th best of its query."""
+        exists = row >= 0
+        if row.shape[1] <= self.depth:
+            return exists
         with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
             score = np.einsum("qnd,qd->qn", vectors, self.asked[queries])  # of one thread, unlike BLAS
             length = np.sqrt(np.einsum("qnd,qnd->qn", vectors, vectors))
@@ -73,9 +75,6 @@ class _Rescorer:
             error = self.error((length + norm_below(vectors.shape[2])).T, queries).T
         unsure |= ~np.isfinite(score) | ~np.isfinite(error)
         score[unsure], error[unsure] = 0, np.inf
-        exists = row >= 0
-        if row.shape[1] <= self.depth:
-            return exists
         certain = np.where(exists, score - error, -np.inf)
         kth = np.partition(certain, row.shape[1] - self.depth, axis=1)[:, -self.depth]
         return exists & (score + error >= kth[:, None])
