@@ -17,7 +17,7 @@ from retrievo.data.mixing import UNIFORM, check_mix, shares
 from retrievo.data.options import corpora_option, force_option, output_option, threads_option, title_template_option
 from retrievo.engine.settings import DEVELOPMENT, WORKING_FILES, FitConfig
 from retrievo.learning.optimizers import OptimizerConfig
-from retrievo.models.options import device_option, model_option, revision_option
+from retrievo.models.options import bidirectional_option, device_option, model_option, revision_option
 from retrievo.objectives.choices import (
     CONTRASTIVE,
     LONGEST_QUEUE,
@@ -99,6 +99,7 @@ class PretrainConfig(FitConfig, CoCondenserConfig, SimClrConfig, IctConfig, Cont
     epochs: float | None = option(
         "Passes over the corpus.", default=None, above=0, alternative="length", hidden_default=f"{DEFAULT_EPOCHS:g}"
     )
+    bidirectional: bool = bidirectional_option(only={"objective": CONTRASTIVE})
     condenser_steps: int | None = option(
         "Steps of the condenser stage for a model without a Condenser head; 0 = none.",
         default=None,
@@ -257,6 +258,7 @@ def _masked(config: PretrainConfig, name: str, revision: str | None, options: di
 
 def _plain(config: PretrainConfig, name: str, revision: str | None, options: dict[str, Any]) -> Encoder:
     """A backbone without heads, pooled and compared as its folder says, else as Contriever is."""
+    from retrievo.models.decoders import attend_both_ways
     from retrievo.models.encoder import Encoder
     from retrievo.models.opening import locate, read_folder
 
@@ -267,6 +269,8 @@ def _plain(config: PretrainConfig, name: str, revision: str | None, options: dic
     if config.pooling is None and "pooling" not in stated:
         chosen["pooling"] = "mean"
     encoder = Encoder.load(name, revision, **options, **chosen)
+    if config.bidirectional and name != str(config.output):  # what goes on has its config.json
+        attend_both_ways(encoder)
     spec = encoder.spec
     console.note(f"vectors: {spec.pooling} of tokens, {'' if spec.normalize else 'not '}normalized, {spec.similarity}")
     return encoder

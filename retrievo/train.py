@@ -25,7 +25,7 @@ from retrievo.data.options import (
 )
 from retrievo.engine.settings import WORKING_FILES, FitConfig, ValidationConfig
 from retrievo.learning.losses import TAUGHT
-from retrievo.models.options import device_option, model_option, pooling_option, revision_option
+from retrievo.models.options import bidirectional_option, device_option, model_option, pooling_option, revision_option
 from retrievo.models.spec import SIMILARITIES
 from retrievo.objectives.choices import CrossEncoderConfig, FinetuneConfig, objective_class
 from retrievo.support import console
@@ -121,6 +121,7 @@ class TrainConfig(FitConfig, FinetuneConfig, CrossEncoderConfig, ValidationConfi
     tied: bool | None = option(
         "One backbone for queries and documents, or one each.", default=None, hidden_default="as the model"
     )
+    bidirectional: bool = bidirectional_option(only={"kind": (ENCODER,)})
     lora_rank: int | None = option(
         "Train adapters of this rank in all linear layers, and nothing else; merged when saved (retrievo[lora]).",
         default=None,
@@ -336,6 +337,7 @@ def _best(validation: Validation | None) -> dict[str, Any]:
 def _encoder(config: TrainConfig, data: TrainingData) -> tuple[Any, Objective, Any]:
     """An encoder, its objective and its batches."""
     from retrievo.models.adapters import add_adapters
+    from retrievo.models.decoders import attend_both_ways
     from retrievo.models.encoder import Encoder
     from retrievo.objectives.finetune import Finetune
     from retrievo.objectives.training_data import TrainingFeed
@@ -344,6 +346,8 @@ def _encoder(config: TrainConfig, data: TrainingData) -> tuple[Any, Objective, A
     if name != config.model:
         options["pooling"] = config.pooling or "cls"
     encoder = Encoder.load(name, config.revision, **options)
+    if config.bidirectional:
+        attend_both_ways(encoder)
     if config.lora_rank:
         add_adapters(encoder, config.lora_rank, config.lora_alpha or 2 * config.lora_rank, config.seed)
     objective = Finetune(config, encoder)

@@ -244,25 +244,16 @@ def test_the_model_opens_in_sentence_transformers_with_the_same_vectors(two_roun
     np.testing.assert_allclose(theirs, ours, atol=1e-5)
 
 
+@pytest.mark.parametrize("attention", [[], ["--bidirectional"]])
 def test_a_decoder_learns_from_its_last_token_and_opens_in_sentence_transformers(
-    tiny_model: Path, toy_dataset: Path, tmp_path: Path, retrievo: Callable
+    attention: list[str], tiny_decoder: Path, toy_dataset: Path, tmp_path: Path, retrievo: Callable
 ) -> None:
-    from transformers import AutoTokenizer, MistralConfig, MistralForCausalLM
-
     from retrievo.models.encoder import Encoder
     from retrievo.models.vectors import encode_texts
 
-    torch.manual_seed(0)
-    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
-    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
-    ids = {"vocab_size": len(tokenizer), "pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3}
-    config = MistralConfig(**sizes, **ids, num_key_value_heads=2, max_position_embeddings=64)
-    MistralForCausalLM(config).save_pretrained(tmp_path / "decoder")
-    tokenizer.eos_token, tokenizer.pad_token = "[SEP]", None  # as decoders are published
-    tokenizer.save_pretrained(tmp_path / "decoder")
     flags = ["--epochs", 4, "--batch-size", 16, "--learning-rate", 1e-2, "--temperature", 0.1, "--normalize"]
-    flags += ["--query-prefix", "test case data ", "--dtype", "fp32", "--chunk-tokens", 128]
-    done = retrievo("train", "--model", tmp_path / "decoder", *tables(toy_dataset), *flags, "--output", tmp_path / "m")
+    flags += ["--query-prefix", "test case data ", "--dtype", "fp32", "--chunk-tokens", 128, *attention]
+    done = retrievo("train", "--model", tiny_decoder, *tables(toy_dataset), *flags, "--output", tmp_path / "m")
     assert done.code == 0, done.err
     assert "'last' is assumed" in done.err
     assert np.mean(losses(tmp_path / "m")[-5:]) < 0.5 * losses(tmp_path / "m")[0]

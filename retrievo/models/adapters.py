@@ -6,16 +6,10 @@ so that a folder never shows how it was trained.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
-
 import torch
 
 from retrievo.models.encoder import Encoder
 from retrievo.support.errors import RetrievoError
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 
 def add_adapters(encoder: Encoder, rank: int, alpha: int, seed: int) -> None:
@@ -30,7 +24,7 @@ def add_adapters(encoder: Encoder, rank: int, alpha: int, seed: int) -> None:
         raise RetrievoError("--lora-rank", "needs the peft package", None, "pip install 'retrievo[lora]'") from None
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        for backbone in _backbones(encoder):
+        for backbone in encoder.backbones:
             backbone.requires_grad_(False)
             inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=alpha, target_modules="all-linear"), backbone)
 
@@ -39,15 +33,9 @@ def merge_adapters(encoder: Encoder) -> None:
     """Adds every adapter to the weights that it goes with, and leaves plain layers."""
     from peft.tuners.lora import LoraLayer
 
-    for backbone in _backbones(encoder):
+    for backbone in encoder.backbones:
         for name, layer in list(backbone.named_modules()):
             if isinstance(layer, LoraLayer):
                 layer.merge()
                 backbone.set_submodule(name, layer.get_base_layer())
         backbone.requires_grad_(True)
-
-
-def _backbones(encoder: Encoder) -> Iterator[PreTrainedModel]:
-    yield encoder.backbone
-    if encoder.query_backbone is not None:
-        yield encoder.query_backbone

@@ -66,6 +66,11 @@ class Encoder(nn.Module):
             raise RetrievoError("--truncate-dim", f"found {dim}", f"at most {self.dim}, as the model's vectors have")
         self.dim = dim or self.dim
 
+    @property
+    def backbones(self) -> tuple[PreTrainedModel, ...]:
+        """The Transformers: one, or that of documents and that of queries."""
+        return (self.backbone,) if self.query_backbone is None else (self.backbone, self.query_backbone)
+
     def backbone_of(self, role: str) -> PreTrainedModel:
         """The Transformer that encodes texts of `role`."""
         if role not in ROLES:

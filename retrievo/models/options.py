@@ -49,6 +49,12 @@ def chunk_tokens_option(*words: str) -> Any:
     )
 
 
+def bidirectional_option(**declared: Any) -> Any:
+    """`--bidirectional`."""
+    help = "Let the tokens of a decoder see later ones too; the model's config.json keeps it."
+    return option(help, default=False, **declared)
+
+
 def pooling_option() -> Any:
     """`--pooling`."""
     help = "How token vectors become one vector, for a model folder that does not say it."
