@@ -461,13 +461,15 @@ def write_stage(stage: Path, following: Path) -> None:
         temporary.write_bytes(tomli_w.dumps({"train": settings}).encode())
 
 
+# the model is stated with its path; the other data sets of a stage have negatives of their own to be mined
+_NOT_GIVEN_ON = ("model", "revision", "mix")
+
+
 def _given(manifest: Manifest) -> dict[str, Any]:
     """The options of a training run that are not the defaults."""
     known = {option.name: option.default for option in options_of(TrainConfig) if option.default is not MISSING}
     plain = {name: list(value) if isinstance(value, tuple) else value for name, value in known.items()}
-    recorded = {
-        name: value for name, value in manifest.config.items() if name in plain and name not in ("model", "revision")
-    }
+    recorded = {name: value for name, value in manifest.config.items() if name in plain and name not in _NOT_GIVEN_ON}
     return {name: value for name, value in recorded.items() if value is not None and value != plain[name]}
 
 

@@ -9,25 +9,19 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from retrievo.data.options import (
-    corpus_option,
-    force_option,
-    output_option,
-    qrels_option,
-    queries_option,
-    threads_option,
-    title_template_option,
-)
+from retrievo.data.mixing import UNIFORM, check_mix, shares
+from retrievo.data.options import force_option, output_option, threads_option, title_template_option
 from retrievo.engine.settings import WORKING_FILES, FitConfig, ValidationConfig
 from retrievo.learning.losses import TAUGHT
 from retrievo.models.options import bidirectional_option, device_option, model_option, pooling_option, revision_option
 from retrievo.models.spec import SIMILARITIES
 from retrievo.objectives.choices import CrossEncoderConfig, FinetuneConfig, objective_class
+from retrievo.objectives.data_set import STAGE_SETTINGS, DataSetConfig
 from retrievo.support import console
 from retrievo.support.errors import UsageError
 from retrievo.support.options import option, options_of
@@ -40,11 +34,11 @@ if TYPE_CHECKING:
     from retrievo.engine.validation import Pool, Validation
     from retrievo.learning.batch import Batch
     from retrievo.models.encoder import Encoder
+    from retrievo.objectives.mixed_feed import MixedFeed
     from retrievo.objectives.objective import Objective
-    from retrievo.objectives.training_data import TrainingData
-    from retrievo.support.artifact import Manifest, Output
+    from retrievo.objectives.training_data import GroupFeed, TrainingData
+    from retrievo.support.artifact import Input, Manifest, Output
 
-STAGE_SETTINGS = "train.toml"
 STAGE_NEGATIVES = "negatives.parquet"
 STAGE_FILES = (  # what may lie in a stage before it is trained, and is not the model's
     STAGE_SETTINGS,
@@ -61,7 +55,7 @@ _OF_THE_MODEL = ("pooling", "normalize", "similarity", "tied", "title_template",
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig(FitConfig, FinetuneConfig, CrossEncoderConfig, ValidationConfig):
+class TrainConfig(FitConfig, FinetuneConfig, CrossEncoderConfig, ValidationConfig, DataSetConfig):
     """Options of `retrievo train`."""
 
     stage: Path | None = option(
@@ -74,12 +68,16 @@ class TrainConfig(FitConfig, FinetuneConfig, CrossEncoderConfig, ValidationConfi
     )
     model: str = model_option(affects_output=False)
     revision: str | None = revision_option()
-    corpus: Path = corpus_option()
-    queries: Path = queries_option()
-    qrels: Path = qrels_option()
-    negatives: tuple[Path, ...] = option("Pools of hard negatives; several are joined.", default=(), several=True)
-    teacher: Path | None = option(
-        "Run whose scores teach, such as a cross-encoder's.", default=None, only={"loss": TAUGHT}
+    also: tuple[Path, ...] = option(
+        f"More data to train on: a dataset folder (its train split), a stage, or a TOML file as {STAGE_SETTINGS}.",
+        default=(),
+        several=True,
+    )
+    mix: str = option(
+        "How many batches are of each data set: uniform (each query once an epoch), equal, alpha=0.5, or weights "
+        "as in 3,1.",
+        default=UNIFORM,
+        check=check_mix,
     )
     output: Path | None = output_option("Model folder to make.", default=None, hidden_default="the stage")
     batch_size: int = option("Queries per step, over all processes.", default=64, minimum=1)
@@ -110,8 +108,6 @@ class TrainConfig(FitConfig, FinetuneConfig, CrossEncoderConfig, ValidationConfi
     document_max_length: int | None = option(
         "Tokens of a document.", default=None, minimum=3, hidden_default="as the model"
     )
-    query_prefix: str | None = option("Text put before each query.", default=None, hidden_default="as the model")
-    document_prefix: str | None = option("Text put before each document.", default=None, hidden_default="as the model")
     title_template: str | None = title_template_option(default=None, hidden_default="as the model")
     pooling: str | None = pooling_option()
     normalize: bool | None = option("Scale vectors to unit length.", default=None, hidden_default="as the model")
@@ -149,6 +145,10 @@ class TrainConfig(FitConfig, FinetuneConfig, CrossEncoderConfig, ValidationConfi
             raise UsageError(f"--loss {taught[0]}", "needs a teacher", None, "pass --teacher RUN")
         if self.hard_share and not self.negatives:
             raise UsageError("--hard-share", f"is {self.hard_share:g} of no pool", None, "pass --negatives POOL")
+        if self.also:
+            shares(self.mix, [1] * (1 + len(self.also)))
+        elif self.mix != UNIFORM:
+            raise UsageError("--mix", f"is '{self.mix}' of one data set", None, "pass --also DATA too")
         if self.lora_alpha and not self.lora_rank:
             raise UsageError("--lora-alpha", "scales adapters", None, "pass --lora-rank too")
         if self.kind == CROSS_ENCODER:
@@ -167,6 +167,7 @@ class TrainConfig(FitConfig, FinetuneConfig, CrossEncoderConfig, ValidationConfi
         """Without what says nothing: of encoders for a cross-encoder, of validation where there is none."""
         aside = _of_encoders() if self.kind == CROSS_ENCODER else set()
         aside |= _of_validation() if self.dev_qrels is None else set()
+        aside |= set() if self.also else {"mix"}
         return {name: value for name, value in super().record().items() if name not in aside}
 
     @property
@@ -206,7 +207,7 @@ def train(config: TrainConfig) -> Manifest | None:
     if config.verify_gradients:
         _verify(config)
         return None
-    data = _data(config)
+    data = _data_sets(config)
     pool = _pool(config, data)
     with process_group(resolve_device(config.device)) as device:
         output = _output(config, data, pool, device)
@@ -232,33 +233,54 @@ def _verify(config: TrainConfig) -> None:
 
 def _assemble(config: TrainConfig) -> tuple[Objective, Batch]:
     """The objective and the first batch, from the files."""
-    _, objective, feed = _made(config, _data(config))
+    _, objective, feed = _made(config, _data_sets(config))
     return objective, feed.batch(0)
 
 
-def _data(config: TrainConfig) -> TrainingData:
-    """The tables, read."""
+def _data_sets(config: TrainConfig) -> list[TrainingData]:
+    """The tables, read: those of the options, then those of --also.
+
+    Raises: UsageError for a data set without the teacher that a loss needs.
+    """
+    from retrievo.objectives.data_set import open_data_set
     from retrievo.objectives.training_data import TrainingData
 
-    tables = (config.corpus, config.queries, config.qrels, config.negatives)
-    return TrainingData(*tables, config.min_relevance, config.teacher)
+    chosen = [config, *map(open_data_set, config.also)]
+    for path, data_set in zip(config.also, chosen[1:], strict=True):
+        if config.teacher and not data_set.teacher:
+            raise UsageError(f"--also {path}", "has no teacher", None, f"give its {STAGE_SETTINGS} a teacher too")
+        if config.kind == CROSS_ENCODER and (data_set.query_prefix or data_set.document_prefix):
+            raise UsageError(f"--also {path}", "has a prefix", None, "leave it out: cross-encoders read bare texts")
+    return [TrainingData(data_set, config.min_relevance) for data_set in chosen]
 
 
-def _made(config: TrainConfig, data: TrainingData) -> tuple[Any, Objective, Any]:
+def _inputs(config: TrainConfig, data: Sequence[TrainingData]) -> dict[str, Input]:
+    """What is read, by name; settings of data sets too, for they say what stands before texts."""
+    from retrievo.support.artifact import Input
+
+    inputs = dict(data[0].inputs)
+    for number, (path, data_set) in enumerate(zip(config.also, data[1:], strict=True), start=1):
+        inputs |= {f"also-{number}-{name}": found for name, found in data_set.inputs.items()}
+        settings = path / STAGE_SETTINGS if path.is_dir() else path
+        inputs |= {f"also-{number}": Input.of(settings)} if settings.is_file() else {}
+    return inputs
+
+
+def _made(config: TrainConfig, data: Sequence[TrainingData]) -> tuple[Any, Objective, Any]:
     """The model of the kind that was chosen, its objective and its batches."""
     return (_cross_encoder if config.kind == CROSS_ENCODER else _encoder)(config, data)
 
 
-def _pool(config: TrainConfig, data: TrainingData) -> Pool | None:
+def _pool(config: TrainConfig, data: Sequence[TrainingData]) -> Pool | None:
     """The candidates of the queries to validate on."""
     from retrievo.engine.validation import Pool
 
     if config.dev_qrels is None:
         return None
-    return Pool(config, data.corpus, config.dev_queries or config.queries, config.min_relevance)
+    return Pool(config, data[0].corpus, config.dev_queries or config.queries, config.min_relevance)
 
 
-def _output(config: TrainConfig, data: TrainingData, pool: Pool | None, device: torch.device) -> Output:
+def _output(config: TrainConfig, data: Sequence[TrainingData], pool: Pool | None, device: torch.device) -> Output:
     from retrievo.models.precision import resolve_dtype
     from retrievo.models.source import model_record
     from retrievo.support.artifact import Output
@@ -270,7 +292,7 @@ def _output(config: TrainConfig, data: TrainingData, pool: Pool | None, device: 
         config.folder,
         "model" if config.kind == ENCODER else CROSS_ENCODER,
         config.record() | model_config | {"computed_in": dtype},
-        model_inputs | data.inputs | (pool.inputs if pool else {}),
+        model_inputs | _inputs(config, data) | (pool.inputs if pool else {}),
         force=config.force,
         in_place=True,
         beside=STAGE_FILES,
@@ -278,7 +300,9 @@ def _output(config: TrainConfig, data: TrainingData, pool: Pool | None, device: 
     )
 
 
-def _fit(config: TrainConfig, data: TrainingData, pool: Pool | None, output: Output, device: torch.device) -> Manifest:
+def _fit(
+    config: TrainConfig, data: Sequence[TrainingData], pool: Pool | None, output: Output, device: torch.device
+) -> Manifest:
     """Every process trains; the lead one begins the folder, exports the encoder and finishes."""
     from retrievo.engine.logs import in_words
     from retrievo.engine.loop import fit, now_and_then
@@ -289,7 +313,8 @@ def _fit(config: TrainConfig, data: TrainingData, pool: Pool | None, output: Out
         model, objective, feed = _made(config, data)
         planned = dataclasses.replace(config, epochs=None, max_steps=_steps(config, feed.batches_per_epoch))
         if rank() == 0:
-            data.say_counts()
+            for data_set in data:
+                data_set.say_counts()
         validation = _validation(config, pool, model, objective, feed, folder) if pool else None
         every = now_and_then(validation, planned.steps, config.validate_every) if validation else []
         enough = validation.is_enough if validation else lambda: False
@@ -304,11 +329,12 @@ def _fit(config: TrainConfig, data: TrainingData, pool: Pool | None, output: Out
         barrier()
         if rank() != 0:
             return output.manifest({})
-        stats = {"steps": steps, "queries": data.judged} | _best(validation)
+        stats = {"steps": steps, "queries": sum(data_set.judged for data_set in data)} | _best(validation)
         if config.lora_rank:
             merge_adapters(model)
         loss = config.pair_loss if config.kind == CROSS_ENCODER else ", ".join(config.loss)
-        model.save(folder, {"trained on": f"{data.pairs:,} judged pairs", "steps": steps, "loss": loss})
+        pairs = sum(data_set.pairs for data_set in data)
+        model.save(folder, {"trained on": f"{pairs:,} judged pairs", "steps": steps, "loss": loss})
         dim = {"dim": model.dim} if config.kind == ENCODER else {}
         manifest = output.finish(stats | dim)
     _summary(config, manifest)
@@ -334,7 +360,7 @@ def _best(validation: Validation | None) -> dict[str, Any]:
     return {"best_step": step, validation.key: value}
 
 
-def _encoder(config: TrainConfig, data: TrainingData) -> tuple[Any, Objective, Any]:
+def _encoder(config: TrainConfig, data: Sequence[TrainingData]) -> tuple[Any, Objective, Any]:
     """An encoder, its objective and its batches."""
     from retrievo.models.adapters import add_adapters
     from retrievo.models.decoders import attend_both_ways
@@ -351,10 +377,12 @@ def _encoder(config: TrainConfig, data: TrainingData) -> tuple[Any, Objective, A
     if config.lora_rank:
         add_adapters(encoder, config.lora_rank, config.lora_alpha or 2 * config.lora_rank, config.seed)
     objective = Finetune(config, encoder)
-    return encoder, objective, TrainingFeed(data, encoder, objective.collator(), **_drawing(config))
+    drawing = _drawing(config)
+    feeds = [TrainingFeed(data_set, encoder, objective.collator(), **drawing) for data_set in data]
+    return encoder, objective, _mixed(config, feeds)
 
 
-def _cross_encoder(config: TrainConfig, data: TrainingData) -> tuple[Any, Objective, Any]:
+def _cross_encoder(config: TrainConfig, data: Sequence[TrainingData]) -> tuple[Any, Objective, Any]:
     """A cross-encoder, its objective and its batches."""
     from retrievo.models.cross_encoder import CrossEncoder
     from retrievo.objectives.cross_encoder import PairFeed
@@ -362,16 +390,24 @@ def _cross_encoder(config: TrainConfig, data: TrainingData) -> tuple[Any, Object
     options = {"max_length": config.max_length, "title_template": config.title_template}
     model = CrossEncoder.load(_start(config, data), config.revision, train=True, **options)
     objective = objective_class(f"{CROSS_ENCODER}-{config.pair_loss}")(config, model)
-    return model, objective, PairFeed(data, model, objective.collator(), **_drawing(config))
+    feeds = [PairFeed(data_set, model, objective.collator(), **_drawing(config)) for data_set in data]
+    return model, objective, _mixed(config, feeds)
 
 
-def _start(config: TrainConfig, data: TrainingData) -> str:
+def _mixed(config: TrainConfig, feeds: Sequence[GroupFeed]) -> GroupFeed | MixedFeed:
+    """The only feed, or batches of one feed each."""
+    from retrievo.objectives.mixed_feed import MixedFeed
+
+    return MixedFeed(feeds, config.mix, config.seed) if len(feeds) > 1 else feeds[0]
+
+
+def _start(config: TrainConfig, data: Sequence[TrainingData]) -> str:
     """The model that training starts from: one that exists, or a random one with a vocabulary of this corpus."""
     from retrievo.models.scratch import scratch_folder, scratch_size
 
     if scratch_size(config.model) is None:
         return config.model
-    return str(scratch_folder(config.model, [data.corpus], config.seed))
+    return str(scratch_folder(config.model, [data_set.corpus for data_set in data], config.seed))
 
 
 def _drawing(config: TrainConfig) -> dict[str, Any]:

@@ -389,12 +389,12 @@ CASES: dict[str, tuple[Make, int, str]] = {
     "mix of corpora that is none": (
         lambda f: ["pretrain", "--corpus", HOUSE, "--mix", "even"],
         2,
-        "--mix: found 'even'; expected uniform, equal, alpha=0.5, or a weight for each --corpus as in 3,1",
+        "--mix: found 'even'; expected uniform, equal, alpha=0.5, or a weight for each as in 3,1",
     ),
     "weights for other corpora": (
         lambda f: ["pretrain", "--corpus", HOUSE, "--mix", "3,1"],
         2,
-        "--mix: found 2 weights for 1 corpora; expected one for each --corpus",
+        "--mix: found 2 weights for 1 of them; expected one for each",
     ),
     "weight of a term that is none": (
         lambda f: ["pretrain", "--corpus", HOUSE, "--weight", "crops=1"],

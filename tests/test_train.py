@@ -414,3 +414,79 @@ def test_encode_killed_and_resumed_with_other_processes_ends_in_the_same_bytes(
         for shard in sorted((tmp_path / "whole").glob("*.arrow")):
             assert (output / shard.name).read_bytes() == shard.read_bytes()
     assert kills >= 2
+
+
+@pytest.fixture(scope="module")
+def other_dataset(tmp_path_factory: Any) -> Path:
+    """Another data set with the ids of the first one; a TOML file says what stands before its texts."""
+    folder = tmp_path_factory.mktemp("other")
+    numbers, topics = range(40), ["wing", "flow", "heat", "shock", "layer", "blade", "engine", "wave"]
+    words = [f"{topics[n % 8]}{n // 8}" for n in numbers]
+    documents = {"id": [f"d{n}" for n in numbers], "text": [f"plot {word}" for word in words]}
+    pq.write_table(pa.table(documents), folder / "corpus.parquet")
+    pq.write_table(pa.table({"id": [f"q{n}" for n in numbers], "text": words}), folder / "queries.parquet")
+    (folder / "qrels").mkdir()
+    pairs = {"query_id": [f"q{n}" for n in numbers], "doc_id": [f"d{n}" for n in numbers]}
+    judged = pa.table(pairs | {"relevance": pa.array([1] * 40, pa.int32())})
+    pq.write_table(judged, folder / "qrels" / "train.parquet")
+    tables = {name: str(folder) for name in ("corpus", "queries")} | {"qrels": str(folder / "qrels" / "train.parquet")}
+    lines = [f'{name} = "{value}"' for name, value in tables.items()]
+    (folder.parent / "prefixed.toml").write_text("\n".join(["[train]", *lines, 'query_prefix = "hot "']))
+    return folder
+
+
+def test_two_data_sets_are_learned_from_in_batches_of_one_each(
+    tiny_model: Path, toy_dataset: Path, other_dataset: Path, tmp_path: Path, retrievo: Callable
+) -> None:
+    flags = ["--also", other_dataset, "--mix", "equal", "--negatives-per-query", 0, "--max-steps", 24]
+    done = retrievo(*start(tiny_model, toy_dataset, tmp_path / "both", *flags))
+    assert done.code == 0, done.err
+    lines = [json.loads(line) for line in (tmp_path / "both" / "metrics.jsonl").read_text().splitlines()]
+    assert {line["dataset"] for line in lines} == {1, 2}
+    for number in (1, 2):
+        of_one = [line["loss"] for line in lines if line["dataset"] == number]
+        assert np.mean(of_one[-3:]) < 0.8 * of_one[0]
+    inputs = json.loads((tmp_path / "both" / "manifest.json").read_text())["inputs"]
+    assert {"corpus", "also-1-corpus", "also-1-queries", "also-1-qrels"} <= set(inputs)
+
+
+def test_a_data_set_has_the_prefix_of_its_file(
+    tiny_model: Path, toy_dataset: Path, other_dataset: Path, retrievo: Callable, tmp_path: Path
+) -> None:
+    from retrievo.models.encoder import Encoder
+    from retrievo.train import TrainConfig, _data_sets, _made
+
+    def queries(also: Path) -> set[int]:
+        config = TrainConfig(
+            model=str(tiny_model),
+            corpus=toy_dataset,
+            queries=toy_dataset,
+            qrels=toy_dataset / "qrels" / "train.parquet",
+            output=tmp_path / "m",
+            also=(also,),
+            pooling="mean",
+        )
+        _, _, feed = _made(config, _data_sets(config))
+        assert not {feed.feeds[0].query_tokens.row(row)[1] for row in range(160)} & {hot}
+        return {int(feed.feeds[1].query_tokens.row(row)[1]) for row in range(40)}
+
+    hot = Encoder.load(tiny_model, pooling="mean").tokenizer.convert_tokens_to_ids("hot")
+    assert queries(other_dataset.parent / "prefixed.toml") == {hot}
+    assert hot not in queries(other_dataset)
+
+
+@pytest.mark.parametrize(
+    ("flags", "code", "message"),
+    [
+        (["--also", "nowhere"], 1, "nowhere: is no data set to train on"),
+        (["--mix", "equal"], 2, "--mix: is 'equal' of one data set"),
+        (["--also", ".", "--mix", "1,2,3"], 2, "found 3 weights for 2 of them"),
+    ],
+)
+def test_what_is_no_further_data_set_is_refused(
+    flags: list[str], code: int, message: str, tiny_model: Path, toy_dataset: Path, tmp_path: Path, retrievo: Callable
+) -> None:
+    done = retrievo(*start(tiny_model, toy_dataset, tmp_path / "m", *flags))
+    assert done.code == code
+    assert message in done.err.replace("\n", " ")
+    assert not (tmp_path / "m").exists()

@@ -7,19 +7,19 @@ from collections.abc import Sequence
 from retrievo.support.errors import UsageError
 
 UNIFORM, EQUAL = "uniform", "equal"
-_EXPECTED = "uniform, equal, alpha=0.5, or a weight for each --corpus as in 3,1"
+_EXPECTED = "uniform, equal, alpha=0.5, or a weight for each as in 3,1"
 
 
 def shares(mix: str, sizes: Sequence[int]) -> list[float]:
-    """The share of each corpus of so many documents; they sum to 1.
+    """The share of each corpus or data set of so many rows; they sum to 1.
 
-    uniform: of each document alike. equal: of each corpus alike (Contriever's 50/50, Izacard et al. 2021, table 5).
+    uniform: of each row alike. equal: of each corpus alike (Contriever's 50/50, Izacard et al. 2021, table 5).
     alpha=a: in proportion to size^a, between the two (Conneau & Lample 2019, section 3.1). 3,1: these weights.
-    Raises: UsageError for what is none of these, and for as many weights as there are no corpora.
+    Raises: UsageError for what is none of these, and for another number of weights.
     """
     weights = _weights(mix, sizes)
     if len(weights) != len(sizes):
-        raise UsageError("--mix", f"found {len(weights)} weights for {len(sizes)} corpora", "one for each --corpus")
+        raise UsageError("--mix", f"found {len(weights)} weights for {len(sizes)} of them", "one for each")
     return [weight / sum(weights) for weight in weights]
 
 

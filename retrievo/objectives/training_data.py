@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,7 @@ from retrievo.learning.distributed import rank, world_size
 from retrievo.learning.samplers import Draw, GroupSampler, Ragged
 from retrievo.models.encoder import Encoder
 from retrievo.models.tokens import Tokenization
+from retrievo.objectives.data_set import DataSetConfig
 from retrievo.objectives.finetune import Example, FinetuneCollator
 from retrievo.support import console
 from retrievo.support.artifact import Input
@@ -37,17 +38,10 @@ class TrainingData:
     Raises: RetrievoError for tables that can't be read, and where no judged pair is left.
     """
 
-    def __init__(
-        self,
-        corpus: Path,
-        queries: Path,
-        qrels: Path,
-        negatives: Sequence[Path],
-        min_relevance: int,
-        teacher: Path | None = None,
-    ):
-        self.corpus, self.queries = Corpus(corpus), Queries(queries)
-        judged, pools = Qrels.read(qrels), [Negatives.read(path) for path in negatives]
+    def __init__(self, told: DataSetConfig, min_relevance: int):
+        self.prefixes = {"query": told.query_prefix, "document": told.document_prefix}
+        self.corpus, self.queries = Corpus(told.corpus), Queries(told.queries)
+        judged, pools = Qrels.read(told.qrels), [Negatives.read(path) for path in told.negatives]
         self.inputs: dict[str, Input] = {
             "corpus": self.corpus.input,
             "queries": self.queries.input,
@@ -61,8 +55,8 @@ class TrainingData:
         self.judged = int(np.count_nonzero(np.diff(self.positives.offsets)))
         if not self.pairs:
             found = f"none of its {relevant.num_rows:,} relevant pairs has its query and its document"
-            raise RetrievoError(qrels, found, None, "check --queries, --corpus and --min-relevance")
-        self.teacher = None if teacher is None else self._taught_by(Run.open(teacher))
+            raise RetrievoError(told.qrels, found, None, "check --queries, --corpus and --min-relevance")
+        self.teacher = None if told.teacher is None else self._taught_by(Run.open(told.teacher))
 
     def _taught_by(self, run: Run) -> PairScores:
         """What a run says of the rows here.
@@ -169,11 +163,17 @@ class GroupFeed:
         raise NotImplementedError
 
 
+def _of(data: TrainingData, encoder: Encoder, role: str) -> Tokenization:
+    """The tokenization of a role, with the prefix of the data set where it has one of its own."""
+    prefix, usual = data.prefixes[role], encoder.tokenization(role)
+    return usual if prefix is None else dataclasses.replace(usual, prefix=prefix)
+
+
 class TrainingFeed(GroupFeed):
     """Groups for an encoder, with what identity masks need."""
 
     def __init__(self, data: TrainingData, encoder: Encoder, collator: FinetuneCollator, **drawing: Any):
-        super().__init__(data, (encoder.tokenization("query"), encoder.tokenization("document")), collator, **drawing)
+        super().__init__(data, (_of(data, encoder, "query"), _of(data, encoder, "document")), collator, **drawing)
 
     def example(self, draw: Draw) -> Example:
         relevant = self.data.positives.list(draw.query)

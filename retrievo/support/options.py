@@ -113,9 +113,12 @@ class Option:
 
     def applies(self, chosen: Mapping[str, Any]) -> bool:
         """Whether this option has a meaning beside what else was chosen."""
-        told = self.declaration
-        return all(_meets(chosen[name], values) for name, values in (told.only or {}).items()) and not any(
-            _meets(chosen[name], values) for name, values in (told.unless or {}).items()
+        only, unless = (
+            {name: values for name, values in (rules or {}).items() if name in chosen}  # a part of a Config may lack it
+            for rules in (self.declaration.only, self.declaration.unless)
+        )
+        return all(_meets(chosen[name], values) for name, values in only.items()) and not any(
+            _meets(chosen[name], values) for name, values in unless.items()
         )
 
     @property

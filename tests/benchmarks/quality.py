@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 
 from retrievo.learning.optimizers import OptimizerConfig, decay_groups, learning_rate
+from retrievo.objectives.data_set import DataSetConfig
 from retrievo.objectives.training_data import TrainingData
 
 LENGTH, RATE = 128, 2e-5
@@ -90,7 +91,7 @@ def train_theirs(given: argparse.Namespace, output: Path) -> None:
 
 def one_pair_per_query(given: argparse.Namespace) -> list[tuple[str, str]]:
     """A query and one of its relevant documents (title and text), queries in a random order."""
-    data = TrainingData(given.dataset, given.dataset, given.train_qrels, (), 1)
+    data = TrainingData(DataSetConfig(corpus=given.dataset, queries=given.dataset, qrels=given.train_qrels), 1)
     order = torch.randperm(data.positives.size).tolist()
     judged = [query for query in order if len(data.positives.list(query))]
     found = [data.corpus.documents([int(data.positives.list(query)[0])])[0] for query in judged]

@@ -25,6 +25,7 @@ from retrievo.engine.step import GraphMemory, gradient_step
 from retrievo.learning.batch import Batch
 from retrievo.models.encoder import Encoder
 from retrievo.objectives.choices import FinetuneConfig
+from retrievo.objectives.data_set import DataSetConfig
 from retrievo.objectives.finetune import Finetune
 from retrievo.objectives.training_data import TrainingData, TrainingFeed
 from retrievo.support.sizes import bytes_of
@@ -103,7 +104,7 @@ def _ours(given: argparse.Namespace, dtype: torch.dtype) -> Callable[[int, int],
     lengths = {"query_max_length": given.max_length, "document_max_length": given.max_length}
     encoder = Encoder.load(given.model, **lengths)
     objective = Finetune(FinetuneConfig(temperature=0.05), encoder).train().to(given.device)
-    data = TrainingData(given.dataset, given.dataset, given.qrels, (), 1)
+    data = TrainingData(DataSetConfig(corpus=given.dataset, queries=given.dataset, qrels=given.qrels), 1)
     feeds = {
         size: TrainingFeed(data, encoder, objective.collator(), batch_size=size, negatives_per_query=0, seed=0)
         for size in (16, given.batch_size)

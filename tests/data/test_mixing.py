@@ -34,7 +34,7 @@ def test_what_is_no_mix_is_refused(mix: str) -> None:
 
 
 def test_there_are_as_many_weights_as_corpora() -> None:
-    with pytest.raises(UsageError, match="--mix: found 3 weights for 2 corpora; expected one for each --corpus"):
+    with pytest.raises(UsageError, match="--mix: found 3 weights for 2 of them; expected one for each"):
         shares("1,2,3", SIZES)
 
 

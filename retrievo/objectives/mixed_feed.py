@@ -1,0 +1,62 @@
+"""Several data sets in one training run: every batch is of one of them."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+
+import numpy as np
+
+from retrievo.data.mixing import apportioned, shares
+from retrievo.data.token_cache import TokenCache
+from retrievo.learning.batch import Batch
+from retrievo.objectives.training_data import GroupFeed
+from retrievo.support.errors import UsageError
+
+
+class MixedFeed:
+    """The batches of several feeds, in a seeded order; pure functions of (seed, step).
+
+    A batch is of one data set, so that documents of another, which a model tells apart by their kind alone, are no
+    negatives. An epoch has as many batches as the feeds have in theirs. With the mix `uniform` these are the
+    batches of each once; otherwise each feed has its share of the places and goes on in its own epochs.
+
+    Raises: UsageError for a mix that does not fit the feeds, and for one that leaves a feed without any batch.
+    """
+
+    def __init__(self, feeds: Sequence[GroupFeed], mix: str, seed: int):
+        self.feeds, self.seed = feeds, seed
+        sizes = [feed.batches_per_epoch for feed in feeds]
+        self.batches_per_epoch = sum(sizes)
+        self.places = tuple(apportioned(self.batches_per_epoch, shares(mix, sizes)))
+        if not all(self.places):
+            found = f"'{mix}' leaves data set {self.places.index(0) + 1} no batch"
+            raise UsageError("--mix", found, f"one at least of the {self.batches_per_epoch} of an epoch")
+
+    @property
+    def document_tokens(self) -> TokenCache:
+        """The documents of the first data set, which is the one that validation is of."""
+        return self.feeds[0].document_tokens
+
+    def batch(self, step: int) -> Batch:
+        """This rank's part of the batch of a step."""
+        number, own_step = self._place(step)
+        return self.feeds[number].batch(own_step)
+
+    def position(self, step: int) -> dict[str, int]:
+        """Where a step stands in the data; data sets count from 1."""
+        epoch, batch = divmod(step, self.batches_per_epoch)
+        return {"epoch": epoch, "batch": batch, "dataset": self._place(step)[0] + 1}
+
+    def _place(self, step: int) -> tuple[int, int]:
+        """Whose batch comes at a step, and which one of its own."""
+        epoch, batch = divmod(step, self.batches_per_epoch)
+        order = _order(self.places, self.seed, epoch)
+        number = int(order[batch])
+        return number, epoch * self.places[number] + int(np.count_nonzero(order[:batch] == number))
+
+
+@functools.lru_cache(maxsize=2)  # of the step that is made and of the one that is logged
+def _order(places: tuple[int, ...], seed: int, epoch: int) -> np.ndarray:
+    """The number of the feed at each place of an epoch."""
+    return np.random.default_rng([seed, epoch]).permutation(np.repeat(np.arange(len(places)), places))
