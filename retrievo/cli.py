@@ -207,7 +207,7 @@ COMMANDS = {
     "rerank": Command(
         RerankConfig,
         _rerank,
-        "Score the documents of a run with a cross-encoder: a better order, and what a teacher knows.",
+        "Score the documents of a run with a cross-encoder or an encoder: a better order, and what a teacher knows.",
         (
             "retrievo rerank --run bm25.parquet --model ranker --corpus scifact --queries scifact --depth 100 "
             "--output reranked.parquet",
