@@ -15,6 +15,7 @@ from retrievo.encode import EncodeConfig
 from retrievo.export import ExportConfig
 from retrievo.import_ import ImportConfig
 from retrievo.index import IndexConfig
+from retrievo.label import LabelConfig
 from retrievo.mine import MineConfig
 from retrievo.pretrain import PretrainConfig
 from retrievo.recipe import RunConfig
@@ -106,6 +107,12 @@ def _rerank(config: RerankConfig) -> None:
     from retrievo.rerank import rerank
 
     rerank(config)
+
+
+def _label(config: LabelConfig) -> None:
+    from retrievo.label import label
+
+    label(config)
 
 
 def _run(config: RunConfig) -> None:
@@ -200,12 +207,21 @@ COMMANDS = {
     "rerank": Command(
         RerankConfig,
         _rerank,
-        "Score the documents of a run with a cross-encoder: a better order, and what a teacher knows.",
+        "Score the documents of a run with a cross-encoder or an encoder: a better order, and what a teacher knows.",
         (
             "retrievo rerank --run bm25.parquet --model ranker --corpus scifact --queries scifact --depth 100 "
             "--output reranked.parquet",
             "retrievo rerank --run negatives.parquet --qrels qrels/train.parquet --model ranker --corpus scifact "
             "--queries scifact --output teacher.parquet",
+        ),
+    ),
+    "label": Command(
+        LabelConfig,
+        _label,
+        "Label queries that nobody judged with what a cross-encoder is sure of: judgements and negatives to train on.",
+        (
+            "retrievo label --run reranked.parquet --output labels",
+            "retrievo label --run reranked.parquet --qrels qrels/train.parquet --output labels",
         ),
     ),
     "evaluate": Command(

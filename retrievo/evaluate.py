@@ -68,11 +68,12 @@ class EvaluateConfig(Options):
         default=None,
         affects_output=False,
     )
-    changed: int = option(
+    changed: int | None = option(
         "Queries to show, for each run that is compared, that changed most in the first metric.",
-        default=10,
+        default=None,
         minimum=0,
         affects_output=False,
+        hidden_default="10 where one run is compared, none where several are",
     )
     seed: int = option("Seed of the randomization test and the bootstrap.", default=0, minimum=0)
     format: str = option("How the numbers are printed.", default="table", choices=STYLES, affects_output=False)

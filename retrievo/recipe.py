@@ -22,6 +22,7 @@ from retrievo.encode import EncodeConfig
 from retrievo.evaluate import EvaluateConfig
 from retrievo.import_ import ImportConfig
 from retrievo.index import IndexConfig
+from retrievo.label import LabelConfig
 from retrievo.mine import MineConfig
 from retrievo.pretrain import PretrainConfig
 from retrievo.rerank import RerankConfig
@@ -51,6 +52,7 @@ COMMANDS = {
     "index": Kind(IndexConfig, "retrievo.index:index", ""),
     "search": Kind(SearchConfig, "retrievo.search:search", ".parquet"),
     "rerank": Kind(RerankConfig, "retrievo.rerank:rerank", ".parquet"),
+    "label": Kind(LabelConfig, "retrievo.label:label", ""),
     "evaluate": Kind(EvaluateConfig, "retrievo.evaluate:evaluate", ".json"),
 }
 SECTIONS = ("variables", "defaults", "steps")

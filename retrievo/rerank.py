@@ -1,4 +1,4 @@
-"""`retrievo rerank`: score the pairs of a run with a cross-encoder; the run that comes out also teaches.
+"""`retrievo rerank`: score the pairs of a run with a cross-encoder or an encoder; the run that comes out also teaches.
 
 Scores are made shard by shard beside the output, each a pure function of its pairs, the model and the token budget,
 whichever process makes it. So a killed run goes on with the shards that are missing and ends in the same bytes.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from retrievo.data.options import (
     corpus_option,
@@ -24,12 +24,14 @@ from retrievo.support import console
 from retrievo.support.options import Options, option
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import numpy as np
     import pyarrow as pa
     import torch
 
     from retrievo.data.corpus import Corpus, Queries
-    from retrievo.models.cross_encoder import CrossEncoder
+    from retrievo.data.token_cache import TokenCache
     from retrievo.support.artifact import Input, Manifest, Output
 
 PAIRS_PER_SHARD = 8_192  # a minute or so of a small model on 2 cores: what a killed run loses at most
@@ -50,10 +52,16 @@ class RerankConfig(Options):
     depth: int | None = option("Best documents of each query that are scored.", default=None, minimum=1)
     min_relevance: int = option("Lowest grade of --qrels that counts as relevant.", default=1, minimum=1)
     max_length: int | None = option(
-        "Tokens of a query and a document together.", default=None, minimum=5, hidden_default="as the model"
+        "Cross-encoders: tokens of a query and a document together.",
+        default=None,
+        minimum=5,
+        hidden_default="as the model",
     )
     activation: str | None = option(
-        "What turns logits into scores.", default=None, choices=tuple(ACTIVATIONS), hidden_default="as the model"
+        "Cross-encoders: what turns logits into scores.",
+        default=None,
+        choices=tuple(ACTIVATIONS),
+        hidden_default="as the model",
     )
     dtype: str = dtype_option()
     chunk_tokens: int = chunk_tokens_option()
@@ -70,6 +78,17 @@ class Pairs(NamedTuple):
 
     query: np.ndarray
     document: np.ndarray
+
+    def at(self, places: np.ndarray) -> Pairs:
+        """Those at some places."""
+        return Pairs(self.query[places], self.document[places])
+
+
+class Shard(NamedTuple):
+    """Pairs that are scored together."""
+
+    name: str
+    places: np.ndarray  # among the pairs
 
 
 def rerank(config: RerankConfig) -> Manifest:
@@ -96,7 +115,23 @@ def rerank(config: RerankConfig) -> Manifest:
         if finished:
             return finished
         pairs = _pairs(config, run.table, qrels.table if qrels else None, corpus, queries)
-        return _rerank(config, corpus, queries, pairs, output, scores, device)
+        scorer = _EncoderScorer if _is_encoder(config) else _CrossEncoderScorer
+        return _rerank(config, corpus, queries, pairs, scorer, output, scores, device)
+
+
+def _is_encoder(config: RerankConfig) -> bool:
+    """Whether the model folder says so.
+
+    Raises: UsageError for options that only a cross-encoder has.
+    """
+    from retrievo.models.opening import locate, says_encoder
+    from retrievo.support.errors import UsageError
+
+    found = says_encoder(locate(config.model, config.revision))
+    for flag, value in (("--max-length", config.max_length), ("--activation", config.activation)):
+        if found and value is not None:
+            raise UsageError(flag, f"does not apply to {config.model}, which is an encoder", None, f"leave {flag} out")
+    return found
 
 
 def _outputs(config: RerankConfig, inputs: dict[str, Input], device: torch.device) -> tuple[Output, Output]:
@@ -159,84 +194,152 @@ def _rerank(
     corpus: Corpus,
     queries: Queries,
     pairs: Pairs,
+    scorer: type[_CrossEncoderScorer | _EncoderScorer],
     output: Output,
     scores: Output,
     device: torch.device,
 ) -> Manifest:
     """Every process makes its share of the shards; the lead one joins them to a run."""
-    from retrievo.learning.distributed import barrier, rank
+    import numpy as np
+
+    from retrievo.learning.distributed import barrier, rank, world_size
     from retrievo.support.files import remove
 
-    scored = scores.already_finished()
+    scored, shards = scores.already_finished(), scorer.shards(pairs)
     barrier()
     if scored is None:
         with scores.build_together(lead=rank() == 0, barrier=barrier) as folder:
-            _score_missing(config, corpus, queries, pairs, device, folder)
+            own = shards[rank() :: world_size()]
+            _score_missing(own, pairs, scorer(config, corpus, queries, pairs, device), folder)
             barrier()
             if rank() == 0:
                 scores.finish({"pairs": len(pairs.query)})
     if rank() != 0:
         return output.manifest({})
     with output.build() as folder:
-        stats = _write_run(config, corpus, queries, pairs, scores.path, folder / config.output.name, output)
+        values = np.empty(len(pairs.query), np.float32)
+        for name, places in shards:
+            values[places] = np.load(scores.path / name)
+        stats = _write_run(config, corpus, queries, pairs, values, folder / config.output.name, output)
         manifest = output.finish(stats)
     remove(scores.path)
     _summary(config, manifest, output.elapsed)
     return manifest
 
 
-def _shards(pairs: Pairs) -> list[tuple[str, slice]]:
-    """The name and the pairs of each shard."""
-    starts = range(0, len(pairs.query), PAIRS_PER_SHARD)
-    return [(f"shard-{number:05}.npy", slice(start, start + PAIRS_PER_SHARD)) for number, start in enumerate(starts)]
-
-
 def _score_missing(
-    config: RerankConfig, corpus: Corpus, queries: Queries, pairs: Pairs, device: torch.device, folder: Path
+    own: Sequence[Shard], pairs: Pairs, scorer: _CrossEncoderScorer | _EncoderScorer, folder: Path
 ) -> None:
     """Scores the shards of this process that are not there yet."""
     import numpy as np
 
-    from retrievo.learning.distributed import rank, world_size
-    from retrievo.models.cross_encoder import CrossEncoder
-    from retrievo.models.precision import resolve_dtype
     from retrievo.support.files import atomic_path
 
-    activation = ACTIVATIONS[config.activation] if config.activation else None
-    model = CrossEncoder.load(config.model, config.revision, max_length=config.max_length, activation=activation)
-    tokens = _PairTokens(model.to(device).eval(), corpus, queries)
-    own = _shards(pairs)[rank() :: world_size()]
-    with console.progress("reranking", sum(len(pairs.query[part]) for _, part in own), "pairs") as tick:
-        for name, part in own:
+    with console.progress("reranking", sum(len(shard.places) for shard in own), "pairs") as tick:
+        for name, places in own:
             if (folder / name).exists():
-                tick(len(pairs.query[part]))
+                tick(len(places))
                 continue
-            rows = tokens.rows(pairs.query[part], pairs.document[part])
-            dtype = resolve_dtype(config.dtype, device)
-            scores = model.scores(*rows, chunk_tokens=config.chunk_tokens, dtype=dtype, tick=tick)
+            scores = scorer.scores(pairs.at(places), tick)
             with atomic_path(folder / name) as temporary, temporary.open("wb") as file:
                 np.save(file, scores, allow_pickle=False)
 
 
-class _PairTokens:
-    """Tokens of pairs out of two token caches."""
+def _cut(places: np.ndarray, starts: np.ndarray) -> list[Shard]:
+    """Shards of the places of pairs, cut at these."""
+    import numpy as np
 
-    def __init__(self, model: CrossEncoder, corpus: Corpus, queries: Queries):
+    parts = [part for part in np.split(places, starts) if len(part)]
+    return [Shard(f"shard-{number:05}.npy", part) for number, part in enumerate(parts)]
+
+
+class _CrossEncoderScorer:
+    """A model that reads both texts together: tokens of pairs out of two token caches."""
+
+    def __init__(self, config: RerankConfig, corpus: Corpus, queries: Queries, pairs: Pairs, device: torch.device):
         from retrievo.data.token_cache import TokenCache
+        from retrievo.models.cross_encoder import CrossEncoder
+        from retrievo.models.precision import resolve_dtype
 
-        self.tokenization = model.tokenization
+        activation = ACTIVATIONS[config.activation] if config.activation else None
+        model = CrossEncoder.load(config.model, config.revision, max_length=config.max_length, activation=activation)
+        self.model, self.tokenization = model.to(device).eval(), model.tokenization
+        self.computing: dict[str, Any] = {
+            "chunk_tokens": config.chunk_tokens,
+            "dtype": resolve_dtype(config.dtype, device),
+        }
         self.queries = TokenCache(queries.table, self.tokenization.query)
         self.documents = TokenCache(corpus.table, self.tokenization.document)
 
-    def rows(self, query: np.ndarray, document: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Flat tokens and offsets."""
-        return self.tokenization.rows(
-            [(self.queries.row(q), self.documents.row(d)) for q, d in zip(query, document, strict=True)]
-        )
+    @staticmethod
+    def shards(pairs: Pairs) -> list[Shard]:
+        """Pairs in their order."""
+        import numpy as np
+
+        return _cut(np.arange(len(pairs.query)), np.arange(PAIRS_PER_SHARD, len(pairs.query), PAIRS_PER_SHARD))
+
+    def scores(self, pairs: Pairs, tick: console.Tick) -> np.ndarray:
+        """Float32 scores, [n]."""
+        rows = [(self.queries.row(q), self.documents.row(d)) for q, d in zip(*pairs, strict=True)]
+        return self.model.scores(*self.tokenization.rows(rows), tick=tick, **self.computing)
+
+
+class _EncoderScorer:
+    """A model that gives vectors: each text of the run is encoded once, pairs are scored as exact search does."""
+
+    def __init__(self, config: RerankConfig, corpus: Corpus, queries: Queries, pairs: Pairs, device: torch.device):
+        import numpy as np
+
+        from retrievo.data.token_cache import TokenCache
+        from retrievo.models.encoder import Encoder
+        from retrievo.models.precision import resolve_dtype
+
+        self.encoder = Encoder.load(config.model, config.revision, as_stated=True).to(device).eval()
+        self.computing: dict[str, Any] = {
+            "chunk_tokens": config.chunk_tokens,
+            "dtype": resolve_dtype(config.dtype, device),
+        }
+        self.documents = TokenCache(corpus.table, self.encoder.tokenization("document"))
+        self.asked = np.unique(pairs.query)
+        own = TokenCache(queries.table, self.encoder.tokenization("query"))
+        self.queries = self._vectors("query", own, self.asked)
+
+    @staticmethod
+    def shards(pairs: Pairs) -> list[Shard]:
+        """All pairs of some documents each, so that no document is encoded twice."""
+        import numpy as np
+
+        places = np.argsort(pairs.document, kind="stable")
+        documents = pairs.document[places]
+        starts = np.unique(np.searchsorted(documents, documents[PAIRS_PER_SHARD::PAIRS_PER_SHARD]))
+        return _cut(places, starts)
+
+    def scores(self, pairs: Pairs, tick: console.Tick) -> np.ndarray:
+        """Float32 scores, [n]."""
+        import numpy as np
+
+        from retrievo.data.ordering import exact_similarities
+
+        rows, document = np.unique(pairs.document, return_inverse=True)
+        vectors, query = self._vectors("document", self.documents, rows), np.searchsorted(self.asked, pairs.query)
+        scores = exact_similarities(self.encoder.spec.similarity, self.queries[query], vectors[document])
+        tick(len(scores))
+        return scores
+
+    def _vectors(self, role: str, cache: TokenCache, rows: np.ndarray) -> np.ndarray:
+        """Vectors float32 [n, D] of rows of a table."""
+        import numpy as np
+
+        from retrievo.models.vectors import encode_tokens
+
+        tokens = [cache.row(int(row)) for row in rows]
+        offsets = np.concatenate([[0], np.cumsum([len(part) for part in tokens])])
+        flat = np.concatenate([np.zeros(0, np.int64), *tokens])
+        return encode_tokens(self.encoder, role, flat, offsets, **self.computing)
 
 
 def _write_run(
-    config: RerankConfig, corpus: Corpus, queries: Queries, pairs: Pairs, scores: Path, path: Path, output: Output
+    config: RerankConfig, corpus: Corpus, queries: Queries, pairs: Pairs, values: np.ndarray, path: Path, output: Output
 ) -> dict[str, int]:
     import numpy as np
     import pyarrow as pa
@@ -244,7 +347,6 @@ def _write_run(
     from retrievo.data.ordering import ranked, ranks
     from retrievo.data.run import RunWriter
 
-    values = np.concatenate([np.zeros(0, np.float32), *(np.load(scores / name) for name, _ in _shards(pairs))])
     doc_ids = corpus.id_map.ids.column().take(pa.array(pairs.document)).combine_chunks()
     order = ranked(pairs.query, values, doc_ids)
     query = pairs.query[order]

@@ -462,6 +462,36 @@ CASES: dict[str, tuple[Make, int, str]] = {
         2,
         "--depth: found 200; expected at most --rerank-depth (100)",
     ),
+    "bounds of labels that cross": (
+        lambda f: ["label", "--run", HOUSE / "run.trec", "--output", f / "out", "--negative-below", 0.95],
+        2,
+        "--negative-below: found 0.95; expected at most --positive-above (0.9)",
+    ),
+    "labels from probabilities that are none": (
+        lambda f: ["label", "--run", HOUSE / "run.trec", "--output", f / "out", "--scores", "probabilities"],
+        1,
+        "its scores lie between 2.5 and 2.5; expected 0 to 1; pass --scores logits",
+    ),
+    "labels from logits that are probabilities": (
+        lambda f: ["label", "--run", text(f / "r.trec", "q1 Q0 d1 1 0.7 x\n"), "--output", f / "out"],
+        1,
+        "its scores lie between 0.7 and 0.7; expected logits, some of them below 0; pass --scores probabilities",
+    ),
+    "labels of which nobody is sure": (
+        lambda f: [
+            *("label", "--run", text(f / "r.trec", "q1 Q0 d1 1 1.5 x\nq2 Q0 d1 1 -3 x\nq3 Q0 d1 1 9 x\n")),
+            *("--qrels", text(f / "q.txt", "q3 0 d2 1\n"), "--output", f / "out"),
+        ],
+        1,
+        "no query gets a label: 1 are judged, 2 have no document above 0.9; lower --positive-above",
+    ),
+    "labels of a document twice for a query": (
+        lambda f: [
+            *("label", "--run", text(f / "r.trec", "q1 Q0 d1 1 5 x\nq1 Q0 d1 2 4 x\n"), "--output", f / "out"),
+        ],
+        1,
+        "r.trec: query 'q1' and document 'd1' occur twice; expected each pair once; remove one of the rows",
+    ),
     "recipe with an unknown command": (
         lambda f: ["run", text(f / "r.toml", '[steps.a]\ncommand = "serch"\n')],
         2,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -95,6 +96,19 @@ def test_a_baseline_adds_differences_and_p_values(folder: Path, retrievo: Callab
     assert values["second"]["mrr@10 difference"] == pytest.approx(1 / 3)
     assert 0 < values["second"]["mrr@10 p_randomization"] <= 1
     assert "mrr@10 p_t_test" not in values["first"]
+
+
+def test_queries_that_changed_are_shown_of_one_run_and_of_several_where_asked(folder: Path, retrievo: Callable) -> None:
+    shutil.copy("second.trec", "third.trec")
+    arguments = ("evaluate", "--qrels", "qrels.txt", "--baseline", "first.trec", "--metrics", "mrr@10", "--run")
+    title = "the queries that changed most in mrr@10"
+    assert title in retrievo(*arguments, "second.trec").out
+    several = retrievo(*arguments, "second.trec", "third.trec")
+    assert "compared with first" in several.out
+    assert title not in several.out
+    asked = retrievo(*arguments, "second.trec", "third.trec", "--changed", 1).out.partition(title)[2]
+    assert [line.split("\t")[0] for line in asked.splitlines()[2:]] == ["second", "third"]
+    assert title not in retrievo(*arguments, "second.trec", "--changed", 0).out
 
 
 def test_per_query_values_are_a_parquet_table(folder: Path, retrievo: Callable) -> None:

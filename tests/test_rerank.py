@@ -271,3 +271,126 @@ def test_two_processes_rerank_as_one(home: Path, toy_dataset: Path, tmp_path: Pa
     for processes in (1, 2):
         process(reranking(home, toy_dataset, tmp_path / f"{processes}.parquet"), processes=processes)
     assert pq.read_table(tmp_path / "1.parquet").equals(pq.read_table(tmp_path / "2.parquet"))
+
+
+# ------------------------------------------------------------------------------------------ scored by an encoder
+
+
+@pytest.fixture(scope="module", params=["dot", "cosine", "untied"])
+def encoder(request: Any, home: Path, tiny_model: Path, toy_dataset: Path, module_retrievo: Callable) -> Path:
+    """A trained encoder's folder."""
+    folder, qrels = home / request.param, toy_dataset / "qrels" / "train.parquet"
+    kinds = {"dot": ["--similarity", "dot"], "cosine": ["--similarity", "cosine"], "untied": ["--no-tied"]}
+    flags = ["--batch-size", 16, "--max-steps", 2, "--learning-rate", 3e-3, "--dtype", "fp32", *kinds[request.param]]
+    made = module_retrievo(
+        "train", "--model", tiny_model, *tables(toy_dataset), "--qrels", qrels, *flags, "--output", folder
+    )
+    assert made.code == 0, made.err
+    return folder
+
+
+ONE_ENCODER = pytest.mark.parametrize("encoder", ["dot"], indirect=True)
+
+
+def scores_of(path: Path) -> dict[tuple[str, str], float]:
+    return {(row["query_id"], row["doc_id"]): row["score"] for row in pq.read_table(path).to_pylist()}
+
+
+def test_an_encoder_gives_pairs_the_scores_of_exact_search(
+    encoder: Path, home: Path, toy_dataset: Path, tmp_path: Path, retrievo: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(verb, "PAIRS_PER_SHARD", 300)
+    alone = ["--chunk-tokens", 1, "--dtype", "fp32"]  # each text by itself, so that vectors are the same to the bit
+    vectors, every, scored = (tmp_path / name for name in ("vectors", "all.parquet", "scored.parquet"))
+    run = ["--run", home / "bm25.parquet", "--qrels", toy_dataset / "qrels" / "train.parquet"]
+    for arguments in (
+        ["encode", "--model", encoder, "--corpus", toy_dataset, "--output", vectors, "--storage-dtype", "float32"],
+        ["search", "--index", vectors, "--queries", toy_dataset, "--depth", 240, "--output", every],
+        ["rerank", *run, "--model", encoder, *tables(toy_dataset), "--output", scored],
+    ):
+        made = retrievo(*arguments, *alone)
+        assert made.code == 0, made.err
+    searched, found = scores_of(every), scores_of(scored)
+    wanted = {*scores_of(home / "bm25.parquet"), *((f"q{n}", f"d{n}") for n in range(160))}
+    assert found == {pair: searched[pair] for pair in wanted}
+    ranked = [(int(query[1:]), -score) for (query, _), score in found.items()]
+    assert ranked == sorted(ranked)
+
+
+def test_an_encoder_s_shards_hold_each_document_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(verb, "PAIRS_PER_SHARD", 3)
+    documents = np.array([5, 1, 5, 2, 1, 5, 9, 5, 5, 0])
+    shards = verb._EncoderScorer.shards(verb.Pairs(np.arange(10), documents))
+    assert sorted(np.concatenate([shard.places for shard in shards]).tolist()) == list(range(10))
+    held = [set(documents[shard.places].tolist()) for shard in shards]
+    assert len(shards) > 1
+    assert sum(map(len, held)) == len(set().union(*held))
+
+
+@ONE_ENCODER
+def test_an_encoder_reads_each_text_once(
+    encoder: Path, home: Path, toy_dataset: Path, tmp_path: Path, retrievo: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import retrievo.models.vectors as vectors
+
+    monkeypatch.setattr(verb, "PAIRS_PER_SHARD", 300)
+    encode, texts = vectors.encode_tokens, {"query": 0, "document": 0}
+
+    def counting(model: Any, role: str, tokens: Any, offsets: Any, **options: Any) -> Any:
+        texts[role] += len(offsets) - 1
+        return encode(model, role, tokens, offsets, **options)
+
+    monkeypatch.setattr(vectors, "encode_tokens", counting)
+    assert retrievo(*reranking(home, toy_dataset, tmp_path / "run.parquet", "--model", encoder)).code == 0
+    pairs = scores_of(tmp_path / "run.parquet")
+    assert texts == {"query": len({query for query, _ in pairs}), "document": len({document for _, document in pairs})}
+
+
+@ONE_ENCODER
+def test_a_run_scored_by_an_encoder_teaches(
+    home: Path, toy_dataset: Path, tiny_model: Path, tmp_path: Path, encoder: Path, retrievo: Callable
+) -> None:
+    qrels, pool = ["--qrels", toy_dataset / "qrels" / "train.parquet"], home / "negatives.parquet"
+    scoring = ["rerank", "--run", pool, "--model", encoder, *tables(toy_dataset), *qrels]
+    assert retrievo(*scoring, "--output", tmp_path / "teacher.parquet").code == 0
+    flags = ["--loss", "kl", "--teacher", tmp_path / "teacher.parquet", "--negatives", pool, "--max-steps", 1]
+    start = ["train", "--model", tiny_model, *tables(toy_dataset), *qrels, "--batch-size", 16]
+    made = retrievo(*start, *flags, "--output", tmp_path / "student")
+    assert made.code == 0, made.err
+    assert "the teacher knows 100.0% of the relevant documents, 100.0% of the negatives" in made.err
+
+
+@ONE_ENCODER
+@pytest.mark.parametrize("flags", [("--max-length", 32), ("--activation", "sigmoid")])
+def test_options_of_cross_encoders_are_refused(
+    flags: tuple[object, ...], encoder: Path, home: Path, toy_dataset: Path, tmp_path: Path, retrievo: Callable
+) -> None:
+    outcome = retrievo(*reranking(home, toy_dataset, tmp_path / "no.parquet", "--model", encoder, *flags))
+    assert (outcome.code, f"{flags[0]}: does not apply to {encoder}, which is an encoder" in outcome.err) == (2, True)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_checkpoint_that_says_nothing_is_taken_for_a_cross_encoder_and_refused(
+    home: Path, toy_dataset: Path, tiny_model: Path, tmp_path: Path, retrievo: Callable
+) -> None:
+    outcome = retrievo(*reranking(home, toy_dataset, tmp_path / "no.parquet", "--model", tiny_model))
+    assert (outcome.code, "is no cross-encoder" in outcome.err) == (1, True)
+
+
+@pytest.mark.slow
+@ONE_ENCODER
+def test_pairs_scored_by_an_encoder_are_the_same_of_two_processes_and_after_a_kill(
+    encoder: Path, home: Path, toy_dataset: Path, tmp_path: Path, process: Callable
+) -> None:
+    def command(name: str) -> list[str]:
+        return reranking(home, toy_dataset, tmp_path / name, "--model", encoder)
+
+    took = process(command("1.parquet"))
+    process(command("2.parquet"), processes=2)
+    rng = random.Random(0)
+    for moment in range(3):
+        process(command(f"killed-{moment}.parquet"), kill_after=rng.uniform(0.5, 0.98) * took)
+        process(command(f"killed-{moment}.parquet"))
+    made = sorted(path for path in tmp_path.iterdir() if path.is_file())
+    assert len(made) == len(list(tmp_path.iterdir())) == 5
+    assert all(pq.read_table(path).equals(pq.read_table(made[0])) for path in made)

@@ -96,6 +96,14 @@ def exact_cosines(query: np.ndarray, vectors: np.ndarray) -> np.ndarray:
     return _rounded(np.divide(dots, norms, out=np.zeros_like(dots), where=norms > 0))
 
 
+_SCORING = {"dot": exact_scores, "cosine": exact_cosines}
+
+
+def exact_similarities(similarity: str, query: np.ndarray, vectors: np.ndarray) -> np.ndarray:
+    """The exact scores, float32 [n], that a similarity (`dot`, `cosine`) gives; arguments as in `exact_scores`."""
+    return _SCORING[similarity](query, vectors)
+
+
 def _rounded(scores: np.ndarray) -> np.ndarray:
     return scores.astype(np.float32) + np.float32(0)  # -0.0 + 0.0 is 0.0
 

@@ -85,6 +85,16 @@ class Run:
         if waiting:
             yield pa.concat_tables(waiting)
 
+    def whole_queries(self) -> Iterator[pa.Table]:
+        """The same rows in tables that hold all of each query, wherever its rows stand.
+
+        A run whose queries are scattered is one table in memory; else memory is that of a block.
+        Raises: RetrievoError naming file and line or column.
+        """
+        ids = pa.chunked_array([pc.unique(block["query_id"]) for block in self.blocks()], pa.string())
+        scattered = pc.count_distinct(ids).as_py() < len(ids)
+        yield from [self.table] if scattered else self.blocks()
+
     @functools.cached_property
     def table(self) -> pa.Table:
         """All rows in memory."""

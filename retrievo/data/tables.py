@@ -301,6 +301,7 @@ class TableWriter:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._writer.close()  # after an error too: collected while open, it would write to a closed file and say so
         self._file.close()
 
 

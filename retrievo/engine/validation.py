@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 import torch
 
 from retrievo.data.corpus import Corpus, Queries
-from retrievo.data.ordering import exact_cosines, exact_scores, first_ranked, flat_strings
+from retrievo.data.ordering import exact_similarities, first_ranked, flat_strings
 from retrievo.data.qrels import Qrels
 from retrievo.data.run import Run
 from retrievo.data.token_cache import TokenCache
@@ -132,10 +132,9 @@ class Validation:
             encode_tokens(self.encoder, role, tokens, offsets, chunk_tokens=_CHUNK_TOKENS, dtype=dtype)
             for role, tokens, offsets in sides
         )
-        score = exact_cosines if self.encoder.spec.similarity == "cosine" else exact_scores
         bounds = np.searchsorted(pool.query, np.arange(len(queries) + 1))
         scores = [
-            score(query, documents[pool.document[low:high]])
+            exact_similarities(self.encoder.spec.similarity, query, documents[pool.document[low:high]])
             for query, (low, high) in zip(queries, pairwise(bounds), strict=True)
         ]
         ids = [pool.query_ids.take(pa.array(pool.query)), pool.doc_ids.take(pa.array(pool.document))]

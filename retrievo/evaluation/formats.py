@@ -15,11 +15,18 @@ from retrievo.support import console
 SIGNIFICANT = 0.05  # of the adjusted randomization test: what LaTeX marks
 Titled = tuple[str | None, list[str], list[list[str]]]  # title, columns and rows of a table
 _PIPE = r"\|"
+CHANGED = 10  # queries shown of a run that is compared
 _TEXT_WIDTH = 60  # characters of a query or document that are shown
 
 
-def print_evaluation(evaluation: Evaluation, style: str, *, changed: int = 0) -> None:
-    """Prints to stdout in one of FORMATS; `changed`: queries shown for each run that is compared."""
+def print_evaluation(evaluation: Evaluation, style: str, *, changed: int | None = 0) -> None:
+    """Prints to stdout in one of FORMATS.
+
+    changed: queries shown for each run that is compared; None = CHANGED where it is one run, else none: a person reads
+    the tests of several runs side by side.
+    """
+    if changed is None:
+        changed = CHANGED if len(evaluation.tests) == 1 else 0
     text = FORMATS[style](evaluation, changed)
     if text:
         print(text)

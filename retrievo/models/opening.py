@@ -110,6 +110,14 @@ def read_folder(folder: Path, name: str, chosen: Collection[str] = ()) -> Readin
     return reading
 
 
+def says_encoder(folder: Path) -> bool:
+    """Whether a folder says that its model gives vectors; a plain checkpoint says neither that nor the contrary."""
+    if (folder / SPEC_FILE).is_file() or not (folder / "modules.json").is_file():
+        return (folder / SPEC_FILE).is_file()
+    # sentence-transformers writes modules for its cross-encoders too
+    return "Pooling" in {_kind(str(module["type"])) for module in _modules(folder)}
+
+
 def _read_own(folder: Path) -> Reading:
     path = folder / SPEC_FILE
     spec = EncoderSpec.from_json(path.read_text(encoding="utf-8"), path)

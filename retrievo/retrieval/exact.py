@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from retrievo.data.ordering import exact_cosines, exact_scores, first_ranked
+from retrievo.data.ordering import exact_similarities, first_ranked
 from retrievo.retrieval.embeddings import Vectors
 from retrievo.retrieval.hits import Hits, joined
 from retrievo.retrieval.roundoff import ErrorBound, norm_below
@@ -212,10 +212,9 @@ class _BatchSearch:
         return first_ranked(found.query, found.score, self.vectors.ids(found.row), self.depth)
 
     def _rescore(self, found: _Candidates) -> None:
-        exact = exact_cosines if self.vectors.similarity == "cosine" else exact_scores
-
         def rescore(at: np.ndarray) -> None:
-            scores = exact(self.queries[found.query[at[0]]], _widened(self.vectors.take(found.row[at])))
+            query, vectors = self.queries[found.query[at[0]]], _widened(self.vectors.take(found.row[at]))
+            scores = exact_similarities(self.vectors.similarity, query, vectors)
             if not (np.abs(scores - found.score[at]) <= found.error[at]).all():
                 fix = "unset DNNL_DEFAULT_FPMATH_MODE and the like, or choose another --device"
                 raise RetrievoError("search", "matrix products here are less exact than float32", None, fix)

@@ -33,6 +33,7 @@ KINDS = {
     "run": 1,
     "negatives": 1,
     "dropped-candidates": 1,
+    "labels": 1,
     "embeddings": 1,
     "faiss-index": 1,
     "bm25-index": 1,

@@ -11,7 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from retrievo.data import ordering
-from retrievo.data.ordering import exact_cosines, exact_scores, flat_strings, ranked, ranks, repeated
+from retrievo.data.ordering import (
+    exact_cosines,
+    exact_scores,
+    exact_similarities,
+    flat_strings,
+    ranked,
+    ranks,
+    repeated,
+)
 from retrievo.support.errors import RetrievoError
 
 IDS = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
@@ -203,6 +211,11 @@ class TestExactScores:
         vectors = np.array([[3, 4], [30, 40], [-3, -4], [4, -3], [0, 0]], np.float32)
         assert exact_cosines(query, vectors).tolist() == [1, 1, -1, 0, 0]
         assert exact_cosines(np.zeros(2, np.float32), vectors).tolist() == [0] * 5
+
+    @pytest.mark.parametrize(("similarity", "expected"), [("dot", [25, 250, 0]), ("cosine", [1, 1, 0])])
+    def test_a_similarity_means_its_own_scores(self, similarity, expected):
+        vectors = np.array([[3, 4], [30, 40], [4, -3]], np.float32)
+        assert exact_similarities(similarity, np.array([3, 4], np.float32), vectors).tolist() == expected
 
     @SCORING
     def test_a_query_of_another_dimension_is_refused(self, score):

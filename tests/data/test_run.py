@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+import retrievo.data.run as run_module
 from retrievo.data.qrels import Qrels
 from retrievo.data.run import Run, RunWriter
 from retrievo.data.run_files import check_run_suffix, run_name
@@ -25,6 +26,21 @@ def write(path: Path, query_ids: list[str], doc_ids: list[str]) -> Run:
     )
     writer.close(MANIFEST)
     return Run.open(path)
+
+
+@pytest.mark.parametrize("name", ["a.parquet", "a.trec"])
+@pytest.mark.parametrize("ids", [["q2", "q2", "q1", "q3"], ["q1", "q2", "q3", "q1"]])
+def test_tables_of_whole_queries_hold_every_row_once(
+    tmp_path: Path, name: str, ids: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run_module, "_ROWS_PER_READ", 1)
+    monkeypatch.setattr(run_module, "_ROWS_PER_BLOCK", 2)
+    run = write(tmp_path / name, ids, ["d1", "d2", "d3", "d4"])
+    parts = [part["query_id"].to_pylist() for part in run.whole_queries()]
+    assert [id for part in parts for id in part] == ids
+    assert sum(len(set(part)) for part in parts) == len(set(ids))
+    if ids == sorted(ids, reverse=True) and name == "a.parquet":
+        assert len(parts) > 1  # memory is that of a block
 
 
 @pytest.mark.parametrize("name", ["a.parquet", "a.trec", "a.txt.gz", "a.run"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import sys
 from pathlib import Path
 
 import pyarrow as pa
@@ -141,3 +143,18 @@ def test_long_texts_make_smaller_row_groups(tmp_path: Path) -> None:
         writer.close()
     groups = pq.ParquetFile(tmp_path / "long.parquet").metadata
     assert [groups.row_group(n).num_rows for n in range(groups.num_row_groups)] == [15, 15, 10]
+
+
+def test_work_that_ends_in_an_error_says_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    heard: list[object] = []
+    monkeypatch.setattr(sys, "unraisablehook", heard.append)
+
+    def work() -> None:
+        with TableWriter(tmp_path / "out.parquet", QRELS.arrow) as writer:
+            writer.write({"query_id": ["q"], "doc_id": ["d"], "relevance": [1]})
+            raise RetrievoError("power", "cut")
+
+    with pytest.raises(RetrievoError):
+        work()
+    gc.collect()
+    assert heard == []

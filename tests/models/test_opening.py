@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from retrievo.models import opening
 from retrievo.models.vectors import encode_tokens
 from retrievo.support.errors import RetrievoError, UsageError
 
@@ -331,3 +333,21 @@ def test_a_causal_language_model_pools_its_last_token(load, notices, bert_folder
     tokenizers["word pieces"].save_pretrained(tmp_path / "causal")
     assert load(tmp_path / "causal").spec.pooling == "last"
     assert "'last' is assumed" in notices[0]
+
+
+@pytest.mark.parametrize(
+    ("files", "encoder"),
+    [
+        ({"retrievo.json": {}}, True),
+        ({"modules.json": ["models.Transformer", "models.Pooling"]}, True),
+        ({"modules.json": ["base.modules.transformer.Transformer"]}, False),  # a cross-encoder of 6.2
+        ({"cross-encoder.json": {}}, False),
+        ({}, False),
+    ],
+    ids=["ours", "sentence-transformers", "their cross-encoder", "our cross-encoder", "plain"],
+)
+def test_a_folder_says_that_it_is_an_encoder(tmp_path: Path, files: dict[str, Any], encoder: bool) -> None:
+    for name, content in {"config.json": {}, **files}.items():
+        modules = [{"type": f"sentence_transformers.{kind}", "path": ""} for kind in content]
+        (tmp_path / name).write_text(json.dumps(modules if name == "modules.json" else content))
+    assert opening.says_encoder(tmp_path) is encoder

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from retrievo.data.ordering import exact_cosines, exact_scores, ranks
+from retrievo.data.ordering import exact_cosines, exact_scores, exact_similarities, ranks
 from retrievo.retrieval import exact
 from retrievo.retrieval.embeddings import Vectors
 from retrievo.retrieval.exact import Hits, search_batches, search_exact
@@ -249,12 +249,12 @@ def test_scan_scores_stay_within_their_bound(similarity: str, dim: int) -> None:
 def test_few_documents_beyond_the_depth_are_rescored(monkeypatch: pytest.MonkeyPatch) -> None:
     rescored = 0
 
-    def counting(query: np.ndarray, vectors: np.ndarray) -> np.ndarray:
+    def counting(similarity: str, query: np.ndarray, vectors: np.ndarray) -> np.ndarray:
         nonlocal rescored
         rescored += len(vectors)
-        return exact_scores(query, vectors)
+        return exact_similarities(similarity, query, vectors)
 
-    monkeypatch.setattr(exact, "exact_scores", counting)
+    monkeypatch.setattr(exact, "exact_similarities", counting)
     search_exact(normal(30, 128), in_shards(normal(20_000, 128, seed=1), 3), 100, threads=1)
     assert 30 * 100 <= rescored <= 30 * 110
 

@@ -1,0 +1,118 @@
+"""Pseudo-labels: what a cross-encoder is sure of among the documents that were found for queries nobody judged.
+
+Qu et al. 2021 (RocketQA), data augmentation: documents that it scores above 0.9 are relevant, those below 0.1 are
+negatives, and the others are neither.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from retrievo.data.ordering import flat_strings, ranked, ranks, repeated
+from retrievo.data.run import Run
+from retrievo.data.tables import NEGATIVES, QRELS
+from retrievo.support.errors import RetrievoError
+
+
+class Bounds(NamedTuple):
+    """Scores above which a document is surely relevant and below which it surely is not; itself a bound is neither."""
+
+    positive_above: np.float32
+    negative_below: np.float32
+
+    @classmethod
+    def of(cls, positive_above: float, negative_below: float, *, logits: bool) -> Bounds:
+        """From probabilities; of logits the bounds are ln(p / (1 - p)), so that scores are compared as they stand."""
+        values = [_logit(p) if logits else p for p in (positive_above, negative_below)]
+        return cls(*map(np.float32, values))
+
+
+def _logit(p: float) -> float:
+    return math.log(p / (1 - p)) if 0 < p < 1 else math.copysign(math.inf, p - 0.5)
+
+
+@dataclass
+class Tally:
+    """What labelling met: queries of the run, the labels of some, and why others have none."""
+
+    queries: int = 0
+    labelled: int = 0
+    positives: int = 0
+    negatives: int = 0
+    without_negatives: int = 0  # queries with a positive that have none
+    judged: int = 0  # queries left out: they have judgements
+    unsure: int = 0  # queries left out: no document is surely relevant
+    lowest: float = math.inf  # score of a query that is not judged
+    highest: float = -math.inf
+
+
+class Labels(NamedTuple):
+    """Labels by query, then rank."""
+
+    positives: pa.Table  # judgements, of relevance 1
+    negatives: pa.Table
+
+
+def label(run: Run, block: pa.Table, bounds: Bounds, judged: pa.Array, tally: Tally) -> Labels:
+    """The labels of a block of whole queries; they do not depend on the order of its rows.
+
+    judged: ids of queries that get none.
+    Raises: RetrievoError for a pair that occurs twice, and for a score that is not finite.
+    """
+    query_ids = flat_strings(block["query_id"])
+    left_out = pc.is_in(query_ids, value_set=judged)
+    judged_here = pc.count_distinct(query_ids.filter(left_out)).as_py()
+    tally.queries, tally.judged = tally.queries + judged_here, tally.judged + judged_here
+    block = block.filter(pc.invert(left_out))
+    coded, doc_id = flat_strings(block["query_id"]).dictionary_encode(), flat_strings(block["doc_id"])
+    query, score = coded.indices.to_numpy().astype(np.int64), block["score"].to_numpy()
+    _check_rows(run, coded, query, doc_id, score)
+    order = ranked(query, score, doc_id)
+    query, score, block = query[order], score[order], block.take(pa.array(order))
+    above = score > bounds.positive_above
+    positives = np.bincount(query[above], minlength=len(coded.dictionary))
+    below = (score < bounds.negative_below) & (positives > 0)[query]
+    _count(tally, positives, np.bincount(query[below], minlength=len(positives)), score)
+    block = block.drop_columns("rank").append_column("rank", pa.array(ranks(query)))
+    return Labels(_judgements(block.filter(pa.array(above))), _negatives(block.filter(pa.array(below)), run.name))
+
+
+def _check_rows(
+    run: Run, query_id: pa.DictionaryArray, query: np.ndarray, doc_id: pa.LargeStringArray, score: np.ndarray
+) -> None:
+    def pair(row: int) -> str:
+        return f"query '{query_id[row].as_py()}' and document '{doc_id[row].as_py()}'"
+
+    if len(bad := np.flatnonzero(~np.isfinite(score))):
+        raise RetrievoError(run.path, f"{pair(int(bad[0]))} have the score {score[bad[0]]}", "a finite number")
+    if twice := repeated(query, doc_id):
+        raise RetrievoError(run.path, f"{pair(twice[0])} occur twice", "each pair once", "remove one of the rows")
+
+
+def _count(tally: Tally, positives: np.ndarray, negatives: np.ndarray, score: np.ndarray) -> None:
+    """Adds what a block holds: positives and negatives of each query [q], and all scores."""
+    sure = positives > 0
+    tally.queries += len(positives)
+    tally.labelled += int(sure.sum())
+    tally.unsure += int((~sure).sum())
+    tally.without_negatives += int((sure & (negatives == 0)).sum())
+    tally.positives += int(positives.sum())
+    tally.negatives += int(negatives.sum())
+    tally.lowest = min(tally.lowest, float(score.min(initial=math.inf)))
+    tally.highest = max(tally.highest, float(score.max(initial=-math.inf)))
+
+
+def _judgements(rows: pa.Table) -> pa.Table:
+    ones = pa.array(np.ones(rows.num_rows, np.int32))
+    return pa.table([rows["query_id"], rows["doc_id"], ones], schema=QRELS.arrow)
+
+
+def _negatives(rows: pa.Table, source: str) -> pa.Table:
+    named = pa.array([source] * rows.num_rows, pa.string())
+    return rows.select(["query_id", "doc_id", "score", "rank"]).append_column("source", named).cast(NEGATIVES.arrow)
