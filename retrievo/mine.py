@@ -465,9 +465,8 @@ def _given(manifest: Manifest) -> dict[str, Any]:
     """The options of a training run that are not the defaults."""
     known = {option.name: option.default for option in options_of(TrainConfig) if option.default is not MISSING}
     plain = {name: list(value) if isinstance(value, tuple) else value for name, value in known.items()}
-    recorded = {
-        name: value for name, value in manifest.config.items() if name in plain and name not in ("model", "revision")
-    }
+    aside = ("model", "revision", "dynamic_negatives")  # the last one is of fixed documents, as the next stage is not
+    recorded = {name: value for name, value in manifest.config.items() if name in plain and name not in aside}
     return {name: value for name, value in recorded.items() if value is not None and value != plain[name]}
 
 

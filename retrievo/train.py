@@ -23,13 +23,14 @@ from retrievo.data.options import (
     threads_option,
     title_template_option,
 )
-from retrievo.engine.settings import WORKING_FILES, FitConfig, ValidationConfig
+from retrievo.engine.settings import WORKING_FILES, FitConfig, RefreshConfig, ValidationConfig
 from retrievo.learning.losses import TAUGHT
 from retrievo.models.options import device_option, model_option, pooling_option, revision_option
+from retrievo.models.source import FIXED_DOCUMENTS
 from retrievo.models.spec import SIMILARITIES
-from retrievo.objectives.choices import CrossEncoderConfig, FinetuneConfig, objective_class
+from retrievo.objectives.choices import AdoreConfig, CrossEncoderConfig, objective_class
 from retrievo.support import console
-from retrievo.support.errors import UsageError
+from retrievo.support.errors import RetrievoError, UsageError
 from retrievo.support.options import option, options_of
 from retrievo.support.settings import Layer, read_toml, relative_to
 
@@ -37,11 +38,13 @@ if TYPE_CHECKING:
     import torch
 
     from retrievo.engine.loop import Record
+    from retrievo.engine.refresh import RefreshingFeed
     from retrievo.engine.validation import Pool, Validation
     from retrievo.learning.batch import Batch
     from retrievo.models.encoder import Encoder
     from retrievo.objectives.objective import Objective
     from retrievo.objectives.training_data import TrainingData
+    from retrievo.retrieval.embeddings import Embeddings
     from retrievo.support.artifact import Manifest, Output
 
 STAGE_SETTINGS = "train.toml"
@@ -54,14 +57,17 @@ STAGE_FILES = (  # what may lie in a stage before it is trained, and is not the 
     "embeddings",
 )
 DEFAULT_EPOCHS = 1.0
+_ENCODED_TOKENS = 4_096  # of a chunk while encoding, where those of training are measured
 _VERIFIED_QUERIES = 32  # a batch that fits in one piece
 _ROLE_OPTIONS = tuple(f"{role}_{what}" for role in ("query", "document") for what in ("prefix", "max_length"))
 ENCODER, CROSS_ENCODER = "encoder", "cross-encoder"
 _OF_THE_MODEL = ("pooling", "normalize", "similarity", "tied", "title_template", *_ROLE_OPTIONS)
+_OF_THE_QUERY = ("query_prefix", "query_max_length")
+_OF_FOUND_NEGATIVES = ("negatives", "negatives_per_query", "hard_share", "refresh_every", "teacher")
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig(FitConfig, FinetuneConfig, CrossEncoderConfig, ValidationConfig):
+class TrainConfig(FitConfig, AdoreConfig, CrossEncoderConfig, ValidationConfig, RefreshConfig):
     """Options of `retrievo train`."""
 
     stage: Path | None = option(
@@ -80,6 +86,11 @@ class TrainConfig(FitConfig, FinetuneConfig, CrossEncoderConfig, ValidationConfi
     negatives: tuple[Path, ...] = option("Pools of hard negatives; several are joined.", default=(), several=True)
     teacher: Path | None = option(
         "Run whose scores teach, such as a cross-encoder's.", default=None, only={"loss": TAUGHT}
+    )
+    fixed_documents: Path | None = option(
+        "Embeddings of the corpus by the model: they stay, and the query encoder alone is trained, among the documents "
+        "that it finds at each step (ADORE).",
+        default=None,
     )
     output: Path | None = output_option("Model folder to make.", default=None, hidden_default="the stage")
     batch_size: int = option("Queries per step, over all processes.", default=64, minimum=1)
@@ -146,18 +157,36 @@ class TrainConfig(FitConfig, FinetuneConfig, CrossEncoderConfig, ValidationConfi
             raise UsageError("--output", "is needed", None, "pass --output FOLDER, or a stage: retrievo train stage-2")
         if self.teacher is None and (taught := [loss for loss in self.loss if loss in TAUGHT]):
             raise UsageError(f"--loss {taught[0]}", "needs a teacher", None, "pass --teacher RUN")
-        if self.hard_share and not self.negatives:
+        if self.hard_share and not self.negatives and not self.refresh_every:
             raise UsageError("--hard-share", f"is {self.hard_share:g} of no pool", None, "pass --negatives POOL")
         if self.lora_alpha and not self.lora_rank:
             raise UsageError("--lora-alpha", "scales adapters", None, "pass --lora-rank too")
         if self.kind == CROSS_ENCODER:
             self._check_cross_encoder()
+        self._check_negatives_found()
+
+    def _check_negatives_found(self) -> None:
+        """Rules of the negatives that are found while training."""
+        if self.fixed_documents is not None:
+            self._refuse(_beside_fixed_documents(), "--fixed-documents")
+        elif self.dynamic_negatives is not None:
+            fix = "pass --fixed-documents EMBEDDINGS too"
+            raise UsageError("--dynamic-negatives", "are found among fixed documents", None, fix)
+        if self.refresh_every and not self.negatives_per_query:
+            raise UsageError("--refresh-every", "mines negatives that are never drawn", "--negatives-per-query above 0")
+        if self.refresh_every and self.teacher is not None:
+            found = "finds documents that the teacher has not scored"
+            raise UsageError("--refresh-every", found, None, "leave --refresh-every or --teacher out")
+
+    def _refuse(self, names: set[str], beside: str) -> None:
+        """Raises UsageError for the first of some options that was given."""
+        for known in options_of(type(self)):
+            if known.name in names and getattr(self, known.name) != known.default:
+                raise UsageError(known.flag, f"does not apply to {beside}", None, f"leave {known.flag} out")
 
     def _check_cross_encoder(self) -> None:
         """Refuses what only an encoder has: vectors, and other documents of the batch as negatives."""
-        for known in options_of(type(self)):
-            if known.name in _of_encoders() and getattr(self, known.name) != known.default:
-                raise UsageError(known.flag, "does not apply to --kind cross-encoder", None, f"leave {known.flag} out")
+        self._refuse(_of_encoders(), "--kind cross-encoder")
         if not self.negatives_per_query:
             found = "is 0: a cross-encoder learns from a group, which has no other documents"
             raise UsageError("--negatives-per-query", found, "at least 1")
@@ -166,6 +195,7 @@ class TrainConfig(FitConfig, FinetuneConfig, CrossEncoderConfig, ValidationConfi
         """Without what says nothing: of encoders for a cross-encoder, of validation where there is none."""
         aside = _of_encoders() if self.kind == CROSS_ENCODER else set()
         aside |= _of_validation() if self.dev_qrels is None else set()
+        aside |= _beside_fixed_documents() if self.fixed_documents is not None else set()
         return {name: value for name, value in super().record().items() if name not in aside}
 
     @property
@@ -185,8 +215,14 @@ class TrainConfig(FitConfig, FinetuneConfig, CrossEncoderConfig, ValidationConfi
 
 def _of_encoders() -> set[str]:
     """Options that only an encoder has."""
-    names = {*_OF_THE_MODEL, *_of_validation(), *(known.name for known in options_of(FinetuneConfig))}
-    return names - {"title_template"}
+    configs = (AdoreConfig, ValidationConfig, RefreshConfig)
+    names = {known.name for config in configs for known in options_of(config)}
+    return {*_OF_THE_MODEL, *names, "fixed_documents"} - {"title_template"}
+
+
+def _beside_fixed_documents() -> set[str]:
+    """Options that have no meaning where document vectors stay and negatives are found among them."""
+    return {*_OF_THE_MODEL, *_OF_FOUND_NEGATIVES, "matryoshka"} - set(_OF_THE_QUERY)
 
 
 def _of_validation() -> set[str]:
@@ -238,14 +274,43 @@ def _assemble(config: TrainConfig) -> tuple[Objective, Batch]:
 def _data(config: TrainConfig) -> TrainingData:
     """The tables, read."""
     from retrievo.objectives.training_data import TrainingData
+    from retrievo.support.artifact import Input
 
     tables = (config.corpus, config.queries, config.qrels, config.negatives)
-    return TrainingData(*tables, config.min_relevance, config.teacher)
+    data = TrainingData(*tables, config.min_relevance, config.teacher)
+    if config.fixed_documents is not None:
+        data.inputs[FIXED_DOCUMENTS] = Input.of(_fixed_documents(config, data).path)
+    return data
+
+
+def _fixed_documents(config: TrainConfig, data: TrainingData) -> Embeddings:
+    """The vectors of the documents.
+
+    Raises: RetrievoError where they are not those of this corpus by this model, or were cut.
+    """
+    from retrievo.models.source import model_record
+    from retrievo.retrieval.embeddings import Embeddings
+
+    assert config.fixed_documents is not None
+    found = Embeddings(config.fixed_documents)
+    named, folder = model_record(config.model, config.revision)
+    prints = {name: told["fingerprint"] for name, told in found.manifest.inputs.items()}
+    fix = f"retrievo encode --model {config.model} --corpus {config.corpus} --output EMBEDDINGS"
+    if found.role != "document" or prints.get("corpus") != data.corpus.input.fingerprint:
+        raise RetrievoError(found.path, "does not hold the documents of this corpus", str(config.corpus), fix)
+    same_name = all(found.manifest.config.get(name) == value for name, value in named.items())
+    if not same_name or (folder and prints.get("model") != folder["model"].fingerprint):
+        raise RetrievoError(found.path, "was not made by the model that is trained", config.model, fix)
+    if found.manifest.config.get("truncate_dim") is not None:
+        raise RetrievoError(found.path, f"has vectors cut to {found.dim} numbers", "whole ones", fix)
+    return found
 
 
 def _made(config: TrainConfig, data: TrainingData) -> tuple[Any, Objective, Any]:
     """The model of the kind that was chosen, its objective and its batches."""
-    return (_cross_encoder if config.kind == CROSS_ENCODER else _encoder)(config, data)
+    if config.kind == CROSS_ENCODER:
+        return _cross_encoder(config, data)
+    return (_encoder if config.fixed_documents is None else _query_encoder)(config, data)
 
 
 def _pool(config: TrainConfig, data: TrainingData) -> Pool | None:
@@ -291,6 +356,9 @@ def _fit(config: TrainConfig, data: TrainingData, pool: Pool | None, output: Out
             data.say_counts()
         validation = _validation(config, pool, model, objective, feed, folder) if pool else None
         every = now_and_then(validation, planned.steps, config.validate_every) if validation else []
+        if config.refresh_every:
+            feed = _refreshing(planned, feed, model, folder)
+            every = [*every, (config.refresh_every, feed)]
         enough = validation.is_enough if validation else lambda: False
         with console.progress("training", planned.steps, "steps") as tick:
 
@@ -323,6 +391,15 @@ def _validation(
     return Validation(config, pool, encoder, objective, feed.document_tokens, folder=folder, dtype=config.dtype)
 
 
+def _refreshing(config: TrainConfig, feed: Any, encoder: Encoder, folder: Path) -> RefreshingFeed:
+    from retrievo.engine.refresh import RefreshingFeed
+
+    tokens = config.tokens_of_chunks or _ENCODED_TOKENS
+    return RefreshingFeed(
+        config, feed, encoder, folder=folder, steps=config.steps, chunk_tokens=tokens, dtype=config.dtype
+    )
+
+
 def _best(validation: Validation | None) -> dict[str, Any]:
     """Puts the best weights back; which they are."""
     if validation is None:
@@ -348,6 +425,24 @@ def _encoder(config: TrainConfig, data: TrainingData) -> tuple[Any, Objective, A
         add_adapters(encoder, config.lora_rank, config.lora_alpha or 2 * config.lora_rank, config.seed)
     objective = Finetune(config, encoder)
     return encoder, objective, TrainingFeed(data, encoder, objective.collator(), **_drawing(config))
+
+
+def _query_encoder(config: TrainConfig, data: TrainingData) -> tuple[Any, Objective, Any]:
+    """An untied encoder of which the side of queries is trained against fixed document vectors, and its batches."""
+    from retrievo.models.adapters import add_adapters
+    from retrievo.models.encoder import Encoder
+    from retrievo.objectives.adore import FixedDocuments
+    from retrievo.objectives.training_data import TrainingFeed
+
+    vectors = _fixed_documents(config, data)
+    options = {name: getattr(config, name) for name in _OF_THE_QUERY} | {"tied": False}
+    encoder = Encoder.load(config.model, config.revision, **options, pooling=vectors.manifest.config.get("pooling"))
+    if config.lora_rank:
+        add_adapters(encoder, config.lora_rank, config.lora_alpha or 2 * config.lora_rank, config.seed)
+    documents = FixedDocuments(vectors, data.corpus.id_map.text_hashes, data.empty.nonzero()[0])
+    objective = objective_class("adore")(config, encoder, documents)
+    drawing = _drawing(config) | {"negatives_per_query": 0}
+    return encoder, objective, TrainingFeed(data, encoder, objective.collator(), **drawing)
 
 
 def _cross_encoder(config: TrainConfig, data: TrainingData) -> tuple[Any, Objective, Any]:
@@ -392,4 +487,6 @@ def _summary(config: TrainConfig, manifest: Manifest) -> None:
         following = (
             f"retrievo rerank --run RUN --model {config.folder} --corpus C --queries Q --output reranked.parquet"
         )
+    if config.fixed_documents is not None:
+        following = f"retrievo encode --model {config.folder} --queries QUERIES --output QUERY-EMBEDDINGS"
     console.summary("trained", facts, following)
