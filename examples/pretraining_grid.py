@@ -9,7 +9,7 @@ the script goes on where it was stopped; --dry-run prints them all. Tables and p
 heads:      fine-tuned after nothing, MLM, Condenser, coCondenser of equal length     (coCondenser, table 5)
 ablation:   coCondenser without its MLM                                               (coCondenser, table 4)
 views:      zero-shot beside BM25: crops, ICT, MoCo                                   (Contriever, table 4)
-more-views: deletion, replacement, both directions, queue sizes, mixes                (Contriever, tables 3, 5, figure 2)
+more-views: deletion, replacement, both directions, queue sizes, mixes                (Contriever, tables 3-5)
 few:        fine-tuned on few pairs, with and without pre-training                    (Contriever, table 2)
 overlap:    what the final model confuses, in the first one's results                 (coCondenser, figure 3)
 adapt:      a sentence encoder (--adapt-model) trained further on bare documents, zero-shot

@@ -16,14 +16,15 @@ from typing import TYPE_CHECKING, Any
 
 from retrievo.data.mixing import UNIFORM, check_mix, shares
 from retrievo.data.options import force_option, output_option, threads_option, title_template_option
-from retrievo.engine.settings import WORKING_FILES, FitConfig, ValidationConfig
+from retrievo.engine.settings import WORKING_FILES, FitConfig, RefreshConfig, ValidationConfig
 from retrievo.learning.losses import TAUGHT
 from retrievo.models.options import bidirectional_option, device_option, model_option, pooling_option, revision_option
+from retrievo.models.source import FIXED_DOCUMENTS
 from retrievo.models.spec import SIMILARITIES
-from retrievo.objectives.choices import CrossEncoderConfig, FinetuneConfig, objective_class
+from retrievo.objectives.choices import AdoreConfig, CrossEncoderConfig, objective_class
 from retrievo.objectives.data_set import STAGE_SETTINGS, DataSetConfig
 from retrievo.support import console
-from retrievo.support.errors import UsageError
+from retrievo.support.errors import RetrievoError, UsageError
 from retrievo.support.options import option, options_of
 from retrievo.support.settings import Layer, read_toml, relative_to
 
@@ -31,12 +32,14 @@ if TYPE_CHECKING:
     import torch
 
     from retrievo.engine.loop import Record
+    from retrievo.engine.refresh import RefreshingFeed
     from retrievo.engine.validation import Pool, Validation
     from retrievo.learning.batch import Batch
     from retrievo.models.encoder import Encoder
     from retrievo.objectives.mixed_feed import MixedFeed
     from retrievo.objectives.objective import Objective
     from retrievo.objectives.training_data import GroupFeed, TrainingData
+    from retrievo.retrieval.embeddings import Embeddings
     from retrievo.support.artifact import Input, Manifest, Output
 
 STAGE_NEGATIVES = "negatives.parquet"
@@ -48,14 +51,17 @@ STAGE_FILES = (  # what may lie in a stage before it is trained, and is not the 
     "embeddings",
 )
 DEFAULT_EPOCHS = 1.0
+_ENCODED_TOKENS = 4_096  # of a chunk while encoding, where those of training are measured
 _VERIFIED_QUERIES = 32  # a batch that fits in one piece
 _ROLE_OPTIONS = tuple(f"{role}_{what}" for role in ("query", "document") for what in ("prefix", "max_length"))
 ENCODER, CROSS_ENCODER = "encoder", "cross-encoder"
 _OF_THE_MODEL = ("pooling", "normalize", "similarity", "tied", "title_template", *_ROLE_OPTIONS)
+_OF_THE_QUERY = ("query_prefix", "query_max_length")
+_OF_FOUND_NEGATIVES = ("negatives", "negatives_per_query", "hard_share", "refresh_every", "teacher")
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig(FitConfig, FinetuneConfig, CrossEncoderConfig, ValidationConfig, DataSetConfig):
+class TrainConfig(FitConfig, AdoreConfig, CrossEncoderConfig, ValidationConfig, RefreshConfig, DataSetConfig):
     """Options of `retrievo train`."""
 
     stage: Path | None = option(
@@ -78,6 +84,11 @@ class TrainConfig(FitConfig, FinetuneConfig, CrossEncoderConfig, ValidationConfi
         "as in 3,1.",
         default=UNIFORM,
         check=check_mix,
+    )
+    fixed_documents: Path | None = option(
+        "Embeddings of the corpus by the model: they stay, and the query encoder alone is trained, among the documents "
+        "that it finds at each step (ADORE).",
+        default=None,
     )
     output: Path | None = output_option("Model folder to make.", default=None, hidden_default="the stage")
     batch_size: int = option("Queries per step, over all processes.", default=64, minimum=1)
@@ -143,7 +154,7 @@ class TrainConfig(FitConfig, FinetuneConfig, CrossEncoderConfig, ValidationConfi
             raise UsageError("--output", "is needed", None, "pass --output FOLDER, or a stage: retrievo train stage-2")
         if self.teacher is None and (taught := [loss for loss in self.loss if loss in TAUGHT]):
             raise UsageError(f"--loss {taught[0]}", "needs a teacher", None, "pass --teacher RUN")
-        if self.hard_share and not self.negatives:
+        if self.hard_share and not self.negatives and not self.refresh_every:
             raise UsageError("--hard-share", f"is {self.hard_share:g} of no pool", None, "pass --negatives POOL")
         if self.also:
             shares(self.mix, [1] * (1 + len(self.also)))
@@ -153,12 +164,33 @@ class TrainConfig(FitConfig, FinetuneConfig, CrossEncoderConfig, ValidationConfi
             raise UsageError("--lora-alpha", "scales adapters", None, "pass --lora-rank too")
         if self.kind == CROSS_ENCODER:
             self._check_cross_encoder()
+        self._check_negatives_found()
+
+    def _check_negatives_found(self) -> None:
+        """Rules of the negatives that are found while training."""
+        if self.fixed_documents is not None:
+            self._refuse(_beside_fixed_documents(), "--fixed-documents")
+        elif self.dynamic_negatives is not None:
+            fix = "pass --fixed-documents EMBEDDINGS too"
+            raise UsageError("--dynamic-negatives", "are found among fixed documents", None, fix)
+        if self.refresh_every and not self.negatives_per_query:
+            raise UsageError("--refresh-every", "mines negatives that are never drawn", "--negatives-per-query above 0")
+        if self.refresh_every and self.also:
+            fix = "leave --also out, or mine between rounds"
+            raise UsageError("--refresh-every", "mines for one data set", None, fix)
+        if self.refresh_every and self.teacher is not None:
+            found = "finds documents that the teacher has not scored"
+            raise UsageError("--refresh-every", found, None, "leave --refresh-every or --teacher out")
+
+    def _refuse(self, names: set[str], beside: str) -> None:
+        """Raises UsageError for the first of some options that was given."""
+        for known in options_of(type(self)):
+            if known.name in names and getattr(self, known.name) != known.default:
+                raise UsageError(known.flag, f"does not apply to {beside}", None, f"leave {known.flag} out")
 
     def _check_cross_encoder(self) -> None:
         """Refuses what only an encoder has: vectors, and other documents of the batch as negatives."""
-        for known in options_of(type(self)):
-            if known.name in _of_encoders() and getattr(self, known.name) != known.default:
-                raise UsageError(known.flag, "does not apply to --kind cross-encoder", None, f"leave {known.flag} out")
+        self._refuse(_of_encoders(), "--kind cross-encoder")
         if not self.negatives_per_query:
             found = "is 0: a cross-encoder learns from a group, which has no other documents"
             raise UsageError("--negatives-per-query", found, "at least 1")
@@ -168,6 +200,7 @@ class TrainConfig(FitConfig, FinetuneConfig, CrossEncoderConfig, ValidationConfi
         aside = _of_encoders() if self.kind == CROSS_ENCODER else set()
         aside |= _of_validation() if self.dev_qrels is None else set()
         aside |= set() if self.also else {"mix"}
+        aside |= _beside_fixed_documents() if self.fixed_documents is not None else set()
         return {name: value for name, value in super().record().items() if name not in aside}
 
     @property
@@ -187,8 +220,14 @@ class TrainConfig(FitConfig, FinetuneConfig, CrossEncoderConfig, ValidationConfi
 
 def _of_encoders() -> set[str]:
     """Options that only an encoder has."""
-    names = {*_OF_THE_MODEL, *_of_validation(), *(known.name for known in options_of(FinetuneConfig))}
-    return names - {"title_template"}
+    configs = (AdoreConfig, ValidationConfig, RefreshConfig)
+    names = {known.name for config in configs for known in options_of(config)}
+    return {*_OF_THE_MODEL, *names, "fixed_documents"} - {"title_template"}
+
+
+def _beside_fixed_documents() -> set[str]:
+    """Options that have no meaning where document vectors stay and negatives are found among them."""
+    return {*_OF_THE_MODEL, *_OF_FOUND_NEGATIVES, "matryoshka", "also"} - set(_OF_THE_QUERY)
 
 
 def _of_validation() -> set[str]:
@@ -244,6 +283,7 @@ def _data_sets(config: TrainConfig) -> list[TrainingData]:
     """
     from retrievo.objectives.data_set import open_data_set
     from retrievo.objectives.training_data import TrainingData
+    from retrievo.support.artifact import Input
 
     chosen = [config, *map(open_data_set, config.also)]
     for path, data_set in zip(config.also, chosen[1:], strict=True):
@@ -251,7 +291,33 @@ def _data_sets(config: TrainConfig) -> list[TrainingData]:
             raise UsageError(f"--also {path}", "has no teacher", None, f"give its {STAGE_SETTINGS} a teacher too")
         if config.kind == CROSS_ENCODER and (data_set.query_prefix or data_set.document_prefix):
             raise UsageError(f"--also {path}", "has a prefix", None, "leave it out: cross-encoders read bare texts")
-    return [TrainingData(data_set, config.min_relevance) for data_set in chosen]
+    data = [TrainingData(data_set, config.min_relevance) for data_set in chosen]
+    if config.fixed_documents is not None:
+        data[0].inputs[FIXED_DOCUMENTS] = Input.of(_fixed_documents(config, data[0]).path)
+    return data
+
+
+def _fixed_documents(config: TrainConfig, data: TrainingData) -> Embeddings:
+    """The vectors of the documents.
+
+    Raises: RetrievoError where they are not those of this corpus by this model, or were cut.
+    """
+    from retrievo.models.source import model_record
+    from retrievo.retrieval.embeddings import Embeddings
+
+    assert config.fixed_documents is not None
+    found = Embeddings(config.fixed_documents)
+    named, folder = model_record(config.model, config.revision)
+    prints = {name: told["fingerprint"] for name, told in found.manifest.inputs.items()}
+    fix = f"retrievo encode --model {config.model} --corpus {config.corpus} --output EMBEDDINGS"
+    if found.role != "document" or prints.get("corpus") != data.corpus.input.fingerprint:
+        raise RetrievoError(found.path, "does not hold the documents of this corpus", str(config.corpus), fix)
+    same_name = all(found.manifest.config.get(name) == value for name, value in named.items())
+    if not same_name or (folder and prints.get("model") != folder["model"].fingerprint):
+        raise RetrievoError(found.path, "was not made by the model that is trained", config.model, fix)
+    if found.manifest.config.get("truncate_dim") is not None:
+        raise RetrievoError(found.path, f"has vectors cut to {found.dim} numbers", "whole ones", fix)
+    return found
 
 
 def _inputs(config: TrainConfig, data: Sequence[TrainingData]) -> dict[str, Input]:
@@ -268,7 +334,9 @@ def _inputs(config: TrainConfig, data: Sequence[TrainingData]) -> dict[str, Inpu
 
 def _made(config: TrainConfig, data: Sequence[TrainingData]) -> tuple[Any, Objective, Any]:
     """The model of the kind that was chosen, its objective and its batches."""
-    return (_cross_encoder if config.kind == CROSS_ENCODER else _encoder)(config, data)
+    if config.kind == CROSS_ENCODER:
+        return _cross_encoder(config, data)
+    return (_encoder if config.fixed_documents is None else _query_encoder)(config, data)
 
 
 def _pool(config: TrainConfig, data: Sequence[TrainingData]) -> Pool | None:
@@ -317,6 +385,9 @@ def _fit(
                 data_set.say_counts()
         validation = _validation(config, pool, model, objective, feed, folder) if pool else None
         every = now_and_then(validation, planned.steps, config.validate_every) if validation else []
+        if config.refresh_every:
+            feed = _refreshing(planned, feed, model, folder)
+            every = [*every, (config.refresh_every, feed)]
         enough = validation.is_enough if validation else lambda: False
         with console.progress("training", planned.steps, "steps") as tick:
 
@@ -350,6 +421,15 @@ def _validation(
     return Validation(config, pool, encoder, objective, feed.document_tokens, folder=folder, dtype=config.dtype)
 
 
+def _refreshing(config: TrainConfig, feed: Any, encoder: Encoder, folder: Path) -> RefreshingFeed:
+    from retrievo.engine.refresh import RefreshingFeed
+
+    tokens = config.tokens_of_chunks or _ENCODED_TOKENS
+    return RefreshingFeed(
+        config, feed, encoder, folder=folder, steps=config.steps, chunk_tokens=tokens, dtype=config.dtype
+    )
+
+
 def _best(validation: Validation | None) -> dict[str, Any]:
     """Puts the best weights back; which they are."""
     if validation is None:
@@ -380,6 +460,24 @@ def _encoder(config: TrainConfig, data: Sequence[TrainingData]) -> tuple[Any, Ob
     drawing = _drawing(config)
     feeds = [TrainingFeed(data_set, encoder, objective.collator(), **drawing) for data_set in data]
     return encoder, objective, _mixed(config, feeds)
+
+
+def _query_encoder(config: TrainConfig, data: Sequence[TrainingData]) -> tuple[Any, Objective, Any]:
+    """An untied encoder of which the side of queries is trained against fixed document vectors, and its batches."""
+    from retrievo.models.adapters import add_adapters
+    from retrievo.models.encoder import Encoder
+    from retrievo.objectives.adore import FixedDocuments
+    from retrievo.objectives.training_data import TrainingFeed
+
+    vectors = _fixed_documents(config, data[0])
+    options = {name: getattr(config, name) for name in _OF_THE_QUERY} | {"tied": False}
+    encoder = Encoder.load(config.model, config.revision, **options, pooling=vectors.manifest.config.get("pooling"))
+    if config.lora_rank:
+        add_adapters(encoder, config.lora_rank, config.lora_alpha or 2 * config.lora_rank, config.seed)
+    documents = FixedDocuments(vectors, data[0].corpus.id_map.text_hashes, data[0].empty.nonzero()[0])
+    objective = objective_class("adore")(config, encoder, documents)
+    drawing = _drawing(config) | {"negatives_per_query": 0}
+    return encoder, objective, TrainingFeed(data[0], encoder, objective.collator(), **drawing)
 
 
 def _cross_encoder(config: TrainConfig, data: Sequence[TrainingData]) -> tuple[Any, Objective, Any]:
@@ -432,4 +530,6 @@ def _summary(config: TrainConfig, manifest: Manifest) -> None:
         following = (
             f"retrievo rerank --run RUN --model {config.folder} --corpus C --queries Q --output reranked.parquet"
         )
+    if config.fixed_documents is not None:
+        following = f"retrievo encode --model {config.folder} --queries QUERIES --output QUERY-EMBEDDINGS"
     console.summary("trained", facts, following)

@@ -431,6 +431,37 @@ CASES: dict[str, tuple[Make, int, str]] = {
         2,
         "--hard-share: is 0.1 of no pool; pass --negatives POOL",
     ),
+    "refresh of negatives that are never drawn": (
+        lambda f: [
+            *("train", *TABLES, "--model", f, "--output", f / "out", "--refresh-every", 100),
+            *("--negatives-per-query", 0),
+        ],
+        2,
+        "--refresh-every: mines negatives that are never drawn; expected --negatives-per-query above 0",
+    ),
+    "depth of a refresh that never comes": (
+        lambda f: ["train", *TABLES, "--model", f, "--output", f / "out", "--refresh-depth", 100],
+        2,
+        "--refresh-depth: is for refreshed negatives; pass --refresh-every too",
+    ),
+    "fixed documents and a pool of negatives": (
+        lambda f: [
+            *("train", *TABLES, "--model", f, "--output", f / "out", "--fixed-documents", HOUSE / "documents"),
+            *("--negatives", HOUSE / "run.trec"),
+        ],
+        2,
+        "--negatives: does not apply to --fixed-documents; leave --negatives out",
+    ),
+    "fixed documents of another corpus": (
+        lambda f: ["train", *TABLES, "--model", f, "--output", f / "out", "--fixed-documents", HOUSE / "documents"],
+        1,
+        "does not hold the documents of this corpus; expected ",
+    ),
+    "negatives found among no fixed documents": (
+        lambda f: ["train", *TABLES, "--model", f, "--output", f / "out", "--dynamic-negatives", 50],
+        2,
+        "--dynamic-negatives: are found among fixed documents; pass --fixed-documents EMBEDDINGS too",
+    ),
     "temperature of a loss without one": (
         lambda f: [
             *("train", *TABLES, "--model", f, "--output", f / "out", "--teacher", f / "run.parquet"),

@@ -13,8 +13,10 @@ from retrievo.support.options import Options, flag_of, option
 from retrievo.support.sizes import bytes_of
 
 CHECKPOINTS, METRICS, PLOT, TENSORBOARD = "checkpoints", "metrics.jsonl", "metrics.png", "tensorboard"
+REFRESHED = "refreshed-negatives"
+REFRESH_DEPTH = 200  # as ANCE (Xiong et al. 2021) and mine-negatives search
 DEVELOPMENT = "dev "  # what names of the log begin with that were measured on development data
-WORKING_FILES = (CHECKPOINTS, METRICS, PLOT, TENSORBOARD)  # what training leaves beside its result
+WORKING_FILES = (CHECKPOINTS, METRICS, PLOT, TENSORBOARD, REFRESHED)  # what training leaves beside its result
 
 
 def graph_bytes(text: str) -> int:
@@ -94,3 +96,26 @@ class ValidationConfig(Options):
         for name in ("dev_run", "dev_queries", "validate_every", "patience"):
             if self.dev_qrels is None and getattr(self, name) is not None:
                 raise UsageError(flag_of(name), "is for validation", None, "pass --dev-qrels too")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RefreshConfig(Options):
+    """Hard negatives that are mined anew while training."""
+
+    refresh_every: int | None = option(
+        "Steps after which hard negatives are mined anew, with the model as it then is (ANCE).",
+        default=None,
+        minimum=1,
+        hidden_default="never",
+    )
+    refresh_depth: int | None = option(
+        "Documents that this finds for each query, of which relevant ones are left out.",
+        default=None,
+        minimum=1,
+        hidden_default=f"{REFRESH_DEPTH}",
+    )
+
+    def check(self) -> None:
+        super().check()
+        if self.refresh_depth is not None and self.refresh_every is None:
+            raise UsageError("--refresh-depth", "is for refreshed negatives", None, "pass --refresh-every too")

@@ -202,9 +202,13 @@ def identity_mask(relevant: Relevant, ids: Tensor, hashes: Tensor, positives: Te
 
 def _equal_pairs(left: Tensor, right: Tensor) -> Tensor:
     """All (i, j) [2, m] with left[i] == right[j], by binary search in the sorted right side."""
+    return pairs_in_order(left, *right.sort())
+
+
+def pairs_in_order(left: Tensor, ordered: Tensor, order: Tensor) -> Tensor:
+    """All (i, order[j]) [2, m] with left[i] == ordered[j], of ascending `ordered`."""
     import torch
 
-    ordered, order = right.sort()
     first = torch.searchsorted(ordered, left)
     matches = torch.searchsorted(ordered, left, right=True) - first  # [len(left)]
     i = torch.arange(left.numel(), device=left.device).repeat_interleave(matches)

@@ -59,8 +59,8 @@ def write_stage(stage: Path, following: Path) -> None:
         temporary.write_bytes(tomli_w.dumps({"train": settings}).encode())
 
 
-# the model is stated with its path; the other data sets of a stage have negatives of their own to be mined
-_NOT_GIVEN_ON = ("model", "revision", "mix")
+# the model is stated with its path; other data sets have pools of their own; fixed documents are of one stage
+_NOT_GIVEN_ON = ("model", "revision", "mix", "dynamic_negatives")
 
 
 def _given(manifest: Manifest) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import Any
 from retrievo.support.artifact import MANIFEST, Input, Manifest
 from retrievo.support.errors import RetrievoError
 
+FIXED_DOCUMENTS = "fixed-documents"  # input of a model: the vectors that its query encoder was trained against
 WEIGHTS = ("*.safetensors", "*.json", "*.txt", "*.model")
 
 

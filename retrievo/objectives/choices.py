@@ -19,6 +19,7 @@ CONTRASTIVE = ("simclr", "ict", "contriever")  # objectives that train the vecto
 _WITH_VIEWS = {"objective": CONTRASTIVE}
 _WITH_TEMPERATURE = {"loss": tuple(name for name in LOSSES if name != "margin-mse")}
 LONGEST_QUEUE = 131_072  # Contriever's, for the model that is not fine-tuned
+DYNAMIC_NEGATIVES = 200  # as in the authors' runs of ADORE (Zhan et al. 2021)
 LEAST_WINDOW = 16  # two spans of the least length
 
 
@@ -65,6 +66,23 @@ class FinetuneConfig(Options):
             raise UsageError("--loss", f"found {', '.join(self.loss)}", "each once")
         if not any(self.loss_weight):
             raise UsageError("--loss-weight", "is 0 for every loss: nothing is learned", "one above 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdoreConfig(FinetuneConfig):
+    """Fine-tuning of the query encoder alone, against fixed document vectors."""
+
+    dynamic_negatives: int | None = option(
+        "With --fixed-documents: documents found for each query at each step, which are negatives.",
+        default=None,
+        minimum=1,
+        hidden_default=f"{DYNAMIC_NEGATIVES}",
+    )
+
+    @property
+    def found_per_query(self) -> int:
+        """`dynamic_negatives`, or their default."""
+        return self.dynamic_negatives or DYNAMIC_NEGATIVES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -255,6 +273,7 @@ OBJECTIVES = {
     "ict": Choice(IctConfig, "retrievo.objectives.contrastive:InverseCloze", _IZACARD),
     "contriever": Choice(ContrieverConfig, "retrievo.objectives.momentum:MomentumContrast", _IZACARD | {"delete": 0.1}),
     "finetune": Choice(FinetuneConfig, "retrievo.objectives.finetune:Finetune", {}),
+    "adore": Choice(AdoreConfig, "retrievo.objectives.adore:Adore", {}),
     "cross-encoder-group": Choice(CrossEncoderConfig, "retrievo.objectives.cross_encoder:GroupCrossEncoder", {}),
     "cross-encoder-binary": Choice(CrossEncoderConfig, "retrievo.objectives.cross_encoder:BinaryCrossEncoder", {}),
 }

@@ -6,7 +6,7 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -83,7 +83,7 @@ class Finetune(Objective):
     """
 
     Config = FinetuneConfig
-    vector_names = ("query", "document")
+    vector_names: ClassVar[tuple[str, ...]] = ("query", "document")
 
     def __init__(self, config: FinetuneConfig, encoder: Encoder):
         super().__init__()
@@ -109,7 +109,7 @@ class Finetune(Objective):
         return encoded(self.encoder, chunk), None
 
     def contrast(self, vectors: dict[str, Tensor], batch: Batch) -> tuple[Tensor, Stats]:
-        contest = self._contest(vectors["query"], vectors["document"], batch)
+        contest = self._contest(vectors, batch)
         outcomes = [self._outcome(self._of_unit_length(contest.truncated(dim))) for dim in self.config.matryoshka]
         outcomes = outcomes or [self._outcome(contest)]
         pairs = batch.counts["pairs"] * len(outcomes)
@@ -129,8 +129,9 @@ class Finetune(Objective):
         queries, documents = (functional.normalize(side, dim=-1) for side in (contest.queries, contest.documents))
         return dataclasses.replace(contest, queries=queries, documents=documents)
 
-    def _contest(self, queries: Tensor, documents: Tensor, batch: Batch) -> Contest:
+    def _contest(self, vectors: dict[str, Tensor], batch: Batch) -> Contest:
         """This rank's queries among the documents of all ranks."""
+        queries, documents = vectors["query"], vectors["document"]
         counts = gather_counts(len(documents), documents.device)
         starts = batch.groups.cumsum(0) - batch.groups  # [B] each query's first document on this rank
         first = sum(counts[: rank()])  # column of this rank's first document

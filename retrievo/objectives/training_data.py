@@ -49,8 +49,8 @@ class TrainingData:
             **{f"negatives-{number}": pool.input for number, pool in enumerate(pools, start=1)},
         }
         relevant = judged.table.filter(pc.greater_equal(judged.table["relevance"], min_relevance))
-        self.positives, self.lost_judgements = self._by_query(relevant)
-        self.negatives, self.lost_negatives = self._by_query(pooled(pools))
+        self.positives, self.lost_judgements = self.by_query(relevant)
+        self.negatives, self.lost_negatives = self.by_query(pooled(pools))
         self.pairs = len(self.positives.values)
         self.judged = int(np.count_nonzero(np.diff(self.positives.offsets)))
         if not self.pairs:
@@ -71,11 +71,11 @@ class TrainingData:
             raise RetrievoError(run.path, found, None, "score the positives too, as well as the negatives")
         return teacher
 
-    def _by_query(self, pairs: pa.Table) -> tuple[Ragged, int]:
+    def by_query(self, pairs: pa.Table) -> tuple[Ragged, int]:
         """Document rows of each query row, in the order of the table; and how many pairs were left out."""
         query, document = self._query_ids.rows(pairs["query_id"]), self.corpus.id_map.rows(pairs["doc_id"])
         known = (query >= 0) & (document >= 0)
-        known[known] = ~self._empty[document[known]]
+        known[known] = ~self.empty[document[known]]
         query, document = query[known], document[known]
         order = np.argsort(query, kind="stable")
         offsets = np.concatenate([[0], np.cumsum(np.bincount(query, minlength=len(self.queries)))])
@@ -86,7 +86,7 @@ class TrainingData:
         return IdMap(self.queries.table)
 
     @cached_property
-    def _empty(self) -> np.ndarray:
+    def empty(self) -> np.ndarray:
         """Whether a document has no text, [N]."""
         return self.corpus.id_map.text_hashes == hash_texts([""])[0]
 

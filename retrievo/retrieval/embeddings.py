@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -243,16 +243,7 @@ class Embeddings(Vectors):
         self.path = path
         self.manifest = Manifest.read(path, "embeddings")
         told = self.manifest.stats
-        files = [path / shard_name(number) for number in range(told["shards"])]
-        opened = [_open_shard(file, told["dim"], told["dtype"]) for file in files]
-        names = [str(file) for file in files]
-        super().__init__(
-            [vectors for _, vectors in opened],
-            [ids for ids, _ in opened],
-            similarity=told["similarity"],
-            names=names,
-            mapped=True,
-        )
+        super().__init__(**_opened(path, told))
         self.role: str = told["role"]
         if self.rows != told["rows"]:
             raise RetrievoError(path, f"its shards hold {self.rows:,} rows", f"{told['rows']:,}", "make it again")
@@ -281,6 +272,20 @@ class Embeddings(Vectors):
                     raise RetrievoError(self.path, found, "ids of one line", "give the documents other ids")
                 file.write("".join(f"{name}\n" for name in ids).encode())
             return file.record()
+
+
+def stored_vectors(folder: Path, told: Mapping[str, Any]) -> Vectors:
+    """The shards of a folder without a manifest, in the memory map; told: what `embeddings_stats` says of them."""
+    return Vectors(**_opened(folder, told))
+
+
+def _opened(folder: Path, told: Mapping[str, Any]) -> dict[str, Any]:
+    """The shards of a folder as `Vectors` takes them."""
+    files = [folder / shard_name(number) for number in range(told["shards"])]
+    opened = [_open_shard(file, told["dim"], told["dtype"]) for file in files]
+    names = [str(file) for file in files]
+    ids, shards = [ids for ids, _ in opened], [vectors for _, vectors in opened]
+    return {"shards": shards, "ids": ids, "similarity": told["similarity"], "names": names, "mapped": True}
 
 
 def _open_shard(path: Path, dim: int, dtype: str) -> tuple[pa.Array, np.ndarray]:

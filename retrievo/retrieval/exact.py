@@ -257,7 +257,7 @@ class _Scanner:
     def scan(self, first: int, block: np.ndarray) -> tuple[Tensor, np.ndarray]:
         """Scores [Q, n] of a block [n, D], and lengths [n] of its documents: their norms, or 1 for cosine."""
         tile = self._tile[: block.size].view(block.shape)
-        tile.copy_(_as_tensor(block).to(tile.device))  # converted there
+        tile.copy_(as_tensor(block).to(tile.device))  # converted there
         lengths = self._normalize(tile) if self.cosine else torch.linalg.vector_norm(tile, dim=1)
         lengths = lengths.cpu().numpy()
         if not lengths.max(initial=0) < _LONGEST:
@@ -282,7 +282,7 @@ class _Scanner:
         )
 
 
-def _as_tensor(block: np.ndarray) -> Tensor:
+def as_tensor(block: np.ndarray) -> Tensor:
     """A view for reading only; a copy where the memory map is not aligned to the values (FAISS files)."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The given NumPy array is not writable")

@@ -21,6 +21,8 @@ from retrievo.data.pair_scores import PairScores
 from retrievo.data.run import Run
 from retrievo.data.sampling import random_keys
 from retrievo.data.tables import NEGATIVES, RUN, Table
+from retrievo.retrieval.embeddings import Vectors
+from retrievo.retrieval.hits import joined
 from retrievo.retrieval.shingles import Shingles
 from retrievo.support.errors import RetrievoError
 
@@ -226,6 +228,29 @@ class RunMiner:
 _EMPTY = [("doc_id", pa.string()), ("score", pa.float32())]
 
 
+class VectorMiner:
+    """The first `depth` documents of an exact search in vectors of the whole corpus, which come in its order.
+
+    queries: float32 [Q, D], in the order of the judged ones; quota: all that the search gives.
+    """
+
+    def __init__(
+        self, judged: Judged, depth: int, queries: np.ndarray, vectors: Vectors, name: str, *, device: str = "auto"
+    ):
+        self.judged, self.quota, self.queries, self.vectors = judged, depth, queries, vectors
+        self.name, self.device = name, device
+
+    def upto(self, first: int, end: int) -> Candidates:
+        """Candidates of the queries numbered `first` to `end`."""
+        found = joined(self.vectors.search_batches(self.queries[first:end], self.quota, device=self.device))
+        query, sources = found.query + first, pa.array([self.name] * len(found.row), pa.string())
+        doc_ids = self.vectors.ids(found.row).combine_chunks()
+        return Candidates(query, found.row, doc_ids, found.score, ranks(query), sources)
+
+
+Miner = RandomMiner | RunMiner | VectorMiner
+
+
 def in_order(path: Path, judged: Judged, depth: int, output: Path) -> Path:
     """Writes the judged queries of any run (or table of negatives) in their order, to a depth; the run is in memory.
 
@@ -371,9 +396,7 @@ class Part(NamedTuple):
     dropped_surplus: np.ndarray  # [dropped]
 
 
-def choose(
-    judged: Judged, miners: Sequence[RandomMiner | RunMiner], window: Window, rules: Rules, tally: Tally
-) -> Iterator[Part]:
+def choose(judged: Judged, miners: Sequence[Miner], window: Window, rules: Rules, tally: Tally) -> Iterator[Part]:
     """Each miner gives its quota, in their order; a document that one has given is passed over by the next."""
     size = max(1, _ROWS_AT_ONCE // (window.depth * len(miners)))
     for first in range(0, len(judged), size):
@@ -396,16 +419,14 @@ def choose(
         yield _joined(parts, tally, first, end, sum(miner.quota for miner in miners))
 
 
-def _inside(miner: RandomMiner | RunMiner, found: Candidates, window: Window) -> np.ndarray:
+def _inside(miner: Miner, found: Candidates, window: Window) -> np.ndarray:
     """Which candidates lie in the window; draws have no best ranks to pass over."""
     if isinstance(miner, RandomMiner):
         return np.ones(len(found.query), bool)
     return (found.rank > window.skip) & (found.rank <= window.depth)
 
 
-def _drawn(
-    open_: np.ndarray, found: Candidates, judged: Judged, miner: RandomMiner | RunMiner, window: Window
-) -> np.ndarray:
+def _drawn(open_: np.ndarray, found: Candidates, judged: Judged, miner: Miner, window: Window) -> np.ndarray:
     """Positions of the candidates that stay, in order."""
     query = found.query[open_]
     by_rank = window.sampling == "top" or isinstance(miner, RandomMiner)

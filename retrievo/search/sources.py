@@ -277,8 +277,22 @@ def check_comparable(table: Path, queries: Manifest, source: Source) -> None:
         if manifest.stats["role"] != role:
             raise RetrievoError(path, f"holds {manifest.stats['role']} vectors", f"{role} vectors", "check the paths")
     models = [manifest.inputs.get("model", {}).get("fingerprint") for manifest in (documents, queries)]
-    if models[0] != models[1]:
+    if models[0] != models[1] and not _trained_against(queries, source):
         raise RetrievoError(table, f"was encoded by another model than {source.path}", None, "encode it again")
+
+
+def _trained_against(queries: Manifest, source: Source) -> bool:
+    """Whether the model of the queries learned to search these very vectors (`train --fixed-documents`)."""
+    from retrievo.models.source import FIXED_DOCUMENTS
+    from retrievo.support.artifact import MANIFEST, Input, Manifest
+
+    if "model" not in queries.inputs:
+        return False
+    model = queries.input_path("model", "--queries")
+    if not (model / MANIFEST).is_file():
+        return False
+    learned = Manifest.read(model).inputs.get(FIXED_DOCUMENTS, {}).get("fingerprint")
+    return [Input.of(path).fingerprint for path in source.embeddings()] == [learned]
 
 
 def open_corpora(config: SearchConfig, sources: Sequence[Source]) -> list[Corpus]:

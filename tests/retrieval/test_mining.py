@@ -15,6 +15,8 @@ from hypothesis import strategies as st
 from retrievo.data.corpus import Corpus
 from retrievo.data.tables import NEGATIVES, RUN
 from retrievo.retrieval import mining
+from retrievo.retrieval.embeddings import Vectors
+from retrievo.retrieval.hits import joined
 from retrievo.retrieval.mining import (
     RULES,
     Filters,
@@ -23,6 +25,7 @@ from retrievo.retrieval.mining import (
     Rules,
     RunMiner,
     Tally,
+    VectorMiner,
     Window,
     choose,
     in_order,
@@ -344,3 +347,19 @@ def test_absolute_and_relative_margins_to_a_negative_score_hold_together(corpus:
     assert found.of("q1") == [f"d{n}" for n in range(8, 40)]
     assert {found.dropped["q1", f"d{n}"] for n in (0, 1, 3, 4)} == {"margin"}
     assert {found.dropped["q1", f"d{n}"] for n in (5, 6, 7)} == {"relative-margin"}
+
+
+def test_a_search_in_vectors_mines_what_its_run_would(corpus: Corpus, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    vectors = Vectors([rng.standard_normal((40, 4)).astype(np.float32)], [pa.array([f"d{n}" for n in range(40)])])
+    queries, names = rng.standard_normal((3, 4)).astype(np.float32), ["q1", "q2", "q3"]
+    judged = judged_by(corpus, {name: ["d3"] for name in names})
+    found = [joined(vectors.search_batches(query[None], 20)) for query in queries]
+    rankings = {name: [f"d{row}" for row in hits.row] for name, hits in zip(names, found, strict=True)}
+    run = in_order(write_run(tmp_path / "run.parquet", rankings), judged, 20, tmp_path / "ordered.parquet")
+    miners = (VectorMiner(judged, 20, queries, vectors, "run", device="cpu"), RunMiner(judged, 20, run, "run"))
+    mined = [Mined(judged, [miner], Filters(), None, sampling="top") for miner in miners]
+    pairs = [[(row["query_id"], row["doc_id"], row["rank"]) for row in one.rows] for one in mined]
+    assert pairs[0] == pairs[1]
+    assert not {doc for _, doc, _ in pairs[0]} & {"d3", "d7"}
+    assert mined[0].dropped == mined[1].dropped != {}

@@ -1,0 +1,139 @@
+"""ADORE: the query encoder alone, against fixed document vectors, among negatives found at each step.
+
+Zhan et al. 2021 (Optimizing Dense Retrieval Model Training with Hard Negatives): documents do not move, so
+each step searches all of them with the queries as they now are, and the negatives are what retrieval confuses.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from retrievo.learning.batch import Batch, Relevant
+from retrievo.learning.distributed import gather_counts, gather_rows
+from retrievo.learning.losses import Contest, identity_mask, pairs_in_order
+from retrievo.models.encoder import Encoder
+from retrievo.objectives.choices import AdoreConfig
+from retrievo.objectives.finetune import Example, Finetune, FinetuneCollator
+from retrievo.retrieval.embeddings import Vectors
+from retrievo.retrieval.exact import as_tensor
+
+_BLOCK_VALUES, _BLOCK_SCORES = 1 << 24, 1 << 25  # documents x dimensions, queries x documents: 64 and 128 MiB
+
+
+class FixedDocuments:
+    """Vectors [N, D] of a corpus that do not change, and each query's best among them that are not relevant to it.
+
+    vectors: in the order of the corpus; they stay in the memory map, and go to a CUDA device for good where they fill
+    at most half of what is free there. hashes: of the texts [N]. left_out: rows that are never found.
+    """
+
+    def __init__(self, vectors: Vectors, hashes: np.ndarray, left_out: np.ndarray):
+        self.vectors, self._cosine = vectors, vectors.similarity == "cosine"
+        self.hashes = torch.from_numpy(hashes.astype(np.int64))  # keeps all 64 bits
+        self._ordered, self._order = self.hashes.sort()
+        self._left_out = torch.from_numpy(left_out)
+        self._resident: Tensor | None = None
+        self._settled = False  # whether it is decided where they lie
+
+    @torch.no_grad()
+    def best(self, queries: Tensor, relevant: Relevant, count: int) -> Tensor:
+        """Rows of the `count` documents with the highest scores of each query [B, K], best first; -1 = no more.
+
+        Of all N, save documents that are relevant to the query or read as one that is. Scores are float32 products.
+        """
+        scores, rows = queries.new_empty(len(queries), 0), torch.empty(len(queries), 0, dtype=torch.int64)
+        rows, (query, masked) = rows.to(queries.device), self._masked(relevant, queries.device)
+        left_out = self._left_out.to(queries.device)
+        for first, block in self._blocks(queries):
+            tile, end = queries @ block.T, first + len(block)  # [B, n]
+            inside = (masked >= first) & (masked < end)
+            tile[query[inside], masked[inside] - first] = -torch.inf
+            tile[:, left_out[(left_out >= first) & (left_out < end)] - first] = -torch.inf
+            found = tile.topk(min(count, len(block)), sorted=False)
+            scores, rows = torch.cat([scores, found.values], 1), torch.cat([rows, found.indices + first], 1)
+            scores, places = scores.topk(min(count, scores.shape[1]))
+            rows = rows.gather(1, places)
+        return rows.masked_fill(scores == -torch.inf, -1)
+
+    def take(self, rows: Tensor) -> Tensor:
+        """Vectors [n, D] float32 of these rows, on their device, as they are compared."""
+        if self._resident is not None:
+            return self._compared(self._resident[rows])
+        return self._compared(torch.from_numpy(self.vectors.take(rows.cpu().numpy())).to(rows.device))
+
+    def _masked(self, relevant: Relevant, device: torch.device) -> tuple[Tensor, Tensor]:
+        """(query, row) of every document that has the text of a relevant one, and so of the relevant ones too."""
+        entry, row = pairs_in_order(relevant.hashes.cpu(), self._ordered, self._order)
+        query = torch.searchsorted(relevant.offsets.cpu(), entry, right=True) - 1
+        return query.to(device), row.to(device)
+
+    def _blocks(self, queries: Tensor) -> Iterator[tuple[int, Tensor]]:
+        """(row, vectors [n, D] as they are compared) of all documents."""
+        if not self._settled:
+            self._resident, self._settled = self._moved(queries.device), True
+        size = max(256, min(_BLOCK_VALUES // self.vectors.dim, _BLOCK_SCORES // max(1, len(queries))))
+        for first, block in self.vectors.blocks(size):  # cut alike wherever they lie: products differ with their shape
+            moved = self._resident
+            own = as_tensor(block).to(queries.device) if moved is None else moved[first : first + len(block)]
+            yield first, self._compared(own)
+
+    def _moved(self, device: torch.device) -> Tensor | None:
+        """All vectors as stored [N, D] on a CUDA device; None where they would fill more than half of what is free."""
+        vectors = self.vectors
+        size = vectors.rows * vectors.dim * vectors.dtype.itemsize
+        if device.type != "cuda" or size > torch.cuda.mem_get_info(device)[0] // 2:
+            return None
+        blocks = (as_tensor(block) for _, block in vectors.blocks(_BLOCK_VALUES // vectors.dim))
+        return torch.cat([block.to(device) for block in blocks])
+
+    def _compared(self, vectors: Tensor) -> Tensor:
+        """Float32, and of unit length under cosine."""
+        return functional.normalize(vectors.float(), dim=-1) if self._cosine else vectors.float()
+
+
+class AdoreCollator(FinetuneCollator):
+    """Examples into a Batch with the named set `query` [B] alone; `ids` and `hashes` are of the own positives."""
+
+    def __call__(self, items: Sequence[Example]) -> Batch:
+        batch = super().__call__([item._replace(documents=item.documents[:0]) for item in items])
+        return dataclasses.replace(batch, rows={"query": batch.rows["query"]})
+
+
+class Adore(Finetune):
+    """The weighted sum of losses over a rank's queries [B, D] against the best documents of all queries of the batch.
+
+    Candidates are the own positives and the `dynamic_negatives` best documents of every query of the global batch, by
+    their fixed vectors; documents relevant to a query, or with the text of one that is, are masked as in fine-tuning.
+    The paper lets a query compete with its own best alone, by LambdaLoss. Those that others found score lower
+    with it than its own, so here the softmax comes closer to that over the whole corpus.
+    Only the backbone of queries is trained; each rank searches for its own queries.
+    """
+
+    Config = AdoreConfig
+    vector_names = ("query",)
+
+    def __init__(self, config: AdoreConfig, encoder: Encoder, documents: FixedDocuments):
+        super().__init__(config, encoder)
+        self.depth, self.documents = config.found_per_query, documents
+        encoder.backbone.requires_grad_(False)
+
+    def collator(self) -> AdoreCollator:
+        return AdoreCollator(self.encoder.pad_id)
+
+    def _contest(self, vectors: dict[str, Tensor], batch: Batch) -> Contest:
+        """This rank's queries among what all ranks found."""
+        assert batch.relevant is not None, "fine-tuning needs the relevant documents of each query"
+        queries, own = vectors["query"], batch.ids["document"]
+        found = self.documents.best(queries.detach(), batch.relevant, self.depth)
+        rows = torch.cat([own, found[found >= 0]])
+        rows = gather_rows(rows, gather_counts(len(rows), rows.device)).unique()  # [P] ascending
+        positives = torch.searchsorted(rows, own)
+        hashes = self.documents.hashes[rows.cpu()].to(rows.device)
+        masked = identity_mask(batch.relevant, rows, hashes, positives)
+        return Contest(queries, self.documents.take(rows), positives, masked)
