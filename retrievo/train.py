@@ -24,10 +24,10 @@ from retrievo.data.options import (
     title_template_option,
 )
 from retrievo.engine.settings import WORKING_FILES, FitConfig, ValidationConfig
-from retrievo.learning.losses import TAUGHT
+from retrievo.learning.losses import BATCH_TAUGHT, TAUGHT
 from retrievo.models.options import device_option, model_option, pooling_option, revision_option
 from retrievo.models.spec import SIMILARITIES
-from retrievo.objectives.choices import CrossEncoderConfig, FinetuneConfig, objective_class
+from retrievo.objectives.choices import QUERIES_PER_TOPIC, CrossEncoderConfig, FinetuneConfig, objective_class
 from retrievo.support import console
 from retrievo.support.errors import UsageError
 from retrievo.support.options import option, options_of
@@ -81,6 +81,12 @@ class TrainConfig(FitConfig, FinetuneConfig, CrossEncoderConfig, ValidationConfi
     teacher: Path | None = option(
         "Run whose scores teach, such as a cross-encoder's.", default=None, only={"loss": TAUGHT}
     )
+    batch_teacher: tuple[Path, ...] = option(
+        "Embeddings of the corpus and of the queries by a model whose scores teach on all documents of the batch.",
+        default=(),
+        several=True,
+        only={"loss": BATCH_TAUGHT},
+    )
     output: Path | None = output_option("Model folder to make.", default=None, hidden_default="the stage")
     batch_size: int = option("Queries per step, over all processes.", default=64, minimum=1)
     negatives_per_query: int = option("Hard negatives drawn for each query and epoch.", default=7, minimum=0)
@@ -90,6 +96,25 @@ class TrainConfig(FitConfig, FinetuneConfig, CrossEncoderConfig, ValidationConfi
         minimum=0,
         maximum=1,
         hidden_default="all hard ones",
+    )
+    balanced_margins: int | None = option(
+        "Draw hard negatives evenly over so many bins of the teacher's margins (TAS-Balanced: 10).",
+        default=None,
+        minimum=2,
+        hidden_default="evenly over the pool",
+        only={"loss": TAUGHT},
+    )
+    topics: Path | None = option(
+        "Embeddings of the queries, by which each batch is of queries that lie together (TAS).",
+        default=None,
+        only={"kind": (ENCODER,)},
+    )
+    topic_count: int | None = option(
+        "Clusters of the queries.",
+        default=None,
+        minimum=1,
+        hidden_default=f"one for {QUERIES_PER_TOPIC} judged queries, at least 2",
+        only={"kind": (ENCODER,)},
     )
     epochs: float | None = option(
         "Passes over the judged queries.",
@@ -146,12 +171,26 @@ class TrainConfig(FitConfig, FinetuneConfig, CrossEncoderConfig, ValidationConfi
             raise UsageError("--output", "is needed", None, "pass --output FOLDER, or a stage: retrievo train stage-2")
         if self.teacher is None and (taught := [loss for loss in self.loss if loss in TAUGHT]):
             raise UsageError(f"--loss {taught[0]}", "needs a teacher", None, "pass --teacher RUN")
+        self._check_sampling()
         if self.hard_share and not self.negatives:
             raise UsageError("--hard-share", f"is {self.hard_share:g} of no pool", None, "pass --negatives POOL")
         if self.lora_alpha and not self.lora_rank:
             raise UsageError("--lora-alpha", "scales adapters", None, "pass --lora-rank too")
         if self.kind == CROSS_ENCODER:
             self._check_cross_encoder()
+
+    def _check_sampling(self) -> None:
+        """Refuses what lacks the vectors or the pool that it draws from."""
+        if BATCH_TAUGHT[0] in self.loss and len(self.batch_teacher) != 2:
+            fix = "pass --batch-teacher CORPUS-EMBEDDINGS QUERY-EMBEDDINGS"
+            found = (
+                f"needs a teacher's vectors of the corpus and of the queries, found {len(self.batch_teacher)} folders"
+            )
+            raise UsageError(f"--loss {BATCH_TAUGHT[0]}", found, None, fix)
+        if self.balanced_margins and not self.negatives:
+            raise UsageError("--balanced-margins", "draws from a pool", None, "pass --negatives POOL")
+        if self.topic_count and self.topics is None:
+            raise UsageError("--topic-count", "counts the clusters of vectors", None, "pass --topics EMBEDDINGS")
 
     def _check_cross_encoder(self) -> None:
         """Refuses what only an encoder has: vectors, and other documents of the batch as negatives."""
@@ -240,7 +279,7 @@ def _data(config: TrainConfig) -> TrainingData:
     from retrievo.objectives.training_data import TrainingData
 
     tables = (config.corpus, config.queries, config.qrels, config.negatives)
-    return TrainingData(*tables, config.min_relevance, config.teacher)
+    return TrainingData(*tables, config.min_relevance, config.teacher, config.topics, config.batch_teacher)
 
 
 def _made(config: TrainConfig, data: TrainingData) -> tuple[Any, Objective, Any]:
@@ -347,7 +386,8 @@ def _encoder(config: TrainConfig, data: TrainingData) -> tuple[Any, Objective, A
     if config.lora_rank:
         add_adapters(encoder, config.lora_rank, config.lora_alpha or 2 * config.lora_rank, config.seed)
     objective = Finetune(config, encoder)
-    return encoder, objective, TrainingFeed(data, encoder, objective.collator(), **_drawing(config))
+    topics = data.topics_of_queries(config.topic_count, config.seed)
+    return encoder, objective, TrainingFeed(data, encoder, objective.collator(), topics=topics, **_drawing(config))
 
 
 def _cross_encoder(config: TrainConfig, data: TrainingData) -> tuple[Any, Objective, Any]:
@@ -372,7 +412,8 @@ def _start(config: TrainConfig, data: TrainingData) -> str:
 
 def _drawing(config: TrainConfig) -> dict[str, Any]:
     """The options that say which groups a step trains on."""
-    return {name: getattr(config, name) for name in ("batch_size", "negatives_per_query", "seed", "hard_share")}
+    names = ("batch_size", "negatives_per_query", "seed", "hard_share", "balanced_margins")
+    return {name: getattr(config, name) for name in names}
 
 
 def _steps(config: TrainConfig, batches_per_epoch: int) -> int:
