@@ -24,7 +24,7 @@ from retrievo.data.options import (
     title_template_option,
 )
 from retrievo.engine.settings import WORKING_FILES, FitConfig, ValidationConfig
-from retrievo.learning.losses import BATCH_TAUGHT, TAUGHT
+from retrievo.learning.losses import BATCH_TAUGHT, GROUPED, TAUGHT
 from retrievo.models.options import device_option, model_option, pooling_option, revision_option
 from retrievo.models.spec import SIMILARITIES
 from retrievo.objectives.choices import QUERIES_PER_TOPIC, CrossEncoderConfig, FinetuneConfig, objective_class
@@ -187,6 +187,12 @@ class TrainConfig(FitConfig, FinetuneConfig, CrossEncoderConfig, ValidationConfi
                 f"needs a teacher's vectors of the corpus and of the queries, found {len(self.batch_teacher)} folders"
             )
             raise UsageError(f"--loss {BATCH_TAUGHT[0]}", found, None, fix)
+        grouped = [loss for loss in self.loss if loss in GROUPED]
+        if grouped and (not self.negatives_per_query or not (self.negatives or self.hard_share is not None)):
+            fix = "pass --negatives POOL" if self.negatives_per_query else "leave --negatives-per-query 0 out"
+            raise UsageError(
+                f"--loss {grouped[0]}", "learns from each query's own negatives, of which there are none", None, fix
+            )
         if self.balanced_margins and not self.negatives:
             raise UsageError("--balanced-margins", "draws from a pool", None, "pass --negatives POOL")
         if self.topic_count and self.topics is None:

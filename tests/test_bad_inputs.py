@@ -434,6 +434,11 @@ CASES: dict[str, tuple[Make, int, str]] = {
         2,
         "--loss batch-margin-mse: needs a teacher's vectors of the corpus and of the queries, found 1 folders",
     ),
+    "loss of groups without negatives": (
+        lambda f: ["train", *TABLES, "--model", f, "--output", f / "out", "--loss", "group"],
+        2,
+        "--loss group: learns from each query's own negatives, of which there are none; pass --negatives POOL",
+    ),
     "balanced margins without a pool": (
         lambda f: [
             *("train", *TABLES, "--model", f, "--output", f / "out", "--teacher", f / "run.parquet"),
