@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any
 from retrievo.data.mixing import UNIFORM, check_mix, shares
 from retrievo.data.options import force_option, output_option, threads_option, title_template_option
 from retrievo.engine.settings import WORKING_FILES, FitConfig, RefreshConfig, ValidationConfig
-from retrievo.learning.losses import TAUGHT
+from retrievo.learning.losses import BATCH_TAUGHT, GROUPED, TAUGHT
 from retrievo.models.options import bidirectional_option, device_option, model_option, pooling_option, revision_option
 from retrievo.models.source import FIXED_DOCUMENTS
 from retrievo.models.spec import SIMILARITIES
-from retrievo.objectives.choices import AdoreConfig, CrossEncoderConfig, objective_class
+from retrievo.objectives.choices import QUERIES_PER_TOPIC, AdoreConfig, CrossEncoderConfig, objective_class
 from retrievo.objectives.data_set import STAGE_SETTINGS, DataSetConfig
 from retrievo.support import console
 from retrievo.support.errors import RetrievoError, UsageError
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from retrievo.models.encoder import Encoder
     from retrievo.objectives.mixed_feed import MixedFeed
     from retrievo.objectives.objective import Objective
-    from retrievo.objectives.training_data import GroupFeed, TrainingData
+    from retrievo.objectives.training_data import GroupFeed, TrainingData, TrainingFeed
     from retrievo.retrieval.embeddings import Embeddings
     from retrievo.support.artifact import Input, Manifest, Output
 
@@ -57,7 +57,16 @@ _ROLE_OPTIONS = tuple(f"{role}_{what}" for role in ("query", "document") for wha
 ENCODER, CROSS_ENCODER = "encoder", "cross-encoder"
 _OF_THE_MODEL = ("pooling", "normalize", "similarity", "tied", "title_template", *_ROLE_OPTIONS)
 _OF_THE_QUERY = ("query_prefix", "query_max_length")
-_OF_FOUND_NEGATIVES = ("negatives", "negatives_per_query", "hard_share", "refresh_every", "teacher")
+_OF_FOUND_NEGATIVES = (
+    "negatives",
+    "negatives_per_query",
+    "hard_share",
+    "refresh_every",
+    "teacher",
+    "batch_teacher",
+    "topics",
+    "also",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,6 +108,19 @@ class TrainConfig(FitConfig, AdoreConfig, CrossEncoderConfig, ValidationConfig, 
         minimum=0,
         maximum=1,
         hidden_default="all hard ones",
+    )
+    balanced_margins: int | None = option(
+        "Draw hard negatives evenly over so many bins of the teacher's margins (TAS-Balanced: 10).",
+        default=None,
+        minimum=2,
+        hidden_default="evenly over the pool",
+        only={"loss": TAUGHT},
+    )
+    topic_count: int | None = option(
+        "Clusters of the queries.",
+        default=None,
+        minimum=1,
+        hidden_default=f"one for {QUERIES_PER_TOPIC} judged queries, at least 2",
     )
     epochs: float | None = option(
         "Passes over the judged queries.",
@@ -154,6 +176,7 @@ class TrainConfig(FitConfig, AdoreConfig, CrossEncoderConfig, ValidationConfig, 
             raise UsageError("--output", "is needed", None, "pass --output FOLDER, or a stage: retrievo train stage-2")
         if self.teacher is None and (taught := [loss for loss in self.loss if loss in TAUGHT]):
             raise UsageError(f"--loss {taught[0]}", "needs a teacher", None, "pass --teacher RUN")
+        self._check_sampling()
         if self.hard_share and not self.negatives and not self.refresh_every:
             raise UsageError("--hard-share", f"is {self.hard_share:g} of no pool", None, "pass --negatives POOL")
         if self.also:
@@ -187,6 +210,26 @@ class TrainConfig(FitConfig, AdoreConfig, CrossEncoderConfig, ValidationConfig, 
         for known in options_of(type(self)):
             if known.name in names and getattr(self, known.name) != known.default:
                 raise UsageError(known.flag, f"does not apply to {beside}", None, f"leave {known.flag} out")
+
+    def _check_sampling(self) -> None:
+        """Refuses what lacks the vectors or the pool that it draws from."""
+        if BATCH_TAUGHT[0] in self.loss and len(self.batch_teacher) != 2:
+            fix = "pass --batch-teacher CORPUS-EMBEDDINGS QUERY-EMBEDDINGS"
+            found = (
+                f"needs a teacher's vectors of the corpus and of the queries, found {len(self.batch_teacher)} folders"
+            )
+            raise UsageError(f"--loss {BATCH_TAUGHT[0]}", found, None, fix)
+        grouped = [loss for loss in self.loss if loss in GROUPED]
+        has_pool = self.negatives or self.refresh_every or self.hard_share is not None
+        if grouped and not (self.negatives_per_query and has_pool):
+            fix = "pass --negatives POOL" if self.negatives_per_query else "leave --negatives-per-query 0 out"
+            raise UsageError(
+                f"--loss {grouped[0]}", "learns from each query's own negatives, of which there are none", None, fix
+            )
+        if self.balanced_margins and not self.negatives:
+            raise UsageError("--balanced-margins", "draws from a pool", None, "pass --negatives POOL")
+        if self.topic_count and self.topics is None:
+            raise UsageError("--topic-count", "counts the clusters of vectors", None, "pass --topics EMBEDDINGS")
 
     def _check_cross_encoder(self) -> None:
         """Refuses what only an encoder has: vectors, and other documents of the batch as negatives."""
@@ -222,12 +265,12 @@ def _of_encoders() -> set[str]:
     """Options that only an encoder has."""
     configs = (AdoreConfig, ValidationConfig, RefreshConfig)
     names = {known.name for config in configs for known in options_of(config)}
-    return {*_OF_THE_MODEL, *names, "fixed_documents"} - {"title_template"}
+    return {*_OF_THE_MODEL, *names, "fixed_documents", "topics", "topic_count"} - {"title_template"}
 
 
 def _beside_fixed_documents() -> set[str]:
     """Options that have no meaning where document vectors stay and negatives are found among them."""
-    return {*_OF_THE_MODEL, *_OF_FOUND_NEGATIVES, "matryoshka", "also"} - set(_OF_THE_QUERY)
+    return {*_OF_THE_MODEL, *_OF_FOUND_NEGATIVES, "matryoshka"} - set(_OF_THE_QUERY)
 
 
 def _of_validation() -> set[str]:
@@ -287,8 +330,9 @@ def _data_sets(config: TrainConfig) -> list[TrainingData]:
 
     chosen = [config, *map(open_data_set, config.also)]
     for path, data_set in zip(config.also, chosen[1:], strict=True):
-        if config.teacher and not data_set.teacher:
-            raise UsageError(f"--also {path}", "has no teacher", None, f"give its {STAGE_SETTINGS} a teacher too")
+        for name in ("teacher", "batch_teacher"):
+            if getattr(config, name) and not getattr(data_set, name):
+                raise UsageError(f"--also {path}", f"has no {name}", None, f"give its {STAGE_SETTINGS} one too")
         if config.kind == CROSS_ENCODER and (data_set.query_prefix or data_set.document_prefix):
             raise UsageError(f"--also {path}", "has a prefix", None, "leave it out: cross-encoders read bare texts")
     data = [TrainingData(data_set, config.min_relevance) for data_set in chosen]
@@ -446,7 +490,6 @@ def _encoder(config: TrainConfig, data: Sequence[TrainingData]) -> tuple[Any, Ob
     from retrievo.models.decoders import attend_both_ways
     from retrievo.models.encoder import Encoder
     from retrievo.objectives.finetune import Finetune
-    from retrievo.objectives.training_data import TrainingFeed
 
     name, options = _start(config, data), {name: getattr(config, name) for name in _OF_THE_MODEL}
     if name != config.model:
@@ -457,9 +500,16 @@ def _encoder(config: TrainConfig, data: Sequence[TrainingData]) -> tuple[Any, Ob
     if config.lora_rank:
         add_adapters(encoder, config.lora_rank, config.lora_alpha or 2 * config.lora_rank, config.seed)
     objective = Finetune(config, encoder)
-    drawing = _drawing(config)
-    feeds = [TrainingFeed(data_set, encoder, objective.collator(), **drawing) for data_set in data]
+    feeds = [_feed(config, data_set, encoder, objective) for data_set in data]
     return encoder, objective, _mixed(config, feeds)
+
+
+def _feed(config: TrainConfig, data: TrainingData, encoder: Encoder, objective: Any) -> TrainingFeed:
+    """The batches of one data set."""
+    from retrievo.objectives.training_data import TrainingFeed
+
+    topics = data.topics_of_queries(config.topic_count, config.seed)
+    return TrainingFeed(data, encoder, objective.collator(), topics=topics, **_drawing(config))
 
 
 def _query_encoder(config: TrainConfig, data: Sequence[TrainingData]) -> tuple[Any, Objective, Any]:
@@ -510,7 +560,8 @@ def _start(config: TrainConfig, data: Sequence[TrainingData]) -> str:
 
 def _drawing(config: TrainConfig) -> dict[str, Any]:
     """The options that say which groups a step trains on."""
-    return {name: getattr(config, name) for name in ("batch_size", "negatives_per_query", "seed", "hard_share")}
+    names = ("batch_size", "negatives_per_query", "seed", "hard_share", "balanced_margins")
+    return {name: getattr(config, name) for name in names}
 
 
 def _steps(config: TrainConfig, batches_per_epoch: int) -> int:

@@ -426,6 +426,50 @@ CASES: dict[str, tuple[Make, int, str]] = {
         2,
         "--lora-rank: does not apply to what was chosen; expected it only with kind encoder",
     ),
+    "batch teacher of a loss that needs one": (
+        lambda f: [
+            *("train", *TABLES, "--model", f, "--output", f / "out", "--loss", "batch-margin-mse"),
+            *("--batch-teacher", HOUSE / "documents"),
+        ],
+        2,
+        "--loss batch-margin-mse: needs a teacher's vectors of the corpus and of the queries, found 1 folders",
+    ),
+    "loss of groups without negatives": (
+        lambda f: ["train", *TABLES, "--model", f, "--output", f / "out", "--loss", "group"],
+        2,
+        "--loss group: learns from each query's own negatives, of which there are none; pass --negatives POOL",
+    ),
+    "balanced margins without a pool": (
+        lambda f: [
+            *("train", *TABLES, "--model", f, "--output", f / "out", "--teacher", f / "run.parquet"),
+            *("--loss", "margin-mse", "--balanced-margins", 10),
+        ],
+        2,
+        "--balanced-margins: draws from a pool; pass --negatives POOL",
+    ),
+    "balanced margins without a teacher": (
+        lambda f: ["train", *TABLES, "--model", f, "--output", f / "out", "--balanced-margins", 10],
+        2,
+        "--balanced-margins: does not apply to what was chosen; expected it only with loss margin-mse or kl",
+    ),
+    "number of topics without vectors": (
+        lambda f: ["train", *TABLES, "--model", f, "--output", f / "out", "--topic-count", 10],
+        2,
+        "--topic-count: counts the clusters of vectors; pass --topics EMBEDDINGS",
+    ),
+    "topics by vectors of documents": (
+        lambda f: ["train", *TABLES, "--model", f, "--output", f / "out", "--topics", HOUSE / "documents"],
+        1,
+        "documents: holds document vectors; expected query vectors",
+    ),
+    "topics for a cross-encoder": (
+        lambda f: [
+            *("train", *TABLES, "--model", f, "--output", f / "out", "--kind", "cross-encoder"),
+            *("--topics", HOUSE / "questions"),
+        ],
+        2,
+        "--topics: does not apply to --kind cross-encoder; leave --topics out",
+    ),
     "share of hard negatives without a pool": (
         lambda f: ["train", *TABLES, "--model", f, "--output", f / "out", "--hard-share", 0.1],
         2,

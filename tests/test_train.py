@@ -146,6 +146,78 @@ def test_what_a_teacher_says_is_learned(
     assert (following["loss"], following["teacher"]) == ([loss], "../teacher.parquet")
 
 
+@pytest.fixture(scope="module")
+def taught(two_rounds: Path, toy_dataset: Path, module_retrievo: Callable) -> list[object]:
+    """The flags of TAS-Balanced and STAR; stage 2 is every teacher."""
+    made = {name: two_rounds / f"teacher-{name}" for name in ("corpus", "queries")}
+    run = two_rounds / "teacher.parquet"
+    judged = toy_dataset / "qrels" / "train.parquet"
+    for arguments in (
+        *(["encode", "--model", two_rounds / "stage-2", f"--{of}", toy_dataset, "--output", made[of]] for of in made),
+        ["search", "--index", made["corpus"], "--queries", toy_dataset, "--judged", judged, "--output", run],
+    ):
+        done = module_retrievo(*arguments)
+        assert done.code == 0, done.err
+    return [
+        *("--loss", "group,margin-mse,batch-margin-mse", "--loss-weight", "1,1,0.75", "--teacher", run),
+        *("--batch-teacher", made["queries"], made["corpus"], "--topics", made["queries"], "--topic-count", 8),
+        *("--balanced-margins", 10, "--negatives", two_rounds / "bm25.parquet", "--negatives-per-query", 2),
+    ]
+
+
+def test_topics_balanced_margins_and_two_teachers_go_together_and_on_to_the_next_stage(
+    taught: list[object], tiny_model: Path, toy_dataset: Path, tmp_path: Path, retrievo: Callable
+) -> None:
+    done = retrievo(*start(tiny_model, toy_dataset, tmp_path / "student", *taught, "--epochs", 6))
+    assert done.code == 0, done.err
+    assert "8 topics of " in done.err
+    found = losses(tmp_path / "student")
+    assert np.mean(found[-10:]) < 0.8 * np.mean(
+        found[:10]
+    )  # an epoch each: a batch of one topic is harder than another
+    record = json.loads((tmp_path / "student" / "metrics.jsonl").read_text().splitlines()[-1])
+    assert record["loss"] == pytest.approx(
+        record["group"] + record["margin-mse"] + 0.75 * record["batch-margin-mse"], rel=1e-4
+    )
+    mined = retrievo("mine-negatives", tmp_path / "student", "to", tmp_path / "next", "--depth", 20, "--dtype", "fp32")
+    assert mined.code == 0, mined.err
+    settings = tomllib.loads((tmp_path / "next" / "train.toml").read_text())["train"]
+    assert settings["topic_count"] == 8
+    assert settings["balanced_margins"] == 10
+    assert Path(settings["topics"]).name == "teacher-queries"
+    assert {Path(path).name for path in settings["batch_teacher"]} == {"teacher-queries", "teacher-corpus"}
+    again = retrievo("train", tmp_path / "next", "--epochs", 0.2)
+    assert again.code == 0, again.err
+
+
+def test_vectors_that_do_not_fit_are_told(
+    taught: list[object], two_rounds: Path, tiny_model: Path, toy_dataset: Path, tmp_path: Path, retrievo: Callable
+) -> None:
+    corpus, queries = two_rounds / "teacher-corpus", two_rounds / "teacher-queries"
+    few, other = tmp_path / "few", tmp_path / "other"
+    (tmp_path / "some").mkdir()
+    pq.write_table(pq.read_table(toy_dataset / "queries.parquet").slice(0, 100), tmp_path / "some" / "queries.parquet")
+    for model, table, output in (
+        (two_rounds / "stage-2", tmp_path / "some", few),
+        (two_rounds / "stage-1", toy_dataset, other),
+    ):
+        assert retrievo("encode", "--model", model, "--queries", table, "--output", output).code == 0
+    for flags, message in (
+        (["--topics", corpus], "holds document vectors; expected query vectors"),
+        (["--topics", few], "has no vector of query 'q100', nor of 59 others"),
+        (["--topics", queries, "--topic-count", 161], "--topic-count: found 161; expected at most 160"),
+        (["--loss", "batch-margin-mse", "--batch-teacher", corpus, corpus], "vectors of document and document"),
+        (["--loss", "batch-margin-mse", "--batch-teacher", corpus, other], "was encoded by another model than"),
+    ):
+        arguments = start(tiny_model, toy_dataset, tmp_path / "out", *flags, "--max-steps", 1)
+        if "--loss" in flags:
+            at = arguments.index("--temperature")
+            arguments = [*arguments[:at], *arguments[at + 2 :]]
+        outcome = retrievo(*arguments)
+        assert outcome.code in (1, 2)
+        assert message in outcome.err
+
+
 @pytest.fixture
 def quality(tmp_path: Path, toy_dataset: Path, retrievo: Callable) -> Callable[..., float]:
     """mrr@10 of the test queries with a model's vectors, encoded with these flags."""
@@ -364,10 +436,11 @@ def test_wrong_options_are_named(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("sampled", ["plainly", "by topics"])
 def test_killed_at_any_moment_and_run_again_training_ends_in_the_same_bytes(
-    tiny_model: Path, toy_dataset: Path, tmp_path: Path, process: Callable
+    sampled: str, taught: list[object], tiny_model: Path, toy_dataset: Path, tmp_path: Path, process: Callable
 ) -> None:
-    flags = ("--max-steps", 20, "--save-every", 3)
+    flags = ("--max-steps", 20, "--save-every", 3, *(taught if sampled == "by topics" else ()))
     took = process(start(tiny_model, toy_dataset, tmp_path / "whole", *flags))
     assert took is not None
     rng, kills = random.Random(0), 0
@@ -382,10 +455,12 @@ def test_killed_at_any_moment_and_run_again_training_ends_in_the_same_bytes(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("sampled", ["plainly", "by topics"])
 def test_two_processes_log_the_losses_of_one(
-    tiny_model: Path, toy_dataset: Path, tmp_path: Path, process: Callable
+    sampled: str, taught: list[object], tiny_model: Path, toy_dataset: Path, tmp_path: Path, process: Callable
 ) -> None:
-    flags = ("--max-steps", 12, "--batch-size", 15)  # uneven: 8 and 7 queries
+    uneven = ("--max-steps", 12, "--batch-size", 15)  # 8 and 7 queries; the last batch of an epoch has 10
+    flags = (*uneven, *(taught if sampled == "by topics" else ()))
     process(start(tiny_model, toy_dataset, tmp_path / "one", *flags))
     process(start(tiny_model, toy_dataset, tmp_path / "two", *flags), processes=2)
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-5)

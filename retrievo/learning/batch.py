@@ -63,6 +63,7 @@ class Batch:
     groups:   documents of each query, its positive first [B]; sums to the number of documents.
     relevant: what must not count as a negative of each query.
     teacher:  a teacher's score of each document of a group [n], NaN where it has none.
+    teacher_vectors: another teacher's vectors of the queries [B, Dt] and of the documents [n, Dt], float32.
     labels:   a label for each token of a named set [T], -100 where there is none.
     """
 
@@ -74,6 +75,7 @@ class Batch:
     groups: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
     relevant: Relevant | None = None
     teacher: Tensor | None = None
+    teacher_vectors: dict[str, Tensor] = field(default_factory=dict)
     labels: dict[str, Tensor] = field(default_factory=dict)
 
     def to(self, device: torch.device) -> Batch:
@@ -91,5 +93,6 @@ class Batch:
             groups=sent(self.groups, device),
             relevant=self.relevant and Relevant(*(sent(tensor, device) for tensor in self.relevant)),
             teacher=None if self.teacher is None else sent(self.teacher, device),
+            teacher_vectors=moved(self.teacher_vectors),
             labels=moved(self.labels),
         )

@@ -26,8 +26,9 @@ class Contest:
     """The queries of one rank and the documents of all ranks, which are the candidates of each query.
 
     masked: (query, document) pairs that are no negatives; may repeat, never the own positive.
-    own, teacher: columns of each query's own documents, its positive first, and what a teacher says of them; NaN where
-    it says nothing, and where a query has fewer than G.
+    own: columns of each query's own documents, its positive first; the positive again where a query has fewer than G.
+    teacher: what a teacher says of them; NaN where it says nothing, and where a query has fewer than G.
+    teacher_queries, teacher_documents: vectors of another teacher, which scores every document of the batch.
     """
 
     queries: Tensor  # [B, D]
@@ -36,6 +37,8 @@ class Contest:
     masked: Tensor  # [2, m]
     own: Tensor | None = None  # [B, G]
     teacher: Tensor | None = None  # [B, G]
+    teacher_queries: Tensor | None = None  # [B, Dt]
+    teacher_documents: Tensor | None = None  # [P, Dt]
 
     def truncated(self, dim: int) -> Contest:
         """The same contest of the first `dim` dimensions."""
@@ -65,6 +68,7 @@ class Tile(NamedTuple):
     masked: Tensor  # [t, P] bool
     own: Tensor | None  # [t, G]
     teacher: Tensor | None  # [t, G]
+    batch_teacher: Tensor | None = None  # [t, P] what the teacher with vectors says of all documents
 
     @property
     def positive(self) -> Tensor:
@@ -103,6 +107,30 @@ def multi_positive(tile: Tile, settings: LossSettings) -> Tensor:
     return torch.zeros_like(negatives).index_add(0, query, lost) / relevant.sum(1)
 
 
+def group_nce(tile: Tile, settings: LossSettings) -> Tensor:
+    """InfoNCE among the query's own documents alone: -log softmax(s / T) at its positive, against its negatives.
+
+    The listwise form of training on static hard negatives; beside `infonce` at a small weight, which brings random
+    negatives, STAR (Zhan et al. 2021, section 5.1). 0 for a query without negatives.
+    """
+    import torch
+
+    return torch.nn.functional.softplus(_own_negatives(tile).logsumexp(1) - tile.positive)
+
+
+def pairwise(tile: Tile, settings: LossSettings) -> Tensor:
+    """RankNet: the mean over own negatives n of log(1 + exp((s_n - s_p) / T)).
+
+    Burges et al. 2005, eq. 3, for a pair whose order is certain; the loss that STAR is written with (Zhan et al. 2021,
+    section 3). 0 for a query without negatives.
+    """
+    import torch
+
+    negatives = _own_negatives(tile)
+    lost = torch.nn.functional.softplus(negatives - tile.positive[:, None])  # 0 at NEVER
+    return lost.sum(1) / (negatives > NEVER / 2).sum(1).clamp_min(1)
+
+
 def margin_mse(tile: Tile, settings: LossSettings) -> Tensor:
     """The mean over own negatives n of ((s_p - s_n) - (t_p - t_n))^2, t the teacher's scores, without temperature.
 
@@ -113,6 +141,20 @@ def margin_mse(tile: Tile, settings: LossSettings) -> Tensor:
     own = tile.similarities.gather(1, columns)  # [t, G]
     wrong = (own[:, :1] - own[:, 1:]) - (teacher[:, :1] - teacher[:, 1:])
     counted = known[:, 1:] & known[:, :1]
+    return wrong.square().where(counted, 0).sum(1) / counted.sum(1).clamp_min(1)
+
+
+def batch_margin_mse(tile: Tile, settings: LossSettings) -> Tensor:
+    """The mean over negatives n of the whole batch of ((s_p - s_n) - (t_p - t_n))^2, t the batch teacher's scores.
+
+    The in-batch half of the dual supervision of TAS-B (Hofstaetter et al. 2021, section 3.1), without temperature. All
+    documents but the own positive and the masked ones are negatives, a query's own among them, and each query counts
+    the same. 0 for a query without negatives.
+    """
+    assert tile.batch_teacher is not None, "a loss with a batch teacher needs its vectors"
+    counted = tile.scores.isfinite().scatter(1, tile.positives[:, None], False)
+    apart = tile.similarities - tile.batch_teacher  # [t, P]
+    wrong = apart.gather(1, tile.positives[:, None]) - apart
     return wrong.square().where(counted, 0).sum(1) / counted.sum(1).clamp_min(1)
 
 
@@ -137,6 +179,14 @@ def soft_labels(tile: Tile, settings: LossSettings) -> Tensor:
 NEVER = -1e30  # a score whose exponential is 0, and whose gradient is 0 instead of NaN
 
 
+def _own_negatives(tile: Tile) -> Tensor:
+    """The scores of each query's own negatives [t, G - 1], at least one; NEVER where it has fewer, and where masked."""
+    assert tile.own is not None, "a loss of groups needs each query's own documents"
+    others = tile.own[:, 1:] if tile.own.shape[1] > 1 else tile.own
+    real = others != tile.positives[:, None]
+    return tile.scores.gather(1, others).masked_fill(~real, NEVER).clamp_min(NEVER)
+
+
 def _taught(tile: Tile) -> tuple[Tensor, Tensor, Tensor]:
     """The teacher's scores [t, G], 0 where it has none; where it has one [t, G]; and their columns [t, G]."""
     assert tile.teacher is not None, "a loss with a teacher needs its scores"
@@ -150,8 +200,14 @@ LOSSES: dict[str, Callable[[Tile, LossSettings], Tensor]] = {  # each [t], what 
     "multi-positive": multi_positive,
     "margin-mse": margin_mse,
     "kl": soft_labels,
+    "batch-margin-mse": batch_margin_mse,
+    "group": group_nce,
+    "pairwise": pairwise,
 }
-TAUGHT = ("margin-mse", "kl")  # these need a teacher
+TAUGHT = ("margin-mse", "kl")  # these need a teacher of pairs
+BATCH_TAUGHT = ("batch-margin-mse",)  # these need a teacher with vectors
+GROUPED = ("group", "pairwise")  # these learn from a query's own negatives alone
+WITHOUT_TEMPERATURE = ("margin-mse", "batch-margin-mse")
 
 
 class Outcome(NamedTuple):

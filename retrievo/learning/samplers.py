@@ -7,9 +7,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from retrievo.data.pair_scores import PairScores
 from retrievo.support.errors import RetrievoError
 
-_ORDER, _WALK, _FILL, _HARD = range(4)  # one stream of random numbers for each purpose
+_ORDER, _WALK, _FILL, _HARD, _BALANCE = range(5)  # one stream of random numbers for each purpose
 
 
 class Ragged(NamedTuple):
@@ -55,6 +56,8 @@ class GroupSampler:
     positives, negatives: documents of each query by row number. negatives_per_query: how many are drawn each epoch.
     hard_share: chance of each of them to come from the pool, the others being any documents; None = as many as there
     are (Contriever, Izacard et al. 2021, fine-tuning on MS MARCO: 0.1).
+    topics: cluster number of each query [n]; batches are then of as few clusters as fill them (`order`).
+    balanced_margins, teacher: into how many bins of the teacher's margins negatives fall evenly (`_balanced`).
     Batches are global: `batch_size` queries, the last one of an epoch smaller.
     Raises: RetrievoError where no query has a positive.
     """
@@ -69,8 +72,12 @@ class GroupSampler:
         negatives_per_query: int,
         seed: int,
         hard_share: float | None = None,
+        topics: np.ndarray | None = None,
+        balanced_margins: int | None = None,
+        teacher: PairScores | None = None,
     ):
-        self.hard_share = hard_share
+        self.hard_share, self.topics = hard_share, topics
+        self.balanced_margins, self.teacher = balanced_margins, teacher
         self.positives, self.negatives, self.documents = positives, negatives, documents
         self.batch_size, self.negatives_per_query, self.seed = batch_size, negatives_per_query, seed
         self.queries = np.flatnonzero(np.diff(positives.offsets))
@@ -89,8 +96,22 @@ class GroupSampler:
         return {"epoch": epoch, "batch": batch}
 
     def order(self, epoch: int) -> np.ndarray:
-        """The queries in the order of one epoch."""
-        return self._random(_ORDER, epoch).permutation(self.queries)
+        """The queries in the order of one epoch; with topics batch by batch of as few topics as fill it.
+
+        Topic-aware sampling (TAS, Hofstaetter et al. 2021, section 3.2) draws a cluster for each batch, with
+        replacement. Here each query comes once an epoch: topics lie one after the other in a random order, their
+        queries shuffled, cut into batches, which come in a random order; so n batches of k topics hold at most
+        n + k - 1 pairs of a batch and a topic.
+        """
+        random = self._random(_ORDER, epoch)
+        shuffled = random.permutation(self.queries)
+        if self.topics is None:
+            return shuffled
+        topic = random.permutation(self.topics.max() + 1)[self.topics[shuffled]]
+        by_topic = shuffled[np.argsort(topic, kind="stable")]
+        whole = len(by_topic) - len(by_topic) % self.batch_size  # the batch that is smaller stays the last one
+        batches = random.permutation(by_topic[:whole].reshape(-1, self.batch_size))
+        return np.concatenate([batches.reshape(-1), by_topic[whole:]])
 
     def batch(self, step: int, rank: int = 0, ranks: int = 1) -> list[Draw]:
         """The groups of one rank in the global batch of one step."""
@@ -113,9 +134,32 @@ class GroupSampler:
         random = self._random(_WALK, query)
         positive = random.permutation(positives)[epoch % len(positives)]
         places = np.arange(epoch * wanted, epoch * wanted + min(self._hard(epoch, query, wanted), len(pool)))
-        chosen = random.permutation(pool)[places % max(1, len(pool))]
+        if self.balanced_margins is None:
+            chosen = random.permutation(pool)[places % max(1, len(pool))]
+        else:
+            chosen = self._balanced(epoch, query, pool)[: len(places)]
         fill = self._others(epoch, query, wanted - len(chosen), np.union1d(positives, pool))
         return Draw(int(query), np.concatenate([[positive], chosen, fill]).astype(np.int64))
+
+    def _balanced(self, epoch: int, query: int, pool: np.ndarray) -> np.ndarray:
+        """The pool in an order whose every beginning is spread evenly over bins of the teacher's margin.
+
+        TAS-Balanced (Hofstaetter et al. 2021, section 3.2) cuts the range from the smallest to the largest
+        t(q, p) - t(q, n) into equal bins, draws a bin uniformly, then a document of it. Here empty bins are left out,
+        and all bins have a turn before one has its second, so that a group of several negatives is spread too. t(q, p)
+        moves all margins of a group alike, so the bins are those of t(q, n). What the teacher does not know comes last.
+        Epochs draw anew: they need not cover the pool.
+        """
+        assert self.teacher is not None, "balanced margins need a teacher"
+        assert self.balanced_margins is not None
+        random = self._random(_BALANCE, epoch, query)
+        shuffled = random.permutation(pool)
+        scores = self.teacher.of(query, shuffled)
+        known = np.isfinite(scores)
+        bins = _bins(scores[known], self.balanced_margins)
+        turn = random.permutation(self.balanced_margins)[bins]
+        order = np.lexsort((turn, _occurrence(bins)))
+        return np.concatenate([shuffled[known][order], shuffled[~known]])
 
     def _hard(self, epoch: int, query: int, wanted: int) -> int:
         """How many of a group's negatives come from the pool."""
@@ -134,3 +178,20 @@ class GroupSampler:
 
     def _random(self, *key: int) -> np.random.Generator:
         return np.random.default_rng([self.seed, *(int(part) for part in key)])
+
+
+def _bins(values: np.ndarray, count: int) -> np.ndarray:
+    """Which of `count` equal parts of their range values fall into [n]; the first where all are one."""
+    low, high = (values.min(), values.max()) if len(values) else (0.0, 0.0)
+    width = (high - low) / count or 1.0
+    return np.minimum((values - low) / width, count - 1).astype(np.int64)
+
+
+def _occurrence(values: np.ndarray) -> np.ndarray:
+    """How many equal values come before each one [n]."""
+    order = np.argsort(values, kind="stable")
+    ordered = values[order]
+    first = np.searchsorted(ordered, ordered)
+    found = np.empty(len(values), dtype=np.int64)
+    found[order] = np.arange(len(values)) - first
+    return found

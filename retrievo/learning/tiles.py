@@ -69,7 +69,15 @@ def _tiles(
         with torch.enable_grad():
             scores = (similarities / temperature).masked_fill(out, float("-inf"))
         own, teacher = (None if tensor is None else tensor[rows] for tensor in (contest.own, contest.teacher))
-        yield rows, Tile(similarities, scores, temperature, contest.positives[rows], out, own, teacher)
+        taught = _batch_teacher(contest, rows)
+        yield rows, Tile(similarities, scores, temperature, contest.positives[rows], out, own, teacher, taught)
+
+
+def _batch_teacher(contest: Contest, rows: slice) -> Tensor | None:
+    """What the teacher with vectors says of all documents [t, P]."""
+    if contest.teacher_queries is None or contest.teacher_documents is None:
+        return None
+    return contest.teacher_queries[rows] @ contest.teacher_documents.T
 
 
 def _correct(tile: Tile) -> Tensor:

@@ -46,9 +46,13 @@ def write_stage(stage: Path, following: Path) -> None:
         return
     manifest = trained_stage(stage)
     model, revision = recorded_model(manifest, "--model")
-    tables = {name: _from(following, manifest.input_path(name, f"--{name}")) for name in ("corpus", "queries", "qrels")}
-    others = [name for name in ("teacher", "dev-qrels", "dev-run", "dev-queries") if name in manifest.inputs]
+    named = ("corpus", "queries", "qrels")
+    tables: dict[str, Any] = {name: _from(following, manifest.input_path(name, f"--{name}")) for name in named}
+    others = [name for name in ("teacher", "topics", "dev-qrels", "dev-run", "dev-queries") if name in manifest.inputs]
     tables |= {name.replace("-", "_"): _from(following, manifest.input_path(name, f"--{name}")) for name in others}
+    dense = [name for name in manifest.inputs if name.startswith("batch-teacher-")]
+    if dense:
+        tables["batch_teacher"] = [_from(following, manifest.input_path(name, "--batch-teacher")) for name in dense]
     pools = [name for name in manifest.inputs if name.startswith("negatives-")]
     negatives = [_from(following, manifest.input_path(name, "--negatives")) for name in pools] + [STAGE_NEGATIVES]
     started_from = {"model": _from(following, Path(model)) if Path(model).exists() else model}

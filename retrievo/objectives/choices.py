@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from retrievo.learning.losses import LOSSES, SCOPES
+from retrievo.learning.losses import LOSSES, SCOPES, WITHOUT_TEMPERATURE
 from retrievo.models.spec import POOLINGS
 from retrievo.support.errors import UsageError
 from retrievo.support.options import Options, option
@@ -17,9 +17,10 @@ _WITH_HEAD = {"objective": ("condenser", "cocondenser")}
 _WITH_MLM = {"objective": ("mlm", *_WITH_HEAD["objective"])}
 CONTRASTIVE = ("simclr", "ict", "contriever")  # objectives that train the vectors of views alone, without any head
 _WITH_VIEWS = {"objective": CONTRASTIVE}
-_WITH_TEMPERATURE = {"loss": tuple(name for name in LOSSES if name != "margin-mse")}
+_WITH_TEMPERATURE = {"loss": tuple(name for name in LOSSES if name not in WITHOUT_TEMPERATURE)}
 LONGEST_QUEUE = 131_072  # Contriever's, for the model that is not fine-tuned
 DYNAMIC_NEGATIVES = 200  # as in the authors' runs of ADORE (Zhan et al. 2021)
+QUERIES_PER_TOPIC = 200  # TAS: 2,000 clusters of MS MARCO's 400,000 queries
 LEAST_WINDOW = 16  # two spans of the least length
 
 

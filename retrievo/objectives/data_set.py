@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from retrievo.data.options import corpus_option, qrels_option, queries_option
-from retrievo.learning.losses import TAUGHT
+from retrievo.learning.losses import BATCH_TAUGHT, TAUGHT
 from retrievo.support.errors import RetrievoError
 from retrievo.support.options import Options, option, options_of
 from retrievo.support.settings import Layer, read_toml, relative_to, resolve
@@ -24,6 +24,15 @@ class DataSetConfig(Options):
     negatives: tuple[Path, ...] = option("Pools of hard negatives; several are joined.", default=(), several=True)
     teacher: Path | None = option(
         "Run whose scores teach, such as a cross-encoder's.", default=None, only={"loss": TAUGHT}
+    )
+    batch_teacher: tuple[Path, ...] = option(
+        "Embeddings of the corpus and of the queries by a model whose scores teach on all documents of the batch.",
+        default=(),
+        several=True,
+        only={"loss": BATCH_TAUGHT},
+    )
+    topics: Path | None = option(
+        "Embeddings of the queries, by which each batch is of queries that lie together (TAS).", default=None
     )
     query_prefix: str | None = option("Text put before each query.", default=None, hidden_default="as the model")
     document_prefix: str | None = option("Text put before each document.", default=None, hidden_default="as the model")

@@ -140,17 +140,23 @@ class Finetune(Objective):
         assert batch.relevant is not None, "fine-tuning needs the relevant documents of each query"
         positives = first + starts
         masked = identity_mask(batch.relevant, ids.contiguous(), hashes.contiguous(), positives)
-        own, teacher = _taught(batch, starts)
+        own, inside = _own(batch.groups, starts)
+        teacher = None if batch.teacher is None else batch.teacher[own].where(inside, float("nan"))
+        taught = batch.teacher_vectors
         return Contest(
-            queries, gather_rows(documents, counts), positives, masked, None if own is None else first + own, teacher
+            queries,
+            gather_rows(documents, counts),
+            positives,
+            masked,
+            first + own,
+            teacher,
+            taught.get("query"),
+            gather_rows(taught["document"], counts) if taught else None,
         )
 
 
-def _taught(batch: Batch, starts: Tensor) -> tuple[Tensor | None, Tensor | None]:
-    """Each query's own documents on this rank and their teacher's scores, [B, G] padded with NaN."""
-    if batch.teacher is None:
-        return None, None
-    place = torch.arange(max([1, *batch.groups.tolist()]), device=starts.device)
-    inside = place < batch.groups[:, None]
-    own = (starts[:, None] + place).where(inside, 0)  # [B, G]
-    return own, batch.teacher[own].where(inside, float("nan"))
+def _own(groups: Tensor, starts: Tensor) -> tuple[Tensor, Tensor]:
+    """Each query's own documents on this rank, padded with its positive, and which are no padding, [B, G] each."""
+    place = torch.arange(max([1, *groups.tolist()]), device=starts.device)
+    inside = place < groups[:, None]
+    return starts[:, None] + place.where(inside, 0), inside

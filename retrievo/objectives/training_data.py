@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,8 +24,12 @@ from retrievo.learning.distributed import rank, world_size
 from retrievo.learning.samplers import Draw, GroupSampler, Ragged
 from retrievo.models.encoder import Encoder
 from retrievo.models.tokens import Tokenization
+from retrievo.objectives.batch_teacher import BatchTeacher
+from retrievo.objectives.choices import QUERIES_PER_TOPIC
 from retrievo.objectives.data_set import DataSetConfig
 from retrievo.objectives.finetune import Example, FinetuneCollator
+from retrievo.retrieval.by_row import RowVectors
+from retrievo.retrieval.clusters import topics_of
 from retrievo.support import console
 from retrievo.support.artifact import Input
 from retrievo.support.errors import RetrievoError
@@ -35,6 +40,8 @@ class TrainingData:
 
     Judgements and negatives of queries or documents that are not there are counted and left out; a document without
     text is never trained on.
+
+    topics: embeddings folder of the queries. batch_teacher: one of the documents and one of the queries, in any order.
     Raises: RetrievoError for tables that can't be read, and where no judged pair is left.
     """
 
@@ -57,6 +64,8 @@ class TrainingData:
             found = f"none of its {relevant.num_rows:,} relevant pairs has its query and its document"
             raise RetrievoError(told.qrels, found, None, "check --queries, --corpus and --min-relevance")
         self.teacher = None if told.teacher is None else self._taught_by(Run.open(told.teacher))
+        self.query_vectors = None if told.topics is None else self._vectors("topics", told.topics, "query")
+        self.batch_teacher = BatchTeacher(told.batch_teacher, self._vectors) if told.batch_teacher else None
 
     def _taught_by(self, run: Run) -> PairScores:
         """What a run says of the rows here.
@@ -70,6 +79,38 @@ class TrainingData:
             found = "it has a score for none of the relevant documents"
             raise RetrievoError(run.path, found, None, "score the positives too, as well as the negatives")
         return teacher
+
+    def _vectors(self, name: str, path: Path, role: str) -> RowVectors:
+        """The vectors of all documents, or of the judged queries; an input of this name."""
+        ids, needed = (self._query_ids, self._judged) if role == "query" else (self.corpus.id_map, None)
+        vectors = RowVectors(path, role, ids, needed)
+        self.inputs[name] = vectors.input
+        return vectors
+
+    @cached_property
+    def _judged(self) -> np.ndarray:
+        """The rows of the queries with a relevant document."""
+        return np.flatnonzero(np.diff(self.positives.offsets))
+
+    def topics_of_queries(self, count: int | None, seed: int) -> np.ndarray | None:
+        """The topic of each query [n], -1 of what is not trained on: the cluster of its vector; None without vectors.
+
+        count: default one for each 200 judged queries, 2 at least.
+        Raises: RetrievoError where there are fewer judged queries than topics.
+        """
+        if self.query_vectors is None:
+            return None
+        judged = self._judged
+        count = count or min(len(judged), max(2, len(judged) // QUERIES_PER_TOPIC))
+        if count > len(judged):
+            raise RetrievoError("--topic-count", f"found {count:,}", f"at most {len(judged):,}, the judged queries")
+        found = np.full(len(self.queries), -1)
+        found[judged] = topics_of(self.query_vectors, judged, count, seed)
+        sizes = np.bincount(found[judged], minlength=count)
+        console.note(
+            f"{count:,} topics of {sizes.min():,} to {sizes.max():,} queries, {np.median(sizes):g} in the median"
+        )
+        return found
 
     def by_query(self, pairs: pa.Table) -> tuple[Ragged, int]:
         """Document rows of each query row, in the order of the table; and how many pairs were left out."""
@@ -130,6 +171,8 @@ class GroupFeed:
         negatives_per_query: int,
         seed: int,
         hard_share: float | None = None,
+        balanced_margins: int | None = None,
+        topics: np.ndarray | None = None,
     ):
         self.data, self.collator = data, collator
         self.query_tokens = TokenCache(data.queries.table, tokenizations[0])
@@ -143,6 +186,9 @@ class GroupFeed:
             negatives_per_query=negatives_per_query,
             seed=seed,
             hard_share=hard_share,
+            topics=topics,
+            balanced_margins=balanced_margins,
+            teacher=data.teacher,
         )
 
     @property
@@ -152,7 +198,11 @@ class GroupFeed:
 
     def batch(self, step: int) -> Batch:
         """This rank's part of the batch of a step."""
-        return self.collator([self.example(draw) for draw in self.sampler.batch(step, rank(), world_size())])
+        return self.collated(self.sampler.batch(step, rank(), world_size()))
+
+    def collated(self, draws: Sequence[Draw]) -> Batch:
+        """The batch of some groups."""
+        return self.collator([self.example(draw) for draw in draws])
 
     def position(self, step: int) -> dict[str, int]:
         """Where a step stands in the data."""
@@ -174,6 +224,10 @@ class TrainingFeed(GroupFeed):
 
     def __init__(self, data: TrainingData, encoder: Encoder, collator: FinetuneCollator, **drawing: Any):
         super().__init__(data, (_of(data, encoder, "query"), _of(data, encoder, "document")), collator, **drawing)
+
+    def collated(self, draws: Sequence[Draw]) -> Batch:
+        batch, teacher = super().collated(draws), self.data.batch_teacher
+        return batch if teacher is None else dataclasses.replace(batch, teacher_vectors=teacher.vectors(draws))
 
     def example(self, draw: Draw) -> Example:
         relevant = self.data.positives.list(draw.query)

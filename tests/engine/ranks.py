@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tiny import SpanPairs, finetune, finetune_batch, span_batch
+from tiny import SpanPairs, finetune, finetune_batch, span_batch, taught_by_vectors
 from torch import Tensor, nn
 
 from retrievo.engine.loop import fit
@@ -29,6 +29,7 @@ from retrievo.learning.samplers import share
 from retrievo.objectives.objective import Objective
 
 STEPS = 20
+_GROUPED = ("group", "pairwise", "batch-margin-mse")
 GROUPS = [[3, 1, 4, 2, 2], [2, 2, 2], [1], [4, 4], [1, 3, 1, 3], [2]]  # of six steps; two have a single query
 
 
@@ -60,6 +61,15 @@ def queries() -> Feed:
     return Feed(lambda step, of: finetune_batch(groups[step], step, of), [len(group) for group in groups])
 
 
+def taught_queries() -> Feed:
+    groups = [GROUPS[step % len(GROUPS)] for step in range(STEPS)]
+
+    def make(step: int, of: slice) -> Batch:
+        return taught_by_vectors(finetune_batch(groups[step], step, of), step, of, len(groups[step]))
+
+    return Feed(make, [len(group) for group in groups])
+
+
 def spans() -> Feed:
     sizes = [step % 6 + 1 for step in range(STEPS)]
 
@@ -73,6 +83,7 @@ CASES: dict[str, Callable[[], tuple[Objective, Feed]]] = {
     "tied": lambda: (finetune(), queries()),
     "untied": lambda: (finetune(tied=False), queries()),
     "learned temperature": lambda: (finetune(temperature=0.5, learn_temperature=True), queries()),
+    "groups and a batch teacher": lambda: (finetune(loss=_GROUPED, loss_weight=(1.0, 0.5, 0.1)), taught_queries()),
     "local loss": lambda: (SpanPairs(), spans()),
 }
 

@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import TinyEncoder, finetune, finetune_batch
+from tiny import TinyEncoder, finetune, finetune_batch, taught_by_vectors
 
 from retrievo.engine import checkpoints
 from retrievo.engine.loop import fit, now_and_then, prefetched
 from retrievo.engine.settings import FitConfig
 from retrievo.learning.batch import Batch
-from retrievo.learning.losses import LOSSES, TAUGHT
+from retrievo.learning.losses import BATCH_TAUGHT, LOSSES, TAUGHT
 from retrievo.learning.optimizers import OPTIMIZERS, SCHEDULES
 from retrievo.objectives.choices import FinetuneConfig
 from retrievo.objectives.finetune import Finetune
@@ -198,7 +198,8 @@ def test_every_loss_falls_with_every_optimizer(loss: str, optimizer: str, tmp_pa
 
     class Taught(Feed):
         def batch(self, step: int) -> Batch:
-            return dataclasses.replace(finetune_batch(groups), teacher=scores if loss in TAUGHT else None)
+            batch = dataclasses.replace(finetune_batch(groups), teacher=scores if loss in TAUGHT else None)
+            return taught_by_vectors(batch, 0, slice(None), len(groups)) if loss in BATCH_TAUGHT else batch
 
     objective = finetune(temperature=0.5, loss=(loss,))
     course = config(max_steps=40, optimizer=optimizer, learning_rate=2e-2)

@@ -19,6 +19,7 @@ from retrievo.engine.refresh import RefreshingFeed
 from retrievo.engine.settings import REFRESHED, RefreshConfig
 from retrievo.models.encoder import Encoder
 from retrievo.objectives.choices import FinetuneConfig
+from retrievo.objectives.data_set import open_data_set
 from retrievo.objectives.finetune import Finetune
 from retrievo.objectives.training_data import TrainingData, TrainingFeed
 from retrievo.support.errors import UsageError
@@ -71,7 +72,7 @@ def feed(tiny_model: Path, toy_dataset: Path, tmp_path: Path) -> Callable[[], Re
     """A feed that is refreshed every 2 of 8 steps, each time over the same folder, with a model that has not moved."""
 
     def made() -> RefreshingFeed:
-        data = TrainingData(toy_dataset, toy_dataset, toy_dataset / "qrels" / "train.parquet", [], 1)
+        data = TrainingData(open_data_set(toy_dataset), 1)
         encoder = Encoder.load(str(tiny_model), pooling="mean")
         collator = Finetune(FinetuneConfig(), encoder).collator()
         plain = TrainingFeed(data, encoder, collator, batch_size=16, negatives_per_query=3, seed=0)

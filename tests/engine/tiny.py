@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from types import SimpleNamespace
 from typing import Any
 
@@ -113,6 +114,14 @@ def finetune_batch(groups: list[int], seed: int = 0, of: slice = slice(None)) ->
             torch.arange(len(mine) + 1),
         ),
     )
+
+
+def taught_by_vectors(batch: Batch, seed: int, of: slice, queries: int) -> Batch:
+    """The same with vectors of another model: of all `queries` of the global batch, of which this rank has `of`."""
+    random = np.random.default_rng(seed)
+    drawn, corpus = (torch.from_numpy(random.standard_normal((n, 3)).astype(np.float32)) for n in (queries, 30))
+    vectors = {"query": drawn[of], "document": corpus[batch.ids["document"]]}
+    return dataclasses.replace(batch, teacher_vectors=vectors)
 
 
 def span_batch(spans: int, seed: int = 0, of: slice = slice(None)) -> Batch:

@@ -35,9 +35,10 @@ def contest(queries: int = 3, documents: int = 7, masked: torch.Tensor = NOTHING
     """Own positives at 0, 2, 5; groups 0-1, 2-4 and 5-6, of which the teacher does not know document 4."""
     torch.manual_seed(0)
     drawn = (torch.randn(count, 4, dtype=torch.float64).requires_grad_() for count in (queries, documents))
-    own = torch.tensor([[0, 1, 0], [2, 3, 4], [5, 6, 0]])
+    own = torch.tensor([[0, 1, 0], [2, 3, 4], [5, 6, 5]])
     teacher = torch.tensor([[2.0, 1.0, math.nan], [3.0, 1.5, math.nan], [0.5, 0.7, math.nan]], dtype=torch.float64)
-    return Contest(*drawn, torch.tensor([0, 2, 5]), masked, own, teacher)
+    vectors = (torch.randn(count, 2, dtype=torch.float64) for count in (queries, documents))
+    return Contest(*list(drawn), torch.tensor([0, 2, 5]), masked, own, teacher, *vectors)
 
 
 def value(given_: Contest, name: str = "infonce", temperature: Any = 1.0, **settings: Any) -> Outcome:
@@ -129,6 +130,76 @@ def test_margin_mse_is_the_mean_squared_difference_of_margins_that_the_teacher_k
     s = scores_of(given_)
     expected = ((s[0, 0] - s[0, 1]) - 1.0) ** 2 + ((s[1, 2] - s[1, 3]) - 1.5) ** 2 + ((s[2, 5] - s[2, 6]) + 0.2) ** 2
     assert value(given_, "margin-mse", temperature=0.1).total.item() == pytest.approx(expected)
+
+
+def group_by_hand(given_: Contest, scores: torch.Tensor, negatives: list[list[int]]) -> torch.Tensor:
+    lost = []
+    for query, own in enumerate(negatives):
+        positive = given_.positives[query].item()
+        lost.append(functional.cross_entropy(scores[query, [positive, *own]], torch.tensor(0)))
+    return torch.stack(lost).sum()
+
+
+def pairwise_by_hand(given_: Contest, scores: torch.Tensor, negatives: list[list[int]]) -> torch.Tensor:
+    each = [
+        (1 + (scores[query, own] - scores[query, given_.positives[query]]).exp()).log().mean()
+        for query, own in enumerate(negatives)
+        if own
+    ]
+    return torch.stack(each).sum()
+
+
+def batch_margins_by_hand(given_: Contest, scores: torch.Tensor, negatives: list[list[int]]) -> torch.Tensor:
+    student = given_.queries @ given_.documents.T  # without temperature
+    taught = given_.teacher_queries @ given_.teacher_documents.T
+    masked, each = set(map(tuple, given_.masked.T.tolist())), []
+    for query, positive in enumerate(given_.positives.tolist()):
+        others = [n for n in range(7) if n != positive and (query, n) not in masked]
+        margins = [side[query, positive] - side[query, others] for side in (student, taught)]
+        each.append((margins[0] - margins[1]).square().mean())
+    return torch.stack(each).sum()
+
+
+BY_HAND = {"group": group_by_hand, "pairwise": pairwise_by_hand, "batch-margin-mse": batch_margins_by_hand}
+
+
+@pytest.mark.parametrize("name", BY_HAND)
+@pytest.mark.parametrize("tile", [1, 14, 1 << 20])
+def test_losses_of_groups_and_of_batch_teachers_are_those_of_plain_autograd(
+    name: str, tile: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tiles, "TILE", tile)
+    given_ = contest(masked=torch.tensor([[0, 1, 1], [6, 0, 3]]))  # document 3 is query 1's own, and no negative of it
+    expected = BY_HAND[name](given_, given_.queries @ given_.documents.T / 0.3, [[1], [4], [6]])
+    gradients = torch.autograd.grad(expected, (given_.queries, given_.documents))
+    found = value(given_, name, 0.3).total
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(torch.autograd.grad(found, (given_.queries, given_.documents)), gradients)
+
+
+@pytest.mark.parametrize("name", ["group", "pairwise"])
+def test_without_negatives_of_its_own_a_query_has_no_loss_in_its_group(name: str) -> None:
+    given_ = contest()
+    alone = dataclasses.replace(given_, own=given_.own[:, :1])
+    outcome = value(alone, name)
+    outcome.total.backward()
+    assert outcome.total.item() == 0
+    assert torch.equal(given_.documents.grad, torch.zeros_like(given_.documents))
+
+
+def test_a_group_that_is_the_whole_batch_has_the_loss_of_infonce() -> None:
+    given_ = contest()
+    others = [[n for n in range(7) if n != positive] for positive in given_.positives.tolist()]
+    own = torch.cat([given_.positives[:, None], torch.tensor(others)], dim=1)
+    torch.testing.assert_close(value(dataclasses.replace(given_, own=own), "group").total, value(given_).total)
+
+
+def test_a_student_that_is_its_batch_teacher_has_nothing_to_learn() -> None:
+    given_ = contest()
+    same = dataclasses.replace(
+        given_, teacher_queries=given_.queries.detach(), teacher_documents=given_.documents.detach()
+    )
+    assert value(same, "batch-margin-mse").total.item() == pytest.approx(0, abs=1e-20)
 
 
 @pytest.mark.parametrize("scope", SCOPES)

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import chisquare
 
+from retrievo.data.pair_scores import PairScores
 from retrievo.learning.samplers import GroupSampler, Ragged, share
 from retrievo.support.errors import RetrievoError
 
@@ -20,6 +22,7 @@ def samplers(draw: st.DrawFn) -> GroupSampler:
     documents = st.lists(st.integers(0, DOCUMENTS - 1), max_size=9)
     queries = draw(st.lists(st.tuples(documents, documents), min_size=1, max_size=12))
     queries.append(([3], [4, 5]))  # one at least can be trained on
+    topics = draw(st.none() | st.lists(st.integers(0, 3), min_size=len(queries), max_size=len(queries)))
     return GroupSampler(
         Ragged.of([sorted(set(positives)) for positives, _ in queries]),
         Ragged.of([negatives for _, negatives in queries]),
@@ -27,6 +30,7 @@ def samplers(draw: st.DrawFn) -> GroupSampler:
         batch_size=draw(st.integers(1, 8)),
         negatives_per_query=draw(st.integers(0, 6)),
         seed=draw(st.integers(0, 1000)),
+        topics=None if topics is None else np.array(topics),
     )
 
 
@@ -164,3 +168,95 @@ def test_a_share_of_the_negatives_is_hard_and_the_others_are_any_documents(hard_
 def test_with_a_share_a_query_without_a_pool_gets_random_negatives() -> None:
     assert len(one_query([0], [], wanted=3).draw(0, 0).documents) == 1
     assert len(set(one_query([0], [], wanted=3, hard_share=0.1).draw(0, 0).documents)) == 4
+
+
+@given(samplers(), st.integers(0, 3))
+def test_a_batch_is_of_as_few_topics_as_fill_it(sampler: GroupSampler, epoch: int) -> None:
+    if sampler.topics is None:
+        return
+    steps = range(epoch * sampler.batches_per_epoch, (epoch + 1) * sampler.batches_per_epoch)
+    topics = [{int(sampler.topics[draw.query]) for draw in sampler.batch(step)} for step in steps]
+    assert sum(map(len, topics)) <= len(topics) + len(set().union(*topics)) - 1
+
+
+def of_topics(seed: int = 0) -> GroupSampler:
+    """1,000 queries of 10 topics in batches of 32."""
+    topics = np.random.default_rng(5).integers(0, 10, 1000)
+    given_ = {"documents": 1, "batch_size": 32, "negatives_per_query": 0, "topics": topics, "seed": seed}
+    return GroupSampler(Ragged.of([[0]] * 1000), Ragged.of([[]] * 1000), **given_)
+
+
+def test_topics_meet_in_another_order_and_other_queries_in_a_batch_from_epoch_to_epoch() -> None:
+    sampler = of_topics()
+    orders = [sampler.order(epoch) for epoch in (0, 1, 0)]
+    assert np.array_equal(orders[0], orders[2])
+    first, second = ([frozenset(order[at : at + 32]) for at in range(0, 1000, 32)] for order in orders[:2])
+    assert not set(first) & set(second)
+    assert sampler.topics is not None
+    of_batch = sampler.topics[orders[0][:992:32]]
+    assert (of_batch[1:] == of_batch[:-1]).sum() < 10, "batches of one topic are scattered over the epoch"
+    assert not np.array_equal(orders[0], of_topics(seed=1).order(0))
+
+
+def balanced(scores: dict[int, float], wanted: int, unknown: list[int], bins: int = 4, seed: int = 7) -> GroupSampler:
+    """One query with the positive 0, whose negatives a teacher scores so, or does not know."""
+    documents = np.array([0, *scores])
+    teacher = PairScores(np.zeros(len(documents)), documents, np.array([9.0, *scores.values()]), DOCUMENTS)
+    return GroupSampler(
+        Ragged.of([[0]]),
+        Ragged.of([[*scores, *unknown]]),
+        documents=DOCUMENTS,
+        batch_size=1,
+        negatives_per_query=wanted,
+        seed=seed,
+        balanced_margins=bins,
+        teacher=teacher,
+    )
+
+
+SKEWED = {1: 0.0, 2: 1.0, 3: 1.2, 4: 2.1, 5: 2.9} | dict.fromkeys(range(6, 30), 3.5) | {30: 4.0}
+BIN_OF = {document: min(int(score), 3) for document, score in SKEWED.items()}
+
+
+def drawn(sampler: GroupSampler, epochs: int) -> list[list[int]]:
+    return [sampler.draw(epoch, 0).documents[1:].tolist() for epoch in range(epochs)]
+
+
+def test_balanced_negatives_are_uniform_over_bins_of_the_margin_and_within_a_bin() -> None:
+    found = [negative for (negative,) in drawn(balanced(SKEWED, 1, [31, 32]), 4000)]
+    assert set(found) == set(SKEWED), "what the teacher does not know is drawn last"
+    assert chisquare(np.bincount([BIN_OF[document] for document in found])).pvalue > 0.01
+    assert chisquare(np.bincount([document for document in found if BIN_OF[document] == 3])[6:31]).pvalue > 0.01
+
+
+def test_without_balance_the_bin_with_most_documents_is_drawn_most() -> None:
+    sampler = balanced(SKEWED, 1, [])
+    sampler.balanced_margins = None
+    bins = np.bincount([BIN_OF[document] for (document,) in drawn(sampler, 300)])
+    assert bins[3] == 250, "25 of 30 documents"
+
+
+@given(st.integers(1, 34), st.integers(0, 100))
+def test_a_balanced_group_takes_bins_in_turn_and_what_is_unknown_last(wanted: int, epoch: int) -> None:
+    negatives = balanced(SKEWED, wanted, [31, 32]).draw(epoch, 0).documents[1:].tolist()
+    assert len(negatives) == len(set(negatives)) == wanted
+    assert not set(negatives[: len(SKEWED)]) - set(SKEWED)
+    counts = np.bincount([BIN_OF[document] for document in negatives if document in SKEWED], minlength=4)
+    sizes = np.bincount(list(BIN_OF.values()))
+    most = counts.max()
+    assert all(count >= min(size, most - 1) for count, size in zip(counts, sizes, strict=True))
+
+
+def test_balanced_draws_are_a_pure_function_of_seed_epoch_and_query() -> None:
+    first = drawn(balanced(SKEWED, 3, [31]), 20)
+    assert drawn(pickle.loads(pickle.dumps(balanced(SKEWED, 3, [31]))), 20) == first
+    assert drawn(balanced(SKEWED, 3, [31], seed=8), 20) != first
+    assert len({tuple(group) for group in first}) > 10
+
+
+@pytest.mark.parametrize("scores", [{}, {1: 2.0}, {1: 2.0, 2: 2.0, 3: 2.0}])
+def test_margins_without_a_range_are_one_bin(scores: dict[int, float]) -> None:
+    sampler = balanced(scores, 2, [4, 5])
+    for group in drawn(sampler, 20):
+        assert len(set(group)) == 2
+        assert len(set(group) & set(scores)) == min(2, len(scores))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import pickle
 import subprocess
@@ -31,7 +32,7 @@ WORDS = ["[PAD]", "[CLS]", "[SEP]", "[UNK]", "cats", "dogs", "purr", "bark", "of
 class Table(nn.Module):
     """One vector for each token id: an encoder whose scores can be worked out by hand."""
 
-    pad_id = 0
+    pad_id, dim = 0, 4
 
     def __init__(self, similarity: str = "dot"):
         super().__init__()
@@ -106,6 +107,33 @@ def test_losses_are_weighted_and_logged_unweighted() -> None:
     thrice, logged = objective(loss_weight=(3.0,)).contrast(vectors, batch())
     assert thrice.item() == pytest.approx(3 * once.item())
     assert logged["infonce"].item() == pytest.approx(once.item()) == stats["infonce"].item()
+
+
+def test_a_batch_teacher_keeps_all_dimensions_where_the_model_is_cut() -> None:
+    torch.manual_seed(1)
+    vectors = {"query": torch.randn(2, 4), "document": torch.randn(5, 4)}
+    taught = {"query": torch.randn(2, 3), "document": torch.randn(5, 3)}
+    trained = objective(loss=("batch-margin-mse",), matryoshka=(4, 2))
+    found, _ = trained.contrast(vectors, dataclasses.replace(batch(), teacher_vectors=taught))
+    expected = []
+    for dim in (4, 2):
+        apart = vectors["query"][:, :dim] @ vectors["document"][:, :dim].T - taught["query"] @ taught["document"].T
+        for query, positive in enumerate(POSITIVES):
+            others = [document for document in CANDIDATES[query] if document != positive]
+            expected.append((apart[query, positive] - apart[query, others]).square().mean())
+    assert found.item() == pytest.approx(torch.stack(expected).mean().item(), rel=1e-5)
+
+
+def test_groups_are_known_without_a_teacher_and_compete_by_themselves() -> None:
+    vectors = {"query": torch.randn(2, 4), "document": torch.randn(5, 4)}
+    groups = [[0, 1, 2], [3, 4]]
+    found, stats = objective(loss=("group", "pairwise"), loss_weight=(1.0, 0.0)).contrast(vectors, batch())
+    scores = vectors["query"] @ vectors["document"].T
+    own = [scores[query, group] for query, group in enumerate(groups)]
+    expected = torch.stack([functional.cross_entropy(row, torch.tensor(0)) for row in own]).mean()
+    assert found.item() == pytest.approx(expected.item(), rel=1e-5)
+    ranknet = torch.stack([functional.softplus(row[1:] - row[0]).mean() for row in own]).mean()
+    assert stats["pairwise"].item() == pytest.approx(ranknet.item(), rel=1e-5)
 
 
 def test_accuracy_is_the_share_of_queries_whose_positive_wins() -> None:

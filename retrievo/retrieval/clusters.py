@@ -1,0 +1,95 @@
+"""k-means: which vectors lie together; the same on any number of threads, and without FAISS, which may be absent.
+
+As in exact search, float32 scores with their error bound say which centres may be the nearest, and where several may,
+exact scores decide; the means are float64 sums in a fixed order. So a run that goes on, or has more processes, finds
+the same clusters to the last query.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from retrievo.data.cache import cached
+from retrievo.data.ordering import exact_scores
+from retrievo.retrieval.by_row import RowVectors
+from retrievo.retrieval.roundoff import ErrorBound
+from retrievo.support import console
+
+FORMAT = 1
+ROUNDS = 20
+_ROWS = 1 << 13  # vectors in memory at a time
+
+Read = Callable[[np.ndarray], np.ndarray]
+
+
+def topics_of(vectors: RowVectors, rows: np.ndarray, count: int, seed: int) -> np.ndarray:
+    """The cluster of each of these rows [n], from 0; found once and kept in the user's cache, for all processes."""
+
+    def build(folder: Path) -> None:
+        with console.progress("looking for topics", ROUNDS, "rounds") as tick:
+            found = k_means(lambda numbers: vectors.of(rows[numbers]), len(rows), count, seed=seed, tick=tick)
+        np.save(folder / "topics.npy", found)
+
+    key = hashlib.blake2b(rows.tobytes(), digest_size=8).hexdigest()
+    folder = cached(f"topics-{FORMAT}/{vectors.input.fingerprint}-{key}-{count}-{seed}", build)
+    return np.load(folder / "topics.npy")
+
+
+def k_means(read: Read, rows: int, clusters: int, *, seed: int, tick: console.Tick | None = None) -> np.ndarray:
+    """The cluster of each of N vectors [N] int64, from 0, by Lloyd's algorithm: min sum |x - c|^2 (TAS, Hofstaetter et
+    al. 2021, section 3.2).
+
+    It begins with `clusters` vectors drawn with the seed and ends when nothing moves, after 20 rounds at most (FAISS:
+    25). A cluster that loses its last vector keeps its centre.
+
+    read: float32 vectors [n, D] of these numbers 0 ... N - 1, in their order. tick: told of each round.
+    Raises: ValueError where there are more clusters than vectors.
+    """
+    start = np.random.default_rng(seed).choice(rows, clusters, replace=False)
+    centres, found = read(np.sort(start)), np.full(rows, -1)
+    for _ in range(ROUNDS):
+        before, found = found, np.empty(rows, np.int64)
+        sums, counts = np.zeros(centres.shape), np.zeros(clusters, np.int64)
+        for first in range(0, rows, _ROWS):
+            vectors = read(np.arange(first, min(first + _ROWS, rows)))
+            found[first : first + len(vectors)] = nearest = _nearest(vectors, centres)
+            _add(sums, counts, nearest, vectors)
+        if tick:
+            tick()
+        if np.array_equal(found, before):
+            break
+        centres = np.where(counts[:, None] > 0, sums / np.maximum(counts, 1)[:, None], centres).astype(np.float32)
+    return found
+
+
+def _nearest(vectors: np.ndarray, centres: np.ndarray) -> np.ndarray:
+    """The centre that is nearest to each vector [n]: argmax (x . c - |c|^2 / 2); the first of several."""
+    halves = np.square(centres, dtype=np.float64).sum(axis=1, keepdims=True) / 2
+    longer = np.hstack([centres, -halves]).astype(np.float32)  # [K, D + 1]
+    queries = np.hstack([vectors, np.ones((len(vectors), 1), np.float32)])  # [n, D + 1]
+    norms, lengths = (np.linalg.norm(side.astype(np.float64), axis=1) for side in (queries, longer))
+    scores = _products(queries, longer)  # [n, K]
+    unsure = 2 * ErrorBound(norms, longer.shape[1], "dot")(lengths.max(keepdims=True))  # [n]
+    reaching = scores >= (scores.max(axis=1) - unsure)[:, None]
+    nearest = scores.argmax(axis=1)
+    for row in np.flatnonzero(reaching.sum(axis=1) > 1):
+        candidates = np.flatnonzero(reaching[row])
+        nearest[row] = candidates[exact_scores(queries[row], longer[candidates]).argmax()]
+    return nearest
+
+
+def _products(queries: np.ndarray, centres: np.ndarray) -> np.ndarray:
+    """Float32 inner products [n, K]; their last bits depend on the number of threads."""
+    return queries @ centres.T
+
+
+def _add(sums: np.ndarray, counts: np.ndarray, nearest: np.ndarray, vectors: np.ndarray) -> None:
+    """Adds vectors to the sums [K, D] and counts [K] of their clusters, in a fixed order."""
+    order = np.argsort(nearest, kind="stable")
+    present, starts = np.unique(nearest[order], return_index=True)
+    sums[present] += np.add.reduceat(vectors[order].astype(np.float64), starts, axis=0)
+    counts += np.bincount(nearest, minlength=len(counts))
