@@ -221,7 +221,8 @@ class TrainConfig(FitConfig, AdoreConfig, CrossEncoderConfig, ValidationConfig, 
             raise UsageError(f"--loss {BATCH_TAUGHT[0]}", found, None, fix)
         grouped = [loss for loss in self.loss if loss in GROUPED]
         has_pool = self.negatives or self.refresh_every or self.hard_share is not None
-        if grouped and not (self.negatives_per_query and has_pool):
+        has_own = self.fixed_documents is not None or (self.negatives_per_query and has_pool)
+        if grouped and not has_own:
             fix = "pass --negatives POOL" if self.negatives_per_query else "leave --negatives-per-query 0 out"
             raise UsageError(
                 f"--loss {grouped[0]}", "learns from each query's own negatives, of which there are none", None, fix

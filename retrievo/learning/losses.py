@@ -111,7 +111,7 @@ def group_nce(tile: Tile, settings: LossSettings) -> Tensor:
     """InfoNCE among the query's own documents alone: -log softmax(s / T) at its positive, against its negatives.
 
     The listwise form of training on static hard negatives; beside `infonce` at a small weight, which brings random
-    negatives, STAR (Zhan et al. 2021, section 5.1). 0 for a query without negatives.
+    negatives, STAR (Zhan et al. 2021). 0 for a query without negatives.
     """
     import torch
 
@@ -121,8 +121,8 @@ def group_nce(tile: Tile, settings: LossSettings) -> Tensor:
 def pairwise(tile: Tile, settings: LossSettings) -> Tensor:
     """RankNet: the mean over own negatives n of log(1 + exp((s_n - s_p) / T)).
 
-    Burges et al. 2005, eq. 3, for a pair whose order is certain; the loss that STAR is written with (Zhan et al. 2021,
-    section 3). 0 for a query without negatives.
+    Burges et al. 2005, for a pair whose order is certain; the loss that STAR is written with (Zhan et al. 2021).
+    0 for a query without negatives.
     """
     import torch
 

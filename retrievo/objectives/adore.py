@@ -110,8 +110,8 @@ class Adore(Finetune):
 
     Candidates are the own positives and the `dynamic_negatives` best documents of every query of the global batch, by
     their fixed vectors; documents relevant to a query, or with the text of one that is, are masked as in fine-tuning.
-    The paper lets a query compete with its own best alone, by LambdaLoss. Those that others found score lower
-    with it than its own, so here the softmax comes closer to that over the whole corpus.
+    The paper lets a query compete with its own best alone, by LambdaLoss; the losses `group` and `pairwise` do so too.
+    Those that others found score lower with it than its own, so `infonce` comes closer to the whole corpus.
     Only the backbone of queries is trained; each rank searches for its own queries.
     """
 
@@ -136,4 +136,6 @@ class Adore(Finetune):
         positives = torch.searchsorted(rows, own)
         hashes = self.documents.hashes[rows.cpu()].to(rows.device)
         masked = identity_mask(batch.relevant, rows, hashes, positives)
-        return Contest(queries, self.documents.take(rows), positives, masked)
+        places = torch.searchsorted(rows, found).where(found >= 0, positives[:, None])  # [B, K]
+        groups = torch.cat([positives[:, None], places], dim=1)
+        return Contest(queries, self.documents.take(rows), positives, masked, groups)

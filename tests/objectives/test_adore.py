@@ -115,28 +115,34 @@ def examples() -> list[Example]:
     ]
 
 
-def candidates(queries: Tensor, relevant: list[set[int]], depth: int) -> list[list[int]]:
-    """Of each query the own positive first, and all that any query found, save what is relevant to it or reads so."""
+def candidates(queries: Tensor, relevant: list[set[int]], depth: int, loss: str) -> list[list[int]]:
+    """Of each query the own positive first, and what any query found (`group`: what it found itself), save what is
+    relevant to it or reads so.
+    """
     hits = search_exact(queries.numpy(), stored(), ROWS)
-    union = {3, 40, 7}
+    found = []
     for query in range(3):
         never = relevant[query] | {row + 290 for row in relevant[query]} | set(EMPTY)
-        union |= set([row for row in hits.row[hits.query == query].tolist() if row not in never][:depth])
+        found.append([row for row in hits.row[hits.query == query].tolist() if row not in never][:depth])
+    if loss == "group":
+        return [[first, *own] for first, own in zip((3, 40, 7), found, strict=True)]
+    union = {3, 40, 7}.union(*found)
     return [
         [first, *(row for row in sorted(union) if row not in own and row - 290 not in own)]
         for first, own in zip((3, 40, 7), relevant, strict=True)
     ]
 
 
-def test_the_gradient_is_that_of_plain_autograd_over_the_same_candidates() -> None:
-    trained = Adore(AdoreConfig(temperature=0.5, dynamic_negatives=6), Table("dot"), fixed())
+@pytest.mark.parametrize("loss", ["infonce", "group"])
+def test_the_gradient_is_that_of_plain_autograd_over_the_same_candidates(loss: str) -> None:
+    trained = Adore(AdoreConfig(loss=(loss,), temperature=0.5, dynamic_negatives=6), Table("dot"), fixed())
     stats = gradient_step(trained, trained.collator()(examples()), step=0, seed=0, chunk_tokens=2)
     vectors, documents = trained.encoder.vectors.weight, torch.from_numpy(stored().take(np.arange(ROWS))).float()
     queries = vectors[1:4]
     expected = torch.stack(
         [
             functional.cross_entropy(documents[rows] @ query / 0.5, torch.tensor(0))
-            for query, rows in zip(queries, candidates(queries.detach(), [{3, 250}, {40}, {7}], 6), strict=True)
+            for query, rows in zip(queries, candidates(queries.detach(), [{3, 250}, {40}, {7}], 6, loss), strict=True)
         ]
     ).mean()
     assert stats["loss"].item() == pytest.approx(expected.item(), rel=1e-5)
