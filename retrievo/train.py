@@ -131,6 +131,12 @@ class TrainConfig(FitConfig, FinetuneConfig, CrossEncoderConfig, ValidationConfi
     lora_alpha: int | None = option(
         "The adapters' part is scaled by this / rank.", default=None, minimum=1, hidden_default="twice the rank"
     )
+    shard: bool = option(
+        "Each process keeps a part of weights, gradients and optimizer state (FSDP2), for backbones that do not fit "
+        "one device; under torchrun.",
+        default=False,
+        affects_output=False,
+    )
     verify_gradients: bool = option(
         "Train nothing; compute one step in several ways, such as cached or not, in one process or two, and compare.",
         default=False,
@@ -150,8 +156,17 @@ class TrainConfig(FitConfig, FinetuneConfig, CrossEncoderConfig, ValidationConfi
             raise UsageError("--hard-share", f"is {self.hard_share:g} of no pool", None, "pass --negatives POOL")
         if self.lora_alpha and not self.lora_rank:
             raise UsageError("--lora-alpha", "scales adapters", None, "pass --lora-rank too")
+        if self.shard:
+            self._check_shard()
         if self.kind == CROSS_ENCODER:
             self._check_cross_encoder()
+
+    def _check_shard(self) -> None:
+        """Refuses what runs out of memory to learn something: processes that wait for each other can't."""
+        if self.verify_gradients:
+            raise UsageError("--verify-gradients", "looks at whole models", None, "leave --shard out")
+        if self.tokens_of_chunks is None:
+            raise UsageError("--chunk-tokens", "auto can't be found out with --shard", None, "pass --chunk-tokens N")
 
     def _check_cross_encoder(self) -> None:
         """Refuses what only an encoder has: vectors, and other documents of the batch as negatives."""
@@ -201,6 +216,9 @@ def train(config: TrainConfig) -> Manifest | None:
     from retrievo.learning.distributed import barrier, process_group
     from retrievo.models.devices import prepare_cpu, resolve_device
 
+    if config.shard and int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        fix = "start it with torchrun --nproc-per-node N -m retrievo train ..."
+        raise UsageError("--shard", "found one process", "several, which keep a part of the model each", fix)
     prepare_cpu(config.threads)
     if config.verify_gradients:
         _verify(config)
@@ -282,6 +300,7 @@ def _fit(config: TrainConfig, data: TrainingData, pool: Pool | None, output: Out
     from retrievo.engine.logs import in_words
     from retrievo.engine.loop import fit, now_and_then
     from retrievo.learning.distributed import barrier, rank
+    from retrievo.learning.sharding import shard
     from retrievo.models.adapters import merge_adapters
 
     with output.build_together(lead=rank() == 0, barrier=barrier) as folder:
@@ -290,6 +309,8 @@ def _fit(config: TrainConfig, data: TrainingData, pool: Pool | None, output: Out
         if rank() == 0:
             data.say_counts()
         validation = _validation(config, pool, model, objective, feed, folder) if pool else None
+        if config.shard:
+            shard(objective, device)
         every = now_and_then(validation, planned.steps, config.validate_every) if validation else []
         enough = validation.is_enough if validation else lambda: False
         with console.progress("training", planned.steps, "steps") as tick:
@@ -303,7 +324,9 @@ def _fit(config: TrainConfig, data: TrainingData, pool: Pool | None, output: Out
         barrier()
         if rank() != 0:
             return output.manifest({})
-        stats = {"steps": steps, "queries": data.judged} | _best(validation)
+        if config.shard:
+            model, objective = _in_one_piece(config, data, folder)
+        stats = {"steps": steps, "queries": data.judged} | _best(validation, objective)
         if config.lora_rank:
             merge_adapters(model)
         loss = config.pair_loss if config.kind == CROSS_ENCODER else ", ".join(config.loss)
@@ -323,11 +346,21 @@ def _validation(
     return Validation(config, pool, encoder, objective, feed.document_tokens, folder=folder, dtype=config.dtype)
 
 
-def _best(validation: Validation | None) -> dict[str, Any]:
+def _in_one_piece(config: TrainConfig, data: TrainingData, folder: Path) -> tuple[Any, Objective]:
+    """The model anew in main memory with the weights of the last checkpoint: the one that was trained is cut."""
+    from retrievo.engine.checkpoints import load_last_weights
+    from retrievo.engine.settings import CHECKPOINTS
+
+    model, objective, _ = _made(config, data)
+    load_last_weights(folder / CHECKPOINTS, objective)
+    return model, objective
+
+
+def _best(validation: Validation | None, objective: Objective) -> dict[str, Any]:
     """Puts the best weights back; which they are."""
     if validation is None:
         return {}
-    validation.restore_best()
+    validation.restore_best(objective)
     step, value = validation.best()
     console.note(f"the model of step {step:,} is kept, with {validation.metric} {value:.4f}")
     return {"best_step": step, validation.key: value}
