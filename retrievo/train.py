@@ -161,6 +161,12 @@ class TrainConfig(FitConfig, AdoreConfig, CrossEncoderConfig, ValidationConfig, 
     lora_alpha: int | None = option(
         "The adapters' part is scaled by this / rank.", default=None, minimum=1, hidden_default="twice the rank"
     )
+    shard: bool = option(
+        "Each process keeps a part of weights, gradients and optimizer state (FSDP2), for backbones that do not fit "
+        "one device; under torchrun.",
+        default=False,
+        affects_output=False,
+    )
     verify_gradients: bool = option(
         "Train nothing; compute one step in several ways, such as cached or not, in one process or two, and compare.",
         default=False,
@@ -185,6 +191,8 @@ class TrainConfig(FitConfig, AdoreConfig, CrossEncoderConfig, ValidationConfig, 
             raise UsageError("--mix", f"is '{self.mix}' of one data set", None, "pass --also DATA too")
         if self.lora_alpha and not self.lora_rank:
             raise UsageError("--lora-alpha", "scales adapters", None, "pass --lora-rank too")
+        if self.shard:
+            self._check_shard()
         if self.kind == CROSS_ENCODER:
             self._check_cross_encoder()
         self._check_negatives_found()
@@ -231,6 +239,14 @@ class TrainConfig(FitConfig, AdoreConfig, CrossEncoderConfig, ValidationConfig, 
             raise UsageError("--balanced-margins", "draws from a pool", None, "pass --negatives POOL")
         if self.topic_count and self.topics is None:
             raise UsageError("--topic-count", "counts the clusters of vectors", None, "pass --topics EMBEDDINGS")
+
+    def _check_shard(self) -> None:
+        """Refuses what runs out of memory to learn something: processes that wait for each other can't."""
+        if self.verify_gradients:
+            raise UsageError("--verify-gradients", "looks at whole models", None, "leave --shard out")
+        if self.tokens_of_chunks is None:
+            raise UsageError("--chunk-tokens", "auto can't be found out with --shard", None, "pass --chunk-tokens N")
+        self._refuse({"refresh_every", "fixed_documents"}, "--shard")
 
     def _check_cross_encoder(self) -> None:
         """Refuses what only an encoder has: vectors, and other documents of the batch as negatives."""
@@ -286,6 +302,9 @@ def train(config: TrainConfig) -> Manifest | None:
     from retrievo.learning.distributed import barrier, process_group
     from retrievo.models.devices import prepare_cpu, resolve_device
 
+    if config.shard and int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        fix = "start it with torchrun --nproc-per-node N -m retrievo train ..."
+        raise UsageError("--shard", "found one process", "several, which keep a part of the model each", fix)
     prepare_cpu(config.threads)
     if config.verify_gradients:
         _verify(config)
@@ -420,6 +439,7 @@ def _fit(
     from retrievo.engine.logs import in_words
     from retrievo.engine.loop import fit, now_and_then
     from retrievo.learning.distributed import barrier, rank
+    from retrievo.learning.sharding import shard
     from retrievo.models.adapters import merge_adapters
 
     with output.build_together(lead=rank() == 0, barrier=barrier) as folder:
@@ -429,6 +449,8 @@ def _fit(
             for data_set in data:
                 data_set.say_counts()
         validation = _validation(config, pool, model, objective, feed, folder) if pool else None
+        if config.shard:
+            shard(objective, device)
         every = now_and_then(validation, planned.steps, config.validate_every) if validation else []
         if config.refresh_every:
             feed = _refreshing(planned, feed, model, folder)
@@ -445,7 +467,9 @@ def _fit(
         barrier()
         if rank() != 0:
             return output.manifest({})
-        stats = {"steps": steps, "queries": sum(data_set.judged for data_set in data)} | _best(validation)
+        if config.shard:
+            model, objective = _in_one_piece(config, data, folder)
+        stats = {"steps": steps, "queries": sum(data_set.judged for data_set in data)} | _best(validation, objective)
         if config.lora_rank:
             merge_adapters(model)
         loss = config.pair_loss if config.kind == CROSS_ENCODER else ", ".join(config.loss)
@@ -475,11 +499,21 @@ def _refreshing(config: TrainConfig, feed: Any, encoder: Encoder, folder: Path) 
     )
 
 
-def _best(validation: Validation | None) -> dict[str, Any]:
+def _in_one_piece(config: TrainConfig, data: Sequence[TrainingData], folder: Path) -> tuple[Any, Objective]:
+    """The model anew in main memory with the weights of the last checkpoint: the one that was trained is cut."""
+    from retrievo.engine.checkpoints import load_last_weights
+    from retrievo.engine.settings import CHECKPOINTS
+
+    model, objective, _ = _made(config, data)
+    load_last_weights(folder / CHECKPOINTS, objective)
+    return model, objective
+
+
+def _best(validation: Validation | None, objective: Objective) -> dict[str, Any]:
     """Puts the best weights back; which they are."""
     if validation is None:
         return {}
-    validation.restore_best()
+    validation.restore_best(objective)
     step, value = validation.best()
     console.note(f"the model of step {step:,} is kept, with {validation.metric} {value:.4f}")
     return {"best_step": step, validation.key: value}

@@ -416,6 +416,21 @@ CASES: dict[str, tuple[Make, int, str]] = {
         2,
         "--teacher: does not apply to what was chosen; expected it only with loss margin-mse or kl",
     ),
+    "cut weights in one process": (
+        lambda f: ["train", *TABLES, "--model", f, "--output", f / "out", "--shard"],
+        2,
+        "--shard: found one process; expected several, which keep a part of the model each; start it with torchrun",
+    ),
+    "cut weights with chunks of automatic size": (
+        lambda f: ["train", *TABLES, "--model", f, "--output", f / "out", "--shard", "--chunk-tokens", "auto"],
+        2,
+        "--chunk-tokens: auto can't be found out with --shard; pass --chunk-tokens N",
+    ),
+    "verified gradients of cut weights": (
+        lambda f: ["train", *TABLES, "--model", f, "--shard", "--verify-gradients"],
+        2,
+        "--verify-gradients: looks at whole models; leave --shard out",
+    ),
     "scale of adapters without any": (
         lambda f: ["train", *TABLES, "--model", f, "--output", f / "out", "--lora-alpha", 16],
         2,

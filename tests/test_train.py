@@ -467,6 +467,44 @@ def test_two_processes_log_the_losses_of_one(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("more", [(), ("--lora-rank", 2)])
+def test_sharded_processes_leave_the_files_of_whole_ones(
+    more: tuple[object, ...], tiny_model: Path, toy_dataset: Path, tmp_path: Path, process: Callable
+) -> None:
+    judged = toy_dataset / "qrels" / "test.parquet"
+    documents = pq.read_table(toy_dataset / "corpus.parquet")["id"].to_pylist()[:20]
+    pairs = [(query, document) for query in Qrels.read(judged).table["query_id"].unique() for document in documents]
+    columns = {"query_id": [str(query) for query, _ in pairs], "doc_id": [document for _, document in pairs]}
+    ranked = {"score": pa.array([1.0] * len(pairs), pa.float32()), "rank": pa.array([1] * len(pairs), pa.int32())}
+    pq.write_table(pa.table(columns | ranked), tmp_path / "run.parquet")
+    judging = ("--dev-qrels", judged, "--dev-run", tmp_path / "run.parquet")
+    flags = ("--max-steps", 6, "--batch-size", 15, "--chunk-tokens", 100, "--validate-every", 2, *judging, *more)
+    flags += ("--epsilon", 1e-3)  # AdamW would blow up what is nothing but rounding, such as gradients of key biases
+    whole, sharded = tmp_path / "whole", tmp_path / "sharded"
+    process(start(tiny_model, toy_dataset, whole, *flags), processes=2)
+    process(start(tiny_model, toy_dataset, sharded, *flags, "--shard"), processes=2)
+    logs = [
+        [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        for folder in (whole, sharded)
+    ]
+    for name in ("loss", "dev mrr@10"):
+        found, expected = ([record[name] for record in log if name in record] for log in logs)
+        assert found == pytest.approx(expected, rel=1e-5)
+        assert len(found) == (6 if name == "loss" else 3)
+    files = [{path.name for path in folder.iterdir()} for folder in (whole, sharded)]
+    assert files[0] == files[1]
+    for name in files[0] - {"model.safetensors", "manifest.json", "begin.json", "metrics.jsonl", "metrics.png"}:
+        if (whole / name).is_file():
+            assert (sharded / name).read_bytes() == (whole / name).read_bytes(), name
+    made, wanted = (load_file(folder / "model.safetensors") for folder in (sharded, whole))
+    assert made.keys() == wanted.keys()
+    for name, value in wanted.items():
+        torch.testing.assert_close(made[name], value, rtol=1e-4, atol=1e-5)
+    stats = [Manifest.read(folder, "model").stats for folder in (whole, sharded)]
+    assert stats[0]["best_step"] == stats[1]["best_step"]
+
+
+@pytest.mark.slow
 def test_encode_killed_and_resumed_with_other_processes_ends_in_the_same_bytes(
     tiny_model: Path, tmp_path: Path, toy_dataset: Path, process: Callable
 ) -> None:

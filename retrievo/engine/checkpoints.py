@@ -1,6 +1,9 @@
 """Checkpoints from which training goes on bit for bit: safetensors and JSON in `checkpoints/step-000123/`.
 
 A checkpoint is built under another name and renamed, its manifest written last: what carries a manifest is whole.
+Tensors are written whole even where each rank holds a part (`learning/sharding.py`), so that a run goes on with any
+number of processes, sharded or not. That takes main memory on rank 0: 8 bytes for each weight, while the optimizer's
+state is written; each rank reads one tensor at a time, of which it keeps its part.
 """
 
 from __future__ import annotations
@@ -11,12 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 import retrievo
 from retrievo.learning.distributed import barrier, rank
+from retrievo.learning.sharding import cut_like, gathered
 from retrievo.support.errors import RetrievoError
 from retrievo.support.files import atomic_path, remove, write_json
 
@@ -26,16 +31,22 @@ STATE, MANIFEST = "state.json", "manifest.json"
 
 
 def save(folder: Path, step: int, module: nn.Module, optimizer: Optimizer, state: dict[str, Any], keep: int) -> None:
-    """Writes the checkpoint of `step` finished steps from rank 0 and removes all but the latest `keep`.
+    """Writes the checkpoint of `step` finished steps from rank 0 and removes all but the latest `keep`; all ranks call.
 
     state: what else decides how training goes on (seed, schedule, data position), as JSON values.
     """
+    final = folder / f"step-{step:06d}"
+    partial = folder / f".{final.name}.partial"
     if rank() == 0:
-        final = folder / f"step-{step:06d}"
-        partial = folder / f".{final.name}.partial"
         remove(partial)
         partial.mkdir(parents=True)
-        _write(partial, step, module, optimizer, state)
+    tensors, values = _optimizer_state(module, optimizer)
+    _save_tensors(partial / WEIGHTS, _weights(module))
+    _save_tensors(partial / OPTIMIZER, tensors)
+    if rank() == 0:
+        write_json(partial / OPTIMIZER_VALUES, values)
+        write_json(partial / STATE, state)
+        _write_manifest(partial, step)
         remove(final)
         partial.rename(final)
         for old in _finished(folder)[:-keep]:
@@ -67,12 +78,7 @@ def _finished(folder: Path) -> list[Path]:
     return sorted((path.parent for path in folder.glob(f"step-*/{MANIFEST}")), key=lambda path: int(path.name[5:]))
 
 
-def _write(folder: Path, step: int, module: nn.Module, optimizer: Optimizer, state: dict[str, Any]) -> None:
-    tensors, values = _optimizer_state(module, optimizer)
-    _save_tensors(folder / WEIGHTS, _weights(module))
-    _save_tensors(folder / OPTIMIZER, tensors)
-    write_json(folder / OPTIMIZER_VALUES, values)
-    write_json(folder / STATE, state)
+def _write_manifest(folder: Path, step: int) -> None:
     sizes = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
     manifest = {"kind": "checkpoint", "format": FORMAT, "created_by": f"retrievo {retrievo.__version__}", "step": step}
     write_json(folder / MANIFEST, manifest | {"files": sizes})
@@ -86,24 +92,34 @@ def _weights(module: nn.Module) -> dict[str, Tensor]:
 
 
 def save_weights(path: Path, module: nn.Module) -> None:
-    """Writes parameters and persistent buffers to one file, which appears whole."""
-    with atomic_path(path) as temporary:
-        _save_tensors(temporary, _weights(module))
+    """Writes parameters and persistent buffers to one file, which appears whole, from rank 0; all ranks call."""
+    tensors = gathered(_weights(module))
+    if rank() == 0:
+        path.parent.mkdir(exist_ok=True)
+        with atomic_path(path) as temporary:
+            _save_tensors(temporary, tensors)
 
 
 def load_weights(path: Path, module: nn.Module) -> None:
-    """Restores what `save_weights` wrote.
+    """Restores what `save_weights` wrote; each rank reads for itself.
 
     Raises: RetrievoError where the file is of another model.
     """
-    saved, own = load_file(path), _weights(module)
-    shapes = [{(name, *tensor.shape) for name, tensor in tensors.items()} for tensors in (saved, own)]
-    if differing := shapes[0] ^ shapes[1]:
-        name = min(differing)[0]
-        raise RetrievoError(path.parent, f"is of another model: {name} differs", None, "choose another --output")
-    with torch.no_grad():
+    own = _weights(module)
+    with safe_open(path, "pt") as saved, torch.no_grad():
+        shapes = {(name, *saved.get_slice(name).get_shape()) for name in saved.keys()}  # noqa: SIM118
+        if differing := shapes ^ {(name, *tensor.shape) for name, tensor in own.items()}:
+            name = min(differing)[0]
+            raise RetrievoError(path.parent, f"is of another model: {name} differs", None, "choose another --output")
         for name, tensor in own.items():
-            tensor.copy_(saved[name])
+            tensor.copy_(cut_like(saved.get_tensor(name), tensor))
+
+
+def load_last_weights(folder: Path, module: nn.Module) -> None:
+    """Restores the weights of the latest checkpoint."""
+    checkpoint = latest(folder)
+    assert checkpoint is not None, "training ends with a checkpoint"
+    load_weights(checkpoint / WEIGHTS, module)
 
 
 def _parameter_names(module: nn.Module, optimizer: Optimizer) -> list[list[str]]:
@@ -131,16 +147,29 @@ def _load_optimizer(checkpoint: Path, module: nn.Module, optimizer: Optimizer) -
         raise RetrievoError(checkpoint, "is of another optimizer", None, "choose another --output")
     position = {name: index for index, name in enumerate(name for group in groups for name in group)}
     state: dict[int, dict[str, Any]] = {}
-    for path, value in (load_file(checkpoint / OPTIMIZER) | saved["values"]).items():
+    for path, value in (_read_optimizer(checkpoint / OPTIMIZER, module) | saved["values"]).items():
         name, key = path.rsplit("/", 1)
         state.setdefault(position[name], {})[key] = value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
+def _read_optimizer(path: Path, module: nn.Module) -> dict[str, Tensor]:
+    """Tensors of an optimizer, each cut as its parameter is."""
+    parameters = dict(module.named_parameters())
+    with safe_open(path, "pt") as saved:
+        return {
+            name: cut_like(saved.get_tensor(name), parameters[name.rsplit("/", 1)[0]])
+            for name in saved.keys()  # noqa: SIM118
+        }
+
+
 def _save_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
-    save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, path)
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
+    """Writes tensors from rank 0; all ranks call."""
+    tensors = gathered(tensors)
+    if rank() == 0:
+        save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, path)
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -60,6 +60,7 @@ def fit(
 ) -> int:
     """Trains an objective in place until `max_steps`, from the latest checkpoint under `folder` if there is one.
 
+    objective: whole, or cut by `learning/sharding.py`, and then it stays cut.
     folder: gets `metrics.jsonl`, a line for each step, its picture `metrics.png`, and `checkpoints/`.
     progress: called with each line. every: (n, callback) pairs, called on all ranks after each n-th step; a callback
     may change what `feed` gives from the next step on, and what it returns is logged.

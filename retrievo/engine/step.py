@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,13 +19,15 @@ from torch import Tensor
 from retrievo.engine.dropout import SeededDropout
 from retrievo.engine.memory import CHUNKS_APART, checkpoints_activations, return_freed_memory
 from retrievo.learning.batch import Batch, Chunk, Stats
-from retrievo.learning.distributed import rank, sum_gradients, sum_over_ranks
+from retrievo.learning.distributed import gather_counts, rank, sum_gradients, sum_over_ranks
+from retrievo.learning.sharding import is_sharded, own_part, total_norm
 from retrievo.models.chunks import cut_chunks, pad
 from retrievo.models.devices import sent
 from retrievo.objectives.objective import Objective
 
 ALL_GRAPHS = sys.maxsize  # keep_graphs: plain training, every graph is kept and nothing is encoded twice
 _ENCODE, _LOCAL_LOSS = range(2)  # the two places where a chunk draws random numbers
+_NO_ROWS = np.empty(0, dtype=np.int64)
 
 
 @torch.enable_grad()  # an optimizer may ask from a place that builds no graphs
@@ -64,7 +67,7 @@ def gradient_step(
     parameters = list(objective.parameters())
     sum_gradients(parameters)
     if loss_scale != 1:
-        torch._foreach_div_([p.grad for p in parameters if p.grad is not None], loss_scale)
+        torch._foreach_div_([own_part(p.grad) for p in parameters if p.grad is not None], loss_scale)
     stats = _summed({"loss": loss + local_loss, "local_loss": local_loss, **stats})
     stats["gradient_norm"] = _clip(parameters, max_gradient_norm)
     return stats | {name: torch.tensor(count) for name, count in passes.batch.counts.items()}
@@ -106,6 +109,11 @@ class Passes:
         self.device = next(objective.parameters()).device
         self.recomputes = checkpoints_activations(objective)  # out of sight of a block, by torch's own random state
         self.plan = list(_cut(batch, chunk_tokens))
+        self.sharded = is_sharded(objective)
+        if self.sharded:  # each chunk is a collective, and its number decides dropout
+            self.plan += _missing(batch, self.plan, self.device)
+        names = list(batch.rows)
+        self.order = sorted(range(len(self.plan)), key=lambda index: names.index(self.plan[index][0]))
         tokens = {"tokens": _tokens(batch), "padded_tokens": _padded_tokens(batch, self.plan)}
         counts = _over_ranks(batch.counts | tokens, self.device)
         self.batch = dataclasses.replace(batch, counts=counts).to(self.device)
@@ -126,12 +134,12 @@ class Passes:
 
     def encoded(self) -> list[int]:
         """The chunks whose vectors need a gradient, which the first pass encodes."""
-        return [index for index, (name, _) in enumerate(self.plan) if name in self.objective.vector_names]
+        return [index for index in self.order if self.plan[index][0] in self.objective.vector_names]
 
     def padded(self, index: int) -> int:
         """Tokens of a chunk, padding included."""
         name, rows = self.plan[index]
-        return len(rows) * int(self.batch.rows[name].lengths[rows].max())
+        return len(rows) * int(self.batch.rows[name].lengths[rows].max()) if len(rows) else 1
 
     def contrast(self, vectors: dict[str, Tensor]) -> tuple[Tensor, Stats, dict[str, Tensor]]:
         """The loss of all vectors, its figures, and d loss / d vector; scalars of the objective get their gradient."""
@@ -146,7 +154,7 @@ class Passes:
         """Accumulates the gradient of each chunk and returns the sum of the local losses."""
         total = torch.zeros((), device=self.device)
         # sets without vectors first, for they may be constants of the others' losses; the same order whatever was kept
-        order = sorted(range(len(self.plan)), key=lambda index: self.plan[index][0] in cache)
+        order = sorted(self.order, key=lambda index: self.plan[index][0] in cache)
         for index in order:
             name, rows = self.plan[index]
             vectors, rest = kept.pop(index) if index in kept else self.encode(index)
@@ -164,6 +172,9 @@ class Passes:
         if self.device.type == "cpu" and index % CHUNKS_APART == CHUNKS_APART - 1:
             return_freed_memory()
         name, rows = self.plan[index]
+        if not len(rows):
+            with self._random(index, _ENCODE):
+                return self._nothing(name)
         tokens, offsets = self.batch.rows[name]
         input_ids, mask = pad(tokens, offsets, rows, self.batch.pad_ids.get(name, 0))
         arrays = (sent(torch.from_numpy(array), self.device) for array in (rows, input_ids, mask))
@@ -174,7 +185,8 @@ class Passes:
     def local_loss(self, index: int, rest: Any) -> Tensor:
         """The local loss of a chunk; its random numbers do not depend on whether the graph of `rest` was kept."""
         with self._random(index, _LOCAL_LOSS):
-            return self.objective.local_loss(rest, self.batch).float()
+            loss = self.objective.local_loss(rest, self.batch).float()
+        return loss if len(self.plan[index][1]) else 0 * loss
 
     @contextlib.contextmanager
     def _random(self, index: int, place: int) -> Iterator[None]:
@@ -182,8 +194,10 @@ class Passes:
         key = [self.seed, self.step, rank(), index, place]
         torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0]))
         fast = SeededDropout(key) if self.device.type == "cpu" and not self.recomputes else contextlib.nullcontext()
-        # one context for each chunk: autocast's cache of cast weights must not outlive a pass without graph
-        with fast, torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+        # one context for each chunk: autocast's cache of cast weights must not outlive a pass without graph, and of cut
+        # weights not even their layer
+        reduced, cached = self.dtype != torch.float32, not self.sharded
+        with fast, torch.autocast(self.device.type, self.dtype, enabled=reduced, cache_enabled=cached):
             yield
 
     def _in_order(self, name: str, parts: list[Tensor]) -> Tensor:
@@ -196,11 +210,16 @@ class Passes:
 
     def _no_vectors(self, name: str) -> Tensor:
         """Vectors [0, D] on a rank without rows, which still takes part in every collective."""
-        token = torch.full((1, 1), self.batch.pad_ids.get(name, 0), device=self.device)
         with torch.no_grad():
-            vectors, _ = self.objective.encode(Chunk(name, token[0] * 0, token, torch.ones_like(token)))
+            vectors, _ = self._nothing(name)
         assert vectors is not None
-        return vectors[:0].float()
+        return vectors
+
+    def _nothing(self, name: str) -> tuple[Tensor | None, Any]:
+        """Vectors [0, D] of a chunk without rows: one token is encoded, and its vector dropped."""
+        token = torch.full((1, 1), self.batch.pad_ids.get(name, 0), device=self.device)
+        vectors, rest = self.objective.encode(Chunk(name, token[0] * 0, token, torch.ones_like(token)))
+        return None if vectors is None else vectors[:0].float(), rest
 
 
 class GraphMemory:
@@ -222,24 +241,25 @@ class GraphMemory:
         if self.per_token is None:
             self.per_token = _graph_bytes(passes, encoded[0]) / passes.padded(encoded[0])
         tokens = np.cumsum([passes.padded(index) for index in reversed(encoded)])
-        return int(np.searchsorted(tokens * self.per_token, self.budget, side="right"))
+        fitting = int(np.searchsorted(tokens * self.per_token, self.budget, side="right"))
+        return min(gather_counts(fitting, passes.device)) if passes.sharded else fitting
 
 
 def _graph_bytes(passes: Passes, index: int) -> int:
     """What the graph of a chunk holds, parameters aside."""
-    parameters = {parameter.untyped_storage().data_ptr() for parameter in passes.objective.parameters()}
-    held: dict[int, int] = {}
+    parameters = {own_part(parameter).untyped_storage().data_ptr() for parameter in passes.objective.parameters()}
+    held: dict[int, torch.UntypedStorage] = {}
 
     def note(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in parameters:
-            held[storage.data_ptr()] = storage.nbytes()
+            held[storage.data_ptr()] = storage
         return tensor.detach()  # the tensor itself would hold its own graph
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         graph = passes.encode(index)
     del graph
-    return sum(held.values())
+    return sum(storage.nbytes() for storage in held.values())  # 0 for weights that were whole for their layer only
 
 
 def _cut(batch: Batch, chunk_tokens: int) -> Iterator[tuple[str, np.ndarray]]:
@@ -248,13 +268,20 @@ def _cut(batch: Batch, chunk_tokens: int) -> Iterator[tuple[str, np.ndarray]]:
             yield name, chunk
 
 
+def _missing(batch: Batch, plan: list[tuple[str, np.ndarray]], device: torch.device) -> list[tuple[str, np.ndarray]]:
+    """Chunks without rows, with which this rank has as many of each named set as the rank that has most."""
+    own = Counter(name for name, _ in plan)
+    missing = {name: max(gather_counts(own[name], device)) - own[name] for name in batch.rows}
+    return [(name, _NO_ROWS) for name, number in missing.items() for _ in range(number)]
+
+
 def _tokens(batch: Batch) -> int:
     return sum(rows.tokens.numel() for rows in batch.rows.values())
 
 
 def _padded_tokens(batch: Batch, plan: list[tuple[str, np.ndarray]]) -> int:
     lengths = {name: rows.lengths.numpy() for name, rows in batch.rows.items()}
-    return sum(len(rows) * int(lengths[name][rows].max()) for name, rows in plan)
+    return sum(len(rows) * int(lengths[name][rows].max(initial=0)) for name, rows in plan)
 
 
 def _over_ranks(counts: dict[str, int], device: torch.device) -> dict[str, int]:
@@ -270,7 +297,9 @@ def _summed(stats: Stats) -> Stats:
 
 def _clip(parameters: list[torch.nn.Parameter], max_norm: float | None) -> Tensor:
     """The norm of the whole gradient; shortens the gradient where it exceeds `max_norm`."""
-    norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
-    if max_norm is not None:
-        torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    norm = total_norm(gradients)
+    if max_norm is not None and gradients:
+        shorter = (max_norm / (norm + 1e-6)).clamp(max=1.0)  # as torch.nn.utils.clip_grads_with_norm_
+        torch._foreach_mul_([own_part(gradient) for gradient in gradients], shorter)
     return norm

@@ -24,6 +24,7 @@ from retrievo.engine.settings import CHECKPOINTS, DEVELOPMENT, METRICS, Validati
 from retrievo.evaluation.names import Metric
 from retrievo.evaluation.scoring import evaluate
 from retrievo.learning.distributed import as_rank_0_says, barrier, rank
+from retrievo.learning.sharding import is_sharded
 from retrievo.models.encoder import Encoder
 from retrievo.models.precision import resolve_dtype
 from retrievo.models.vectors import encode_tokens
@@ -86,7 +87,7 @@ class Validation:
     """Called after every some steps: measures the model, keeps the best weights, and says when to end early.
 
     All it knows of earlier measures is what `metrics.jsonl` tells, so that a resumed run goes on as if it had not
-    stopped. Rank 0 measures; the others wait.
+    stopped. Rank 0 measures, and the others wait; where weights are cut, it takes all of them to encode.
     """
 
     def __init__(
@@ -112,16 +113,13 @@ class Validation:
 
     def __call__(self, step: int) -> dict[str, Any]:
         """The value of the metric after `step` steps."""
-        if rank() != 0:
-            barrier()
-            return {}
-        value, before = self.measure(), [value for _, value in self.history()]
-        if value > max(before, default=-math.inf):
-            path = self.folder / CHECKPOINTS / BEST
-            path.parent.mkdir(exist_ok=True)
-            save_weights(path, self.module)
+        lead, device = rank() == 0, next(self.module.parameters()).device
+        value = self.measure() if lead or is_sharded(self.module) else -math.inf
+        better = lead and value > max([earlier for _, earlier in self.history()], default=-math.inf)
+        if as_rank_0_says(better, device):
+            save_weights(self.folder / CHECKPOINTS / BEST, self.module)
         barrier()
-        return {self.key: value}
+        return {self.key: value} if lead else {}
 
     def measure(self) -> float:
         """The mean of the metric over the queries of the pool."""
@@ -160,10 +158,10 @@ class Validation:
         later = len([step for step, _ in measures if step > best])
         return as_rank_0_says(later >= self.patience, next(self.module.parameters()).device)
 
-    def restore_best(self) -> None:
-        """Puts the best weights into the model; after training, on rank 0."""
+    def restore_best(self, module: torch.nn.Module) -> None:
+        """Puts the best weights into a module like the one that was trained; after training, on rank 0."""
         if self.best()[0]:
-            load_weights(self.folder / CHECKPOINTS / BEST, self.module)
+            load_weights(self.folder / CHECKPOINTS / BEST, module)
 
 
 def _best(measures: Sequence[tuple[int, float]]) -> tuple[int, float]:

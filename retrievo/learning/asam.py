@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.optim import AdamW
 
+from retrievo.learning.sharding import whole
+
 
 class Asam(AdamW):
     """Adaptive sharpness-aware minimization (Kwon et al. 2021, algorithm 1) around AdamW.
@@ -38,7 +40,7 @@ class Asam(AdamW):
 
     def _climb(self) -> None:
         scaled = [(parameter, gradient, parameter.abs() + self.eta) for parameter, gradient in self._moved()]
-        norms = [torch.linalg.vector_norm(scale * gradient) for _, gradient, scale in scaled]
+        norms = [whole(torch.linalg.vector_norm(scale * gradient)) for _, gradient, scale in scaled]
         norm = torch.linalg.vector_norm(torch.stack(norms)).clamp_min(1e-12)
         for parameter, gradient, scale in scaled:
             parameter.addcdiv_(scale.square_().mul_(gradient), norm, value=self.rho)

@@ -108,22 +108,30 @@ class _GatherRows(torch.autograd.Function):
         return sum_over_ranks(gradient)[start : start + ctx.counts[rank()]], None
 
 
+def is_shard(tensor: Tensor) -> bool:
+    """Whether each rank holds a part of a tensor, and not all of it (`learning/sharding.py`)."""
+    from torch.distributed.tensor import DTensor  # 0.7 s, which a search need not wait for
+
+    return isinstance(tensor, DTensor)
+
+
 def broadcast_state(module: nn.Module) -> None:
-    """Gives every rank the parameters and buffers of rank 0."""
+    """Gives every rank the parameters and buffers of rank 0, except those that are cut."""
     if world_size() > 1:
         for tensor in (*module.parameters(), *module.buffers()):
-            dist.broadcast(tensor.detach(), src=0)
+            if not is_shard(tensor):
+                dist.broadcast(tensor.detach(), src=0)
 
 
 def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
     """Replaces each gradient by its sum over ranks, in buckets.
 
     A parameter that only some ranks used counts as zero on the others; one that no rank used keeps no gradient, as in
-    one process, so that the optimizer leaves it alone.
+    one process, so that the optimizer leaves it alone. Gradients of cut parameters are sums already.
     """
     if world_size() == 1:
         return
-    for bucket in _buckets([parameter for parameter in parameters if parameter.requires_grad]):
+    for bucket in _buckets([p for p in parameters if p.requires_grad and not is_shard(p)]):
         gradients = [p.new_zeros(p.shape) if p.grad is None else p.grad for p in bucket]
         used = bucket[0].new_tensor([p.grad is not None for p in bucket])  # travels with the gradients
         flat = torch.cat([gradient.flatten() for gradient in (*gradients, used)])

@@ -115,7 +115,7 @@ def test_the_best_weights_are_kept_and_put_back(given: Callable, tiny_model: Pat
         with torch.no_grad():
             for parameter in encoder.parameters():
                 parameter.add_(1.0)
-    validation.restore_best()
+    validation.restore_best(validation.module)
     assert all(torch.equal(value, first[name]) for name, value in encoder.state_dict().items())
 
 

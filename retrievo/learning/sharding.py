@@ -1,0 +1,93 @@
+"""Weights in parts: each rank keeps one part of every tensor of a backbone, and all of a layer only while it computes.
+
+Parameters, gradients and the optimizer's state lie as DTensors, cut along their first axis (FSDP2; Zhao et al. 2023,
+PyTorch FSDP, section 3). The forward and the backward pass of each unit are collectives: every rank runs as many of
+them, in the same order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from retrievo.learning.distributed import broadcast_state, is_shard, rank, world_size
+from retrievo.support.errors import RetrievoError
+
+
+def shard(module: nn.Module, device: torch.device) -> None:
+    """Cuts the backbones of a module into parts on all ranks: each layer is a unit, and what lies around the layers.
+
+    Unit by unit is sent to the device, gets the values of rank 0 and is cut, so that no device ever holds a whole
+    backbone. Gradients are summed over ranks, as everywhere here, not averaged.
+    Raises: RetrievoError where the layers of a backbone are not known.
+    """
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    units = _units(module)
+    if not units:
+        raise RetrievoError("--shard", "the layers of this model's backbone are not known", None, "leave it out")
+    mesh = init_device_mesh(device.type, (world_size(),))
+    for unit in units:
+        unit.to(device)
+        broadcast_state(unit)
+        cut = fully_shard(unit, mesh=mesh, reshard_after_forward=True)
+        cut.set_gradient_divide_factor(1.0)
+        cut.set_force_sum_reduction_for_comms(True)  # gloo has sums only
+
+
+def _units(module: nn.Module) -> list[nn.Module]:
+    """What gradient checkpointing takes for a layer, inner ones first, and after the layers their backbone."""
+    from transformers import PreTrainedModel
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    if not isinstance(module, PreTrainedModel):
+        return [unit for child in module.children() for unit in _units(child)]
+    layers = [part for part in module.modules() if isinstance(part, GradientCheckpointingLayer)]
+    return [*reversed(layers), module] if layers else []
+
+
+def is_sharded(module: nn.Module) -> bool:
+    """Whether parameters of a module lie in parts on all ranks."""
+    return any(is_shard(parameter) for parameter in module.parameters())
+
+
+def own_part(tensor: Tensor) -> Tensor:
+    """What this rank holds of a tensor, in the same memory."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A tensor out of its parts; a collective."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def cut_like(tensor: Tensor, model: Tensor) -> Tensor:
+    """A whole tensor, cut as `model` is where it has its shape; each rank takes its part of what it has itself."""
+    if not isinstance(model, DTensor) or tensor.shape != model.shape:
+        return tensor
+    cut = distribute_tensor(tensor.to(model.device), model.device_mesh, model.placements, src_data_rank=None)
+    return cut.clone()  # in memory of its own, where it was a view of the whole
+
+
+def gathered(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Whole tensors on rank 0, put together one by one in main memory, and none on other ranks; a collective."""
+    found = {}
+    for name, tensor in tensors.items():
+        put_together = whole(tensor.detach()).cpu() if is_shard(tensor) else tensor
+        if rank() == 0:
+            found[name] = put_together
+    return found
+
+
+def total_norm(tensors: Sequence[Tensor]) -> Tensor:
+    """The norm of all numbers of tensors, over all parts of those that are cut."""
+    cut, uncut = ([tensor for tensor in tensors if is_shard(tensor) == kind] for kind in (True, False))
+    norm = torch.nn.utils.get_total_norm(uncut)
+    if not cut:
+        return norm
+    of_cut = whole(torch.nn.utils.get_total_norm(cut))
+    return torch.linalg.vector_norm(torch.stack([norm.to(of_cut.device), of_cut]))
