@@ -25,7 +25,7 @@ from retrievo.support.commandline import command_function, run_app, spread
 from retrievo.support.console import typed_lines
 from retrievo.support.options import Options, options_of
 from retrievo.sweep import SweepConfig
-from retrievo.train import TrainConfig
+from retrievo.train.config import TrainConfig
 
 HELP = "Dense retrieval: pre-train, train, encode, index, search, mine negatives, evaluate."
 

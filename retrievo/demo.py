@@ -24,7 +24,8 @@ from retrievo.support import console
 from retrievo.support.commandline import as_typed
 from retrievo.support.options import Options, option
 from retrievo.support.settings import Layer, resolve
-from retrievo.train import TrainConfig, train
+from retrievo.train import train
+from retrievo.train.config import TrainConfig
 
 if TYPE_CHECKING:
     from retrievo.evaluation.comparison import Evaluation

@@ -32,7 +32,7 @@ from retrievo.support.commandline import as_typed
 from retrievo.support.errors import RetrievoError, UsageError, did_you_mean
 from retrievo.support.options import Option, Options, option, options_of
 from retrievo.support.settings import Layer, read_toml, relative_to, resolve
-from retrievo.train import TrainConfig
+from retrievo.train.config import TrainConfig
 
 
 class Kind(NamedTuple):

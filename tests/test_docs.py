@@ -64,5 +64,5 @@ def test_no_option_is_dead(command: str, name: str) -> None:
     """Each is read somewhere: as an attribute, or by name where several are read at once."""
     read = re.findall(rf"(?:config|given|self|planned)\.{name}\b|[\"']{name}[\"']|\*, .*\b{name}: ", SOURCE)
     read += re.findall(rf"def read\([^)]*\b{name}: ", SOURCE)  # importers take their options as keywords
-    by_parts = name.startswith(("query_", "document_"))  # joined from role and property in train.py
+    by_parts = name.startswith(("query_", "document_"))  # joined from role and property in train/config.py
     assert read or by_parts, f"retrievo {command} --{name.replace('_', '-')} is declared and never read"

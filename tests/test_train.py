@@ -567,7 +567,8 @@ def test_a_data_set_has_the_prefix_of_its_file(
     tiny_model: Path, toy_dataset: Path, other_dataset: Path, retrievo: Callable, tmp_path: Path
 ) -> None:
     from retrievo.models.encoder import Encoder
-    from retrievo.train import TrainConfig, _data_sets, _made
+    from retrievo.train.config import TrainConfig
+    from retrievo.train.making import data_sets, made
 
     def queries(also: Path) -> set[int]:
         config = TrainConfig(
@@ -579,7 +580,7 @@ def test_a_data_set_has_the_prefix_of_its_file(
             also=(also,),
             pooling="mean",
         )
-        _, _, feed = _made(config, _data_sets(config))
+        _, _, feed = made(config, data_sets(config))
         assert not {feed.feeds[0].query_tokens.row(row)[1] for row in range(160)} & {hot}
         return {int(feed.feeds[1].query_tokens.row(row)[1]) for row in range(40)}
 

@@ -30,7 +30,7 @@ from retrievo.support import console
 from retrievo.support.errors import UsageError, did_you_mean
 from retrievo.support.options import Options, option
 from retrievo.support.settings import Layer
-from retrievo.train import STAGE_NEGATIVES
+from retrievo.train.config import STAGE_NEGATIVES
 
 if TYPE_CHECKING:
     import pyarrow as pa

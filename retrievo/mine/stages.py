@@ -7,9 +7,10 @@ from dataclasses import MISSING
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from retrievo.objectives.data_set import STAGE_SETTINGS
 from retrievo.support import console
 from retrievo.support.options import options_of
-from retrievo.train import STAGE_NEGATIVES, STAGE_SETTINGS, TrainConfig
+from retrievo.train.config import STAGE_NEGATIVES, TrainConfig
 
 if TYPE_CHECKING:
     from retrievo.support.artifact import Manifest

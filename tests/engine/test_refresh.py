@@ -23,7 +23,8 @@ from retrievo.objectives.data_set import open_data_set
 from retrievo.objectives.finetune import Finetune
 from retrievo.objectives.training_data import TrainingData, TrainingFeed
 from retrievo.support.errors import UsageError
-from retrievo.train import TrainConfig, train
+from retrievo.train import train
+from retrievo.train.config import TrainConfig
 
 DEPTH = 20
 STEADY = {"batch_size": 16, "learning_rate": 1e-3, "schedule": "constant", "warmup": 0.0, "dtype": "float32"}

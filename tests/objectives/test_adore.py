@@ -28,7 +28,8 @@ from retrievo.retrieval.embeddings import Vectors
 from retrievo.retrieval.exact import search_exact
 from retrievo.support.artifact import Manifest
 from retrievo.support.errors import RetrievoError, UsageError
-from retrievo.train import TrainConfig, train
+from retrievo.train import train
+from retrievo.train.config import TrainConfig
 
 DIM, ROWS = 8, 300
 RELEVANT = Relevant(torch.tensor([3, 250, 7]), torch.tensor([3, 250, 7]), torch.tensor([0, 2, 2, 3]))

@@ -1,0 +1,218 @@
+"""`retrievo train`: fine-tune an encoder, or a cross-encoder, on queries, their relevant documents, and negatives.
+
+A stage is a folder that holds the model it becomes: `retrievo train stage-2` reads `stage-2/train.toml`, which
+`retrievo mine-negatives stage-1 to stage-2` writes, and trains in that folder.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from retrievo.engine.settings import WORKING_FILES
+from retrievo.support import console
+from retrievo.support.errors import UsageError
+from retrievo.train.config import CROSS_ENCODER, DEFAULT_EPOCHS, ENCODER, STAGE_FILES, TrainConfig
+from retrievo.train.making import data_sets, inputs_of, made
+
+if TYPE_CHECKING:
+    import torch
+
+    from retrievo.engine.loop import Record
+    from retrievo.engine.refresh import RefreshingFeed
+    from retrievo.engine.validation import Pool, Validation
+    from retrievo.learning.batch import Batch
+    from retrievo.models.encoder import Encoder
+    from retrievo.objectives.objective import Objective
+    from retrievo.objectives.training_data import TrainingData
+    from retrievo.support.artifact import Manifest, Output
+
+_ENCODED_TOKENS = 4_096  # of a chunk while encoding, where those of training are measured
+_VERIFIED_QUERIES = 32  # a batch that fits in one piece
+
+
+def train(config: TrainConfig) -> Manifest | None:
+    """Trains, or goes on from the latest checkpoint of a killed run, or finds all finished; None after a verification.
+
+    Raises: RetrievoError for a model or tables that can't be read or do not fit together.
+    """
+    from retrievo.learning.distributed import barrier, process_group
+    from retrievo.models.devices import prepare_cpu, resolve_device
+
+    if config.shard and int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        fix = "start it with torchrun --nproc-per-node N -m retrievo train ..."
+        raise UsageError("--shard", "found one process", "several, which keep a part of the model each", fix)
+    prepare_cpu(config.threads)
+    if config.verify_gradients:
+        _verify(config)
+        return None
+    data = data_sets(config)
+    pool = _pool(config, data)
+    with process_group(resolve_device(config.device)) as device:
+        output = _output(config, data, pool, device)
+        finished = output.already_finished()
+        barrier()  # every process has looked before one begins
+        return finished or _fit(config, data, pool, output, device)
+
+
+def _verify(config: TrainConfig) -> None:
+    """Tells how far gradients of one batch are apart that must be the same."""
+    import torch
+
+    from retrievo.engine.verification import verify
+    from retrievo.models.devices import resolve_device
+
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UsageError("--verify-gradients", "found several processes", "one; it starts two by itself")
+    small = dataclasses.replace(config, batch_size=min(config.batch_size, _VERIFIED_QUERIES))
+    checks = verify(functools.partial(_assemble, small), torch.device(resolve_device(config.device)), seed=config.seed)
+    rows = [[check.name, f"{check.difference:.1e}"] for check in checks]
+    console.print_table(["two ways to one gradient", "largest relative difference"], rows)
+
+
+def _assemble(config: TrainConfig) -> tuple[Objective, Batch]:
+    """The objective and the first batch, from the files."""
+    _, objective, feed = made(config, data_sets(config))
+    return objective, feed.batch(0)
+
+
+def _pool(config: TrainConfig, data: Sequence[TrainingData]) -> Pool | None:
+    """The candidates of the queries to validate on."""
+    from retrievo.engine.validation import Pool
+
+    if config.dev_qrels is None:
+        return None
+    return Pool(config, data[0].corpus, config.dev_queries or config.queries, config.min_relevance)
+
+
+def _output(config: TrainConfig, data: Sequence[TrainingData], pool: Pool | None, device: torch.device) -> Output:
+    from retrievo.models.precision import resolve_dtype
+    from retrievo.models.source import model_record
+    from retrievo.support.artifact import Output
+
+    assert config.folder is not None
+    model_config, model_inputs = model_record(config.model, config.revision)
+    dtype = str(resolve_dtype(config.dtype, device)).removeprefix("torch.")
+    return Output(
+        config.folder,
+        "model" if config.kind == ENCODER else CROSS_ENCODER,
+        config.record() | model_config | {"computed_in": dtype},
+        model_inputs | inputs_of(config, data) | (pool.inputs if pool else {}),
+        force=config.force,
+        in_place=True,
+        beside=STAGE_FILES,
+        volatile=WORKING_FILES,
+    )
+
+
+def _fit(
+    config: TrainConfig, data: Sequence[TrainingData], pool: Pool | None, output: Output, device: torch.device
+) -> Manifest:
+    """Every process trains; the lead one begins the folder, exports the encoder and finishes."""
+    from retrievo.engine.logs import in_words
+    from retrievo.engine.loop import fit, now_and_then
+    from retrievo.learning.distributed import barrier, rank
+    from retrievo.learning.sharding import shard
+    from retrievo.models.adapters import merge_adapters
+
+    with output.build_together(lead=rank() == 0, barrier=barrier) as folder:
+        model, objective, feed = made(config, data)
+        planned = dataclasses.replace(config, epochs=None, max_steps=_steps(config, feed.batches_per_epoch))
+        if rank() == 0:
+            for data_set in data:
+                data_set.say_counts()
+        validation = _validation(config, pool, model, objective, feed, folder) if pool else None
+        if config.shard:
+            shard(objective, device)
+        every = now_and_then(validation, planned.steps, config.validate_every) if validation else []
+        if config.refresh_every:
+            feed = _refreshing(planned, feed, model, folder)
+            every = [*every, (config.refresh_every, feed)]
+        enough = validation.is_enough if validation else lambda: False
+        with console.progress("training", planned.steps, "steps") as tick:
+
+            def show(record: Record) -> None:
+                tick(1, in_words(record))
+
+            steps = fit(
+                objective, feed, planned, folder=folder, device=device, progress=show, every=every, enough=enough
+            )
+        barrier()
+        if rank() != 0:
+            return output.manifest({})
+        if config.shard:
+            model, objective = _in_one_piece(config, data, folder)
+        stats = {"steps": steps, "queries": sum(data_set.judged for data_set in data)} | _best(validation, objective)
+        if config.lora_rank:
+            merge_adapters(model)
+        loss = config.pair_loss if config.kind == CROSS_ENCODER else ", ".join(config.loss)
+        pairs = sum(data_set.pairs for data_set in data)
+        model.save(folder, {"trained on": f"{pairs:,} judged pairs", "steps": steps, "loss": loss})
+        dim = {"dim": model.dim} if config.kind == ENCODER else {}
+        manifest = output.finish(stats | dim)
+    _summary(config, manifest)
+    return manifest
+
+
+def _validation(
+    config: TrainConfig, pool: Pool, encoder: Encoder, objective: Objective, feed: Any, folder: Path
+) -> Validation:
+    from retrievo.engine.validation import Validation
+
+    console.note(f"validation: {len(pool):,} candidates of {len(pool.query_ids):,} queries, {config.dev_metric}")
+    return Validation(config, pool, encoder, objective, feed.document_tokens, folder=folder, dtype=config.dtype)
+
+
+def _refreshing(config: TrainConfig, feed: Any, encoder: Encoder, folder: Path) -> RefreshingFeed:
+    from retrievo.engine.refresh import RefreshingFeed
+
+    tokens = config.tokens_of_chunks or _ENCODED_TOKENS
+    return RefreshingFeed(
+        config, feed, encoder, folder=folder, steps=config.steps, chunk_tokens=tokens, dtype=config.dtype
+    )
+
+
+def _in_one_piece(config: TrainConfig, data: Sequence[TrainingData], folder: Path) -> tuple[Any, Objective]:
+    """The model anew in main memory with the weights of the last checkpoint: the one that was trained is cut."""
+    from retrievo.engine.checkpoints import load_last_weights
+    from retrievo.engine.settings import CHECKPOINTS
+
+    model, objective, _ = made(config, data)
+    load_last_weights(folder / CHECKPOINTS, objective)
+    return model, objective
+
+
+def _best(validation: Validation | None, objective: Objective) -> dict[str, Any]:
+    """Puts the best weights back; which they are."""
+    if validation is None:
+        return {}
+    validation.restore_best(objective)
+    step, value = validation.best()
+    console.note(f"the model of step {step:,} is kept, with {validation.metric} {value:.4f}")
+    return {"best_step": step, validation.key: value}
+
+
+def _steps(config: TrainConfig, batches_per_epoch: int) -> int:
+    if config.max_steps is not None:
+        return config.max_steps
+    return max(1, round((config.epochs or DEFAULT_EPOCHS) * batches_per_epoch))
+
+
+def _summary(config: TrainConfig, manifest: Manifest) -> None:
+    facts = {
+        "made": f"{config.folder} ({manifest.stats['steps']:,} steps, {manifest.stats['queries']:,} judged queries)",
+        "log": f"{config.folder}/metrics.jsonl",
+        "took": console.seconds(manifest.seconds or 0.0),
+    }
+    following = f"retrievo mine-negatives {config.folder} to NEXT-STAGE"
+    if config.kind == CROSS_ENCODER:
+        following = (
+            f"retrievo rerank --run RUN --model {config.folder} --corpus C --queries Q --output reranked.parquet"
+        )
+    if config.fixed_documents is not None:
+        following = f"retrievo encode --model {config.folder} --queries QUERIES --output QUERY-EMBEDDINGS"
+    console.summary("trained", facts, following)

@@ -1,0 +1,164 @@
+"""What a training run is made of: data sets, a model, its objective and its batches, as the options say."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from retrievo.models.source import FIXED_DOCUMENTS
+from retrievo.objectives.choices import objective_class
+from retrievo.objectives.data_set import STAGE_SETTINGS
+from retrievo.support.errors import RetrievoError, UsageError
+from retrievo.train.config import CROSS_ENCODER, OF_THE_MODEL, OF_THE_QUERY, TrainConfig
+
+if TYPE_CHECKING:
+    from retrievo.models.encoder import Encoder
+    from retrievo.objectives.mixed_feed import MixedFeed
+    from retrievo.objectives.objective import Objective
+    from retrievo.objectives.training_data import GroupFeed, TrainingData, TrainingFeed
+    from retrievo.retrieval.embeddings import Embeddings
+    from retrievo.support.artifact import Input
+
+
+def data_sets(config: TrainConfig) -> list[TrainingData]:
+    """The tables, read: those of the options, then those of --also.
+
+    Raises: UsageError for a data set without the teacher that a loss needs.
+    """
+    from retrievo.objectives.data_set import open_data_set
+    from retrievo.objectives.training_data import TrainingData
+    from retrievo.support.artifact import Input
+
+    chosen = [config, *map(open_data_set, config.also)]
+    for path, data_set in zip(config.also, chosen[1:], strict=True):
+        for name in ("teacher", "batch_teacher"):
+            if getattr(config, name) and not getattr(data_set, name):
+                raise UsageError(f"--also {path}", f"has no {name}", None, f"give its {STAGE_SETTINGS} one too")
+        if config.kind == CROSS_ENCODER and (data_set.query_prefix or data_set.document_prefix):
+            raise UsageError(f"--also {path}", "has a prefix", None, "leave it out: cross-encoders read bare texts")
+    data = [TrainingData(data_set, config.min_relevance) for data_set in chosen]
+    if config.fixed_documents is not None:
+        data[0].inputs[FIXED_DOCUMENTS] = Input.of(_fixed_documents(config, data[0]).path)
+    return data
+
+
+def _fixed_documents(config: TrainConfig, data: TrainingData) -> Embeddings:
+    """The vectors of the documents.
+
+    Raises: RetrievoError where they are not those of this corpus by this model, or were cut.
+    """
+    from retrievo.models.source import model_record
+    from retrievo.retrieval.embeddings import Embeddings
+
+    assert config.fixed_documents is not None
+    found = Embeddings(config.fixed_documents)
+    named, folder = model_record(config.model, config.revision)
+    prints = {name: told["fingerprint"] for name, told in found.manifest.inputs.items()}
+    fix = f"retrievo encode --model {config.model} --corpus {config.corpus} --output EMBEDDINGS"
+    if found.role != "document" or prints.get("corpus") != data.corpus.input.fingerprint:
+        raise RetrievoError(found.path, "does not hold the documents of this corpus", str(config.corpus), fix)
+    same_name = all(found.manifest.config.get(name) == value for name, value in named.items())
+    if not same_name or (folder and prints.get("model") != folder["model"].fingerprint):
+        raise RetrievoError(found.path, "was not made by the model that is trained", config.model, fix)
+    if found.manifest.config.get("truncate_dim") is not None:
+        raise RetrievoError(found.path, f"has vectors cut to {found.dim} numbers", "whole ones", fix)
+    return found
+
+
+def inputs_of(config: TrainConfig, data: Sequence[TrainingData]) -> dict[str, Input]:
+    """What is read, by name; settings of data sets too, for they say what stands before texts."""
+    from retrievo.support.artifact import Input
+
+    inputs = dict(data[0].inputs)
+    for number, (path, data_set) in enumerate(zip(config.also, data[1:], strict=True), start=1):
+        inputs |= {f"also-{number}-{name}": found for name, found in data_set.inputs.items()}
+        settings = path / STAGE_SETTINGS if path.is_dir() else path
+        inputs |= {f"also-{number}": Input.of(settings)} if settings.is_file() else {}
+    return inputs
+
+
+def made(config: TrainConfig, data: Sequence[TrainingData]) -> tuple[Any, Objective, Any]:
+    """The model of the kind that was chosen, its objective and its batches."""
+    if config.kind == CROSS_ENCODER:
+        return _cross_encoder(config, data)
+    return (_encoder if config.fixed_documents is None else _query_encoder)(config, data)
+
+
+def _encoder(config: TrainConfig, data: Sequence[TrainingData]) -> tuple[Any, Objective, Any]:
+    """An encoder, its objective and its batches."""
+    from retrievo.models.adapters import add_adapters
+    from retrievo.models.decoders import attend_both_ways
+    from retrievo.models.encoder import Encoder
+    from retrievo.objectives.finetune import Finetune
+
+    name, options = _start(config, data), {name: getattr(config, name) for name in OF_THE_MODEL}
+    if name != config.model:
+        options["pooling"] = config.pooling or "cls"
+    encoder = Encoder.load(name, config.revision, **options)
+    if config.bidirectional:
+        attend_both_ways(encoder)
+    if config.lora_rank:
+        add_adapters(encoder, config.lora_rank, config.lora_alpha or 2 * config.lora_rank, config.seed)
+    objective = Finetune(config, encoder)
+    feeds = [_feed(config, data_set, encoder, objective) for data_set in data]
+    return encoder, objective, _mixed(config, feeds)
+
+
+def _feed(config: TrainConfig, data: TrainingData, encoder: Encoder, objective: Any) -> TrainingFeed:
+    """The batches of one data set."""
+    from retrievo.objectives.training_data import TrainingFeed
+
+    topics = data.topics_of_queries(config.topic_count, config.seed)
+    return TrainingFeed(data, encoder, objective.collator(), topics=topics, **_drawing(config))
+
+
+def _query_encoder(config: TrainConfig, data: Sequence[TrainingData]) -> tuple[Any, Objective, Any]:
+    """An untied encoder of which the side of queries is trained against fixed document vectors, and its batches."""
+    from retrievo.models.adapters import add_adapters
+    from retrievo.models.encoder import Encoder
+    from retrievo.objectives.adore import FixedDocuments
+    from retrievo.objectives.training_data import TrainingFeed
+
+    vectors = _fixed_documents(config, data[0])
+    options = {name: getattr(config, name) for name in OF_THE_QUERY} | {"tied": False}
+    encoder = Encoder.load(config.model, config.revision, **options, pooling=vectors.manifest.config.get("pooling"))
+    if config.lora_rank:
+        add_adapters(encoder, config.lora_rank, config.lora_alpha or 2 * config.lora_rank, config.seed)
+    documents = FixedDocuments(vectors, data[0].corpus.id_map.text_hashes, data[0].empty.nonzero()[0])
+    objective = objective_class("adore")(config, encoder, documents)
+    drawing = _drawing(config) | {"negatives_per_query": 0}
+    return encoder, objective, TrainingFeed(data[0], encoder, objective.collator(), **drawing)
+
+
+def _cross_encoder(config: TrainConfig, data: Sequence[TrainingData]) -> tuple[Any, Objective, Any]:
+    """A cross-encoder, its objective and its batches."""
+    from retrievo.models.cross_encoder import CrossEncoder
+    from retrievo.objectives.cross_encoder import PairFeed
+
+    options = {"max_length": config.max_length, "title_template": config.title_template}
+    model = CrossEncoder.load(_start(config, data), config.revision, train=True, **options)
+    objective = objective_class(f"{CROSS_ENCODER}-{config.pair_loss}")(config, model)
+    feeds = [PairFeed(data_set, model, objective.collator(), **_drawing(config)) for data_set in data]
+    return model, objective, _mixed(config, feeds)
+
+
+def _mixed(config: TrainConfig, feeds: Sequence[GroupFeed]) -> GroupFeed | MixedFeed:
+    """The only feed, or batches of one feed each."""
+    from retrievo.objectives.mixed_feed import MixedFeed
+
+    return MixedFeed(feeds, config.mix, config.seed) if len(feeds) > 1 else feeds[0]
+
+
+def _start(config: TrainConfig, data: Sequence[TrainingData]) -> str:
+    """The model that training starts from: one that exists, or a random one with a vocabulary of this corpus."""
+    from retrievo.models.scratch import scratch_folder, scratch_size
+
+    if scratch_size(config.model) is None:
+        return config.model
+    return str(scratch_folder(config.model, [data_set.corpus for data_set in data], config.seed))
+
+
+def _drawing(config: TrainConfig) -> dict[str, Any]:
+    """The options that say which groups a step trains on."""
+    names = ("batch_size", "negatives_per_query", "seed", "hard_share", "balanced_margins")
+    return {name: getattr(config, name) for name in names}
