@@ -124,6 +124,8 @@ class Lab:
         rows = self.retrievo(
             "evaluate", "--run", *runs, "--baseline", runs[0], "--qrels", judged, "--metrics", *metrics
         )
+        if self.dry:
+            return
         path = self.output / "results" / f"{title}.txt"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(rows)
