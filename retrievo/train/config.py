@@ -262,7 +262,7 @@ def _of_encoders() -> set[str]:
 
 def _beside_fixed_documents() -> set[str]:
     """Options that have no meaning where document vectors stay and negatives are found among them."""
-    return {*OF_THE_MODEL, *_OF_FOUND_NEGATIVES, "matryoshka"} - set(OF_THE_QUERY)
+    return {*OF_THE_MODEL, *_OF_FOUND_NEGATIVES, "bidirectional", "matryoshka"} - set(OF_THE_QUERY)
 
 
 def _of_validation() -> set[str]:
