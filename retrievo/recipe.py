@@ -357,13 +357,31 @@ def _work(step: Step) -> dict[str, Any]:
         value = getattr(step.config, known.name)
         if known.kind is Path and value and not known.declaration.written:
             for number, path in enumerate(value if known.many else (value,)):
-                inputs[f"{known.name}-{number + 1}" if number else known.name] = _fingerprint(known.name, path)
+                name = f"{known.name}-{number + 1}" if number else known.name
+                if known.name == "also":
+                    inputs |= {f"{name}-{read}": found for read, found in _of_data_set(step.config, path).items()}
+                else:
+                    inputs[name] = _fingerprint(known.name, path)
         elif known.declaration.path_or_name and value:
             told, read = model_record(value, getattr(step.config, "revision", None))
             config = config | told
             if read:
                 inputs[known.name] = read["model"].fingerprint
     return {"command": step.command, "config": json.loads(json.dumps(config)), "inputs": inputs}
+
+
+def _of_data_set(config: Options, path: Path) -> dict[str, str]:
+    """Fingerprints of a further data set to train on: of its file, and of all that this names."""
+    from retrievo.objectives.data_set import open_data_set, settings_of
+
+    told, settings = open_data_set(path, {known.name for known in options_of(type(config))}), settings_of(path)
+    found = {"file": _fingerprint("", settings)} if settings.is_file() else {}
+    for known in options_of(type(told)):
+        value = getattr(told, known.name)
+        if known.kind is Path and value:
+            for number, table in enumerate(value if known.many else (value,)):
+                found[f"{known.name}-{number + 1}" if number else known.name] = _fingerprint(known.name, table)
+    return found
 
 
 def _fingerprint(name: str, path: Path) -> str:

@@ -454,6 +454,14 @@ CASES: dict[str, tuple[Make, int, str]] = {
         2,
         "--loss group: learns from each query's own negatives, of which there are none; pass --negatives POOL",
     ),
+    "margins without negatives": (
+        lambda f: [
+            *("train", *TABLES, "--model", f, "--output", f / "out", "--teacher", f / "run.parquet"),
+            *("--loss", "margin-mse"),
+        ],
+        2,
+        "--loss margin-mse: learns from each query's own negatives, of which there are none; pass --negatives POOL",
+    ),
     "balanced margins without a pool": (
         lambda f: [
             *("train", *TABLES, "--model", f, "--output", f / "out", "--teacher", f / "run.parquet"),

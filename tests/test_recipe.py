@@ -182,6 +182,23 @@ def test_another_input_does_again_what_reads_it(road: Path, toy_dataset: Path, r
     assert redone == {"negatives", "stage-1", "vectors-1", "stage-1-test", "results"}
 
 
+def test_another_table_of_a_further_data_set_does_its_training_again(
+    toy_dataset: Path, tiny_model: Path, tmp_path: Path, retrievo: Callable
+) -> None:
+    lines = ['corpus = "{data}"', 'queries = "{data}"', 'qrels = "{data}/qrels/train.parquet"']
+    more = ["[train]", *lines[:2], 'qrels = "more.parquet"']
+    step = ["[steps.both]", 'command = "train"', 'model = "model"', 'also = "more.toml"', "max_steps = 1", *lines]
+    recipe = lay_out(tmp_path, toy_dataset, tiny_model, "\n".join(step).replace("{data}", "data"))
+    (tmp_path / "more.toml").write_text("\n".join(more).replace("{data}", "data"))
+    judged = pq.read_table(tmp_path / "data" / "qrels" / "test.parquet")
+    pq.write_table(judged, tmp_path / "more.parquet")
+    assert "both: finished" not in retrievo("run", recipe).err
+    (tmp_path / "data" / "notes.txt").write_text("beside the tables")
+    assert "both: finished" in retrievo("run", recipe).err
+    pq.write_table(judged.slice(0, 50), tmp_path / "more.parquet")
+    assert "both: finished" not in retrievo("run", recipe).err
+
+
 def test_a_dry_run_says_what_would_be_done_and_why_and_touches_nothing(road: Path, retrievo: Callable) -> None:
     change(road, "max_steps = 4", "max_steps = 5")
     shutil.rmtree(road.parent / "road" / "bm25")

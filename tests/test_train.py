@@ -589,6 +589,45 @@ def test_a_data_set_has_the_prefix_of_its_file(
     assert hot not in queries(other_dataset)
 
 
+def test_each_data_set_is_mined_for_into_a_stage_of_its_own(
+    tiny_model: Path, toy_dataset: Path, other_dataset: Path, tmp_path: Path, retrievo: Callable
+) -> None:
+    both, more = tmp_path / "both", ["--also", other_dataset.parent / "prefixed.toml", "--query-prefix", "the "]
+    trained = retrievo(*start(tiny_model, toy_dataset, both, *more, "--max-steps", 4))
+    assert trained.code == 0, trained.err
+    for name, dataset, prefix in (("first", toy_dataset, "the "), ("second", other_dataset, "hot ")):
+        mined = retrievo("mine-negatives", both, "to", tmp_path / name, *tables(dataset), "--depth", 20)
+        assert mined.code == 0, mined.err
+        settings = tomllib.loads((tmp_path / name / "train.toml").read_text())["train"]
+        places = [Path(tmp_path / name / settings[table]).resolve() for table in ("corpus", "queries", "qrels")]
+        assert places == [dataset, dataset, dataset / "qrels" / "train.parquet"]
+        assert settings["query_prefix"] == prefix
+    second = retrievo(*start(tiny_model, toy_dataset, tmp_path / "m", "--also", tmp_path / "second", "--max-steps", 2))
+    assert second.code == 0, second.err
+    assert "of unknown queries or documents" not in second.err
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        (
+            'corpus = "c"\nqueries = "q"\nqrels = "r"\nnegativs = "n"',
+            "unknown key 'negativs'; did you mean 'negatives'",
+        ),
+        ('queries = "q"\nqrels = "r"', "has no corpus in a section [train]"),
+        ('corpus = "c"\nqueries = "q"\nqrels = "r"\nbatch_size = 8', "c: no such file"),
+    ],
+)
+def test_mistakes_in_the_file_of_a_data_set_are_named(
+    lines: str, message: str, tiny_model: Path, toy_dataset: Path, tmp_path: Path, retrievo: Callable
+) -> None:
+    (tmp_path / "more.toml").write_text(f"[train]\n{lines}\n")
+    done = retrievo(*start(tiny_model, toy_dataset, tmp_path / "m", "--also", tmp_path / "more.toml"))
+    assert done.code
+    assert message in done.err.replace("\n", " ")
+    assert str(tmp_path) in done.err.replace("\n", "")
+
+
 @pytest.mark.parametrize(
     ("flags", "code", "message"),
     [

@@ -206,7 +206,7 @@ LOSSES: dict[str, Callable[[Tile, LossSettings], Tensor]] = {  # each [t], what 
 }
 TAUGHT = ("margin-mse", "kl")  # these need a teacher of pairs
 BATCH_TAUGHT = ("batch-margin-mse",)  # these need a teacher with vectors
-GROUPED = ("group", "pairwise")  # these learn from a query's own negatives alone
+GROUPED = ("group", "pairwise", "margin-mse")  # these learn from a query's own negatives alone
 WITHOUT_TEMPERATURE = ("margin-mse", "batch-margin-mse")
 
 

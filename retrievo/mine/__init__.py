@@ -197,7 +197,8 @@ def mine(config: MineConfig) -> Manifest:
             manifest = output.finish(work.write(output))
         _summary(config, manifest, output.elapsed)
     if config.stages and console.is_lead():
-        write_stage(Path(config.stages[0]), Path(config.stages[2]))
+        tables = {name: inputs[name] for name in ("corpus", "queries", "qrels")}
+        write_stage(Path(config.stages[0]), Path(config.stages[2]), tables)
     return manifest
 
 

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import os
+import re
+from collections.abc import Mapping
 from dataclasses import MISSING
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from retrievo.objectives.data_set import STAGE_SETTINGS
+from retrievo.engine.settings import ValidationConfig
+from retrievo.objectives.data_set import STAGE_SETTINGS, open_data_set, settings_of
 from retrievo.support import console
 from retrievo.support.options import options_of
 from retrievo.train.config import STAGE_NEGATIVES, TrainConfig
 
 if TYPE_CHECKING:
-    from retrievo.support.artifact import Manifest
+    from retrievo.support.artifact import Input, Manifest
 
 
 def trained_stage(stage: Path) -> Manifest:
@@ -32,9 +35,12 @@ def trained_stage(stage: Path) -> Manifest:
     return manifest
 
 
-def write_stage(stage: Path, following: Path) -> None:
-    """Writes the settings of the next stage: the model that the first one STARTED from, its tables, both pools of
-    negatives, and the options that stage 1 was given. Settings that are there already stay as they are.
+def write_stage(stage: Path, following: Path, mined: Mapping[str, Input]) -> None:
+    """Writes the settings of the next stage: the model that the first one STARTED from, the tables that were mined for,
+    both pools of negatives, and the options that stage 1 was given. Settings that are there already stay as they are.
+
+    mined: the corpus, the queries and the qrels. Where they are another data set of stage 1 (`--also`), pools, teachers
+    and prefixes are its own; where stage 1 did not know them, there are none.
     """
     import tomli_w
 
@@ -47,21 +53,52 @@ def write_stage(stage: Path, following: Path) -> None:
         return
     manifest = trained_stage(stage)
     model, revision = recorded_model(manifest, "--model")
-    named = ("corpus", "queries", "qrels")
-    tables: dict[str, Any] = {name: _from(following, manifest.input_path(name, f"--{name}")) for name in named}
-    others = [name for name in ("teacher", "topics", "dev-qrels", "dev-run", "dev-queries") if name in manifest.inputs]
-    tables |= {name.replace("-", "_"): _from(following, manifest.input_path(name, f"--{name}")) for name in others}
-    dense = [name for name in manifest.inputs if name.startswith("batch-teacher-")]
-    if dense:
-        tables["batch_teacher"] = [_from(following, manifest.input_path(name, "--batch-teacher")) for name in dense]
-    pools = [name for name in manifest.inputs if name.startswith("negatives-")]
-    negatives = [_from(following, manifest.input_path(name, "--negatives")) for name in pools] + [STAGE_NEGATIVES]
+    whose = _whose(manifest, mined)
+    tables: dict[str, Any] = {name: _from(following, found.path) for name, found in mined.items()}
+    beside, pools = _beside(manifest, whose, following)
     started_from = {"model": _from(following, Path(model)) if Path(model).exists() else model}
     if revision:
         started_from["revision"] = revision
-    settings = started_from | tables | {"negatives": negatives} | _given(manifest)
+    given = _given(manifest) if whose == "" else _given_elsewhere(manifest, whose, beside)
+    settings = started_from | tables | beside | {"negatives": [*pools, STAGE_NEGATIVES]} | given
     with atomic_path(path) as temporary:
         temporary.write_bytes(tomli_w.dumps({"train": settings}).encode())
+
+
+def _whose(manifest: Manifest, mined: Mapping[str, Input]) -> str | None:
+    """What inputs of the data set begin with that was mined for: "" for the first one; None where there is no such.
+
+    Other queries or judgements of its corpus are the same data set.
+    """
+    starts = ["", *(name.removesuffix("corpus") for name in manifest.inputs if re.fullmatch(r"also-\d+-corpus", name))]
+    for names in (tuple(mined), ("corpus",)):
+        for start in starts:
+            if all(_is_same(manifest, start + name, mined[name]) for name in names):
+                return start
+    return None
+
+
+def _is_same(manifest: Manifest, name: str, given: Input) -> bool:
+    """Whether an input has the content that it had, or lies where it lay."""
+    recorded = manifest.inputs[name]
+    place = os.path.abspath(manifest.home / recorded["path"])
+    return recorded["fingerprint"] == given.fingerprint or place == os.path.abspath(given.path)
+
+
+def _beside(manifest: Manifest, whose: str | None, following: Path) -> tuple[dict[str, Any], list[str]]:
+    """What else a data set has: teachers, topics and, of the first one, what it is validated on; and its pools."""
+    if whose is None:
+        return {}, []
+
+    def found(name: str) -> str:
+        return _from(following, manifest.input_path(whose + name, f"--{name}"))
+
+    own = [name.removeprefix(whose) for name in manifest.inputs if name.startswith(whose)]
+    named = ("teacher", "topics", "dev-qrels", "dev-run", "dev-queries")
+    tables: dict[str, Any] = {name.replace("-", "_"): found(name) for name in named if name in own}
+    if dense := [name for name in own if name.startswith("batch-teacher-")]:
+        tables["batch_teacher"] = [found(name) for name in dense]
+    return tables, [found(name) for name in own if name.startswith("negatives-")]
 
 
 # the model is stated with its path; other data sets have pools of their own; fixed documents are of one stage
@@ -74,6 +111,20 @@ def _given(manifest: Manifest) -> dict[str, Any]:
     plain = {name: list(value) if isinstance(value, tuple) else value for name, value in known.items()}
     recorded = {name: value for name, value in manifest.config.items() if name in plain and name not in _NOT_GIVEN_ON}
     return {name: value for name, value in recorded.items() if value is not None and value != plain[name]}
+
+
+def _given_elsewhere(manifest: Manifest, whose: str | None, beside: Mapping[str, Any]) -> dict[str, Any]:
+    """The same for another data set than the first one, with the prefixes of its own file."""
+    apart = {known.name for known in options_of(ValidationConfig)} | {"query_prefix", "document_prefix"}
+    apart |= set() if "topics" in beside else {"topic_count"}
+    given = {name: value for name, value in _given(manifest).items() if name not in apart}
+    settings = (whose or "").removesuffix("-")
+    if settings not in manifest.inputs:
+        return given
+    path = settings_of(manifest.input_path(settings, "--also"))
+    told = open_data_set(path, {known.name for known in options_of(TrainConfig)})
+    prefixes = {"query_prefix": told.query_prefix, "document_prefix": told.document_prefix}
+    return given | {name: text for name, text in prefixes.items() if text is not None}
 
 
 def _from(folder: Path, path: Path) -> str:

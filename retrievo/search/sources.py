@@ -288,8 +288,11 @@ def _trained_against(queries: Manifest, source: Source) -> bool:
 
     if "model" not in queries.inputs:
         return False
-    model = queries.input_path("model", "--queries")
-    if not (model / MANIFEST).is_file():
+    try:
+        model = queries.input_path("model", "--queries")
+    except RetrievoError:  # it was moved, and with it went what it says
+        return False
+    if not (model / MANIFEST).is_file() or Input.of(model).fingerprint != queries.inputs["model"]["fingerprint"]:
         return False
     learned = Manifest.read(model).inputs.get(FIXED_DOCUMENTS, {}).get("fingerprint")
     return [Input.of(path).fingerprint for path in source.embeddings()] == [learned]

@@ -202,6 +202,8 @@ class TrainConfig(FitConfig, AdoreConfig, CrossEncoderConfig, ValidationConfig, 
                 f"needs a teacher's vectors of the corpus and of the queries, found {len(self.batch_teacher)} folders"
             )
             raise UsageError(f"--loss {BATCH_TAUGHT[0]}", found, None, fix)
+        if self.balanced_margins and not self.negatives:
+            raise UsageError("--balanced-margins", "draws from a pool", None, "pass --negatives POOL")
         grouped = [loss for loss in self.loss if loss in GROUPED]
         has_pool = self.negatives or self.refresh_every or self.hard_share is not None
         has_own = self.fixed_documents is not None or (self.negatives_per_query and has_pool)
@@ -210,8 +212,6 @@ class TrainConfig(FitConfig, AdoreConfig, CrossEncoderConfig, ValidationConfig, 
             raise UsageError(
                 f"--loss {grouped[0]}", "learns from each query's own negatives, of which there are none", None, fix
             )
-        if self.balanced_margins and not self.negatives:
-            raise UsageError("--balanced-margins", "draws from a pool", None, "pass --negatives POOL")
         if self.topic_count and self.topics is None:
             raise UsageError("--topic-count", "counts the clusters of vectors", None, "pass --topics EMBEDDINGS")
 
@@ -262,7 +262,7 @@ def _of_encoders() -> set[str]:
 
 def _beside_fixed_documents() -> set[str]:
     """Options that have no meaning where document vectors stay and negatives are found among them."""
-    return {*OF_THE_MODEL, *_OF_FOUND_NEGATIVES, "matryoshka"} - set(OF_THE_QUERY)
+    return {*OF_THE_MODEL, *_OF_FOUND_NEGATIVES, "bidirectional", "matryoshka"} - set(OF_THE_QUERY)
 
 
 def _of_validation() -> set[str]:

@@ -9,6 +9,7 @@ from retrievo.models.source import FIXED_DOCUMENTS
 from retrievo.objectives.choices import objective_class
 from retrievo.objectives.data_set import STAGE_SETTINGS
 from retrievo.support.errors import RetrievoError, UsageError
+from retrievo.support.options import options_of
 from retrievo.train.config import CROSS_ENCODER, OF_THE_MODEL, OF_THE_QUERY, TrainConfig
 
 if TYPE_CHECKING:
@@ -29,7 +30,8 @@ def data_sets(config: TrainConfig) -> list[TrainingData]:
     from retrievo.objectives.training_data import TrainingData
     from retrievo.support.artifact import Input
 
-    chosen = [config, *map(open_data_set, config.also)]
+    known = {option.name for option in options_of(TrainConfig)}
+    chosen = [config, *(open_data_set(path, known) for path in config.also)]
     for path, data_set in zip(config.also, chosen[1:], strict=True):
         for name in ("teacher", "batch_teacher"):
             if getattr(config, name) and not getattr(data_set, name):
@@ -67,12 +69,13 @@ def _fixed_documents(config: TrainConfig, data: TrainingData) -> Embeddings:
 
 def inputs_of(config: TrainConfig, data: Sequence[TrainingData]) -> dict[str, Input]:
     """What is read, by name; settings of data sets too, for they say what stands before texts."""
+    from retrievo.objectives.data_set import settings_of
     from retrievo.support.artifact import Input
 
     inputs = dict(data[0].inputs)
     for number, (path, data_set) in enumerate(zip(config.also, data[1:], strict=True), start=1):
         inputs |= {f"also-{number}-{name}": found for name, found in data_set.inputs.items()}
-        settings = path / STAGE_SETTINGS if path.is_dir() else path
+        settings = settings_of(path)
         inputs |= {f"also-{number}": Input.of(settings)} if settings.is_file() else {}
     return inputs
 

@@ -223,6 +223,23 @@ def test_the_folder_that_is_made_encodes_documents_to_the_same_bytes(
     assert any(not torch.equal(document, query) for document, query in pairs)
 
 
+def test_queries_of_a_model_that_is_no_longer_there_are_told_from_its_own(
+    trained: Path, vectors: Path, tiny_model: Path, toy_dataset: Path, tmp_path: Path, retrievo: Callable
+) -> None:
+    model, queries = tmp_path / "model", tmp_path / "queries"
+    shutil.copytree(tiny_model, model)
+    (model / "notes.json").write_text("{}")  # so it is another one than the model of the vectors
+    encoded(retrievo, model, ["--queries", toy_dataset], queries, "--pooling", "mean")
+    shutil.rmtree(model)
+    for follower in (None, trained):  # nothing is there any more, then another model that knows the vectors
+        if follower:
+            shutil.copytree(follower, model)
+        asked = ["--index", vectors, "--queries", queries, "--output", tmp_path / "run.parquet"]
+        done = retrievo("search", *asked)
+        assert done.code == 1
+        assert "was encoded by another model" in done.err
+
+
 def test_vectors_of_a_third_model_are_still_refused(
     trained: Path, vectors: Path, tiny_model: Path, toy_dataset: Path, tmp_path: Path, retrievo: Callable
 ) -> None:
@@ -317,6 +334,7 @@ def test_vectors_of_another_model_corpus_role_or_length_are_refused(
         {"normalize": True},
         {"similarity": "cosine"},
         {"tied": True},
+        {"bidirectional": True},
         {"title_template": "{text}"},
         {"document_prefix": "d: "},
         {"document_max_length": 32},
