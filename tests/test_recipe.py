@@ -347,13 +347,17 @@ def test_there_are_recipes_of_the_papers() -> None:
 def test_tas_balanced_runs_to_its_table(
     tmp_path: Path, toy_dataset: Path, tiny_model: Path, retrievo: Callable
 ) -> None:
+    from retrievo.models.encoder import Encoder
+
+    teacher = tmp_path / "teacher"
+    Encoder.load(tiny_model, pooling="mean").save(teacher)  # a plain checkpoint would be taken for a cross-encoder
     paths = {
         "data": toy_dataset,
         "train": toy_dataset / "qrels" / "train.parquet",
         "test": toy_dataset,
         "model": tiny_model,
     }
-    small = {"teacher": tiny_model, "topics": 8, "batch": 16, "steps": 10, "document_tokens": 48}
+    small = {"teacher": teacher, "pair_teacher": teacher, "topics": 8, "batch": 16, "steps": 10, "document_tokens": 48}
     settings = [f"{name}={value}" for name, value in (paths | small).items()]
     recipe = CHECKOUT / "examples" / "tas-balanced.toml"
     outcome = retrievo("run", recipe, "--output", tmp_path / "road", "--set", *settings)

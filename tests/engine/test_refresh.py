@@ -27,7 +27,15 @@ from retrievo.train import train
 from retrievo.train.config import TrainConfig
 
 DEPTH = 20
-STEADY = {"batch_size": 16, "learning_rate": 1e-3, "schedule": "constant", "warmup": 0.0, "dtype": "float32"}
+# one thread: a fixture of the module would be made with more of them than what is compared with it
+STEADY = {
+    "threads": 1,
+    "batch_size": 16,
+    "learning_rate": 1e-3,
+    "schedule": "constant",
+    "warmup": 0.0,
+    "dtype": "float32",
+}
 MODEL = {"temperature": 0.1, "similarity": "cosine", "pooling": "mean", "negatives_per_query": 2}
 
 
