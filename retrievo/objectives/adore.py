@@ -17,6 +17,7 @@ from torch.nn import functional
 from retrievo.learning.batch import Batch, Relevant
 from retrievo.learning.distributed import gather_counts, gather_rows
 from retrievo.learning.losses import Contest, identity_mask, pairs_in_order
+from retrievo.models.devices import sent
 from retrievo.models.encoder import Encoder
 from retrievo.objectives.choices import AdoreConfig
 from retrievo.objectives.finetune import Example, Finetune, FinetuneCollator
@@ -48,13 +49,14 @@ class FixedDocuments:
         Of all N, save documents that are relevant to the query or read as one that is. Scores are float32 products.
         """
         scores, rows = queries.new_empty(len(queries), 0), torch.empty(len(queries), 0, dtype=torch.int64)
-        rows, (query, masked) = rows.to(queries.device), self._masked(relevant, queries.device)
-        left_out = self._left_out.to(queries.device)
+        rows, (query, masked) = rows.to(queries.device), self._masked(relevant)
         for first, block in self._blocks(queries):
-            tile, end = queries @ block.T, first + len(block)  # [B, n]
-            inside = (masked >= first) & (masked < end)
-            tile[query[inside], masked[inside] - first] = -torch.inf
-            tile[:, left_out[(left_out >= first) & (left_out < end)] - first] = -torch.inf
+            tile, span = queries @ block.T, torch.tensor([first, first + len(block)])  # [B, n]
+            low, high = torch.searchsorted(masked, span).tolist()  # on the CPU: a device would have to be waited for
+            pairs = (sent(part[low:high], queries.device) for part in (query, masked - first))
+            tile[tuple(pairs)] = -torch.inf
+            low, high = torch.searchsorted(self._left_out, span).tolist()
+            tile[:, sent(self._left_out[low:high] - first, queries.device)] = -torch.inf
             found = tile.topk(min(count, len(block)), sorted=False)
             scores, rows = torch.cat([scores, found.values], 1), torch.cat([rows, found.indices + first], 1)
             scores, places = scores.topk(min(count, scores.shape[1]))
@@ -67,11 +69,15 @@ class FixedDocuments:
             return self._compared(self._resident[rows])
         return self._compared(torch.from_numpy(self.vectors.take(rows.cpu().numpy())).to(rows.device))
 
-    def _masked(self, relevant: Relevant, device: torch.device) -> tuple[Tensor, Tensor]:
-        """(query, row) of every document that has the text of a relevant one, and so of the relevant ones too."""
+    def _masked(self, relevant: Relevant) -> tuple[Tensor, Tensor]:
+        """(query, row) of every document that has the text of a relevant one, and so of the relevant ones too.
+
+        By ascending row, in main memory.
+        """
         entry, row = pairs_in_order(relevant.hashes.cpu(), self._ordered, self._order)
         query = torch.searchsorted(relevant.offsets.cpu(), entry, right=True) - 1
-        return query.to(device), row.to(device)
+        row, order = row.sort()
+        return query[order], row
 
     def _blocks(self, queries: Tensor) -> Iterator[tuple[int, Tensor]]:
         """(row, vectors [n, D] as they are compared) of all documents."""
@@ -87,10 +93,17 @@ class FixedDocuments:
         """All vectors as stored [N, D] on a CUDA device; None where they would fill more than half of what is free."""
         vectors = self.vectors
         size = vectors.rows * vectors.dim * vectors.dtype.itemsize
-        if device.type != "cuda" or size > torch.cuda.mem_get_info(device)[0] // 2:
+        if device.type != "cuda":
             return None
-        blocks = (as_tensor(block) for _, block in vectors.blocks(_BLOCK_VALUES // vectors.dim))
-        return torch.cat([block.to(device) for block in blocks])
+        torch.cuda.empty_cache()  # what torch keeps for later counts as free
+        if size > torch.cuda.mem_get_info(device)[0] // 2:
+            return None
+        moved: Tensor | None = None
+        for first, block in vectors.blocks(_BLOCK_VALUES // vectors.dim):
+            part = as_tensor(block).to(device)
+            moved = part.new_empty(vectors.rows, vectors.dim) if moved is None else moved
+            moved[first : first + len(part)] = part
+        return moved
 
     def _compared(self, vectors: Tensor) -> Tensor:
         """Float32, and of unit length under cosine."""

@@ -103,7 +103,8 @@ class TrainingData:
         judged = self._judged
         count = count or min(len(judged), max(2, len(judged) // QUERIES_PER_TOPIC))
         if count > len(judged):
-            raise RetrievoError("--topic-count", f"found {count:,}", f"at most {len(judged):,}, the judged queries")
+            found = f"found {count:,} for {self.queries.path}"
+            raise RetrievoError("--topic-count", found, f"at most {len(judged):,}, its judged queries")
         found = np.full(len(self.queries), -1)
         found[judged] = topics_of(self.query_vectors, judged, count, seed)
         sizes = np.bincount(found[judged], minlength=count)
