@@ -31,7 +31,7 @@ class FixedDocuments:
     """Vectors [N, D] of a corpus that do not change, and each query's best among them that are not relevant to it.
 
     vectors: in the order of the corpus; they stay in the memory map, and go to a CUDA device for good where they fill
-    at most half of what is free there. hashes: of the texts [N]. left_out: rows that are never found.
+    at most half of what is free there. hashes: of the texts [N]. left_out: ascending rows that are never found.
     """
 
     def __init__(self, vectors: Vectors, hashes: np.ndarray, left_out: np.ndarray):

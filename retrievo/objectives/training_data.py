@@ -103,8 +103,8 @@ class TrainingData:
         judged = self._judged
         count = count or min(len(judged), max(2, len(judged) // QUERIES_PER_TOPIC))
         if count > len(judged):
-            found = f"found {count:,} for {self.queries.path}"
-            raise RetrievoError("--topic-count", found, f"at most {len(judged):,}, its judged queries")
+            asked = f"found {count:,} for {self.queries.path}"
+            raise RetrievoError("--topic-count", asked, f"at most {len(judged):,}, its judged queries")
         found = np.full(len(self.queries), -1)
         found[judged] = topics_of(self.query_vectors, judged, count, seed)
         sizes = np.bincount(found[judged], minlength=count)
