@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -17,6 +17,13 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 BUCKET_BYTES = 64 << 20  # large enough for full bandwidth, small beside the gradient of a BERT-base (440 MB)
+
+_HOLDERS: list[Callable[[], object]] = []  # what lets go of the group, for those who would keep it past its end
+
+
+def at_the_end(let_go: Callable[[], object]) -> None:
+    """Has this called before the process group ends: a group that outlives its end can abort the exit."""
+    _HOLDERS.append(let_go)
 
 
 @contextlib.contextmanager
@@ -39,6 +46,9 @@ def process_group(device: str) -> Iterator[torch.device]:
     else:
         dist.init_process_group("gloo")
     yield place
+    for let_go in _HOLDERS:
+        let_go()
+    _HOLDERS.clear()
     dist.destroy_process_group()  # not after an error: this could wait for ranks that wait for this one
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from retrievo.learning.distributed import broadcast_state, is_shard, rank, world_size
+from retrievo.learning.distributed import at_the_end, broadcast_state, is_shard, rank, world_size
 from retrievo.support.errors import RetrievoError
 
 
@@ -31,6 +31,8 @@ def shard(module: nn.Module, device: torch.device) -> None:
     if not units:
         raise RetrievoError("--shard", "the layers of this model's backbone are not known", None, "leave it out")
     mesh = init_device_mesh(device.type, (world_size(),))
+    # what caches of DTensor hold for good holds, from torch 2.10 on, the group with its threads
+    at_the_end(getattr(mesh, "_pg_registry", {}).clear)
     for unit in units:
         unit.to(device)
         broadcast_state(unit)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from ranks import GROUPS as EVERY
 from ranks import Feed
 from tiny import LONGEST, finetune_batch, rows
@@ -120,17 +123,23 @@ def train(case: str, model: Path, folder: Path, *, sharded: bool, steps: int = S
 
 
 def compare(folder: Path, model: Path, cases: list[str]) -> None:
-    """Trains cases with whole weights and with cut ones, and tells how many bytes of weights this rank held."""
+    """Trains cases with whole weights and with cut ones, and tells how many bytes of weights this rank held, and how
+    many references there are to the process group after its end.
+    """
     torch.set_num_threads(1)
     held = {}
     with process_group("cpu"):
+        group = dist.group.WORLD
         for case in cases:
             for kind in (WHOLE, SHARDED):
                 objective = train(case, model, folder / case / kind, sharded=kind == SHARDED)
                 held[f"{case}/{kind}"] = sum(own_part(parameter).nbytes for parameter in objective.parameters())
         if STOPPED in cases:
             stop(folder / "stopped", model)
-        (folder / f"held-{rank()}.json").write_text(json.dumps(held))
+        path = folder / f"held-{rank()}.json"
+    del objective
+    gc.collect()
+    path.write_text(json.dumps(held | {"group": sys.getrefcount(group) - 1}))
 
 
 def stop(folder: Path, model: Path) -> None:

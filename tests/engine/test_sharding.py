@@ -80,6 +80,11 @@ def test_each_process_holds_half_of_the_weights(case: str, both: Path) -> None:
     assert sum(held) <= whole + 8  # a temperature is everywhere
 
 
+def test_nothing_keeps_the_process_group_past_its_end(quick: Path) -> None:
+    """Its threads could abort the exit of a process, one in some dozens."""
+    assert [json.loads(path.read_text())["group"] for path in quick.glob("held-*.json")] == [1, 1]
+
+
 def test_a_stopped_run_goes_on_to_the_same_bytes(quick: Path) -> None:
     for name in (WEIGHTS, "optimizer.safetensors", "optimizer.json"):
         found, expected = (
