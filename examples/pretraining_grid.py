@@ -322,9 +322,12 @@ def plot_overlap(curves: dict[str, dict[str, float]], depths: Sequence[int], pat
 
     figure = Figure(figsize=(8, 3.2), layout="constrained")
     for axes, n in zip(figure.subplots(1, 2, sharey=True), (50, 100), strict=True):
-        for arm, values in curves.items():
-            axes.plot(depths, [values[f"nb-recall-{n}@{depth}"] for depth in depths], "o-", label=arm)
+        for (arm, values), style in zip(curves.items(), ("o-", "s--", "^:"), strict=True):
+            found = [values[f"nb-recall-{n}@{depth}"] for depth in depths]
+            axes.plot(depths, found, style, label=arm, markerfacecolor="none")
         axes.set(xscale="log", xlabel="depth of the first stage", title=f"nb-recall, n = {n}")
+        axes.set_xticks(depths, map(str, depths))
+        axes.minorticks_off()
         axes.legend(frameon=False)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
