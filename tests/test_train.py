@@ -205,7 +205,10 @@ def test_vectors_that_do_not_fit_are_told(
     for flags, message in (
         (["--topics", corpus], "holds document vectors; expected query vectors"),
         (["--topics", few], "has no vector of query 'q100', nor of 59 others"),
-        (["--topics", queries, "--topic-count", 161], "--topic-count: found 161; expected at most 160"),
+        (
+            ["--topics", queries, "--topic-count", 161],
+            f"--topic-count: found 161 for {toy_dataset}; expected at most 160, its judged queries",
+        ),
         (["--loss", "batch-margin-mse", "--batch-teacher", corpus, corpus], "vectors of document and document"),
         (["--loss", "batch-margin-mse", "--batch-teacher", corpus, other], "was encoded by another model than"),
     ):
