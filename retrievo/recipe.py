@@ -355,9 +355,8 @@ def _work(step: Step) -> dict[str, Any]:
     config = step.config.record()
     for known in options_of(type(step.config)):
         value = getattr(step.config, known.name)
-        if known.kind is Path and value and not known.declaration.written:
-            for number, path in enumerate(value if known.many else (value,)):
-                name = f"{known.name}-{number + 1}" if number else known.name
+        if known.kind is Path:
+            for name, path in _read_paths(step.config, known):
                 if known.name == "also":
                     inputs |= {f"{name}-{read}": found for read, found in _of_data_set(step.config, path).items()}
                 else:
@@ -370,6 +369,15 @@ def _work(step: Step) -> dict[str, Any]:
     return {"command": step.command, "config": json.loads(json.dumps(config)), "inputs": inputs}
 
 
+def _read_paths(config: Options, known: Option) -> list[tuple[str, Path]]:
+    """(name of the input, path) of what an option of paths reads: `negatives`, `negatives-2` ..."""
+    value = getattr(config, known.name)
+    if not value or known.declaration.written:
+        return []
+    paths = value if known.many else (value,)
+    return [(f"{known.name}-{number}" if number > 1 else known.name, path) for number, path in enumerate(paths, 1)]
+
+
 def _of_data_set(config: Options, path: Path) -> dict[str, str]:
     """Fingerprints of a further data set to train on: of its file, and of all that this names."""
     from retrievo.objectives.data_set import open_data_set, settings_of
@@ -377,10 +385,8 @@ def _of_data_set(config: Options, path: Path) -> dict[str, str]:
     told, settings = open_data_set(path, {known.name for known in options_of(type(config))}), settings_of(path)
     found = {"file": _fingerprint("", settings)} if settings.is_file() else {}
     for known in options_of(type(told)):
-        value = getattr(told, known.name)
-        if known.kind is Path and value:
-            for number, table in enumerate(value if known.many else (value,)):
-                found[f"{known.name}-{number + 1}" if number else known.name] = _fingerprint(known.name, table)
+        if known.kind is Path:
+            found |= {name: _fingerprint(known.name, table) for name, table in _read_paths(told, known)}
     return found
 
 

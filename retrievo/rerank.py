@@ -328,14 +328,9 @@ class _EncoderScorer:
 
     def _vectors(self, role: str, cache: TokenCache, rows: np.ndarray) -> np.ndarray:
         """Vectors float32 [n, D] of rows of a table."""
-        import numpy as np
-
         from retrievo.models.vectors import encode_tokens
 
-        tokens = [cache.row(int(row)) for row in rows]
-        offsets = np.concatenate([[0], np.cumsum([len(part) for part in tokens])])
-        flat = np.concatenate([np.zeros(0, np.int64), *tokens])
-        return encode_tokens(self.encoder, role, flat, offsets, **self.computing)
+        return encode_tokens(self.encoder, role, *cache.rows(rows), **self.computing)
 
 
 def _write_run(

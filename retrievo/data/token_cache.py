@@ -54,6 +54,12 @@ class TokenCache:
         """The tokens of one row."""
         return self.tokens[self.offsets[position] : self.offsets[position + 1]]
 
+    def rows(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Flat tokens [T] and offsets [n + 1] of some rows, in this order."""
+        parts = [self.row(int(position)) for position in positions]
+        offsets = np.concatenate([[0], np.cumsum([len(part) for part in parts])]).astype(np.int64)
+        return np.concatenate([self.tokens[:0], *parts]), offsets
+
 
 def _build(table: Table, tokenization: Tokenizes, folder: Path) -> None:
     dtype = "<u2" if tokenization.vocabulary_size <= 1 << 16 else "<u4"

@@ -70,7 +70,7 @@ class RefreshingFeed:
         self.home, self.checkpoints, self.steps = folder / REFRESHED, folder / CHECKPOINTS, steps
         self.chunk_tokens, self.dtype = chunk_tokens, dtype
         self._used = 0  # the refresh whose pool the sampler has
-        queries = np.flatnonzero(np.diff(self.data.positives.offsets))
+        queries = feed.sampler.queries
         self._queries = queries[share(len(queries), rank(), world_size())]
         self._judged = self._relevant()
 
@@ -163,11 +163,8 @@ class RefreshingFeed:
         return stored_vectors(folder, embeddings_stats(rows, self.encoder.dim, _STORAGE, "document", similarity))
 
     def _vectors(self, role: str, texts: TokenCache, rows: np.ndarray) -> np.ndarray:
-        tokens = [texts.row(int(row)) for row in rows]
-        offsets = np.concatenate([[0], np.cumsum([len(own) for own in tokens])]).astype(np.int64)
-        flat = np.concatenate([texts.tokens[:0], *tokens])
         dtype = resolve_dtype(self.dtype, self.encoder.backbone.device)
-        return encode_tokens(self.encoder, role, flat, offsets, chunk_tokens=self.chunk_tokens, dtype=dtype)
+        return encode_tokens(self.encoder, role, *texts.rows(rows), chunk_tokens=self.chunk_tokens, dtype=dtype)
 
     def _mine(self, vectors: Vectors, part: Path) -> None:
         """Writes the negatives of this rank's queries: all that the search finds and no rule drops."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -104,7 +104,7 @@ class Validation:
         self.metric, self.patience = config.dev_metric, config.patience
         self.pool, self.encoder, self.module, self.folder, self.dtype = pool, encoder, module, folder, dtype
         self._queries = encoder.tokenization("query").tokenize(pool.texts)
-        self._documents = _joined(document_tokens.row(int(row)) for row in pool.documents)
+        self._documents = document_tokens.rows(pool.documents)
 
     @property
     def key(self) -> str:
@@ -166,10 +166,3 @@ class Validation:
 
 def _best(measures: Sequence[tuple[int, float]]) -> tuple[int, float]:
     return max(measures, key=lambda measure: measure[1], default=(0, -math.inf))
-
-
-def _joined(rows: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Flat tokens and offsets of rows."""
-    parts = list(rows)
-    offsets = np.concatenate([[0], np.cumsum([len(part) for part in parts])]).astype(np.int64)
-    return np.concatenate([np.zeros(0, np.int64), *parts]), offsets

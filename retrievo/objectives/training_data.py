@@ -59,7 +59,7 @@ class TrainingData:
         self.positives, self.lost_judgements = self.by_query(relevant)
         self.negatives, self.lost_negatives = self.by_query(pooled(pools))
         self.pairs = len(self.positives.values)
-        self.judged = int(np.count_nonzero(np.diff(self.positives.offsets)))
+        self.judged = len(self._judged)
         if not self.pairs:
             found = f"none of its {relevant.num_rows:,} relevant pairs has its query and its document"
             raise RetrievoError(told.qrels, found, None, "check --queries, --corpus and --min-relevance")
