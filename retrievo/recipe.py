@@ -350,6 +350,7 @@ def _work(step: Step) -> dict[str, Any]:
     Raises: RetrievoError where an input is not there.
     """
     from retrievo.models.source import model_record
+    from retrievo.support.artifact import in_force
 
     inputs: dict[str, str] = {}
     config = step.config.record()
@@ -366,7 +367,7 @@ def _work(step: Step) -> dict[str, Any]:
             config = config | told
             if read:
                 inputs[known.name] = read["model"].fingerprint
-    return {"command": step.command, "config": json.loads(json.dumps(config)), "inputs": inputs}
+    return {"command": step.command, "config": in_force(json.loads(json.dumps(config))), "inputs": inputs}
 
 
 def _read_paths(config: Options, known: Option) -> list[tuple[str, Path]]:

@@ -143,6 +143,11 @@ def recorded_work(folder: Path, kind: str) -> tuple[dict[str, Any], dict[str, An
     return manifest.config, manifest.stats
 
 
+def in_force(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Options without those that are off, which is what an option was before there was such an option."""
+    return {name: value for name, value in config.items() if value not in (None, []) and value is not False}
+
+
 def _upgrade() -> str:
     return f"this is retrievo {retrievo.__version__}; install the version that wrote it"
 
@@ -254,11 +259,11 @@ class Output:
         """What differs between this output and one that was made, in words; empty where it would be the same."""
         if kind != self.kind:
             return [f"it is of kind '{kind}', not '{self.kind}'"]
-        names = dict.fromkeys([*config, *self.config])
+        before, wanted = in_force(config), in_force(self.config)
         changed = [
             f"{name} was {json.dumps(config.get(name))} and is now {json.dumps(self.config.get(name))}"
-            for name in names
-            if config.get(name) != self.config.get(name)
+            for name in dict.fromkeys([*before, *wanted])
+            if before.get(name) != wanted.get(name)
         ]
         was = {name: recorded["fingerprint"] for name, recorded in inputs.items()}
         now = {name: given.fingerprint for name, given in self.inputs.items()}

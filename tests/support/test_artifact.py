@@ -58,6 +58,17 @@ def test_other_work_is_refused_and_the_difference_named(tmp_path: Path, source: 
         output(tmp_path / "out", source).already_finished()
 
 
+def test_an_option_that_is_off_was_so_before_there_was_such_an_option(tmp_path: Path, source: Path) -> None:
+    made = {"source": Input.of(source)}
+    make(Output(tmp_path / "out", "dataset", {"depth": 10}, made))
+    later = {"depth": 10, "bidirectional": False, "ranker": None, "also": []}
+    assert Output(tmp_path / "out", "dataset", later, made).already_finished() is not None
+    with pytest.raises(RetrievoError, match="bidirectional was null and is now true"):
+        Output(tmp_path / "out", "dataset", later | {"bidirectional": True}, made).already_finished()
+    with pytest.raises(RetrievoError, match="first was null and is now 0"):
+        Output(tmp_path / "out", "dataset", later | {"first": 0}, made).already_finished()
+
+
 def test_force_replaces_what_the_manifest_lists_and_keeps_the_rest(tmp_path: Path, source: Path) -> None:
     make(output(tmp_path / "out", source))
     (tmp_path / "out" / "mine.txt").write_text("mine")
