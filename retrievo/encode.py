@@ -56,7 +56,7 @@ class EncodeConfig(Options):
         "Number format of the stored vectors.", default="float16", choices=("float16", "float32")
     )
     dtype: str = dtype_option()
-    chunk_tokens: int = chunk_tokens_option()
+    chunk_tokens: int | str = chunk_tokens_option()
     device: str = device_option()
     threads: int | None = threads_option()
     processes: int | None = option(
@@ -133,13 +133,12 @@ def _required(path: Path | None) -> Path:
 
 
 def _output(config: EncodeConfig, table: Table, device: torch.device) -> Output:
-    from retrievo.models.precision import resolve_dtype
+    from retrievo.models.computing import computing_record
     from retrievo.models.source import model_record
     from retrievo.support.artifact import Output
 
     model_config, model_inputs = model_record(config.model, config.revision)
-    dtype = str(resolve_dtype(config.dtype, device)).removeprefix("torch.")
-    record = config.record() | model_config | {"role": config.role, "computed_in": dtype}
+    record = config.record() | model_config | computing_record(config, device) | {"role": config.role}
     inputs = model_inputs | {"corpus" if config.corpus else "queries": table.input}
     return Output(config.output, "embeddings", record, inputs, force=config.force, in_place=True)
 
@@ -174,27 +173,19 @@ def _encode_missing(
     own: list[tuple[int, tuple[int, int]]],
 ) -> None:
     """Reads and tokenizes the next shard and writes the last one while this one is encoded."""
-    from retrievo.models.precision import resolve_dtype
+    from retrievo.models.computing import computing
     from retrievo.models.vectors import encode_tokens
     from retrievo.retrieval.embeddings import TRUNCATED, shard_name, write_shard
 
     missing = [(number, bounds) for number, bounds in own if not (folder / shard_name(number)).exists()]
     total = sum(end - first for _, (first, end) in own)
-    dtype, storage = resolve_dtype(config.dtype, device), config.storage_dtype
+    settled, storage = computing(config, device), config.storage_dtype
     with console.progress("encoding", total, "texts") as tick, ThreadPoolExecutor(1) as writer:
         tick(total - sum(end - first for _, (first, end) in missing))
         written = None
         shards = _ahead(_tokenized(table, encoder, config.role, [bounds for _, bounds in missing]))
         for (number, _), (ids, rows) in zip(missing, shards, strict=True):
-            vectors = encode_tokens(
-                encoder,
-                config.role,
-                rows.tokens,
-                rows.offsets,
-                chunk_tokens=config.chunk_tokens,
-                dtype=dtype,
-                tick=tick,
-            )
+            vectors = encode_tokens(encoder, config.role, rows.tokens, rows.offsets, tick=tick, **settled)
             if written is not None:
                 written.result()
             told = {TRUNCATED: str(rows.truncated)}

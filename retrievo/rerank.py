@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from retrievo.data.options import (
     corpus_option,
@@ -64,7 +64,7 @@ class RerankConfig(Options):
         hidden_default="as the model",
     )
     dtype: str = dtype_option()
-    chunk_tokens: int = chunk_tokens_option()
+    chunk_tokens: int | str = chunk_tokens_option()
     device: str = device_option()
     threads: int | None = threads_option()
     force: bool = force_option()
@@ -136,13 +136,12 @@ def _is_encoder(config: RerankConfig) -> bool:
 
 def _outputs(config: RerankConfig, inputs: dict[str, Input], device: torch.device) -> tuple[Output, Output]:
     """The run, and the folder of scores beside it, which goes when the run is there."""
-    from retrievo.models.precision import resolve_dtype
+    from retrievo.models.computing import computing_record
     from retrievo.models.source import model_record
     from retrievo.support.artifact import Output
 
     model_config, model_inputs = model_record(config.model, config.revision)
-    dtype = str(resolve_dtype(config.dtype, device)).removeprefix("torch.")
-    record, inputs = config.record() | model_config | {"computed_in": dtype}, model_inputs | inputs
+    record, inputs = config.record() | model_config | computing_record(config, device), model_inputs | inputs
     beside = config.output.with_name(config.output.name + ".scores")
     return (
         Output(config.output, "run", record, inputs, force=config.force, single_file=True),
@@ -258,16 +257,13 @@ class _CrossEncoderScorer:
 
     def __init__(self, config: RerankConfig, corpus: Corpus, queries: Queries, pairs: Pairs, device: torch.device):
         from retrievo.data.token_cache import TokenCache
+        from retrievo.models.computing import computing
         from retrievo.models.cross_encoder import CrossEncoder
-        from retrievo.models.precision import resolve_dtype
 
         activation = ACTIVATIONS[config.activation] if config.activation else None
         model = CrossEncoder.load(config.model, config.revision, max_length=config.max_length, activation=activation)
         self.model, self.tokenization = model.to(device).eval(), model.tokenization
-        self.computing: dict[str, Any] = {
-            "chunk_tokens": config.chunk_tokens,
-            "dtype": resolve_dtype(config.dtype, device),
-        }
+        self.computing = computing(config, device)
         self.queries = TokenCache(queries.table, self.tokenization.query)
         self.documents = TokenCache(corpus.table, self.tokenization.document)
 
@@ -291,14 +287,11 @@ class _EncoderScorer:
         import numpy as np
 
         from retrievo.data.token_cache import TokenCache
+        from retrievo.models.computing import computing
         from retrievo.models.encoder import Encoder
-        from retrievo.models.precision import resolve_dtype
 
         self.encoder = Encoder.load(config.model, config.revision, as_stated=True).to(device).eval()
-        self.computing: dict[str, Any] = {
-            "chunk_tokens": config.chunk_tokens,
-            "dtype": resolve_dtype(config.dtype, device),
-        }
+        self.computing = computing(config, device)
         self.documents = TokenCache(corpus.table, self.encoder.tokenization("document"))
         self.asked = np.unique(pairs.query)
         own = TokenCache(queries.table, self.encoder.tokenization("query"))

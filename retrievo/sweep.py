@@ -54,7 +54,7 @@ class SweepConfig(EvaluateConfig):
         "Datasets of the suite where rows whose document id equals the query id are dropped.", default=(), several=True
     )
     dtype: str = dtype_option()
-    chunk_tokens: int = chunk_tokens_option()
+    chunk_tokens: int | str = chunk_tokens_option()
     device: str = device_option()
     threads: int | None = threads_option()
 

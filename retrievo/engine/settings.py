@@ -31,7 +31,7 @@ class FitConfig(OptimizerConfig):
     max_steps: int | None = option("Steps to train.", default=None, minimum=1, alternative="length")
     seed: int = option("Of the order of the data, of dropout and of all else that is random.", default=0, minimum=0)
     dtype: str = dtype_option()
-    chunk_tokens: int | str = chunk_tokens_option("auto")
+    chunk_tokens: int | str = chunk_tokens_option(4096, auto="what proves fastest")
     graph_memory: str = option(
         "Memory for graphs of chunks that are kept, so that these are not encoded twice; 0 keeps none.",
         default="1GB",

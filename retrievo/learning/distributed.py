@@ -16,6 +16,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from retrievo.models.devices import is_shard
+
 BUCKET_BYTES = 64 << 20  # large enough for full bandwidth, small beside the gradient of a BERT-base (440 MB)
 
 _HOLDERS: list[Callable[[], object]] = []  # what lets go of the group, for those who would keep it past its end
@@ -116,13 +118,6 @@ class _GatherRows(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         start = sum(ctx.counts[: rank()])
         return sum_over_ranks(gradient)[start : start + ctx.counts[rank()]], None
-
-
-def is_shard(tensor: Tensor) -> bool:
-    """Whether each rank holds a part of a tensor, and not all of it (`learning/sharding.py`)."""
-    from torch.distributed.tensor import DTensor  # 0.7 s, which a search need not wait for
-
-    return isinstance(tensor, DTensor)
 
 
 def broadcast_state(module: nn.Module) -> None:

@@ -123,7 +123,7 @@ class MineConfig(Options):
     b: float = option("BM25: length normalization.", default=0.4, minimum=0, maximum=1, only=_BM25_ONLY)
     title_template: str = title_template_option(only=_BM25_ONLY)
     dtype: str = dtype_option()
-    chunk_tokens: int = chunk_tokens_option()
+    chunk_tokens: int | str = chunk_tokens_option()
     device: str = device_option()
     threads: int | None = threads_option()
     seed: int = option("Of the draw.", default=0, minimum=0)

@@ -15,15 +15,12 @@ from torch import Tensor, nn
 
 from retrievo.data.options import TITLE_TEMPLATE
 from retrievo.models import opening
-from retrievo.models.attention import PlainAttention
 from retrievo.models.card import cross_encoder_card
-from retrievo.models.chunks import cut_chunks, pad
-from retrievo.models.devices import sent
+from retrievo.models.computing import compute_rows
 from retrievo.models.encoder import position_limit
 from retrievo.models.pairs import PairTokenization
 from retrievo.models.saving import move_into_place, write_tokenizer
 from retrievo.models.spec import CROSS_ENCODER_FILE
-from retrievo.support.console import Tick
 from retrievo.support.errors import RetrievoError
 from retrievo.support.files import remove
 
@@ -79,27 +76,10 @@ class CrossEncoder(nn.Module):
         tokenizer_json = self.tokenizer.backend_tokenizer.to_str()
         return PairTokenization(tokenizer_json, self.spec.max_length, self.spec.title_template, self.type_stride)
 
-    @torch.no_grad()  # not inference_mode, under which autocast casts the weights again for every chunk
-    def scores(
-        self,
-        tokens: npt.ArrayLike,
-        offsets: npt.ArrayLike,
-        *,
-        chunk_tokens: int,
-        dtype: torch.dtype = torch.float32,
-        tick: Tick | None = None,
-    ) -> np.ndarray:
-        """Scores float32 [n] of n rows of flat tokens, in their order; arguments as in `encode_tokens`."""
-        offsets, place = np.asarray(offsets), self.model.device
-        logits = torch.empty(len(offsets) - 1, device=place)
-        self.eval()
-        with PlainAttention(), torch.autocast(place.type, dtype=dtype, enabled=dtype != torch.float32):
-            for rows in cut_chunks(np.diff(offsets), chunk_tokens):
-                arrays = pad(tokens, offsets, rows, self.pad_id)
-                input_ids, mask = (sent(torch.from_numpy(array), place) for array in arrays)  # [n, L]
-                logits[sent(torch.from_numpy(rows), place)] = self(input_ids, mask)
-                if tick:
-                    tick(len(rows))
+    def scores(self, tokens: npt.ArrayLike, offsets: npt.ArrayLike, **options: Any) -> np.ndarray:
+        """Scores float32 [n] of n rows of flat tokens, in their order; options as in `compute_rows`."""
+        logits = torch.empty(len(np.asarray(offsets)) - 1, device=self.model.device)
+        compute_rows(self, self, tokens, offsets, logits, pad_id=self.pad_id, **options)
         return ACTIVATIONS[self.spec.activation](logits).cpu().numpy()
 
     @classmethod

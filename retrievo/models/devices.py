@@ -1,4 +1,4 @@
-"""Which device `--device` means, and how many threads compute on a CPU."""
+"""Which device `--device` means, where tensors lie, and how many threads compute on a CPU."""
 
 from __future__ import annotations
 
@@ -33,6 +33,13 @@ def sent(tensor: Tensor, device: torch.device) -> Tensor:
     if device.type == "cuda":
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=True)
+
+
+def is_shard(tensor: Tensor) -> bool:
+    """Whether each rank holds a part of a tensor, and not all of it (`learning/sharding.py`)."""
+    from torch.distributed.tensor import DTensor  # 0.7 s, which a search need not wait for
+
+    return isinstance(tensor, DTensor)
 
 
 def prepare_cpu(threads: int | None) -> None:

@@ -38,15 +38,12 @@ def device_option() -> Any:
     return option("Where to compute.", default="auto", choices=DEVICES, affects_output=False)
 
 
-def chunk_tokens_option(*words: str) -> Any:
-    """`--chunk-tokens`; `words` are what else may stand there."""
-    help = "Most tokens computed at once, padding included"
-    return option(
-        f"{help}; auto measures what is fastest." if "auto" in words else f"{help}.",
-        default=4096,
-        minimum=1,
-        words=words,
-    )
+def chunk_tokens_option(
+    default: int | str = "auto", auto: str = "1,024 for each core of a CPU, 4,096 on an accelerator"
+) -> Any:
+    """`--chunk-tokens`; `auto` says what it is in words."""
+    help = f"Most tokens computed at once, padding included; auto: {auto}."
+    return option(help, default=default, minimum=1, words=("auto",))
 
 
 def bidirectional_option(**declared: Any) -> Any:

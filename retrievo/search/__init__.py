@@ -145,7 +145,7 @@ class SearchConfig(Options):
         "Queries per scan of exact search.", default=None, minimum=1, affects_output=False, hidden_default="1,024"
     )
     dtype: str = dtype_option()
-    chunk_tokens: int = chunk_tokens_option()
+    chunk_tokens: int | str = chunk_tokens_option()
     device: str = device_option()
     threads: int | None = threads_option()
     corpus: Path | None = corpus_option(

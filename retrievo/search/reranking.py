@@ -54,7 +54,7 @@ class Reranker:
         """Each query and each document is tokenized once."""
         import numpy as np
 
-        from retrievo.models.precision import resolve_dtype
+        from retrievo.models.computing import computing
 
         asked, query_of = np.unique(query, return_inverse=True)
         known, document_of = np.unique(np.asarray(doc_ids, dtype=object), return_inverse=True)
@@ -62,8 +62,7 @@ class Reranker:
         first = pairs.query.tokenize([queries[number] for number in asked])
         second = pairs.document.tokenize([one.text for one in documents], [one.title for one in documents])
         rows = pairs.rows([(first.row(q), second.row(d)) for q, d in zip(query_of, document_of, strict=True)])
-        dtype = resolve_dtype(self.config.dtype, self.model.model.device)
-        return self.model.scores(*rows, chunk_tokens=self.config.chunk_tokens, dtype=dtype, tick=tick)
+        return self.model.scores(*rows, tick=tick, **computing(self.config, self.model.model.device))
 
     def _documents(self, ids: Sequence[str]) -> list[Document]:
         """Documents by id, from the first corpus that holds them."""

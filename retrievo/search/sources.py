@@ -139,13 +139,12 @@ def open_encoder(source: Source) -> Encoder:
 
 def encode(config: SearchConfig, encoder: Encoder, texts: Sequence[str]) -> np.ndarray:
     """Vectors [Q, D] of queries."""
+    from retrievo.models.computing import computing
     from retrievo.models.devices import resolve_device
-    from retrievo.models.precision import resolve_dtype
     from retrievo.models.vectors import encode_texts
 
     device = resolve_device(config.device)
-    dtype = resolve_dtype(config.dtype, device)
-    return encode_texts(encoder, "query", texts, chunk_tokens=config.chunk_tokens, dtype=dtype, device=device)
+    return encode_texts(encoder, "query", texts, device=device, **computing(config, device))
 
 
 class Dense:

@@ -26,7 +26,7 @@ def main() -> None:
     parser.add_argument("corpus", type=Path)
     parser.add_argument("--documents", type=int, default=300)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--chunk-tokens", type=int, default=4096)
+    parser.add_argument("--chunk-tokens", type=int, default=1024)
     given = parser.parse_args()
     texts = next(Corpus(given.corpus).batches())[1][: given.documents]
     contenders = _contenders(given.model, texts, given.chunk_tokens)

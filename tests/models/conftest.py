@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import socket
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -89,6 +90,14 @@ def sentences() -> list[str]:
 def tokenizers():
     """Tokenizers of transformers by kind; a test that changes one makes its own."""
     return {"word pieces": word_pieces(), "byte pieces": byte_pieces()}
+
+
+@pytest.fixture
+def threads() -> Iterator[Callable[[int], None]]:
+    """Sets how many threads torch has, until the test ends."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

@@ -79,7 +79,9 @@ def test_encoding_within_an_autocast_leaves_no_weights_without_gradient(encoder)
     encoder.zero_grad()
 
 
-def test_weights_are_cast_once_and_not_for_every_chunk(encoder):
+def test_weights_are_cast_once_and_not_for_every_chunk(encoder, threads):
+    threads(1)
+
     def casts(budget):
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], record_shapes=True) as profile:
             encode_tokens(encoder, "query", *rows, chunk_tokens=budget, dtype=torch.bfloat16)

@@ -1,0 +1,105 @@
+"""Chunks through a model, side by side."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from retrievo.models.computing import compute_rows, computing, computing_record
+from retrievo.models.encoder import Encoder
+from retrievo.models.vectors import encode_tokens
+
+
+def flat(rows):
+    return np.array([token for row in rows for token in row], dtype=np.int32), np.cumsum([0, *map(len, rows)])
+
+
+ROWS = flat([[5 + (length * step) % 90 for step in range(length)] for length in (7, 40, 1, 13, 13, 28, 2, 30, 30)])
+
+
+class Sums(nn.Module):
+    """Sums of the token ids of each row; remembers what computed them."""
+
+    def __init__(self, fault_at=None):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(1))
+        self.calls, self.fault_at = [], fault_at
+
+    def forward(self, input_ids, mask):
+        self.calls.append((threading.get_ident(), torch.get_num_threads()))
+        if len(self.calls) == self.fault_at:
+            raise ZeroDivisionError("a fault in a chunk")
+        return (input_ids * mask).sum(1).float() * self.weight
+
+
+def sums(module, **options):
+    out = torch.full((len(ROWS[1]) - 1,), -1.0)
+    compute_rows(module, module, *ROWS, out, pad_id=0, **{"chunk_tokens": 1, **options})
+    return out
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_any_number_of_threads_gives_the_same_bytes(bert_folder, threads, dtype):
+    encoder, found = Encoder.load(bert_folder, pooling="mean", normalize=True), []
+    for count in (1, 2, 5):
+        threads(count)
+        found.append(encode_tokens(encoder, "document", *ROWS, chunk_tokens=60, dtype=dtype).tobytes())
+    assert found[0] == found[1] == found[2]
+
+
+def test_threads_share_the_chunks_and_torchs_threads_and_leave_all_as_it_was(threads):
+    threads(4)
+    module, told = Sums().train(), []
+    out = sums(module, tick=told.append)
+    tokens, offsets = ROWS
+    assert out.tolist() == [tokens[first:end].sum() for first, end in itertools.pairwise(offsets)]
+    assert (len(module.calls), sum(told)) == (9, 9)
+    assert {inside for _, inside in module.calls} == {1}
+    assert threading.get_ident() not in {thread for thread, _ in module.calls}
+    assert (torch.get_num_threads(), module.training, out.requires_grad) == (4, True, False)
+
+
+def test_one_chunk_has_all_threads(threads):
+    threads(4)
+    module = Sums()
+    sums(module, chunk_tokens=1000)
+    assert module.calls == [(threading.get_ident(), 4)]
+
+
+def test_two_chunks_have_half_of_the_threads_each(threads):
+    threads(4)
+    module = Sums()
+    sums(module, chunk_tokens=200)
+    assert [inside for _, inside in module.calls] == [2, 2]
+
+
+def test_a_fault_in_a_chunk_is_raised_and_no_other_chunk_begun(threads):
+    threads(2)
+    module = Sums(fault_at=3)
+    with pytest.raises(ZeroDivisionError, match="a fault in a chunk"):
+        sums(module)
+    assert len(module.calls) <= 4  # the other thread may be at one
+    assert torch.get_num_threads() == 2
+
+
+def test_weights_that_are_cut_among_ranks_see_the_chunks_in_order(threads, monkeypatch):
+    threads(4)
+    module = Sums()
+    monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
+    monkeypatch.setattr("retrievo.models.computing.is_shard", lambda tensor: tensor is module.weight)
+    sums(module)
+    assert module.calls == [(threading.get_ident(), 4)] * 9
+
+
+def test_auto_is_settled_for_the_device_and_recorded():
+    config = SimpleNamespace(dtype="bf16", chunk_tokens="auto")
+    assert computing(config, "cpu") == {"chunk_tokens": 1024, "dtype": torch.bfloat16}
+    assert computing(config, torch.device("cuda", 1))["chunk_tokens"] == 4096
+    config.chunk_tokens = 77
+    assert computing_record(config, "cpu") == {"chunk_tokens": 77, "computed_in": "bfloat16"}
