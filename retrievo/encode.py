@@ -146,11 +146,13 @@ def _output(config: EncodeConfig, table: Table, device: torch.device) -> Output:
 def _encode_shards(config: EncodeConfig, table: Table, output: Output, device: torch.device) -> Manifest:
     """This process's share of the shards; the lead process begins and finishes the folder."""
     from retrievo.learning.distributed import barrier, rank, world_size
+    from retrievo.models.computing import prepared
     from retrievo.models.encoder import Encoder
     from retrievo.retrieval.embeddings import embeddings_stats, shard_bounds
 
     with output.build_together(lead=rank() == 0, barrier=barrier) as folder:
-        encoder = Encoder.load(config.model, config.revision, as_stated=True, pooling=config.pooling).to(device).eval()
+        encoder = Encoder.load(config.model, config.revision, as_stated=True, pooling=config.pooling)
+        encoder = prepared(encoder, config, device)
         encoder.truncate(config.truncate_dim)
         own = list(enumerate(shard_bounds(table.rows)))[rank() :: world_size()]
         _encode_missing(config, table, encoder, device, folder, own)

@@ -257,12 +257,12 @@ class _CrossEncoderScorer:
 
     def __init__(self, config: RerankConfig, corpus: Corpus, queries: Queries, pairs: Pairs, device: torch.device):
         from retrievo.data.token_cache import TokenCache
-        from retrievo.models.computing import computing
+        from retrievo.models.computing import computing, prepared
         from retrievo.models.cross_encoder import CrossEncoder
 
         activation = ACTIVATIONS[config.activation] if config.activation else None
         model = CrossEncoder.load(config.model, config.revision, max_length=config.max_length, activation=activation)
-        self.model, self.tokenization = model.to(device).eval(), model.tokenization
+        self.model, self.tokenization = prepared(model, config, device), model.tokenization
         self.computing = computing(config, device)
         self.queries = TokenCache(queries.table, self.tokenization.query)
         self.documents = TokenCache(corpus.table, self.tokenization.document)
@@ -287,10 +287,10 @@ class _EncoderScorer:
         import numpy as np
 
         from retrievo.data.token_cache import TokenCache
-        from retrievo.models.computing import computing
+        from retrievo.models.computing import computing, prepared
         from retrievo.models.encoder import Encoder
 
-        self.encoder = Encoder.load(config.model, config.revision, as_stated=True).to(device).eval()
+        self.encoder = prepared(Encoder.load(config.model, config.revision, as_stated=True), config, device)
         self.computing = computing(config, device)
         self.documents = TokenCache(corpus.table, self.encoder.tokenization("document"))
         self.asked = np.unique(pairs.query)

@@ -19,8 +19,6 @@ def encode_tokens(
     role: str,
     tokens: npt.ArrayLike,
     offsets: npt.ArrayLike,
-    *,
-    device: str | torch.device | None = None,
     **options: Any,
 ) -> np.ndarray:
     """Vectors float32 `[n, D]` of n rows of flat tokens, in their order.
@@ -28,10 +26,8 @@ def encode_tokens(
     The rows are cut by `cut_chunks`, so that a vector is a pure function of all lengths and the budget: in bfloat16
     its last bits depend on what shares its chunk. Pooling and normalization are float32.
 
-    device: where the encoder is moved first, None = stays; options, tokens, offsets: as in `compute_rows`.
+    tokens, offsets, options: as in `compute_rows`.
     """
-    if device is not None:
-        encoder.to(device)
     vectors = torch.empty(len(np.asarray(offsets)) - 1, encoder.dim, device=encoder.backbone.device)
     forward = partial(encoder.encode, role)
     compute_rows(encoder, forward, tokens, offsets, vectors, pad_id=encoder.pad_id, **options)

@@ -354,4 +354,8 @@ def _dense_queries(config: SearchConfig, source: Source) -> _DenseQueries:
         return _DenseQueries(vectors.ids(), Input.of(config.queries), lambda: vectors.take(np.arange(vectors.rows)))
     queries = _texts(config)
     source.embeddings_manifest()
-    return _DenseQueries(queries.ids, queries.input, lambda: encode(config, open_encoder(source), queries.texts))
+
+    def encoded() -> np.ndarray:
+        return encode(config, open_encoder(config, source), queries.texts)
+
+    return _DenseQueries(queries.ids, queries.input, encoded)

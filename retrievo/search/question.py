@@ -116,7 +116,7 @@ def _vectors_asker(config: SearchConfig, source: Source) -> Callable[[str, int],
     from retrievo.retrieval.hits import joined
     from retrievo.retrieval.snippets import same_words
 
-    encoder, dense = open_encoder(source), Dense(config, source)
+    encoder, dense = open_encoder(config, source), Dense(config, source)
 
     def ask(question: str, depth: int) -> _Asked:
         hits = joined(dense.batches(encode(config, encoder, [question]), depth))

@@ -25,6 +25,7 @@ class Reranker:
     """
 
     def __init__(self, config: SearchConfig, sources: Sequence[Source]):
+        from retrievo.models.computing import prepared
         from retrievo.models.cross_encoder import CrossEncoder
         from retrievo.models.devices import resolve_device
 
@@ -33,7 +34,7 @@ class Reranker:
         self.corpora = open_corpora(config, sources)
         if not self.corpora:
             raise RetrievoError("--rerank", "no texts to read: the index knows no corpus", None, "pass --corpus")
-        self.model = CrossEncoder.load(config.rerank).to(resolve_device(config.device)).eval()
+        self.model = prepared(CrossEncoder.load(config.rerank), config, resolve_device(config.device))
 
     def scores(
         self, queries: Sequence[str], query: np.ndarray, doc_ids: Sequence[str], tick: Tick | None = None

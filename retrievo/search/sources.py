@@ -125,8 +125,10 @@ def bm25_options(config: SearchConfig) -> dict[str, Any]:
 # -------------------------------------------------------------------------------------------------------------- dense
 
 
-def open_encoder(source: Source) -> Encoder:
+def open_encoder(config: SearchConfig, source: Source) -> Encoder:
     """The model that made the embeddings of the documents."""
+    from retrievo.models.computing import prepared
+    from retrievo.models.devices import resolve_device
     from retrievo.models.encoder import Encoder
     from retrievo.models.source import recorded_model
 
@@ -134,17 +136,15 @@ def open_encoder(source: Source) -> Encoder:
     name, revision = recorded_model(documents, "--queries EMBEDDINGS (these vectors were imported)")
     encoder = Encoder.load(name, revision, pooling=documents.config.get("pooling"))
     encoder.truncate(documents.config.get("truncate_dim"))
-    return encoder
+    return prepared(encoder, config, resolve_device(config.device))
 
 
 def encode(config: SearchConfig, encoder: Encoder, texts: Sequence[str]) -> np.ndarray:
     """Vectors [Q, D] of queries."""
     from retrievo.models.computing import computing
-    from retrievo.models.devices import resolve_device
     from retrievo.models.vectors import encode_texts
 
-    device = resolve_device(config.device)
-    return encode_texts(encoder, "query", texts, device=device, **computing(config, device))
+    return encode_texts(encoder, "query", texts, **computing(config, encoder.backbone.device))
 
 
 class Dense:

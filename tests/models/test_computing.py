@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from retrievo.models.computing import compute_rows, computing, computing_record
+from retrievo.models.computing import compute_rows, computing, computing_record, prepared
 from retrievo.models.encoder import Encoder
 from retrievo.models.vectors import encode_tokens
 
@@ -103,3 +103,28 @@ def test_auto_is_settled_for_the_device_and_recorded():
     assert computing(config, torch.device("cuda", 1))["chunk_tokens"] == 4096
     config.chunk_tokens = 77
     assert computing_record(config, "cpu") == {"chunk_tokens": 77, "computed_in": "bfloat16"}
+
+
+def test_prepared_weights_are_in_bfloat16_and_buffers_keep_their_precision(bert_folder):
+    encoder = Encoder.load(bert_folder)
+    encoder.register_buffer("frequencies", torch.ones(2))
+    prepared(encoder.train(), SimpleNamespace(dtype="bfloat16", chunk_tokens="auto"), "cpu")
+    assert {parameter.dtype for parameter in encoder.parameters()} == {torch.bfloat16}
+    assert (encoder.frequencies.dtype, encoder.training) == (torch.float32, False)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_prepared_weights_stay_float32_in_other_precisions(bert_folder, dtype):
+    encoder = prepared(Encoder.load(bert_folder), SimpleNamespace(dtype=dtype, chunk_tokens="auto"), "cpu")
+    assert {parameter.dtype for parameter in encoder.parameters()} == {torch.float32}
+
+
+def test_weights_in_bfloat16_give_float32_vectors_close_to_those_of_float32_weights(bert_folder):
+    config, found = SimpleNamespace(dtype="bfloat16", chunk_tokens="auto"), []
+    encoder = Encoder.load(bert_folder, pooling="mean", normalize=True)
+    for weights in (encoder, prepared(Encoder.load(bert_folder, pooling="mean", normalize=True), config, "cpu")):
+        found.append(encode_tokens(weights, "document", *ROWS, **computing(config, "cpu")))
+    exact = encode_tokens(encoder, "document", *ROWS, chunk_tokens=100)
+    assert {vectors.dtype for vectors in found} == {np.dtype(np.float32)}
+    assert all((vectors * exact).sum(axis=1).min() > 0.999 for vectors in found)
+    np.testing.assert_allclose(np.linalg.norm(found[1], axis=1), 1, atol=1e-6)
