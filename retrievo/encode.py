@@ -138,7 +138,12 @@ def _output(config: EncodeConfig, table: Table, device: torch.device) -> Output:
     from retrievo.support.artifact import Output
 
     model_config, model_inputs = model_record(config.model, config.revision)
-    record = config.record() | model_config | computing_record(config, device) | {"role": config.role}
+    record = (
+        config.record()
+        | model_config
+        | computing_record(config.dtype, device, config.chunk_tokens)
+        | {"role": config.role}
+    )
     inputs = model_inputs | {"corpus" if config.corpus else "queries": table.input}
     return Output(config.output, "embeddings", record, inputs, force=config.force, in_place=True)
 
@@ -152,7 +157,7 @@ def _encode_shards(config: EncodeConfig, table: Table, output: Output, device: t
 
     with output.build_together(lead=rank() == 0, barrier=barrier) as folder:
         encoder = Encoder.load(config.model, config.revision, as_stated=True, pooling=config.pooling)
-        encoder = prepared(encoder, config, device)
+        encoder = prepared(encoder, config.dtype, device)
         encoder.truncate(config.truncate_dim)
         own = list(enumerate(shard_bounds(table.rows)))[rank() :: world_size()]
         _encode_missing(config, table, encoder, device, folder, own)
@@ -181,7 +186,7 @@ def _encode_missing(
 
     missing = [(number, bounds) for number, bounds in own if not (folder / shard_name(number)).exists()]
     total = sum(end - first for _, (first, end) in own)
-    settled, storage = computing(config, device), config.storage_dtype
+    settled, storage = computing(config.dtype, device, config.chunk_tokens), config.storage_dtype
     with console.progress("encoding", total, "texts") as tick, ThreadPoolExecutor(1) as writer:
         tick(total - sum(end - first for _, (first, end) in missing))
         written = None

@@ -141,7 +141,10 @@ def _outputs(config: RerankConfig, inputs: dict[str, Input], device: torch.devic
     from retrievo.support.artifact import Output
 
     model_config, model_inputs = model_record(config.model, config.revision)
-    record, inputs = config.record() | model_config | computing_record(config, device), model_inputs | inputs
+    record, inputs = (
+        config.record() | model_config | computing_record(config.dtype, device, config.chunk_tokens),
+        model_inputs | inputs,
+    )
     beside = config.output.with_name(config.output.name + ".scores")
     return (
         Output(config.output, "run", record, inputs, force=config.force, single_file=True),
@@ -262,8 +265,8 @@ class _CrossEncoderScorer:
 
         activation = ACTIVATIONS[config.activation] if config.activation else None
         model = CrossEncoder.load(config.model, config.revision, max_length=config.max_length, activation=activation)
-        self.model, self.tokenization = prepared(model, config, device), model.tokenization
-        self.computing = computing(config, device)
+        self.model, self.tokenization = prepared(model, config.dtype, device), model.tokenization
+        self.computing = computing(config.dtype, device, config.chunk_tokens)
         self.queries = TokenCache(queries.table, self.tokenization.query)
         self.documents = TokenCache(corpus.table, self.tokenization.document)
 
@@ -290,8 +293,8 @@ class _EncoderScorer:
         from retrievo.models.computing import computing, prepared
         from retrievo.models.encoder import Encoder
 
-        self.encoder = prepared(Encoder.load(config.model, config.revision, as_stated=True), config, device)
-        self.computing = computing(config, device)
+        self.encoder = prepared(Encoder.load(config.model, config.revision, as_stated=True), config.dtype, device)
+        self.computing = computing(config.dtype, device, config.chunk_tokens)
         self.documents = TokenCache(corpus.table, self.encoder.tokenization("document"))
         self.asked = np.unique(pairs.query)
         own = TokenCache(queries.table, self.encoder.tokenization("query"))

@@ -22,8 +22,8 @@ from retrievo.engine.settings import CHECKPOINTS, REFRESH_DEPTH, REFRESHED, Refr
 from retrievo.learning.batch import Batch
 from retrievo.learning.distributed import barrier, rank, world_size
 from retrievo.learning.samplers import Ragged, share
+from retrievo.models.computing import computing
 from retrievo.models.encoder import Encoder
-from retrievo.models.precision import resolve_dtype
 from retrievo.models.vectors import encode_tokens
 from retrievo.objectives.training_data import GroupFeed
 from retrievo.retrieval.embeddings import (
@@ -50,7 +50,7 @@ class RefreshingFeed:
     refresh that was not finished is done again. Of several processes each encodes its share of the corpus and searches
     for its share of the queries; all read the same files.
 
-    steps: of the whole run; after the last one nothing is mined. chunk_tokens: of encoding. dtype: what it computes in.
+    steps: of the whole run; after the last one nothing is mined. dtype: what it computes in.
     """
 
     def __init__(
@@ -61,14 +61,13 @@ class RefreshingFeed:
         *,
         folder: Path,
         steps: int,
-        chunk_tokens: int,
         dtype: str,
     ):
         assert config.refresh_every is not None
         self.every, self.depth = config.refresh_every, config.refresh_depth or REFRESH_DEPTH
         self.feed, self.encoder, self.data = feed, encoder, feed.data
         self.home, self.checkpoints, self.steps = folder / REFRESHED, folder / CHECKPOINTS, steps
-        self.chunk_tokens, self.dtype = chunk_tokens, dtype
+        self.dtype = dtype
         self._used = 0  # the refresh whose pool the sampler has
         queries = feed.sampler.queries
         self._queries = queries[share(len(queries), rank(), world_size())]
@@ -163,8 +162,8 @@ class RefreshingFeed:
         return stored_vectors(folder, embeddings_stats(rows, self.encoder.dim, _STORAGE, "document", similarity))
 
     def _vectors(self, role: str, texts: TokenCache, rows: np.ndarray) -> np.ndarray:
-        dtype = resolve_dtype(self.dtype, self.encoder.backbone.device)
-        return encode_tokens(self.encoder, role, *texts.rows(rows), chunk_tokens=self.chunk_tokens, dtype=dtype)
+        device = self.encoder.backbone.device
+        return encode_tokens(self.encoder, role, *texts.rows(rows), **computing(self.dtype, device))
 
     def _mine(self, vectors: Vectors, part: Path) -> None:
         """Writes the negatives of this rank's queries: all that the search finds and no rule drops."""

@@ -25,13 +25,12 @@ from retrievo.evaluation.names import Metric
 from retrievo.evaluation.scoring import evaluate
 from retrievo.learning.distributed import as_rank_0_says, barrier, rank
 from retrievo.learning.sharding import is_sharded
+from retrievo.models.computing import computing
 from retrievo.models.encoder import Encoder
-from retrievo.models.precision import resolve_dtype
 from retrievo.models.vectors import encode_tokens
 from retrievo.support.errors import RetrievoError
 
 BEST = "best.safetensors"
-_CHUNK_TOKENS = 4_096
 
 
 class Pool:
@@ -124,11 +123,10 @@ class Validation:
     def measure(self) -> float:
         """The mean of the metric over the queries of the pool."""
         pool, metric = self.pool, Metric.parse(self.metric)
-        dtype = resolve_dtype(self.dtype, next(self.module.parameters()).device)
+        settled = computing(self.dtype, next(self.module.parameters()).device)
         sides = (("query", self._queries.tokens, self._queries.offsets), ("document", *self._documents))
         queries, documents = (
-            encode_tokens(self.encoder, role, tokens, offsets, chunk_tokens=_CHUNK_TOKENS, dtype=dtype)
-            for role, tokens, offsets in sides
+            encode_tokens(self.encoder, role, tokens, offsets, **settled) for role, tokens, offsets in sides
         )
         bounds = np.searchsorted(pool.query, np.arange(len(queries) + 1))
         scores = [

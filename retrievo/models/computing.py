@@ -6,8 +6,8 @@ import contextlib
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from typing import Any, Protocol, TypeVar
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -20,44 +20,34 @@ from retrievo.models.devices import is_shard, sent
 from retrievo.models.precision import resolve_dtype
 from retrievo.support.console import Tick
 
-# A core is quickest on chunks that its cache holds; an accelerator wants more at once.
-_AUTO = {"cpu": 1024, "cuda": 4096}
-
 Module = TypeVar("Module", bound=nn.Module)
 
 
-class Computing(Protocol):
-    """What a Config says of it."""
+def computing(dtype: str, device: str | torch.device, chunk_tokens: int | str = "auto") -> dict[str, Any]:
+    """`dtype` and `chunk_tokens` of `compute_rows`, with `auto` settled for a device.
 
-    @property
-    def dtype(self) -> str: ...
-    @property
-    def chunk_tokens(self) -> int | str: ...
-
-
-def computing(config: Computing, device: str | torch.device) -> dict[str, Any]:
-    """`chunk_tokens` and `dtype` of `compute_rows`, with `auto` settled for a device."""
-    tokens = config.chunk_tokens
-    settled = tokens if isinstance(tokens, int) else _AUTO[torch.device(device).type]
-    return {"chunk_tokens": settled, "dtype": resolve_dtype(config.dtype, device)}
+    A core is quickest on chunks that its cache holds; an accelerator wants more at once.
+    """
+    auto = 1024 if torch.device(device).type == "cpu" else 4096
+    tokens = chunk_tokens if isinstance(chunk_tokens, int) else auto
+    return {"dtype": resolve_dtype(dtype, device), "chunk_tokens": tokens}
 
 
-def prepared(module: Module, config: Computing, device: str | torch.device) -> Module:
+def prepared(module: Module, dtype: str, device: str | torch.device) -> Module:
     """A module that shall compute and not be trained: on its device, its weights in bfloat16 where it computes in that.
 
     They take half of the memory then, and nothing is cast between products. Buffers keep their precision, which rotary
     positions need. Of float16, which sums between layers may overflow, only products are made.
     """
-    dtype = resolve_dtype(config.dtype, device)
-    if dtype == torch.bfloat16:
+    if resolve_dtype(dtype, device) == torch.bfloat16:
         for parameter in module.parameters():
-            parameter.data = parameter.data.to(dtype)
+            parameter.data = parameter.data.to(torch.bfloat16)
     return module.to(device).eval()
 
 
-def computing_record(config: Computing, device: str | torch.device) -> dict[str, Any]:
+def computing_record(dtype: str, device: str | torch.device, chunk_tokens: int | str) -> dict[str, Any]:
     """The same for a manifest: vectors of another precision or of other chunks are not the same bytes."""
-    settled = computing(config, device)
+    settled = computing(dtype, device, chunk_tokens)
     return {"chunk_tokens": settled["chunk_tokens"], "computed_in": str(settled["dtype"]).removeprefix("torch.")}
 
 
@@ -86,7 +76,11 @@ def compute_rows(
 
     @torch.no_grad()  # not inference_mode, under which autocast casts the weights again for every chunk
     def work() -> None:
-        with PlainAttention(), torch.autocast(place.type, dtype=dtype, enabled=dtype != torch.float32):
+        with (
+            _emptied(waiting),  # after a fault nobody begins another chunk
+            PlainAttention(),
+            torch.autocast(place.type, dtype=dtype, enabled=dtype != torch.float32),
+        ):
             for rows in _until_empty(waiting):
                 padded = pad(tokens, offsets, rows, pad_id)
                 input_ids, mask = (sent(torch.from_numpy(array), place) for array in padded)
@@ -110,6 +104,14 @@ def _is_cut(module: nn.Module) -> bool:
     return distributed and any(is_shard(parameter) for parameter in module.parameters())
 
 
+@contextlib.contextmanager
+def _emptied(waiting: deque[np.ndarray]) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        waiting.clear()
+
+
 def _until_empty(waiting: deque[np.ndarray]) -> Iterator[np.ndarray]:
     """The next one for whichever thread asks."""
     with contextlib.suppress(IndexError):
@@ -121,14 +123,12 @@ def _side_by_side(work: Callable[[], None], waiting: deque[np.ndarray], workers:
     """Does the work in several threads, among which torch's are divided."""
     threads = torch.get_num_threads()
     try:
-        with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(threads // workers,)) as pool:
-            done = [pool.submit(work) for _ in range(workers)]
-            try:
-                wait(done, return_when=FIRST_EXCEPTION)
-            finally:
-                waiting.clear()  # after a fault or Ctrl-C nobody begins another chunk
-        for each in done:
-            each.result()
+        with (
+            ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(threads // workers,)) as pool,
+            _emptied(waiting),  # after Ctrl-C too
+        ):
+            for done in [pool.submit(work) for _ in range(workers)]:
+                done.result()
     finally:
         torch.set_num_threads(threads)
 

@@ -34,7 +34,7 @@ class Reranker:
         self.corpora = open_corpora(config, sources)
         if not self.corpora:
             raise RetrievoError("--rerank", "no texts to read: the index knows no corpus", None, "pass --corpus")
-        self.model = prepared(CrossEncoder.load(config.rerank), config, resolve_device(config.device))
+        self.model = prepared(CrossEncoder.load(config.rerank), config.dtype, resolve_device(config.device))
 
     def scores(
         self, queries: Sequence[str], query: np.ndarray, doc_ids: Sequence[str], tick: Tick | None = None
@@ -63,7 +63,8 @@ class Reranker:
         first = pairs.query.tokenize([queries[number] for number in asked])
         second = pairs.document.tokenize([one.text for one in documents], [one.title for one in documents])
         rows = pairs.rows([(first.row(q), second.row(d)) for q, d in zip(query_of, document_of, strict=True)])
-        return self.model.scores(*rows, tick=tick, **computing(self.config, self.model.model.device))
+        settled = computing(self.config.dtype, self.model.model.device, self.config.chunk_tokens)
+        return self.model.scores(*rows, tick=tick, **settled)
 
     def _documents(self, ids: Sequence[str]) -> list[Document]:
         """Documents by id, from the first corpus that holds them."""

@@ -136,7 +136,7 @@ def open_encoder(config: SearchConfig, source: Source) -> Encoder:
     name, revision = recorded_model(documents, "--queries EMBEDDINGS (these vectors were imported)")
     encoder = Encoder.load(name, revision, pooling=documents.config.get("pooling"))
     encoder.truncate(documents.config.get("truncate_dim"))
-    return prepared(encoder, config, resolve_device(config.device))
+    return prepared(encoder, config.dtype, resolve_device(config.device))
 
 
 def encode(config: SearchConfig, encoder: Encoder, texts: Sequence[str]) -> np.ndarray:
@@ -144,7 +144,8 @@ def encode(config: SearchConfig, encoder: Encoder, texts: Sequence[str]) -> np.n
     from retrievo.models.computing import computing
     from retrievo.models.vectors import encode_texts
 
-    return encode_texts(encoder, "query", texts, **computing(config, encoder.backbone.device))
+    settled = computing(config.dtype, encoder.backbone.device, config.chunk_tokens)
+    return encode_texts(encoder, "query", texts, **settled)
 
 
 class Dense:

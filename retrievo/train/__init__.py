@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from retrievo.objectives.training_data import TrainingData
     from retrievo.support.artifact import Manifest, Output
 
-_ENCODED_TOKENS = 4_096  # of a chunk while encoding, where those of training are measured
 _VERIFIED_QUERIES = 32  # a batch that fits in one piece
 
 
@@ -170,10 +169,7 @@ def _validation(
 def _refreshing(config: TrainConfig, feed: Any, encoder: Encoder, folder: Path) -> RefreshingFeed:
     from retrievo.engine.refresh import RefreshingFeed
 
-    tokens = config.tokens_of_chunks or _ENCODED_TOKENS
-    return RefreshingFeed(
-        config, feed, encoder, folder=folder, steps=config.steps, chunk_tokens=tokens, dtype=config.dtype
-    )
+    return RefreshingFeed(config, feed, encoder, folder=folder, steps=config.steps, dtype=config.dtype)
 
 
 def _in_one_piece(config: TrainConfig, data: Sequence[TrainingData], folder: Path) -> tuple[Any, Objective]:

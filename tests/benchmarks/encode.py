@@ -13,7 +13,6 @@ import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 
 import torch
 from torch.nn import functional
@@ -64,9 +63,8 @@ def _contenders(model: str, chunk_tokens: int | str) -> dict[str, Callable[[list
     theirs_bf16 = SentenceTransformer(model, device="cpu", model_kwargs={"dtype": torch.bfloat16})
 
     def encode(dtype: str) -> Callable[[list[str]], object]:
-        config = SimpleNamespace(dtype=dtype, chunk_tokens=chunk_tokens)
-        ours = prepared(Encoder.load(model), config, "cpu")
-        return lambda batch: encode_texts(ours, "document", batch, **computing(config, "cpu"))
+        ours, settled = prepared(Encoder.load(model), dtype, "cpu"), computing(dtype, "cpu", chunk_tokens)
+        return lambda batch: encode_texts(ours, "document", batch, **settled)
 
     return {
         "retrievo bfloat16": encode("bfloat16"),

@@ -86,7 +86,7 @@ def feed(tiny_model: Path, toy_dataset: Path, tmp_path: Path) -> Callable[[], Re
         collator = Finetune(FinetuneConfig(), encoder).collator()
         plain = TrainingFeed(data, encoder, collator, batch_size=16, negatives_per_query=3, seed=0)
         config = RefreshConfig(refresh_every=2, refresh_depth=DEPTH)
-        return RefreshingFeed(config, plain, encoder, folder=tmp_path, steps=8, chunk_tokens=512, dtype="float32")
+        return RefreshingFeed(config, plain, encoder, folder=tmp_path, steps=8, dtype="float32")
 
     return made
 

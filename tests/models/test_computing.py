@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import threading
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -98,32 +97,30 @@ def test_weights_that_are_cut_among_ranks_see_the_chunks_in_order(threads, monke
 
 
 def test_auto_is_settled_for_the_device_and_recorded():
-    config = SimpleNamespace(dtype="bf16", chunk_tokens="auto")
-    assert computing(config, "cpu") == {"chunk_tokens": 1024, "dtype": torch.bfloat16}
-    assert computing(config, torch.device("cuda", 1))["chunk_tokens"] == 4096
-    config.chunk_tokens = 77
-    assert computing_record(config, "cpu") == {"chunk_tokens": 77, "computed_in": "bfloat16"}
+    assert computing("bf16", "cpu") == {"chunk_tokens": 1024, "dtype": torch.bfloat16}
+    assert computing("bf16", torch.device("cuda", 1), "auto")["chunk_tokens"] == 4096
+    assert computing_record("bf16", "cpu", 77) == {"chunk_tokens": 77, "computed_in": "bfloat16"}
 
 
 def test_prepared_weights_are_in_bfloat16_and_buffers_keep_their_precision(bert_folder):
     encoder = Encoder.load(bert_folder)
     encoder.register_buffer("frequencies", torch.ones(2))
-    prepared(encoder.train(), SimpleNamespace(dtype="bfloat16", chunk_tokens="auto"), "cpu")
+    prepared(encoder.train(), "bfloat16", "cpu")
     assert {parameter.dtype for parameter in encoder.parameters()} == {torch.bfloat16}
     assert (encoder.frequencies.dtype, encoder.training) == (torch.float32, False)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_prepared_weights_stay_float32_in_other_precisions(bert_folder, dtype):
-    encoder = prepared(Encoder.load(bert_folder), SimpleNamespace(dtype=dtype, chunk_tokens="auto"), "cpu")
+    encoder = prepared(Encoder.load(bert_folder), dtype, "cpu")
     assert {parameter.dtype for parameter in encoder.parameters()} == {torch.float32}
 
 
 def test_weights_in_bfloat16_give_float32_vectors_close_to_those_of_float32_weights(bert_folder):
-    config, found = SimpleNamespace(dtype="bfloat16", chunk_tokens="auto"), []
+    found = []
     encoder = Encoder.load(bert_folder, pooling="mean", normalize=True)
-    for weights in (encoder, prepared(Encoder.load(bert_folder, pooling="mean", normalize=True), config, "cpu")):
-        found.append(encode_tokens(weights, "document", *ROWS, **computing(config, "cpu")))
+    for weights in (encoder, prepared(Encoder.load(bert_folder, pooling="mean", normalize=True), "bfloat16", "cpu")):
+        found.append(encode_tokens(weights, "document", *ROWS, **computing("bfloat16", "cpu")))
     exact = encode_tokens(encoder, "document", *ROWS, chunk_tokens=100)
     assert {vectors.dtype for vectors in found} == {np.dtype(np.float32)}
     assert all((vectors * exact).sum(axis=1).min() > 0.999 for vectors in found)
