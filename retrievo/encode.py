@@ -138,12 +138,8 @@ def _output(config: EncodeConfig, table: Table, device: torch.device) -> Output:
     from retrievo.support.artifact import Output
 
     model_config, model_inputs = model_record(config.model, config.revision)
-    record = (
-        config.record()
-        | model_config
-        | computing_record(config.dtype, device, config.chunk_tokens)
-        | {"role": config.role}
-    )
+    record = config.record() | model_config | {"role": config.role}
+    record |= computing_record(config.dtype, device, config.chunk_tokens)
     inputs = model_inputs | {"corpus" if config.corpus else "queries": table.input}
     return Output(config.output, "embeddings", record, inputs, force=config.force, in_place=True)
 

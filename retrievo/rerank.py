@@ -141,10 +141,8 @@ def _outputs(config: RerankConfig, inputs: dict[str, Input], device: torch.devic
     from retrievo.support.artifact import Output
 
     model_config, model_inputs = model_record(config.model, config.revision)
-    record, inputs = (
-        config.record() | model_config | computing_record(config.dtype, device, config.chunk_tokens),
-        model_inputs | inputs,
-    )
+    record = config.record() | model_config | computing_record(config.dtype, device, config.chunk_tokens)
+    inputs = model_inputs | inputs
     beside = config.output.with_name(config.output.name + ".scores")
     return (
         Output(config.output, "run", record, inputs, force=config.force, single_file=True),
