@@ -77,9 +77,9 @@ def compute_rows(
     @torch.no_grad()  # not inference_mode, under which autocast casts the weights again for every chunk
     def work() -> None:
         with (
-            _emptied(waiting),  # after a fault nobody begins another chunk
             PlainAttention(),
             torch.autocast(place.type, dtype=dtype, enabled=dtype != torch.float32),
+            _emptied(waiting),  # after a fault nobody begins another chunk
         ):
             for rows in _until_empty(waiting):
                 padded = pad(tokens, offsets, rows, pad_id)

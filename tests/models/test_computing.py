@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -25,15 +26,16 @@ ROWS = flat([[5 + (length * step) % 90 for step in range(length)] for length in 
 class Sums(nn.Module):
     """Sums of the token ids of each row; remembers what computed them."""
 
-    def __init__(self, fault_at=None):
+    def __init__(self, fault_at=None, seconds=0.0):
         super().__init__()
         self.weight = nn.Parameter(torch.ones(1))
-        self.calls, self.fault_at = [], fault_at
+        self.calls, self.fault_at, self.seconds = [], fault_at, seconds
 
     def forward(self, input_ids, mask):
         self.calls.append((threading.get_ident(), torch.get_num_threads()))
         if len(self.calls) == self.fault_at:
             raise ZeroDivisionError("a fault in a chunk")
+        time.sleep(self.seconds)
         return (input_ids * mask).sum(1).float() * self.weight
 
 
@@ -80,7 +82,7 @@ def test_two_chunks_have_half_of_the_threads_each(threads):
 
 def test_a_fault_in_a_chunk_is_raised_and_no_other_chunk_begun(threads):
     threads(2)
-    module = Sums(fault_at=3)
+    module = Sums(fault_at=3, seconds=0.05)
     with pytest.raises(ZeroDivisionError, match="a fault in a chunk"):
         sums(module)
     assert len(module.calls) <= 4  # the other thread may be at one
