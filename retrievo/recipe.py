@@ -326,7 +326,13 @@ def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 
 
 def _read_mark(step: Step) -> dict[str, Any]:
-    return json.loads(step.mark.read_text(encoding="utf-8")) if step.mark.is_file() else {}
+    from retrievo.support.artifact import in_force
+
+    if not step.mark.is_file():
+        return {}
+    mark = json.loads(step.mark.read_text(encoding="utf-8"))
+    mark["work"]["config"] = in_force(mark["work"]["config"])  # an earlier version may have written others, all off
+    return mark
 
 
 def _made(step: Step) -> list[Path]:

@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from retrievo.recipe import RunConfig, read_recipe
+from retrievo.recipe import MARKS, RunConfig, read_recipe
 from retrievo.support.errors import RetrievoError
 from tests.conftest import Outcome
 
@@ -214,6 +214,16 @@ def test_a_dry_run_says_what_would_be_done_and_why_and_touches_nothing(road: Pat
     assert stamps(road.parent) == before
     commands = [line.split("\t")[2] for line in outcome.out.splitlines()[1:]]
     assert all(command.startswith("retrievo ") for command in commands)
+
+
+def test_steps_of_a_version_with_fewer_options_are_finished_where_the_new_ones_are_off(
+    road: Path, retrievo: Callable
+) -> None:
+    path = road.parent / "road" / MARKS / "stage-1.json"
+    mark = json.loads(path.read_text())
+    mark["work"]["config"] |= {"an_option_of_before": False, "another": None}
+    path.write_text(json.dumps(mark))
+    assert "stage-1: finished" in retrievo("run", road).err
 
 
 def test_the_first_dry_run_needs_no_output(
