@@ -131,6 +131,37 @@ class Lab:
         path.write_text(rows)
         print(f"{title}\n{rows}", flush=True)
 
+    def pooled(self, title: str, dataset: str, runs: Sequence[Sequence[Path]], metrics: Sequence[str]) -> None:
+        """Each arm's mean over its seeds against the first arm's, as Markdown: a query's value is its mean over seeds.
+
+        runs: for each arm one run a seed. The interval is a bootstrap over queries, p of the randomization test; the
+        last two figures are the lowest and the highest difference of one seed.
+        """
+        if self.dry:
+            return
+        from retrievo.data.qrels import Qrels
+        from retrievo.evaluation.names import Metric
+        from retrievo.evaluation.scoring import evaluate
+        from retrievo.evaluation.significance import bootstrap_interval, randomization_test
+
+        names, qrels = [Metric.parse(name) for name in metrics], Qrels.read(self.judged(dataset)).table
+        measured = [[evaluate(pq.read_table(run), qrels, names).values for run in arm] for arm in runs]
+        lines = [f"| | {' | '.join(metrics)} |", "|---" * (len(metrics) + 1) + "|"]
+        for arm, values in zip(runs, measured, strict=True):
+            cells = [arm[0].stem.rpartition("-")[0]]
+            for name in names:
+                ours, base = (np.array([of[name] for of in seeds]) for seeds in (values, measured[0]))
+                cells.append(f"{ours.mean():.4f}")
+                if values is not measured[0]:
+                    low, high = bootstrap_interval(ours.mean(0), base.mean(0))
+                    p, each = randomization_test(ours.mean(0), base.mean(0)), (ours - base).mean(1)
+                    told = f"{(ours - base).mean():+.4f} ({low:+.4f} to {high:+.4f}), p = {p:.2g}"
+                    cells[-1] += f", {told}; {each.min():+.4f} to {each.max():+.4f}"
+            lines.append(f"| {' | '.join(cells)} |")
+        text = "\n".join(lines) + "\n"
+        (self.output / "results" / f"{title}.md").write_text(text)
+        print(f"{title}\n{text}", flush=True)
+
     # --------------------------------------------------------------------------------------------------- the data
 
     def judged(self, dataset: str, split: str = "test") -> Path:
@@ -242,10 +273,13 @@ class Lab:
 
 def heads(lab: Lab, seeds: Sequence[int]) -> None:
     for dataset, pairs in (("acl_titles", None), ("squad", SAMPLE)):
+        runs = []
         for seed in seeds:
             models = {arm: lab.headed(dataset, arm, seed) for arm in HEADS}
             stages = [lab.tuned(dataset, f"after-{arm}", model, seed, pairs) for arm, model in models.items()]
-            lab.table(f"heads-{dataset}-{seed}", dataset, [lab.ranked(dataset, stage) for stage in stages], TOP)
+            runs.append([lab.ranked(dataset, stage) for stage in stages])
+            lab.table(f"heads-{dataset}-{seed}", dataset, runs[-1], TOP)
+        lab.pooled(f"heads-{dataset}", dataset, list(zip(*runs, strict=True)), TOP)
 
 
 def ablation(lab: Lab, seeds: Sequence[int]) -> None:
@@ -260,11 +294,13 @@ def ablation(lab: Lab, seeds: Sequence[int]) -> None:
 
 
 def views(lab: Lab, seeds: Sequence[int]) -> None:
-    dataset = "acl_titles"
+    dataset, each = "acl_titles", []
     for seed in seeds:
         objectives = ("simclr", "ict", "contriever")[: 3 if seed == seeds[0] else 2]  # MoCo with the first seed only
         runs = [lab.ranked(dataset, lab.contrasted(dataset, objective, seed)) for objective in objectives]
         lab.table(f"views-{seed}", dataset, [*runs, lab.bm25(dataset)], VIEW_METRICS)
+        each.append(runs[:2])
+    lab.pooled("views", dataset, list(zip(*each, strict=True)), VIEW_METRICS)
 
 
 def more_views(lab: Lab, seeds: Sequence[int]) -> None:

@@ -80,3 +80,26 @@ def test_every_command_of_the_grid_is_understood(
         assert "warning" not in outcome.err, (arguments, outcome.err)
     sample = pq.read_table(tmp_path / "out" / "acl_titles" / "queries.parquet")["id"].to_pylist()
     assert sample == [str(number) for number in range(15, 20)]
+
+
+def test_pooled_seeds_are_means_over_seeds_with_the_differences_of_each(
+    grid: ModuleType, collections: Path, tmp_path: Path
+) -> None:
+    def run(name: str, rank: int) -> Path:
+        """A run in which the relevant document of every query has this rank."""
+        rows = [
+            (str(query), str((query + rank - at) % 20), -at) for query in range(15, 20) for at in range(1, rank + 1)
+        ]
+        query_id, doc_id, score = zip(*rows, strict=True)
+        columns = {"query_id": query_id, "doc_id": doc_id, "score": pa.array(score, pa.float32())}
+        pq.write_table(pa.table(columns), tmp_path / name)
+        return tmp_path / name
+
+    (tmp_path / "results").mkdir()
+    lab = grid.Lab(collections, tmp_path, grid.SIZES["small"], "model")
+    arms = [[run("plain-0.parquet", 2), run("plain-1.parquet", 2)], [run("new-0.parquet", 1), run("new-1.parquet", 2)]]
+    lab.pooled("seeds", "scifact", arms, ["mrr@10"])
+    assert (tmp_path / "results" / "seeds.md").read_text().splitlines()[2:] == [
+        "| plain | 0.5000 |",
+        "| new | 0.7500, +0.2500 (+0.2500 to +0.2500), p = 0.062; +0.0000 to +0.5000 |",
+    ]
