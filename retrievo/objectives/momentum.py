@@ -95,6 +95,7 @@ class MomentumContrast(InBatchContrast):
         negatives = self.negatives
         own = (queries * keys).sum(1)
         if not len(negatives):
+            self._hits += len(own)  # no key could be mistaken for theirs
             return 0 * own.sum()
         others, highest = LogSumExp.apply(queries, negatives)
         self._hits += (own.detach() > highest).sum()
