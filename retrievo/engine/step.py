@@ -17,12 +17,12 @@ import torch
 from torch import Tensor
 
 from retrievo.engine.dropout import SeededDropout
-from retrievo.engine.memory import CHUNKS_APART, checkpoints_activations, return_freed_memory
+from retrievo.engine.memory import CHUNKS_APART, checkpoints_activations
 from retrievo.learning.batch import Batch, Chunk, Stats
 from retrievo.learning.distributed import gather_counts, rank, sum_gradients, sum_over_ranks
 from retrievo.learning.sharding import is_sharded, own_part, total_norm
 from retrievo.models.chunks import cut_chunks, pad
-from retrievo.models.devices import sent
+from retrievo.models.devices import return_freed_memory, sent
 from retrievo.objectives.objective import Objective
 
 ALL_GRAPHS = sys.maxsize  # keep_graphs: plain training, every graph is kept and nothing is encoded twice

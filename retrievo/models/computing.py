@@ -16,9 +16,11 @@ from torch import Tensor, nn
 
 from retrievo.models.attention import PlainAttention
 from retrievo.models.chunks import cut_chunks, pad
-from retrievo.models.devices import is_shard, sent
+from retrievo.models.devices import is_shard, return_freed_memory, sent
 from retrievo.models.precision import resolve_dtype
 from retrievo.support.console import Tick
+
+_MANY = 16  # chunks, which are worth the milliseconds of giving their memory back
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -73,6 +75,7 @@ def compute_rows(
     """
     offsets, place = np.asarray(offsets), out.device
     waiting, telling = deque(cut_chunks(np.diff(offsets), chunk_tokens)), threading.Lock()
+    chunks = len(waiting)
 
     @torch.no_grad()  # not inference_mode, under which autocast casts the weights again for every chunk
     def work() -> None:
@@ -90,12 +93,14 @@ def compute_rows(
                         tick(len(rows))
 
     in_order = place.type != "cpu" or _is_cut(module)
-    workers = 1 if in_order else min(torch.get_num_threads(), len(waiting))
+    workers = 1 if in_order else min(torch.get_num_threads(), chunks)
     with _evaluating(module):
         if workers > 1:
             _side_by_side(work, waiting, workers)
         else:
             work()
+    if place.type == "cpu" and chunks > _MANY:
+        return_freed_memory()
 
 
 def _is_cut(module: nn.Module) -> bool:

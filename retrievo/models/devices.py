@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import os
 from typing import TYPE_CHECKING
 
@@ -40,6 +42,16 @@ def is_shard(tensor: Tensor) -> bool:
     from torch.distributed.tensor import DTensor  # 0.7 s, which a search need not wait for
 
     return isinstance(tensor, DTensor)
+
+
+def return_freed_memory() -> None:
+    """Makes glibc give the pages of freed blocks back to the system; elsewhere it does nothing.
+
+    Chunks of ever new shapes leave holes, which grow with their number. Blocks that are mapped one by one (a low
+    threshold) end higher and at half the speed.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def prepare_cpu(threads: int | None) -> None:
