@@ -169,12 +169,12 @@ def pretrain(config: PretrainConfig) -> Manifest | None:
 
 
 def _output(config: PretrainConfig, corpora: Sequence[Corpus], device: torch.device, restart: int) -> Output:
-    from retrievo.models.precision import resolve_dtype
+    from retrievo.models.precision import recorded_dtype
     from retrievo.models.source import model_record
     from retrievo.support.artifact import Output
 
     model_config, model_inputs = model_record(config.model, config.revision)
-    dtype = str(resolve_dtype(config.dtype, device)).removeprefix("torch.")
+    dtype = recorded_dtype(config.dtype, device)
     record = config.record() | model_config | {"computed_in": dtype} | ({"continued_from": restart} if restart else {})
     names = ["corpus", *(f"corpus {number}" for number in range(2, 1 + len(corpora)))]
     inputs = {name: corpus.input for name, corpus in zip(names, corpora, strict=True)}

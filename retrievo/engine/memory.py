@@ -1,12 +1,10 @@
-"""Less memory: how often freed pages are given back, and activations computed again."""
+"""Less memory: activations computed again."""
 
 from __future__ import annotations
 
 from torch import nn
 
 from retrievo.support.errors import RetrievoError
-
-CHUNKS_APART = 8  # trimming before each costs 40 % of the speed of pre-training; steps of fewer chunks need none
 
 
 def checkpoint_activations(module: nn.Module) -> None:

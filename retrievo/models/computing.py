@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from retrievo.models.attention import PlainAttention
 from retrievo.models.chunks import cut_chunks, pad
 from retrievo.models.devices import is_shard, return_freed_memory, sent
-from retrievo.models.precision import resolve_dtype
+from retrievo.models.precision import recorded_dtype, resolve_dtype
 from retrievo.support.console import Tick
 
 _MANY = 16  # chunks, which are worth the milliseconds of giving their memory back
@@ -49,8 +49,8 @@ def prepared(module: Module, dtype: str, device: str | torch.device) -> Module:
 
 def computing_record(dtype: str, device: str | torch.device, chunk_tokens: int | str) -> dict[str, Any]:
     """The same for a manifest: vectors of another precision or of other chunks are not the same bytes."""
-    settled = computing(dtype, device, chunk_tokens)
-    return {"chunk_tokens": settled["chunk_tokens"], "computed_in": str(settled["dtype"]).removeprefix("torch.")}
+    tokens = computing(dtype, device, chunk_tokens)["chunk_tokens"]
+    return {"chunk_tokens": tokens, "computed_in": recorded_dtype(dtype, device)}
 
 
 def compute_rows(

@@ -36,6 +36,11 @@ def resolve_dtype(name: str, device: str | torch.device) -> torch.dtype:
     return dtype
 
 
+def recorded_dtype(name: str, device: str | torch.device) -> str:
+    """What a manifest says of it, with `auto` settled: `bfloat16`."""
+    return str(resolve_dtype(name, device)).removeprefix("torch.")
+
+
 def has_fast_bfloat16(device: torch.device) -> bool:
     """Whether `device` has instructions for bfloat16 matrix products (emulated ones are slower than float32)."""
     import torch

@@ -89,13 +89,13 @@ def _pool(config: TrainConfig, data: Sequence[TrainingData]) -> Pool | None:
 
 
 def _output(config: TrainConfig, data: Sequence[TrainingData], pool: Pool | None, device: torch.device) -> Output:
-    from retrievo.models.precision import resolve_dtype
+    from retrievo.models.precision import recorded_dtype
     from retrievo.models.source import model_record
     from retrievo.support.artifact import Output
 
     assert config.folder is not None
     model_config, model_inputs = model_record(config.model, config.revision)
-    dtype = str(resolve_dtype(config.dtype, device)).removeprefix("torch.")
+    dtype = recorded_dtype(config.dtype, device)
     return Output(
         config.folder,
         "model" if config.kind == ENCODER else CROSS_ENCODER,
