@@ -11,6 +11,7 @@ from retrievo.data.pair_scores import PairScores
 from retrievo.support.errors import RetrievoError
 
 _ORDER, _WALK, _FILL, _HARD, _BALANCE = range(5)  # one stream of random numbers for each purpose
+_NONE = np.empty(0, np.int64)
 
 
 class Ragged(NamedTuple):
@@ -56,6 +57,7 @@ class GroupSampler:
     positives, negatives: documents of each query by row number. negatives_per_query: how many are drawn each epoch.
     hard_share: chance of each of them to come from the pool, the others being any documents; None = as many as there
     are (Contriever, Izacard et al. 2021, fine-tuning on MS MARCO: 0.1).
+    empty: documents without text [e], which are never filled up with.
     topics: cluster number of each query [n]; batches are then of as few clusters as fill them (`order`).
     balanced_margins, teacher: into how many bins of the teacher's margins negatives fall evenly (`_balanced`).
     Batches are global: `batch_size` queries, the last one of an epoch smaller.
@@ -72,11 +74,12 @@ class GroupSampler:
         negatives_per_query: int,
         seed: int,
         hard_share: float | None = None,
+        empty: np.ndarray = _NONE,
         topics: np.ndarray | None = None,
         balanced_margins: int | None = None,
         teacher: PairScores | None = None,
     ):
-        self.hard_share, self.topics = hard_share, topics
+        self.hard_share, self.empty, self.topics = hard_share, empty, topics
         self.balanced_margins, self.teacher = balanced_margins, teacher
         self.positives, self.negatives, self.documents = positives, negatives, documents
         self.batch_size, self.negatives_per_query, self.seed = batch_size, negatives_per_query, seed
@@ -133,12 +136,14 @@ class GroupSampler:
         wanted = self.negatives_per_query if len(pool) or self.hard_share is not None else 0
         random = self._random(_WALK, query)
         positive = random.permutation(positives)[epoch % len(positives)]
-        places = np.arange(epoch * wanted, epoch * wanted + min(self._hard(epoch, query, wanted), len(pool)))
+        walked = epoch * self._stride(wanted)
+        places = np.arange(walked, walked + min(self._hard(epoch, query, wanted), len(pool)))
         if self.balanced_margins is None:
             chosen = random.permutation(pool)[places % max(1, len(pool))]
         else:
             chosen = self._balanced(epoch, query, pool)[: len(places)]
-        fill = self._others(epoch, query, wanted - len(chosen), np.union1d(positives, pool))
+        without = np.unique(np.concatenate([positives, pool, self.empty]))
+        fill = self._others(epoch, query, wanted - len(chosen), without)
         return Draw(int(query), np.concatenate([[positive], chosen, fill]).astype(np.int64))
 
     def _balanced(self, epoch: int, query: int, pool: np.ndarray) -> np.ndarray:
@@ -160,6 +165,10 @@ class GroupSampler:
         turn = random.permutation(self.balanced_margins)[bins]
         order = np.lexsort((turn, _occurrence(bins)))
         return np.concatenate([shuffled[known][order], shuffled[~known]])
+
+    def _stride(self, wanted: int) -> int:
+        """How far an epoch goes on in the pool: as many places as it takes, on average."""
+        return wanted if self.hard_share is None else max(1, round(wanted * self.hard_share))
 
     def _hard(self, epoch: int, query: int, wanted: int) -> int:
         """How many of a group's negatives come from the pool."""

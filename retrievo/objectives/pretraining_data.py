@@ -23,6 +23,7 @@ from retrievo.support import console
 from retrievo.support.errors import RetrievoError
 
 _EPOCH, _TURN, _HELD_OUT, _VALIDATION = range(4)  # one stream of random numbers for each purpose
+_ENOUGH_FOR_ALL = 2 * LEAST_SPAN  # tokens, with which no objective leaves a document out
 
 
 class ViewCollator(Protocol):
@@ -66,12 +67,16 @@ class Source:
 
         Raises: RetrievoError for more than half of them.
         """
-        if 2 * count > len(self.rows):
-            found = f"asks for {count:,} of the {len(self.rows):,} documents of {self.path}"
-            raise RetrievoError("--held-out", found, "at most half of them")
-        apart = np.zeros(len(self.rows), bool)
-        apart[np.random.default_rng(seed).choice(len(self.rows), count, replace=False)] = True
-        self.rows, self.held_out = self.rows[~apart], self.rows[apart]
+        documents = self.long_enough_for_all()
+        if 2 * count > len(documents):
+            found = f"asks for {count:,} of the {len(documents):,} documents of {self.path}"
+            raise RetrievoError("--held-out", f"{found} with {_ENOUGH_FOR_ALL} tokens or more", "at most half of them")
+        drawn = np.random.default_rng(seed).choice(documents, count, replace=False)
+        self.rows, self.held_out = np.setdiff1d(self.rows, drawn), np.sort(drawn)
+
+    def long_enough_for_all(self) -> np.ndarray:
+        """The documents that every objective sees [m]: what is held out of these is so in all stages of a road."""
+        return _long_enough(self.tokens.offsets, _ENOUGH_FOR_ALL)
 
     def lengths(self, most: int = 100_000) -> np.ndarray:
         """Tokens of documents, of evenly spread ones where there are more than `most`."""
@@ -118,7 +123,8 @@ class PretrainFeed:
             encoder.tokenization("document"), max_length=None, prefix="", special_tokens=False
         )
         self.sources = [Source(corpus, tokenization, collator) for corpus in corpora]
-        counts = apportioned(held_out, shares(mix, self._sizes()))
+        sizes = [len(source.long_enough_for_all()) for source in self.sources]
+        counts = apportioned(held_out, shares(mix, sizes)) if held_out else [0] * len(sizes)
         for number, (source, count) in enumerate(zip(self.sources, counts, strict=True)):
             source.hold_out(count, [seed, _HELD_OUT, number])
         self.documents = sum(self._sizes())

@@ -187,6 +187,7 @@ class GroupFeed:
             negatives_per_query=negatives_per_query,
             seed=seed,
             hard_share=hard_share,
+            empty=np.flatnonzero(data.empty),
             topics=topics,
             balanced_margins=balanced_margins,
             teacher=data.teacher,

@@ -165,6 +165,22 @@ def test_a_share_of_the_negatives_is_hard_and_the_others_are_any_documents(hard_
     assert all(np.array_equal(sampler.draw(epoch, 0).documents[1:], groups[epoch]) for epoch in (0, 500, 999))
 
 
+@pytest.mark.parametrize("hard_share", [0.1, 0.25])
+def test_a_share_goes_through_the_whole_pool_evenly(hard_share: float) -> None:
+    pool = list(range(1, 29))
+    sampler = one_query([0], pool, wanted=7, documents=1000, hard_share=hard_share)
+    drawn = np.concatenate([sampler.draw(epoch, 0).documents[1:] for epoch in range(4000)])
+    counts = np.bincount(drawn, minlength=29)[pool]
+    assert counts.min() > 0.5 * counts.mean()
+
+
+def test_nothing_is_filled_up_with_documents_without_text() -> None:
+    sampler = one_query([0], [1], wanted=6, documents=10)
+    sampler.empty = np.array([3, 7])
+    drawn = {int(document) for epoch in range(50) for document in sampler.draw(epoch, 0).documents}
+    assert drawn == set(range(10)) - {3, 7}
+
+
 def test_with_a_share_a_query_without_a_pool_gets_random_negatives() -> None:
     assert len(one_query([0], [], wanted=3).draw(0, 0).documents) == 1
     assert len(set(one_query([0], [], wanted=3, hard_share=0.1).draw(0, 0).documents)) == 4

@@ -208,6 +208,14 @@ def test_held_out_documents_are_never_trained_on_and_always_seen_alike(corpora: 
     assert all(torch.equal(left, right) for left, right in zip(once, again, strict=True))
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_each_objective_of_a_road_holds_the_same_documents_out(corpus: Corpus, seed: int) -> None:
+    made = [feed(corpus, name, held_out=4, seed=seed) for name in ("condenser", "cocondenser")]
+    first, second = (feed.sources[0].held_out.tolist() for feed in made)
+    assert first == second
+    assert len(first) == 4
+
+
 def test_at_most_half_of_a_corpus_can_be_held_out(corpora: list[Corpus]) -> None:
     with pytest.raises(RetrievoError, match=r"--held-out: asks for 6 of the 6 documents of .*6.parquet"):
         mixed(corpora, held_out=12, mix="equal")
