@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import NamedTuple
 
 import torch
 
@@ -62,37 +63,48 @@ class ChunkTokens:
         console.warn(f"out of memory: chunks have {self.tokens:,} tokens from here on (--chunk-tokens {self.tokens})")
 
 
+class _Probe(NamedTuple):
+    """How fast chunks of some size are, and whether larger ones would be the same."""
+
+    tokens_per_second: float
+    whole: bool
+
+
 def _fastest(objective: Objective, batch: Batch, dtype: torch.dtype) -> int:
+    """The choice of rank 0 among sizes that fit on all ranks, which try the same ones: each is a collective."""
+    device = next(objective.parameters()).device
     best, speed, tokens = _FEWEST, 0.0, _FEWEST
     objective.train()
     while tokens <= _MOST:
-        found = _tokens_per_second(objective, batch, tokens, dtype)
-        if found is None:
+        probe = _probe(objective, batch, tokens, dtype)
+        outcome = torch.tensor([probe is None, probe is not None and not probe.whole], dtype=torch.int64, device=device)
+        full, cut = sum_over_ranks(outcome).tolist()
+        if full or probe is None:
             break
-        if found[0] > _BETTER * speed:
-            best, speed = tokens, found[0]
-        if found[1]:  # the batch is a single chunk: larger ones would be the same
+        if probe.tokens_per_second > _BETTER * speed:
+            best, speed = tokens, probe.tokens_per_second
+        if not cut:
             break
         tokens *= 2
     objective.zero_grad(set_to_none=True)
-    chosen = torch.tensor(best if rank() == 0 else 0, device=next(objective.parameters()).device)
-    return int(sum_over_ranks(chosen).item())
+    return int(sum_over_ranks(torch.tensor(best if rank() == 0 else 0, device=device)).item())
 
 
-def _tokens_per_second(
-    objective: Objective, batch: Batch, tokens: int, dtype: torch.dtype
-) -> tuple[float, bool] | None:
-    """Of a chunk of middling length, with its gradient, and whether it is the only one; None where it does not fit."""
+def _probe(objective: Objective, batch: Batch, tokens: int, dtype: torch.dtype) -> _Probe | None:
+    """Of a chunk of middling length of the last set, with its gradient; None where it does not fit."""
     passes = Passes(objective, batch, 0, 0, tokens, dtype)
+    if not passes.plan:  # a rank without rows
+        return _Probe(0.0, True)
     last = passes.plan[-1][0]
-    index = (len(passes.plan) + sum(name != last for name, _ in passes.plan)) // 2  # in the middle of the last set
+    chunks = [index for index, (name, _) in enumerate(passes.plan) if name == last]
+    middle = chunks[len(chunks) // 2]
     try:
         with torch.random.fork_rng(devices=[passes.device] if passes.device.type == "cuda" else []):
             _look_up(passes, last)
-            seconds = min(_seconds(passes, index) for _ in range(3))  # the first one also builds kernels
+            seconds = min(_seconds(passes, middle) for _ in range(3))  # the first one also builds kernels
     except torch.OutOfMemoryError:
         return None
-    return passes.padded(index) / seconds, len(passes.plan) == 1
+    return _Probe(passes.padded(middle) / seconds, len(chunks) == 1)
 
 
 @torch.no_grad()

@@ -12,8 +12,10 @@ import torch
 from tiny import SpanPairs, finetune, finetune_batch, span_batch, taught_by_vectors
 from torch import Tensor, nn
 
+from retrievo.engine.chunking import ChunkTokens
 from retrievo.engine.loop import fit
 from retrievo.engine.settings import FitConfig
+from retrievo.engine.step import GraphMemory
 from retrievo.learning.batch import Batch
 from retrievo.learning.distributed import (
     as_rank_0_says,
@@ -126,6 +128,7 @@ def collectives() -> dict[str, Any]:
     nn.init.normal_(layer.weight)
     broadcast_state(layer)
     used, partly, unused = (nn.Parameter(torch.zeros(2)) for _ in range(3))
+    several = span_batch(800, 0, slice(0, 20) if rank() == 0 else slice(20, 800))  # one chunk here, several there
     used.grad = torch.full((2,), float(rank() + 1))
     partly.grad = torch.ones(2) if rank() == 1 else None
     sum_gradients([used, partly, unused])
@@ -135,6 +138,7 @@ def collectives() -> dict[str, Any]:
         "gradient": mine.grad.tolist(),
         "weight": layer.weight.tolist(),
         "queue": layer.queue.tolist(),
+        "chunk_tokens": ChunkTokens(None, GraphMemory(0)).measure(SpanPairs(), several, torch.float32),
         "told": [as_rank_0_says(answer, torch.device("cpu")) for answer in (rank() == 0, rank() == 1)],
         "summed": [None if p.grad is None else p.grad.tolist() for p in (used, partly, unused)],
     }

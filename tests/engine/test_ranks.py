@@ -133,6 +133,11 @@ def test_rows_of_unequal_counts_are_gathered_in_rank_order_with_the_gradient_of_
     assert second["gradient"] == [[0.0, 3.0], [6.0, 9.0], [12.0, 15.0]]  # 0 ... 5, once from rank 0, twice from rank 1
 
 
+def test_ranks_with_unequal_rows_find_one_size_of_chunks(two: Path) -> None:
+    first, second = (collectives(two, rank)["chunk_tokens"] for rank in (0, 1))
+    assert first == second >= 1024
+
+
 def test_state_is_that_of_rank_0_and_gradients_are_summed_where_any_rank_has_one(two: Path) -> None:
     first, second = (collectives(two, rank) for rank in (0, 1))
     assert first["weight"] == second["weight"]
