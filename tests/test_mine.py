@@ -146,6 +146,18 @@ def test_an_index_that_is_there_is_searched_instead_of_making_one(
     assert "--source index: needs an index; pass --index FOLDER" in refused.err
 
 
+def test_mining_again_in_another_precision_makes_vectors_of_its_own(
+    toy_dataset: Path, tiny_model: Path, tmp_path: Path, retrievo: Callable
+) -> None:
+    flags = ["--source", "dense", "--model", tiny_model, "--depth", 20, "--samples", 4]
+    for dtype in ("fp32", "bf16"):
+        made = retrievo(
+            *("mine-negatives", *tables(toy_dataset), *flags, "--dtype", dtype),
+            *("--output", tmp_path / f"{dtype}.parquet"),
+        )
+        assert made.code == 0, made.err
+
+
 def test_a_depth_beyond_the_corpus_and_queries_without_judgements_stop_nothing(
     toy_dataset: Path, tmp_path: Path, retrievo: Callable
 ) -> None:

@@ -61,6 +61,12 @@ def latest(folder: Path) -> Path | None:
     return found[-1] if found else None
 
 
+def latest_step(folder: Path) -> int:
+    """The finished steps of the latest checkpoint; 0 where there is none."""
+    checkpoint = latest(folder)
+    return _step(checkpoint) if checkpoint else 0
+
+
 def load(checkpoint: Path, module: nn.Module, optimizer: Optimizer) -> dict[str, Any]:
     """Restores a module and its optimizer in place; returns the state that was saved, with its `step`.
 
@@ -75,7 +81,11 @@ def load(checkpoint: Path, module: nn.Module, optimizer: Optimizer) -> dict[str,
 
 
 def _finished(folder: Path) -> list[Path]:
-    return sorted((path.parent for path in folder.glob(f"step-*/{MANIFEST}")), key=lambda path: int(path.name[5:]))
+    return sorted((path.parent for path in folder.glob(f"step-*/{MANIFEST}")), key=_step)
+
+
+def _step(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix("step-"))
 
 
 def _write_manifest(folder: Path, step: int) -> None:

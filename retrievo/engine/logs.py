@@ -35,7 +35,8 @@ class Log:
         folder.mkdir(parents=True, exist_ok=True)
         lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True) if self.path.exists() else []
         kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= start]
-        self.path.write_text("".join(kept), encoding="utf-8")
+        with atomic_path(self.path) as temporary:  # killed here, a run still knows its history
+            temporary.write_text("".join(kept), encoding="utf-8")
         if tensorboard:
             self._events = _summary_writer()(str(folder / TENSORBOARD), purge_step=start + 1)
 

@@ -190,6 +190,7 @@ def _update(
         while (stats := attempt()) is None or not scale.accepts(stats["gradient_norm"]):
             if stats is None:
                 chunks.shrink(batch)
+        _check_finite(stats, step)  # before the optimizer moves any weight by it
         figures.append(stats)
         return 0.0  # torch wants a number; nothing here reads it
 
@@ -202,15 +203,19 @@ def _update(
     return figures[0]
 
 
+def _check_finite(stats: Stats, step: int) -> None:
+    for name in ("loss", "gradient_norm"):
+        value = stats[name].item()
+        if not math.isfinite(value):
+            fix = "lower --learning-rate, or use --dtype float32"
+            raise RetrievoError(f"step {step + 1}", f"the {name.replace('_', ' ')} is {value}", None, fix)
+
+
 def _record(
     step: int, feed: Feed, stats: Stats, rate: float, waited: float, seconds: float, device: torch.device
 ) -> Record:
     """The line of a step in the log; rates are over all ranks, memory is the peak of this process."""
     values = {name: value.item() for name, value in stats.items()}
-    for name in ("loss", "gradient_norm"):
-        if not math.isfinite(values[name]):
-            fix = "lower --learning-rate, or use --dtype float32"
-            raise RetrievoError(f"step {step + 1}", f"the {name.replace('_', ' ')} is {values[name]}", None, fix)
     tokens, padded = values.pop("tokens"), values.pop("padded_tokens")
     return {
         "step": step + 1,

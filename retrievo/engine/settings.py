@@ -9,7 +9,7 @@ from retrievo.evaluation.names import check_metric
 from retrievo.learning.optimizers import OptimizerConfig
 from retrievo.models.options import chunk_tokens_option, dtype_option
 from retrievo.support.errors import UsageError
-from retrievo.support.options import Options, flag_of, option
+from retrievo.support.options import Options, flag_of, option, options_of
 from retrievo.support.sizes import bytes_of
 
 CHECKPOINTS, METRICS, PLOT, TENSORBOARD = "checkpoints", "metrics.jsonl", "metrics.png", "tensorboard"
@@ -93,9 +93,9 @@ class ValidationConfig(Options):
         super().check()
         if self.dev_qrels is not None and self.dev_run is None:
             raise UsageError("--dev-qrels", "needs candidates", None, "pass --dev-run RUN, such as one of BM25")
-        for name in ("dev_run", "dev_queries", "validate_every", "patience"):
-            if self.dev_qrels is None and getattr(self, name) is not None:
-                raise UsageError(flag_of(name), "is for validation", None, "pass --dev-qrels too")
+        for known in options_of(ValidationConfig):
+            if self.dev_qrels is None and getattr(self, known.name) != known.default:
+                raise UsageError(flag_of(known.name), "is for validation", None, "pass --dev-qrels too")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,7 +19,7 @@ from retrievo.data.ordering import exact_similarities, first_ranked, flat_string
 from retrievo.data.qrels import Qrels
 from retrievo.data.run import Run
 from retrievo.data.token_cache import TokenCache
-from retrievo.engine.checkpoints import load_weights, save_weights
+from retrievo.engine.checkpoints import latest_step, load_weights, save_weights
 from retrievo.engine.settings import CHECKPOINTS, DEVELOPMENT, METRICS, ValidationConfig
 from retrievo.evaluation.names import Metric
 from retrievo.evaluation.scoring import evaluate
@@ -29,8 +29,6 @@ from retrievo.models.computing import computing
 from retrievo.models.encoder import Encoder
 from retrievo.models.vectors import encode_tokens
 from retrievo.support.errors import RetrievoError
-
-BEST = "best.safetensors"
 
 
 class Pool:
@@ -54,6 +52,7 @@ class Pool:
             missing = self.query_ids.filter(rows.is_null())[0]
             fix = "pass --dev-queries"
             raise RetrievoError(queries, f"lacks query '{missing}', which {config.dev_qrels} judges", None, fix)
+        self.min_relevance = min_relevance
         self.texts = [table.texts[row] for row in rows.to_pylist()]
         self.qrels = judged.table.filter(pc.is_in(flat_strings(judged.table["query_id"]), value_set=self.query_ids))
         self._pair(corpus, _first(run.table, self.query_ids, config.dev_depth), relevant)
@@ -116,9 +115,24 @@ class Validation:
         value = self.measure() if lead or is_sharded(self.module) else -math.inf
         better = lead and value > max([earlier for _, earlier in self.history()], default=-math.inf)
         if as_rank_0_says(better, device):
-            save_weights(self.folder / CHECKPOINTS / BEST, self.module)
+            save_weights(self._weights(step), self.module)
+            if lead:
+                self._drop_all_but(step)
         barrier()
         return {self.key: value} if lead else {}
+
+    def _weights(self, step: int) -> Path:
+        """Where the weights of a step are kept, should it be the best."""
+        return self.folder / CHECKPOINTS / f"best-{step:06d}.safetensors"
+
+    def _drop_all_but(self, step: int) -> None:
+        """Drops the weights that nobody will ask for: a run killed now goes on from its latest checkpoint."""
+        saved = latest_step(self.folder / CHECKPOINTS)
+        until_then, _ = _best([measure for measure in self.history() if measure[0] <= saved])
+        kept = {self._weights(step), self._weights(until_then)}
+        for path in (self.folder / CHECKPOINTS).glob("best-*.safetensors"):
+            if path not in kept:
+                path.unlink()
 
     def measure(self) -> float:
         """The mean of the metric over the queries of the pool."""
@@ -135,7 +149,8 @@ class Validation:
         ]
         ids = [pool.query_ids.take(pa.array(pool.query)), pool.doc_ids.take(pa.array(pool.document))]
         run = pa.table([*ids, pa.array(np.concatenate(scores), pa.float32())], ["query_id", "doc_id", "score"])
-        return evaluate(run, pool.qrels, [metric], run_name="validation").means()[metric]
+        found = evaluate(run, pool.qrels, [metric], run_name="validation", min_relevance=pool.min_relevance)
+        return found.means()[metric]
 
     def history(self) -> list[tuple[int, float]]:
         """(step, value) of each measure so far."""
@@ -151,15 +166,16 @@ class Validation:
         """Whether the last `patience` measures brought nothing better; the same on all ranks."""
         if self.patience is None:
             return False
-        measures = self.history()
+        measures = self.history() if rank() == 0 else []
         best, _ = _best(measures)
         later = len([step for step, _ in measures if step > best])
         return as_rank_0_says(later >= self.patience, next(self.module.parameters()).device)
 
     def restore_best(self, module: torch.nn.Module) -> None:
         """Puts the best weights into a module like the one that was trained; after training, on rank 0."""
-        if self.best()[0]:
-            load_weights(self.folder / CHECKPOINTS / BEST, module)
+        step, _ = self.best()
+        if step:
+            load_weights(self._weights(step), module)
 
 
 def _best(measures: Sequence[tuple[int, float]]) -> tuple[int, float]:

@@ -10,6 +10,7 @@ import contextlib
 import importlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -19,6 +20,8 @@ from torch import Tensor, nn
 from retrievo.models.devices import is_shard
 
 BUCKET_BYTES = 64 << 20  # large enough for full bandwidth, small beside the gradient of a BERT-base (440 MB)
+
+_PATIENCE = timedelta(days=1)  # one process may validate, merge or write for longer than the 10 minutes of NCCL
 
 _HOLDERS: list[Callable[[], object]] = []  # what lets go of the group, for those who would keep it past its end
 
@@ -44,9 +47,9 @@ def process_group(device: str) -> Iterator[torch.device]:
     # would keep it, with its threads, past its end: one exit in some ten then aborts. So they are imported before.
     importlib.import_module("torch.distributed.nn.functional")
     if place.type == "cuda":
-        dist.init_process_group("nccl", device_id=place)
+        dist.init_process_group("nccl", device_id=place, timeout=_PATIENCE)
     else:
-        dist.init_process_group("gloo")
+        dist.init_process_group("gloo", timeout=_PATIENCE)
     yield place
     for let_go in _HOLDERS:
         let_go()

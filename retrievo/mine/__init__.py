@@ -7,6 +7,7 @@ what it needs from the manifest of stage 1 and leaves `stage-2/train.toml` for `
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -381,15 +382,21 @@ def _computing(config: MineConfig) -> dict[str, Any]:
 
 
 def _embeddings(config: MineConfig, corpus: Corpus, model: Mapping[str, Input]) -> Path:
-    """Embeddings of the corpus beside a trained model; of other models in the user's cache."""
+    """Embeddings of the corpus beside a trained model; of other models in the user's cache.
+
+    Named after what they are made of and computed in: mining again, otherwise or on another device, makes others.
+    """
     from retrievo.data.cache import cache_folder
     from retrievo.data.ids import hash_texts
+    from retrievo.models.computing import computing_record
+    from retrievo.models.devices import resolve_device
     from retrievo.support.artifact import MANIFEST
 
     assert config.model is not None
     made_by = model["model"].fingerprint if "model" in model else f"{hash_texts([config.model])[0]:016x}"
     home = Path(config.model) if (Path(config.model) / MANIFEST).is_file() else cache_folder()
-    path = home / "embeddings" / f"{corpus.input.fingerprint}-{made_by}"
+    record = computing_record(config.dtype, resolve_device(config.device), config.chunk_tokens)
+    path = home / "embeddings" / f"{corpus.input.fingerprint}-{made_by}-{hash_texts([json.dumps(record)])[0]:016x}"
     path.parent.mkdir(parents=True, exist_ok=True)
     given: dict[str, Any] = {"model": config.model, "revision": config.revision, "corpus": config.corpus}
     encode(EncodeConfig(output=path, threads=config.threads, **given, **_computing(config)))

@@ -77,11 +77,14 @@ def compute_rows(
     waiting, telling = deque(cut_chunks(np.diff(offsets), chunk_tokens)), threading.Lock()
     chunks = len(waiting)
 
+    cut = _is_cut(module)
+
     @torch.no_grad()  # not inference_mode, under which autocast casts the weights again for every chunk
     def work() -> None:
         with (
             PlainAttention(),
-            torch.autocast(place.type, dtype=dtype, enabled=dtype != torch.float32),
+            # the cache of cast weights would hold all layers of a model whose weights are whole for one at a time
+            torch.autocast(place.type, dtype=dtype, enabled=dtype != torch.float32, cache_enabled=not cut),
             _emptied(waiting),  # after a fault nobody begins another chunk
         ):
             for rows in _until_empty(waiting):
@@ -92,7 +95,7 @@ def compute_rows(
                     with telling:
                         tick(len(rows))
 
-    in_order = place.type != "cpu" or _is_cut(module)
+    in_order = place.type != "cpu" or cut
     workers = 1 if in_order else min(torch.get_num_threads(), chunks)
     with _evaluating(module):
         if workers > 1:

@@ -92,8 +92,8 @@ class Finetune(Objective):
             found = f"found {max(config.matryoshka)}"
             raise RetrievoError("--matryoshka", found, f"at most {encoder.dim}, the dimension of the model's vectors")
         self.settings = LossSettings(config.label_smoothing, config.teacher_temperature, config.soft_label_scope)
-        cosines = encoder.spec.similarity == "cosine" or encoder.spec.normalize
-        self._temperature = config.temperature or (_COSINE_TEMPERATURE if cosines else 1.0)
+        self._cosines = encoder.spec.similarity == "cosine" or encoder.spec.normalize
+        self._temperature = config.temperature or (_COSINE_TEMPERATURE if self._cosines else 1.0)
         start = torch.tensor(math.log(self._temperature))
         self.log_temperature = nn.Parameter(start) if config.learn_temperature else None
 
@@ -123,8 +123,8 @@ class Finetune(Objective):
         return weighed(contest, weights, self.temperature, self.settings)
 
     def _of_unit_length(self, contest: Contest) -> Contest:
-        """Under cosine, what was cut is scaled again."""
-        if self.encoder.spec.similarity != "cosine":
+        """What was of unit length and then cut is scaled again, as the encoder does it."""
+        if not self._cosines:
             return contest
         queries, documents = (functional.normalize(side, dim=-1) for side in (contest.queries, contest.documents))
         return dataclasses.replace(contest, queries=queries, documents=documents)

@@ -147,6 +147,10 @@ class MaskedLanguageModel(Objective):
         late = self.encoder.backbone(input_ids=chunk.input_ids, attention_mask=chunk.attention_mask).last_hidden_state
         return None, Hidden(chunk.rows, chunk.attention_mask, late, late)
 
+    def contrast(self, vectors: dict[str, Tensor], batch: Batch) -> tuple[Tensor, Stats]:
+        self._terms = {}  # the first that a step calls; what was left is of chunks that were timed or did not fit
+        return super().contrast(vectors, batch)
+
     def local_loss(self, rest: Hidden, batch: Batch) -> Tensor:
         if not self.mlm_weight:
             return torch.zeros((), device=rest.late.device)
@@ -271,5 +275,6 @@ class CoCondenser(Condenser):
         return hidden.late[:, 0], hidden
 
     def contrast(self, vectors: dict[str, Tensor], batch: Batch) -> tuple[Tensor, Stats]:
+        super().contrast(vectors, batch)
         loss, stats = among_all(vectors[SPAN], vectors[SPAN], paired=True)
         return self.config.weights["contrastive"] * loss, stats

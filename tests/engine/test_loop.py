@@ -306,6 +306,22 @@ def test_a_loss_that_is_not_finite_stops_before_it_is_saved(tmp_path: Path) -> N
     assert not (tmp_path / "checkpoints").exists()
 
 
+def test_a_second_gradient_that_is_not_finite_moves_no_weight(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Climbing(torch.optim.SGD):
+        def step(self, closure: Any = None) -> None:
+            closure()
+            with torch.no_grad():
+                for group in self.param_groups:
+                    for parameter in group["params"]:
+                        parameter.fill_(float("inf"))
+            closure()
+
+    monkeypatch.setitem(OPTIMIZERS, "adamw", lambda config, module: Climbing(module.parameters(), lr=1.0))
+    with pytest.raises(RetrievoError, match="step 1: the loss is nan; lower --learning-rate"):
+        run(tmp_path, save_every=1)
+    assert not (tmp_path / "checkpoints").exists()
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [({"seed": 1}, "seed was 0, now it is 1"), ({"max_steps": 9}, "schedule was .*'max_steps': 8.*now it is .*9")],

@@ -119,11 +119,44 @@ def test_the_best_weights_are_kept_and_put_back(given: Callable, tiny_model: Pat
     assert all(torch.equal(value, first[name]) for name, value in encoder.state_dict().items())
 
 
+def test_the_value_counts_as_relevant_what_the_pool_does(given: Callable, tiny_model: Path, tmp_path: Path) -> None:
+    config, corpus, queries = given()
+    encoder = Encoder.load(str(tiny_model), pooling="mean")
+    tokens = TokenCache(corpus.table, encoder.tokenization("document"))
+    pool = Pool(config, corpus, queries, 1)
+    pool.min_relevance = 9  # more than any judgement says
+    assert Validation(config, pool, encoder, encoder, tokens, folder=tmp_path, dtype="fp32").measure() == 0
+
+
+def test_weights_that_a_killed_run_would_go_on_with_are_kept_beside_the_best(
+    given: Callable, tiny_model: Path, tmp_path: Path
+) -> None:
+    config, corpus, queries = given()
+    encoder = Encoder.load(str(tiny_model), pooling="mean")
+    tokens = TokenCache(corpus.table, encoder.tokenization("document"))
+    validation = Validation(
+        config, Pool(config, corpus, queries, 1), encoder, encoder, tokens, folder=tmp_path, dtype="fp32"
+    )
+    kept = []
+    for step, value in enumerate([0.1, 0.2, 0.3, 0.4], start=1):
+        validation.measure = lambda value=value: value  # type: ignore[method-assign]
+        line = {"step": step} | validation(step)
+        with (tmp_path / "metrics.jsonl").open("a") as log:
+            log.write(json.dumps(line) + "\n")
+        if step == 2:
+            checkpoint = tmp_path / "checkpoints" / "step-000002"
+            checkpoint.mkdir()
+            (checkpoint / "manifest.json").write_text("{}")
+        kept.append(sorted(int(path.stem[5:]) for path in (tmp_path / "checkpoints").glob("best-*")))
+    assert kept == [[1], [2], [2, 3], [2, 4]]
+
+
 def test_what_does_not_fit_is_refused(given: Callable, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="--dev-qrels: needs candidates"):
         ValidationConfig(dev_qrels=tmp_path).check()
-    with pytest.raises(UsageError, match="--patience: is for validation; pass --dev-qrels too"):
-        ValidationConfig(patience=3).check()
+    for flag, options in (("--patience", {"patience": 3}), ("--dev-depth", {"dev_depth": 5})):
+        with pytest.raises(UsageError, match=f"{flag}: is for validation; pass --dev-qrels too"):
+            ValidationConfig(**options).check()
     config, corpus, _ = given()
     pq.write_table(pa.table({"id": ["q0"], "text": ["one"]}), tmp_path / "few.parquet")
     with pytest.raises(RetrievoError, match="lacks query 'q1'"):

@@ -124,6 +124,17 @@ def test_a_batch_teacher_keeps_all_dimensions_where_the_model_is_cut() -> None:
     assert found.item() == pytest.approx(torch.stack(expected).mean().item(), rel=1e-5)
 
 
+def test_what_is_cut_is_compared_as_the_encoder_gives_it() -> None:
+    torch.manual_seed(1)
+    vectors = {"query": torch.randn(2, 4), "document": torch.randn(5, 4)}
+    trained = objective(matryoshka=(2,), temperature=0.05)
+    trained.encoder.spec.normalize = True
+    cut = Finetune(FinetuneConfig(matryoshka=(2,), temperature=0.05), trained.encoder)
+    given = {name: functional.normalize(side[:, :2], dim=-1) for name, side in vectors.items()}
+    expected, _ = objective(temperature=0.05).contrast(given, batch())
+    assert cut.contrast(vectors, batch())[0].item() == pytest.approx(expected.item(), rel=1e-5)
+
+
 def test_groups_are_known_without_a_teacher_and_compete_by_themselves() -> None:
     vectors = {"query": torch.randn(2, 4), "document": torch.randn(5, 4)}
     groups = [[0, 1, 2], [3, 4]]

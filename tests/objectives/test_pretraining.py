@@ -215,6 +215,15 @@ def test_logits_are_worked_out_for_masked_tokens_only() -> None:
     assert sum(seen) == 2 * made.counts["masked"]  # of the head, and late ones
 
 
+def test_what_was_timed_or_did_not_fit_is_no_part_of_the_logged_terms() -> None:
+    trained = objective("condenser")
+    made = batch(trained)
+    trained.local_loss(whole(trained, made)[1], made)  # of an attempt that ended there
+    stats, _ = step(trained, made)
+    terms = sum(value.item() for name, value in stats.items() if name.endswith("mlm_loss"))
+    assert terms == pytest.approx(stats["loss"].item(), rel=1e-5)
+
+
 def test_without_masked_tokens_nothing_is_learned_of_them() -> None:
     trained = objective("mlm")
     made = batch(trained)
