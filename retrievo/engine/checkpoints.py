@@ -107,7 +107,7 @@ def save_weights(path: Path, module: nn.Module) -> None:
     if rank() == 0:
         path.parent.mkdir(exist_ok=True)
         with atomic_path(path) as temporary:
-            _save_tensors(temporary, tensors)
+            _write(temporary, tensors)
 
 
 def load_weights(path: Path, module: nn.Module) -> None:
@@ -177,9 +177,13 @@ def _save_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
     """Writes tensors from rank 0; all ranks call."""
     tensors = gathered(tensors)
     if rank() == 0:
-        save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, path)
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
+        _write(path, tensors)
+
+
+def _write(path: Path, tensors: dict[str, Tensor]) -> None:
+    save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, path)
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -99,7 +99,7 @@ def _probe(objective: Objective, batch: Batch, tokens: int, dtype: torch.dtype) 
     chunks = [index for index, (name, _) in enumerate(passes.plan) if name == last]
     middle = chunks[len(chunks) // 2]
     try:
-        with torch.random.fork_rng(devices=[passes.device] if passes.device.type == "cuda" else []):
+        with passes.own_random_state():
             _look_up(passes, last)
             seconds = min(_seconds(passes, middle) for _ in range(3))  # the first one also builds kernels
     except torch.OutOfMemoryError:

@@ -59,7 +59,7 @@ def gradient_step(
     """
     passes = Passes(objective, batch, step, seed, chunk_tokens, dtype, loss_scale)
     objective.zero_grad(set_to_none=True)
-    with torch.random.fork_rng(devices=[passes.device] if passes.device.type == "cuda" else []):
+    with passes.own_random_state():
         keep = keep_graphs.chunks(passes) if isinstance(keep_graphs, GraphMemory) else keep_graphs
         vectors, kept = passes.first(keep)
         loss, stats, cache = passes.contrast(vectors)
@@ -84,7 +84,7 @@ def validation_step(
     """
     objective.eval()
     passes = Passes(objective, batch, 0, 0, chunk_tokens, dtype)
-    with torch.random.fork_rng(devices=[passes.device] if passes.device.type == "cuda" else []):
+    with passes.own_random_state():
         vectors, _ = passes.first(0)
         loss, stats, _ = passes.contrast(vectors)
         local_loss = passes.second({}, {})
@@ -132,6 +132,10 @@ class Passes:
             if keep:
                 kept[index] = vectors, rest
         return {name: self._in_order(name, vectors) for name, vectors in parts.items()}, kept
+
+    def own_random_state(self) -> contextlib.AbstractContextManager[None]:
+        """In which the passes draw; the caller's is as it was afterwards."""
+        return torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else [])
 
     def encoded(self) -> list[int]:
         """The chunks whose vectors need a gradient, which the first pass encodes."""
