@@ -42,7 +42,7 @@ class FitConfig(OptimizerConfig):
         "texts and models that do not fit; no graphs are kept then.",
         default=False,
     )
-    max_gradient_norm: float | None = option("Longer gradients are shortened to it.", default=1.0, above=0)
+    max_gradient_norm: float = option("Longer gradients are shortened to it; 0 shortens none.", default=1.0, minimum=0)
     save_every: int | None = option(
         "Steps between checkpoints.",
         default=None,

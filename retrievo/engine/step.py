@@ -41,7 +41,7 @@ def gradient_step(
     chunk_tokens: int,
     keep_graphs: int | GraphMemory = 0,
     dtype: torch.dtype = torch.float32,
-    max_gradient_norm: float | None = None,
+    max_gradient_norm: float = 0.0,
     loss_scale: float = 1.0,
 ) -> Stats:
     """Leaves the gradient of the global batch in `.grad` of every parameter, on every rank; returns figures to log.
@@ -52,7 +52,7 @@ def gradient_step(
 
     step, seed: decide dropout, with rank and chunk. chunk_tokens: most tokens of a chunk, padding included.
     keep_graphs: a number of chunks, or the memory that their graphs may take. Neither changes the gradient.
-    dtype: what encoders and local losses compute in. max_gradient_norm: longer gradients are shortened to it.
+    dtype: what encoders and local losses compute in. max_gradient_norm: longer gradients are shortened to it; 0 = none.
     loss_scale: the losses are multiplied by it on the way back, and the gradient divided; float16 needs it.
     Returns `loss` and the objective's figures (true for the global batch), `gradient_norm` (before shortening),
     `tokens`, `padded_tokens` and the counts of the batch, over all ranks.
@@ -300,11 +300,11 @@ def _summed(stats: Stats) -> Stats:
     return dict(zip(stats, sum_over_ranks(values).unbind(), strict=True))
 
 
-def _clip(parameters: list[torch.nn.Parameter], max_norm: float | None) -> Tensor:
-    """The norm of the whole gradient; shortens the gradient where it exceeds `max_norm`."""
+def _clip(parameters: list[torch.nn.Parameter], max_norm: float) -> Tensor:
+    """The norm of the whole gradient; shortens the gradient where it exceeds `max_norm`, unless that is 0."""
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     norm = total_norm(gradients)
-    if max_norm is not None and gradients:
+    if max_norm and gradients:
         shorter = (max_norm / (norm + 1e-6)).clamp(max=1.0)  # as torch.nn.utils.clip_grads_with_norm_
         torch._foreach_mul_([own_part(gradient) for gradient in gradients], shorter)
     return norm

@@ -339,6 +339,7 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path, options: dict[st
         {"dtype": "bfloat16"},
         {"chunk_tokens": 12},  # dropout is drawn chunk by chunk
         {"max_gradient_norm": 1e-3},
+        {"max_gradient_norm": 0.0},
         {"learning_rate": 2e-2},
         {"schedule": "cosine"},
         {"warmup": 0.5},
@@ -416,7 +417,7 @@ def test_the_optimizer_gets_the_rate_of_the_schedule_and_may_ask_for_the_gradien
     [
         ({"max_steps": 0}, "--max-steps: found 0; expected at least 1"),
         ({"graph_memory": "much"}, "--graph-memory: found 'much'; expected a number and MB, GB or TB; write 4GB"),
-        ({"max_gradient_norm": 0.0}, "--max-gradient-norm: found 0.0; expected more than 0"),
+        ({"max_gradient_norm": -1.0}, "--max-gradient-norm: found -1.0; expected at least 0"),
     ],
 )
 def test_wrong_options_name_the_flag(options: dict[str, Any], message: str) -> None:
