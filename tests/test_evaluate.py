@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -126,6 +127,19 @@ def test_per_query_values_are_a_parquet_table(folder: Path, retrievo: Callable) 
 def test_nb_recall_looks_into_the_reference_run(folder: Path, retrievo: Callable) -> None:
     arguments = ("evaluate", "--run", "second.trec", "--reference-run", "first.trec", "--qrels", "qrels.txt", "--json")
     assert json.loads(retrievo(*arguments, "--metrics", "nb-recall-1@2").out)["second"]["nb-recall-1@2"] == 0.5
+
+
+def test_documents_that_the_corpus_of_the_answers_lacks_are_told(folder: Path, retrievo: Callable) -> None:
+    pq.write_table(pa.table({"id": ["d1", "d2"], "text": ["heat", "wing"]}), "corpus.parquet")
+    pq.write_table(pa.table({"query_id": ["q1", "q2"], "answers": [["heat"]] * 2}), "answers.parquet")
+    flags = ("--answers", "answers.parquet", "--corpus", "corpus.parquet", "--metrics", "answer-recall@3")
+    outcome = retrievo("evaluate", "--run", "first.trec", *flags, "--json")
+    assert json.loads(outcome.out)["first"]["answer-recall@3"] == 0.5
+    assert "first: 3 rows are of documents that the corpus lacks, taken for no answer" in outcome.err
+    pq.write_table(pa.table({"id": ["x"], "text": ["heat"]}), "corpus.parquet")
+    outcome = retrievo("evaluate", "--run", "first.trec", *flags)
+    assert (outcome.code, outcome.out) == (1, "")
+    assert "first: corpus.parquet has none of the documents that it found; pass --corpus" in outcome.err
 
 
 def test_the_same_run_gives_the_same_numbers_from_every_format(folder: Path, retrievo: Callable) -> None:

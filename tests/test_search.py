@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -74,6 +75,17 @@ def test_a_question_gives_titles_and_snippets(house: Path, retrievo: Callable) -
     hits = json.loads(retrievo("search", "slipstream", "--index", house / "bm25", "--depth", "1", "--json").out)["hits"]
     assert [(hit["rank"], hit["id"], hit["title"]) for hit in hits] == [(1, "a", "W")]
     assert retrievo("search", "zzz", "--index", house / "bm25").out == "no document matches\n"
+
+
+def test_a_question_is_answered_where_the_corpus_has_moved(house: Path, tmp_path: Path, retrievo: Callable) -> None:
+    shutil.copytree(house / "bm25", tmp_path / "bm25")
+    asked = ("search", "slipstream", "--index", tmp_path / "bm25", "--depth", 1)
+    outcome = retrievo(*asked)
+    assert outcome.out.split("\t")[2:] == ["a", "", "(the text is not at hand: pass --corpus)\n"], outcome.err
+    assert retrievo(*asked, "--corpus", house).out.split("\t")[2:] == ["a", "W", f"{TEXTS[0]}\n"]
+    for flags in (("--corpus", tmp_path / "gone"), ("--rerank", "any")):
+        refused = retrievo(*asked, *flags)
+        assert (refused.code, "the corpus" in refused.err) == (1, True), refused.err
 
 
 def test_k1_and_b_change_the_scores(house: Path, tmp_path: Path, retrievo: Callable) -> None:

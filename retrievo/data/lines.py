@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
+import itertools
+import re
+import string
+import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO
@@ -15,11 +20,22 @@ from retrievo.support.errors import RetrievoError
 
 _BLOCK = 16 << 20  # bytes of text in memory at a time
 _NEWLINE = ord("\n")
+_WORD = re.compile(r"\S+", re.ASCII)  # trec_eval's white space; an id may hold what else Unicode counts as such
 
 
-def open_text(path: Path) -> IO[bytes]:
-    """The bytes of a text file, unpacked where its name ends in .gz."""
-    return gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")  # type: ignore[return-value]
+@contextlib.contextmanager
+def open_text(path: Path) -> Iterator[IO[bytes]]:
+    """The bytes of a text file, unpacked where its name ends in .gz.
+
+    Raises: RetrievoError where it is absent, damaged or cut short.
+    """
+    try:
+        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
+            yield file  # type: ignore[misc]
+    except FileNotFoundError:
+        raise RetrievoError(path, "no such file", None, "check the path") from None
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise RetrievoError(path, f"is damaged or cut short ({error})", None, "download or pack it again") from None
 
 
 def first_line(path: Path) -> list[str]:
@@ -29,26 +45,27 @@ def first_line(path: Path) -> list[str]:
     """
     try:
         with open_text(path) as file:
-            for line in file:
-                if line.strip():
-                    return split_fields(line.decode("utf-8-sig"))
-    except FileNotFoundError:
-        raise RetrievoError(path, "no such file", None, "check the path") from None
-    except (UnicodeDecodeError, gzip.BadGzipFile, EOFError) as error:
+            return next((split_fields(line.decode("utf-8-sig")) for line in file if line.strip()), [])
+    except UnicodeDecodeError as error:
         raise RetrievoError(path, f"can't be read as text: {error}", "UTF-8 text", None) from None
-    return []
 
 
 def split_fields(line: str) -> list[str]:
-    """Fields between single tabs where there are at least two and none is empty, else between runs of white space."""
-    tabbed = [field.strip() for field in line.rstrip("\r\n").split("\t")]
-    return tabbed if len(tabbed) > 2 and all(tabbed) else line.split()
+    """Fields between single tabs where there are at least two and none is empty, else as `split_words`."""
+    tabbed = [field.strip(string.whitespace) for field in line.split("\t")]
+    return tabbed if len(tabbed) > 2 and all(tabbed) else split_words(line)
+
+
+def split_words(line: str) -> list[str]:
+    """Fields between runs of ASCII white space."""
+    return _WORD.findall(line)
 
 
 def read_fields(path: Path, types: Sequence[tuple[str, pa.DataType]], expected: str, *, skip: int = 0) -> pa.Table:
-    """A table of `types` from a text file whose lines have that many fields; `skip` header lines are passed over.
+    """A table of `types` from a text file whose lines have that many fields.
 
     expected: how a line should look, for the error message.
+    skip:     header lines to pass over; empty lines are none.
     Raises: RetrievoError naming the line that does not fit.
     """
     return pa.concat_tables(read_field_blocks(path, types, expected, skip=skip))
@@ -72,11 +89,12 @@ def read_field_blocks(
     with open_text(path) as file:
         for block in _whole_lines(file):
             delimiter = delimiter or ("\t" if b"\t" in block.split(b"\n", 1)[0] else " ")
-            table = _read_regular(block, types, names, delimiter, max(0, skip - done)) if _is_regular(block) else None
+            table = _read_regular(block, types, names, delimiter, skip) if _is_regular(block) else None
             if table is None:
                 table = _read_line_by_line(block, path, done, types, expected, skip).select(names)
             yield table
             done += int(np.count_nonzero(np.frombuffer(block, np.uint8) == _NEWLINE))
+            skip = 0
     if not delimiter:
         yield pa.schema(types).empty_table().select(names)
 
@@ -127,31 +145,35 @@ def _read_line_by_line(
 ) -> pa.Table:
     """Mixed white space is fine here; what does not fit is named with its line, `done` lines having come before."""
     columns: list[list] = [[] for _ in types]
-    for number, raw in enumerate(block.split(b"\n"), start=done + 1):
-        if number <= skip or not raw.strip():
-            continue
-        fields = _decode(raw, path, number)
+    filled = ((number, raw) for number, raw in enumerate(block.split(b"\n"), start=done + 1) if raw.strip())
+    for number, raw in itertools.islice(filled, skip, None):
+        where = f"{path} line {number}"
+        fields = _decode(raw, where)
         if len(fields) != len(types):
-            fields = raw.decode("utf-8").split()  # tabs and spaces mixed
+            fields = split_words(raw.decode("utf-8-sig"))  # tabs and spaces mixed
         if len(fields) != len(types):
-            raise RetrievoError(f"{path} line {number}", f"found {len(fields)} fields", expected, "mend that line")
+            raise RetrievoError(where, f"found {len(fields)} fields", expected, "mend that line")
         for column, (name, kind), value in zip(columns, types, fields, strict=True):
-            column.append(_value(value, kind, name, f"{path} line {number}"))
+            column.append(_value(value, kind, name, where))
     return pa.table({name: pa.array(column, kind) for column, (name, kind) in zip(columns, types, strict=True)})
 
 
-def _decode(raw: bytes, path: Path, number: int) -> list[str]:
+def _decode(raw: bytes, where: str) -> list[str]:
     try:
         return split_fields(raw.decode("utf-8-sig"))
     except UnicodeDecodeError:
-        raise RetrievoError(f"{path} line {number}", "is not UTF-8", "UTF-8 text", "convert the file") from None
+        raise RetrievoError(where, "is not UTF-8", "UTF-8 text", "convert the file") from None
 
 
 def _value(text: str, kind: pa.DataType, name: str, where: str) -> object:
     if pa.types.is_string(kind):
         return text
+    whole = pa.types.is_integer(kind)
     try:
-        return int(text) if pa.types.is_integer(kind) else float(text)
+        value = int(text) if whole else float(text)
     except ValueError:
-        wanted = "a whole number" if pa.types.is_integer(kind) else "a number"
+        wanted = "a whole number" if whole else "a number"
         raise RetrievoError(where, f"{name} is '{text}'", wanted, "mend that line") from None
+    if whole and not -(2**31) <= value < 2**31:
+        raise RetrievoError(where, f"{name} is {value}", "32 bits", "mend that line")
+    return value

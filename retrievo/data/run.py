@@ -172,7 +172,7 @@ def _open_sink(path: Path, format_of: Path) -> pa.NativeFile:
 
 def _lines(table: pa.Table, suffix: str, tag: str, path: Path) -> bytes:
     for name in ("query_id", "doc_id"):
-        spaced = pc.match_substring_regex(table[name], r"\s|^$")
+        spaced = pc.match_substring_regex(table[name], r"[\s\v]|^$")  # with \v: what `split_words` splits at
         if pc.any(spaced).as_py():
             example = table[name].filter(spaced)[0].as_py()
             fix = "write .parquet instead, which holds any id"

@@ -106,7 +106,11 @@ def table_files(path: Path, noun: str) -> list[Path]:
 
 def _default_split(folder: Path) -> list[Path]:
     """Of a dataset folder's qrels: test, else dev (MS MARCO's `dev.small` too)."""
-    found = [path for split in ("test", "dev") for path in sorted(folder.glob(f"{split}*.parquet"))]
+    found = [
+        path
+        for split in ("test", "dev")
+        for path in sorted(folder.glob(f"{split}*.parquet"), key=lambda path: path.stem)  # test before test-hard
+    ]
     if not found:
         raise RetrievoError(folder, "has neither test.parquet nor dev.parquet", None, "name the qrels file")
     return found[:1]

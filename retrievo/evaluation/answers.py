@@ -81,8 +81,8 @@ class Answers:
         """The tokens of each answer; one without any (an emoticon of spaces) is never found."""
         return [[phrase for phrase in map(tokens, found) if phrase.strip()] for found in self.answers]
 
-    def first_ranks(self, query: np.ndarray, doc_id: pa.LargeStringArray, rank: np.ndarray) -> np.ndarray:
-        """The rank of the first text that holds an answer, int32 [A]; NEVER where none does.
+    def first_ranks(self, query: np.ndarray, doc_id: pa.LargeStringArray, rank: np.ndarray) -> tuple[np.ndarray, int]:
+        """The rank of the first text that holds an answer, int32 [A], NEVER where none does; and the rows without text.
 
         query: positions among query_ids, [t]; doc_id, rank: of the retrieved rows, [t].
         """
@@ -97,7 +97,7 @@ class Answers:
                     if rank[at] < first[asked] and any(phrase in text for phrase in self._phrases[asked]):
                         first[asked] = rank[at]
                 tick(len(chosen))
-        return first
+        return first, len(rows) - len(order)
 
     def _texts(self, rows: np.ndarray, order: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
         """The tokens of each document that was retrieved, once, with the retrieved rows that hold it."""

@@ -67,7 +67,7 @@ def histogram(groups: Mapping[str, np.ndarray], x_label: str, y_label: str, bins
         colour = _colour(number)
         parts.append(
             f'<path d="{outline}" fill="{colour}" fill-opacity="0.25" stroke="{colour}" '
-            f'stroke-dasharray="{_DASHES[number]}"/>'
+            f'stroke-dasharray="{_DASHES[number % len(_DASHES)]}"/>'
         )
     return _chart(parts, x_label, y_label) + legend(shares)
 

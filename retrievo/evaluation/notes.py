@@ -54,11 +54,14 @@ def _why(evaluation: Evaluation, name: str, rules: Rules) -> str:
 
 def _notes(name: str, found: PerQuery, standard: Standard) -> list[str]:
     lines = []
-    if found.missing:
+    if found.missing and standard.measures:
         effect = "counted as 0" if standard.rules.missing == "zero" else "left out"
         lines.append(f"{name}: {found.missing:,} of {found.judged:,} judged queries are missing, {effect}")
-    if found.unjudged:
-        lines.append(f"{name}: {found.unjudged:,} queries have no judgements and are left out")
+    if found.unjudged and standard.measures:
+        effect = "count for nb-recall alone" if standard.compares else "are left out"
+        lines.append(f"{name}: {found.unjudged:,} queries have no judgements and {effect}")
+    if found.unknown:
+        lines.append(f"{name}: {found.unknown:,} rows are of documents that the corpus lacks, taken for no answer")
     if found.removed:
         lines.append(f"{name}: {found.removed:,} rows removed whose document id is the query id")
     return lines

@@ -28,6 +28,7 @@ class PerQuery:
     missing:   those of them that the run lacks.
     unjudged:  queries of the run that have neither.
     removed:   rows dropped because their document id equals the query id.
+    unknown:   rows where an answer was looked for, but whose document the corpus lacks.
     """
 
     query_ids: pa.LargeStringArray
@@ -36,6 +37,7 @@ class PerQuery:
     missing: int
     unjudged: int
     removed: int
+    unknown: int
 
     def means(self) -> dict[Metric, float]:
         """The mean of each metric over the queries that enter it; NaN where none does."""
@@ -80,34 +82,51 @@ class Standard:
         if self.rules.missing not in ("zero", "skip"):
             raise UsageError("--missing", f"found '{self.rules.missing}'", "zero or skip")
 
+    @property
+    def compares(self) -> bool:
+        """Whether a metric looks into the reference run, which takes all queries of a run."""
+        return any(metric.needs_reference for metric in self.metrics)
+
+    @property
+    def measures(self) -> bool:
+        """Whether a metric takes queries with judgements or answers alone."""
+        return not all(metric.needs_reference for metric in self.metrics)
+
     def score(self, scan: Scan, name: str = "run") -> PerQuery:
         """The values of one run.
 
-        Raises: RetrievoError for a run of other queries, or without ranks where the rules go by them.
+        Raises: RetrievoError for a run of other queries or of another corpus, or without ranks where the rules go by
+                them.
         """
+        self._check_ranks(scan, name)
+        if self.compares and self.reference is not None:
+            self._check_ranks(self.reference, "reference run")
+        measured = self._measured_ids()
+        others = scan.query_ids.filter(pc.invert(pc.is_in(scan.query_ids, value_set=measured)))
+        if self.measures and 0 < len(others) == len(scan.query_ids):  # an empty run is one that found nothing
+            found, fix = f"none of its {len(others)} queries is judged", "pass the qrels of its queries"
+            raise RetrievoError(name, found, None, fix)
+        query_ids = pa.concat_arrays([measured, others]) if self.compares else measured
+        present = retrieved(scan, self.rules, query_ids) > 0
+        first, unknown = self._first_answers(scan, name)
+        values = self._values(scan, query_ids, present, first)
+        absent = int((~present[: len(measured)]).sum())
+        removed = len(scan.self_rows.query) if self.rules.exclude_self else 0
+        return PerQuery(query_ids, values, len(measured), absent, len(others), removed, unknown)
+
+    def _check_ranks(self, scan: Scan, name: str) -> None:
         if self.rules.ties == "rank" and not scan.told:
             fix = "pass --convention trec_eval, which goes by the scores"
             raise RetrievoError(name, "its rank column holds no ranks", "each from 1 on, once in a query", fix)
-        measured = self._measured_ids()
-        others = scan.query_ids.filter(pc.invert(pc.is_in(scan.query_ids, value_set=measured)))
-        compares = any(metric.needs_reference for metric in self.metrics)
-        measures = not all(metric.needs_reference for metric in self.metrics)
-        if measures and 0 < len(others) == len(scan.query_ids):  # an empty run is one that found nothing
-            found, fix = f"none of its {len(others)} queries is judged", "pass the qrels of its queries"
-            raise RetrievoError(name, found, None, fix)
-        query_ids = pa.concat_arrays([measured, others]) if compares else measured
-        present = retrieved(scan, self.rules, query_ids) > 0
-        values = self._values(scan, query_ids, present)
-        absent = int((~present[: len(measured)]).sum())
-        removed = len(scan.self_rows.query) if self.rules.exclude_self else 0
-        return PerQuery(query_ids, values, len(measured), absent, len(others), removed)
 
     def _measured_ids(self) -> pa.LargeStringArray:
         """The queries with judgements, then those with answers."""
         ids = [self.judgements.query_ids, *([self.answers.query_ids] if self.answers else [])]
         return pc.unique(pa.concat_arrays(ids))
 
-    def _values(self, scan: Scan, query_ids: pa.LargeStringArray, present: np.ndarray) -> dict[Metric, np.ndarray]:
+    def _values(
+        self, scan: Scan, query_ids: pa.LargeStringArray, present: np.ndarray, first_answers: np.ndarray
+    ) -> dict[Metric, np.ndarray]:
         hits = Hits.of(scan, self.judgements, self.rules, query_ids, self.min_relevance)
         judged = np.arange(len(query_ids)) < len(self.judgements.query_ids)
         values = {}
@@ -115,7 +134,7 @@ class Standard:
             if metric.needs_reference:
                 value, enters = self._neighbourhood_recall(metric, scan, query_ids), present
             elif metric.needs_answers:
-                value, enters = self._answer_recall(metric, scan, query_ids)
+                value, enters = self._answer_recall(metric, query_ids, first_answers)
             else:
                 value, enters = METRICS[metric.name](hits, metric.cutoff), judged
             averaged = enters & present if self.rules.missing == "skip" else enters
@@ -134,18 +153,31 @@ class Standard:
         known &= positions(doc_id, docs) >= 0
         return np.bincount(query[known], minlength=len(query_ids)) / metric.depth
 
+    def _first_answers(self, scan: Scan, name: str) -> tuple[np.ndarray, int]:
+        """As `Answers.first_ranks`, in the first documents of a run.
+
+        Raises: RetrievoError where the corpus has none of them.
+        """
+        deepest = max((metric.cutoff or 0 for metric in self.metrics if metric.needs_answers), default=0)
+        if self.answers is None or not deepest:
+            return np.zeros(0, np.int32), 0
+        query, doc_id, rank = top_rows(scan, self.rules, self.answers.query_ids, deepest)
+        first, unknown = self.answers.first_ranks(query, doc_id, rank)
+        if 0 < unknown == len(doc_id):
+            found = f"{self.answers.corpus.path} has none of the documents that it found"
+            raise RetrievoError(name, found, None, "pass --corpus with the one that it was made from")
+        return first, unknown
+
     def _answer_recall(
-        self, metric: Metric, scan: Scan, query_ids: pa.LargeStringArray
+        self, metric: Metric, query_ids: pa.LargeStringArray, first: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
         """1 where one of the top k texts holds an answer, and which queries have answers."""
         assert self.answers is not None
         assert metric.cutoff
         position = positions(self.answers.query_ids, query_ids)
-        deepest = max(other.cutoff or 0 for other in self.metrics if other.needs_answers)
-        query, doc_id, rank = top_rows(scan, self.rules, self.answers.query_ids, deepest)
         value, enters = np.zeros(len(query_ids)), np.zeros(len(query_ids), bool)
         enters[position] = True
-        value[position] = self.answers.first_ranks(query, doc_id, rank) <= metric.cutoff
+        value[position] = first <= metric.cutoff
         return value, enters
 
 
@@ -188,7 +220,7 @@ def evaluate(
     run_name: what errors call the run.
 
     Raises: RetrievoError for a (query, document) pair that occurs twice, a score that is not finite, a run of other
-            queries; UsageError where a metric lacks its qrels, its reference or its answers.
+            queries or of another corpus; UsageError where a metric lacks its qrels, its reference or its answers.
     """
     judgements = Judgements.of(qrels)
     first = None

@@ -63,9 +63,17 @@ def _follow(path: Path, name: str) -> Path | None:
     try:
         manifest = Manifest.read(path)
         if name in manifest.inputs:
-            return manifest.input_path(name, f"--{name}")
+            found = manifest.input_path(name, f"--{name}")
+            return _follow(found, name) if _holds_vectors(found) else found
         sources = [source for source in manifest.inputs if source in ("embeddings",) or source.startswith("index")]
-        found = (_follow(manifest.input_path(source, f"--{source}"), name) for source in sources)
-        return next((path for path in found if path), None)
+        trails = (_follow(manifest.input_path(source, f"--{source}"), name) for source in sources)
+        return next((path for path in trails if path), None)
     except RetrievoError:
         return None
+
+
+def _holds_vectors(path: Path) -> bool:
+    try:
+        return Manifest.read(path).kind == "embeddings"
+    except RetrievoError:  # a table that retrievo did not make
+        return False

@@ -10,9 +10,10 @@ from retrievo.retrieval.fusion import fuse
 from retrievo.search.plans import DEFAULT_FUSION
 from retrievo.search.reranking import Reranker
 from retrievo.search.sources import Dense, Source, bm25_options, encode, open_bm25, open_corpora, open_encoder
+from retrievo.support.errors import RetrievoError
 
 if TYPE_CHECKING:
-    from retrievo.data.corpus import Document
+    from retrievo.data.corpus import Corpus, Document
     from retrievo.retrieval.answer import Answer
     from retrievo.search import SearchConfig
 
@@ -36,7 +37,7 @@ class Asker:
 
     def __init__(self, config: SearchConfig, sources: Sequence[Source]):
         self.config = config
-        self.corpora = open_corpora(config, sources)
+        self.corpora = _corpora(config, sources)
         self.ask = [(_texts_asker if source.lexical else _vectors_asker)(config, source) for source in sources]
         self.names = _names(sources)
         self.reranker = Reranker(config, sources) if config.rerank else None
@@ -94,6 +95,16 @@ class Asker:
         for corpus in self.corpora:
             found = [one or other for one, other in zip(found, corpus.find(ids), strict=True)]
         return found
+
+
+def _corpora(config: SearchConfig, sources: Sequence[Source]) -> list[Corpus]:
+    """The corpus that was typed, else one that the indexes know and that is still there: texts are an extra."""
+    try:
+        return open_corpora(config, sources)
+    except RetrievoError:
+        if config.corpus is not None:
+            raise
+        return []
 
 
 def _names(sources: Sequence[Source]) -> list[str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import glob
 import hashlib
 import json
 import os
@@ -117,19 +118,19 @@ class Manifest:
         return {name: value for name, value in vars(self).items() if name != "home" and value is not None}
 
     def input_path(self, name: str, flag: str) -> Path:
-        """Where an input lies now: where it was, else beside the artefact.
+        """Where an input lies now, be it a glob: where it was, else beside the artefact.
 
         Raises: RetrievoError that names the flag to pass where it was moved or never recorded.
         """
         if name not in self.inputs:
             raise RetrievoError(self.home, f"its manifest knows no {name}", None, f"pass {flag}")
         recorded = Path(self.inputs[name]["path"])
-        for candidate in (self.home / recorded, self.home / recorded.name):
-            if candidate.exists() or any(self.home.glob(str(recorded)) if not recorded.is_absolute() else ()):
-                return candidate
-        raise RetrievoError(
-            self.home / recorded, f"the {name} this was made from is no longer there", None, f"pass {flag}"
-        )
+        before, beside = self.home / recorded, self.home / recorded.name
+        if before.exists() or glob.glob(str(before)):
+            return before
+        if beside.exists():  # of a glob other files may lie there
+            return beside
+        raise RetrievoError(before, f"the {name} this was made from is no longer there", None, f"pass {flag}")
 
 
 def recorded_work(folder: Path, kind: str) -> tuple[dict[str, Any], dict[str, Any]]:

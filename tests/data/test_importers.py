@@ -272,6 +272,15 @@ def test_trec_topics_as_tab_separated_lines(tmp_path: Path) -> None:
     assert dataset.rows("queries") == [("1", "first one"), ("2", "second")]
 
 
+def test_trec_elements_may_begin_on_the_line_where_another_ends(tmp_path: Path) -> None:
+    line = "<DOC><DOCNO>{}</DOCNO>one\ntwo</DOC>"
+    documents = f"</DOC>{line.format('a')}{line.format('b')} between {line.format('c')}\n{line.format('d')}"
+    topics = "<top><num>1<title>x</top><top><num>2<title>y\n</top><top><num>3<title>z</top>\n"
+    dataset = imported("trec", folder(tmp_path / "set", {"docs": documents, "topics": topics}))
+    assert dataset.rows("corpus") == [(name, "", "one two") for name in "abcd"]
+    assert dataset.rows("queries") == [("1", "x"), ("2", "y"), ("3", "z")]
+
+
 def test_trec_documents_without_end_or_number_are_named(tmp_path: Path) -> None:
     refused("trec", folder(tmp_path, {"a": "\n<DOC>\n<DOCNO>1</DOCNO>\n"}) / "a", "a, line 2", "<DOC> is not closed")
     refused("trec", folder(tmp_path, {"b": "<DOC>\n</DOC>\n"}) / "b", "b, line 1", "no <DOCNO>")

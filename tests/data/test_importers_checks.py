@@ -311,6 +311,7 @@ def test_settings_name_the_tables_that_are_there_and_test_before_dev() -> None:
         "evaluate": {"qrels": "qrels/test.parquet"},
     }
     assert tomllib.loads(settings_text(tables - {"qrels/test.parquet"}))["evaluate"] == {"qrels": "qrels/dev.parquet"}
+    assert settings_text(tables | {"qrels/test-hard.parquet"}) == settings_text(tables)
     assert "evaluate" not in tomllib.loads(settings_text({"qrels/train.parquet"}))
     assert "train" not in tomllib.loads(settings_text(tables - {"qrels/train.parquet"}))
 

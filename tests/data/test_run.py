@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 from pathlib import Path
 
 import numpy as np
@@ -72,6 +73,20 @@ def test_ids_with_spaces_are_refused_by_text_and_kept_by_parquet(tmp_path: Path)
     assert write(tmp_path / "a.parquet", ["q1"], ["d 1"]).table["doc_id"].to_pylist() == ["d 1"]
 
 
+@pytest.mark.parametrize("name", ["a.trec", "a.tsv"])
+@pytest.mark.parametrize("blank", ["\u00a0", "\u3000", "\u2003", "\u0085", "\x1c"])
+def test_only_ascii_white_space_parts_fields(tmp_path: Path, name: str, blank: str) -> None:
+    ids = [f"d{blank}1", "d2", f"d3{blank}"]
+    assert write(tmp_path / name, ["q1"] * 3, ids).table["doc_id"].to_pylist() == ids
+    (tmp_path / name).write_text("\n" + (tmp_path / name).read_text(encoding="utf-8"), encoding="utf-8")
+    assert Run.open(tmp_path / name).table["doc_id"].to_pylist() == ids  # line by line too
+
+
+def test_ids_with_a_vertical_tab_are_refused_by_text(tmp_path: Path) -> None:
+    with pytest.raises(RetrievoError, match="has white space"):
+        write(tmp_path / "a.trec", ["q1"], ["d\v1"])
+
+
 @pytest.mark.parametrize(
     "text", ["q1 Q0 d1 1 2.5 x\n", "q1\tQ0\td1\t1\t2.5\tx\r\n", "q1  Q0 \t d1 1   2.5 x\n\n", "\ufeffq1 Q0 d1 1 2.5 x"]
 )
@@ -99,6 +114,16 @@ def test_a_line_that_does_not_fit_is_named(tmp_path: Path, text: str, message: s
         Run.open(tmp_path / "a.trec").table  # noqa: B018
 
 
+@pytest.mark.parametrize("broken", ["cut", "bent"])
+def test_a_packed_file_that_is_damaged_further_on_is_named(tmp_path: Path, broken: str) -> None:
+    text = "".join(f"q1 Q0 {hash((1, number))} 1 2.5 x\n" for number in range(20_000)).encode()
+    packed = gzip.compress(text, compresslevel=1)
+    half = len(packed) // 2
+    (tmp_path / "a.trec.gz").write_bytes(packed[:half] + (b"\xff" * 64 + packed[half + 64 :]) * (broken == "bent"))
+    with pytest.raises(RetrievoError, match=r"a.trec.gz: is damaged or cut short .*; download or pack it again"):
+        Run.open(tmp_path / "a.trec.gz").table  # noqa: B018
+
+
 def test_an_empty_run_is_a_run(tmp_path: Path) -> None:
     (tmp_path / "a.trec").write_text("")
     assert Run.open(tmp_path / "a.trec").table.num_rows == 0
@@ -110,6 +135,7 @@ def test_an_empty_run_is_a_run(tmp_path: Path) -> None:
         "q1 0 d1 2\nq1 0 d2 0\n",
         "q1\t0\td1\t2\nq1\t0\td2\t0\n",
         "query-id\tcorpus-id\tscore\nq1\td1\t2\nq1\td2\t0\n",
+        "\n \nquery-id\tcorpus-id\tscore\nq1\td1\t2\nq1\td2\t0\n",
         "q1\td1\t2\nq1\td2\t0\n",
         "q1 0 d1 2\nq1\t0  d2 0\n",
     ],
@@ -118,6 +144,16 @@ def test_qrels_are_read_by_their_content(tmp_path: Path, text: str) -> None:
     (tmp_path / "qrels.txt").write_text(text)
     expected = {"query_id": ["q1", "q1"], "doc_id": ["d1", "d2"], "relevance": [2, 0]}
     assert Qrels.read(tmp_path / "qrels.txt").table.to_pydict() == expected
+
+
+@pytest.mark.parametrize("grade", [2**31, -(2**31) - 1])
+def test_a_grade_beyond_32_bits_is_named(tmp_path: Path, grade: int) -> None:
+    (tmp_path / "qrels.txt").write_text(f"q1 0 d1 1\nq1 0 d2 {grade}\n")
+    with pytest.raises(RetrievoError, match=f"qrels.txt line 2: relevance is {grade}; expected 32 bits"):
+        Qrels.read(tmp_path / "qrels.txt")
+    (tmp_path / "a.tsv").write_text(f"q1\td1\t{grade}\n")
+    with pytest.raises(RetrievoError, match=f"a.tsv line 1: rank is {grade}; expected 32 bits"):
+        Run.open(tmp_path / "a.tsv").table  # noqa: B018
 
 
 def test_a_pair_judged_twice_is_an_error(tmp_path: Path) -> None:

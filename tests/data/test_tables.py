@@ -60,6 +60,8 @@ def test_a_dataset_folder_stands_for_the_noun_that_is_asked(tmp_path: Path) -> N
     assert Table(tmp_path, QRELS).files == [tmp_path / "qrels" / "dev.parquet"]
     write(tmp_path / "qrels" / "test.parquet", query_id=["q"], doc_id=["1"], relevance=[1])
     assert Table(tmp_path, QRELS).files == [tmp_path / "qrels" / "test.parquet"]
+    write(tmp_path / "qrels" / "test-hard.parquet", query_id=["q"], doc_id=["1"], relevance=[1])
+    assert Table(tmp_path, QRELS).files == [tmp_path / "qrels" / "test.parquet"]
 
 
 @pytest.mark.parametrize(

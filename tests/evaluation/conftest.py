@@ -11,7 +11,7 @@ import pytest
 from retrievo.data.run import Run
 from retrievo.evaluation.comparison import Evaluation
 from retrievo.evaluation.names import Metric, Rules
-from retrievo.evaluation.scan import Judgements
+from retrievo.evaluation.scan import Judgements, Scan
 from retrievo.evaluation.scoring import Standard
 from retrievo.evaluation.texts import Texts
 
@@ -26,6 +26,7 @@ def compare(tmp_path: Path) -> Callable[..., Evaluation]:
         metrics: str,
         rules: Rules | None = None,
         texts: Texts | None = None,
+        reference: str | None = None,
     ) -> Evaluation:
         opened = {}
         for name, text in runs.items():
@@ -34,7 +35,11 @@ def compare(tmp_path: Path) -> Callable[..., Evaluation]:
         query_id, doc_id, relevance = zip(*qrels, strict=True)
         table = pa.table({"query_id": query_id, "doc_id": doc_id, "relevance": pa.array(relevance, pa.int32())})
         parsed = {typed: Metric.parse(typed) for typed in metrics.split()}
-        standard = Standard(tuple(parsed.values()), Judgements.of(table), rules or Rules())
+        first = None
+        if reference is not None:
+            (tmp_path / "reference.trec").write_text(reference, encoding="utf-8")
+            first = Scan.of(Run.open(tmp_path / "reference.trec"), Judgements.of(None), depth=100)
+        standard = Standard(tuple(parsed.values()), Judgements.of(table), rules or Rules(), reference=first)
         return Evaluation.of(parsed, standard, opened, texts or Texts(), next(iter(runs)), seed=0)
 
     return made

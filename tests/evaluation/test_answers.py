@@ -87,6 +87,17 @@ def test_only_judged_queries_count_where_there_are_judgements(corpus: Corpus) ->
         answers(corpus, ["other"], q1=["Paris"])
 
 
+def test_documents_that_the_corpus_lacks_are_counted_and_refused_where_it_lacks_all(corpus: Corpus) -> None:
+    found = measure(answers(corpus, q1=["Paris"], q2=["city"]), "answer-recall@1 answer-recall@3")
+    assert found.unknown == 1
+    assert measure(answers(corpus, q1=["Paris"]), "answer-recall@3").unknown == 0  # q2 has no answers
+    other = RUN.set_column(1, "doc_id", [[f"other-{number}" for number in range(6)]])
+    with pytest.raises(RetrievoError, match=r"run: .*corpus.parquet has none of the documents that it found"):
+        evaluate(other, None, [Metric.parse("answer-recall@3")], answers=answers(corpus, q1=["Paris"]))
+    empty = evaluate(RUN.slice(0, 0), None, [Metric.parse("answer-recall@3")], answers=answers(corpus, q1=["Paris"]))
+    assert empty.unknown == 0
+
+
 def test_without_answers_the_metric_says_what_it_needs() -> None:
     with pytest.raises(UsageError, match="pass --answers"):
         evaluate(RUN, None, [Metric.parse("answer-recall@1")])

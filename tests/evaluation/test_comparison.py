@@ -136,3 +136,9 @@ def test_differences_of_many_queries_are_drawn_in_bounded_space() -> None:
 
     drawn = difference_chart(np.random.default_rng(0).normal(size=50_000), "x", "y")
     assert drawn.count("L") <= 2 * 2 * 400 + 2  # gains and losses, two corners a bar
+
+
+def test_a_histogram_takes_more_groups_than_there_are_dashes() -> None:
+    from retrievo.evaluation.charts import histogram
+
+    assert histogram({f"group {number}": np.arange(3) for number in range(8)}, "x", "y").count("<path") == 8

@@ -54,6 +54,27 @@ def test_ranks_that_are_none_are_refused_by_ms_marco_alone(compare: Callable) ->
         compare({"r": run}, QRELS[:1], "mrr@10", CONVENTIONS["msmarco"].rules)
 
 
+def test_a_reference_run_needs_ranks_as_much(compare: Callable, trec: Callable) -> None:
+    rules, run = CONVENTIONS["msmarco"].rules, trec(q1="d1 d2")
+    tied = "q1 Q0 d1 1 5 x\nq1 Q0 d2 1 4 x\n"
+    with pytest.raises(RetrievoError, match="reference run: its rank column holds no ranks"):
+        compare({"r": run}, QRELS[:1], "nb-recall-1@2", rules, reference=tied)
+    assert compare({"r": run}, QRELS[:1], "mrr@10", rules, reference=tied).means()["r"]["mrr@10"] == 1
+    assert compare({"r": run}, QRELS[:1], "nb-recall-1@2", reference=tied).means()["r"]["nb-recall-1@2"] == 1
+
+
+def test_what_is_left_out_is_told_of_metrics_that_leave_it_out(compare: Callable, trec: Callable) -> None:
+    run = trec(q1="d1", q7="d1")
+
+    def said(metrics: str) -> list[str]:
+        return notes(compare({"r": run}, [*QRELS[:1], ("a", "d1", 1)], metrics, reference=run), "trec_eval")[:2]
+
+    missing = "r: 1 of 2 judged queries are missing, counted as 0"
+    assert said("mrr@10") == [missing, "r: 1 queries have no judgements and are left out"]
+    assert said("mrr@10 nb-recall-1@1") == [missing, "r: 1 queries have no judgements and count for nb-recall alone"]
+    assert said("nb-recall-1@1") == []
+
+
 def ms_marco_mrr(rows: list[tuple[str, str, int]], relevant: dict[str, set[str]]) -> float:
     """The arithmetic of MS MARCO's passage ranking: ranks as told, first relevant one up to 10, over all judged."""
     total = 0.0

@@ -184,6 +184,19 @@ def test_an_input_is_found_where_it_was_or_beside_the_artefact(tmp_path: Path, s
         manifest.input_path("source", "--source")
 
 
+@pytest.mark.parametrize("folder", [".", "made"])
+def test_an_input_that_was_a_glob_is_found_wherever_the_output_lies(tmp_path: Path, source: Path, folder: str) -> None:
+    given = tmp_path / "so*.txt"
+    make(Output(tmp_path / folder / "out", "dataset", {}, {"source": Input.of(given, [source])}))
+    manifest = Manifest.read(tmp_path / folder / "out")
+    assert manifest.input_path("source", "--source") == given
+    source.rename(tmp_path / "other.txt")
+    (tmp_path / "made").mkdir(exist_ok=True)
+    (tmp_path / "made" / "some.txt").write_text("of this name by chance")
+    with pytest.raises(RetrievoError, match="is no longer there; pass --source"):
+        manifest.input_path("source", "--source")
+
+
 def test_a_renamed_file_has_the_same_fingerprint_and_a_changed_one_another(tmp_path: Path, source: Path) -> None:
     before = Input.of(source).fingerprint
     renamed = source.rename(tmp_path / "renamed.txt")

@@ -268,7 +268,7 @@ def settings_text(files: set[str]) -> str:
 
     files: names of the tables that were made.
     """
-    splits = sorted(name for name in files if name.startswith("qrels/"))
+    splits = sorted(name.removesuffix(".parquet") for name in files if name.startswith("qrels/"))
     chosen = [name for wanted in ("qrels/test", "qrels/dev") for name in splits if name.startswith(wanted)]
     training = {"corpus": "corpus.parquet", "queries": "queries.parquet", "qrels": "qrels/train.parquet"}
     trains = files.issuperset(training.values())
@@ -277,7 +277,7 @@ def settings_text(files: set[str]) -> str:
         "mine-negatives": training if trains else {},
         "index": {"corpus": "corpus.parquet"} if "corpus.parquet" in files else {},
         "search": {"queries": "queries.parquet"} if "queries.parquet" in files else {},
-        "evaluate": {"qrels": chosen[0]} if chosen else {},
+        "evaluate": {"qrels": f"{chosen[0]}.parquet"} if chosen else {},
     }
     lines = ["# Defaults for commands that are typed in this folder; paths are relative to it."]
     for command, values in sections.items():

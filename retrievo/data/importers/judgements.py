@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from retrievo.data.importers.dataset import DatasetWriter
 from retrievo.data.importers.records import batches, transposed
 from retrievo.data.importers.source import Member, Part
-from retrievo.data.lines import split_fields
+from retrievo.data.lines import split_fields, split_words
 from retrievo.data.tables import QRELS
 
 _HEADER_WORDS = {name for column in QRELS.columns for name in (column.name, *column.aliases)} | {"query", "document"}
@@ -36,7 +36,7 @@ def _rows(member: Member) -> Iterator[tuple[int, str, str, int]]:
             if _is_header(fields):
                 continue
         if len(fields) != width:
-            fields = text.split()  # tabs in one line, spaces in another
+            fields = split_words(text)  # tabs in one line, spaces in another
         if len(fields) != width:
             raise member.error(line, f"has {len(fields)} columns", f"{width}, as in the first line")
         grade = 1 if width == 2 else _grade(member, line, fields[-1])
@@ -65,5 +65,5 @@ def _grade(member: Member, line: int, text: str) -> int:
 
 def is_judgements(lines: list[str]) -> bool:
     """Whether the first lines of a file look like TREC judgements."""
-    rows = [line.split() for line in lines]
+    rows = [split_words(line) for line in lines]
     return bool(rows) and all(len(row) == 4 and row[3].lstrip("-").isdigit() for row in rows)

@@ -80,16 +80,18 @@ def _elements(member: Member, tag: str) -> Iterator[_Element]:
     kept: list[str] = []
     start, size = 0, 0
     for line, text in member.lines():
-        if not start and (match := opened.search(text)):
-            start, size, kept, text = line, 0, [], text[match.end() :]
-        if start:
-            end = closed.search(text)
-            kept.append(text[: end.start()] if end else text)
-            size += len(text)
-            if end:
-                yield _Element(start, "\n".join(kept))
+        at = 0
+        while found := (closed if start else opened).search(text, at):
+            if start:
+                yield _Element(start, "\n".join([*kept, text[at : found.start()]]))
                 start = 0
-            elif size > LONGEST:
+            else:
+                start, size, kept = line, 0, []
+            at = found.end()
+        if start:
+            kept.append(text[at:])
+            size += len(kept[-1])
+            if size > LONGEST:
                 break
     if start:
         raise member.error(start, f"<{tag}> is not closed", f"</{tag}> before the end of the file")
