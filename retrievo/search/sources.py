@@ -195,11 +195,11 @@ class Dense:
 
     def _exact_batches(self, queries: np.ndarray, depth: int) -> Iterator[Hits]:
         from retrievo.models.devices import resolve_device
-        from retrievo.retrieval.exact import default_batch
+        from retrievo.retrieval.exact import scan_size
         from retrievo.search.company import search_batches
 
-        config, known = self.config, min(depth, self.rows)
-        size = config.batch_size or default_batch(known, self.memory)
+        config = self.config
+        size = scan_size(config.batch_size, min(depth, self.rows), self.memory)
         options: dict[str, Any] = {"threads": config.threads, "device": resolve_device(config.device)}
         with console.progress("searching", self.rows * -(-len(queries) // size), "documents") as tick:
             yield from search_batches(
