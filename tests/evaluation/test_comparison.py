@@ -136,3 +136,7 @@ def test_differences_of_many_queries_are_drawn_in_bounded_space() -> None:
 
     drawn = difference_chart(np.random.default_rng(0).normal(size=50_000), "x", "y")
     assert drawn.count("L") <= 2 * 2 * 400 + 2  # gains and losses, two corners a bar
+
+
+def test_texts_of_no_queries_need_no_table() -> None:
+    assert Texts(queries=Path("nowhere.parquet")).of_queries([]) == {}
