@@ -99,7 +99,10 @@ def encode(config: EncodeConfig) -> Manifest:
 
 
 def _processes(config: EncodeConfig, table: Table) -> int:
-    """How many processes to start here; 1 = this one does it, alone or as one of those that torchrun started."""
+    """How many processes to start here; 1 = this one does it, alone or as one of those that torchrun started.
+
+    Raises: UsageError for more of them than GPUs.
+    """
     import torch
 
     from retrievo.models.devices import resolve_device
@@ -107,7 +110,10 @@ def _processes(config: EncodeConfig, table: Table) -> int:
 
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         return 1
-    accelerators = torch.cuda.device_count() if resolve_device(config.device) == "cuda" else 1
+    on_cuda = resolve_device(config.device) == "cuda"
+    accelerators = torch.cuda.device_count() if on_cuda else 1
+    if on_cuda and (config.processes or 1) > accelerators:
+        raise UsageError("--processes", f"found {config.processes:,}", f"at most {accelerators:,}, one for each GPU")
     return min(config.processes or accelerators, len(shard_bounds(table.rows)))
 
 

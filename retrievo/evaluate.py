@@ -58,7 +58,10 @@ class EvaluateConfig(Options):
         "For answer-recall@k: a table of query_id and answers, or of queries with a column of answers.", default=None
     )
     corpus: Path | None = corpus_option(
-        default=None, affects_output=False, hidden_default="the one that the runs were made from"
+        default=None,
+        affects_output=False,
+        unless={"suite": ()},
+        hidden_default="the one that the runs were made from",
     )
     per_query: Path | None = output_option(
         "Write the value of every query and metric to this Parquet file.", default=None
@@ -73,6 +76,7 @@ class EvaluateConfig(Options):
         default=None,
         minimum=0,
         affects_output=False,
+        unless={"suite": (), "known_item": ()},
         hidden_default="10 where one run is compared, none where several are",
     )
     seed: int = option("Seed of the randomization test and the bootstrap.", default=0, minimum=0)

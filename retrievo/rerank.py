@@ -339,12 +339,12 @@ def _write_run(
     doc_ids = corpus.id_map.ids.column().take(pa.array(pairs.document)).combine_chunks()
     order = ranked(pairs.query, values, doc_ids)
     query = pairs.query[order]
-    writer = RunWriter(path, format_of=config.output)
     query_ids = queries.ids.take(pa.array(query)).combine_chunks()
-    writer.write(query_ids, doc_ids.take(pa.array(order)), values[order], ranks(query))
     answered = len(np.unique(query))
     stats = {"queries": len(queries), "without_results": len(queries) - answered, "rows": len(query)}
-    writer.close(output.manifest(stats))
+    with RunWriter(path, format_of=config.output) as writer:
+        writer.write(query_ids, doc_ids.take(pa.array(order)), values[order], ranks(query))
+        writer.close(output.manifest(stats))
     return stats
 
 

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 BM25 = "bm25"
 KNOWN_ITEMS = ("title", "span")
+_MAKES_RUNS = {"run": ()}  # what it takes to make runs has no meaning for runs that are there
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,18 +46,22 @@ class SweepConfig(EvaluateConfig):
         choices=KNOWN_ITEMS,
         alternative="what",
     )
-    known_items: int = option("Queries made for --known-item.", default=1_000, minimum=1)
+    known_items: int = option("Queries made for --known-item.", default=1_000, minimum=1, only={"known_item": ()})
     model: str | None = model_option(default=None)
-    revision: str | None = revision_option()
-    output: Path = output_option("Folder of --suite and --known-item for indexes, vectors and runs.", Path("sweep"))
-    depth: int = option("Documents per query of --suite and --known-item.", default=1_000, minimum=1)
+    revision: str | None = revision_option(unless=_MAKES_RUNS)
+    output: Path = output_option(
+        "Folder of --suite and --known-item for indexes, vectors and runs.", Path("sweep"), unless=_MAKES_RUNS
+    )
+    depth: int = option(
+        "Documents per query of --suite and --known-item.", default=1_000, minimum=1, unless=_MAKES_RUNS
+    )
     exclude_self_of: tuple[str, ...] = option(
         "Datasets of the suite where rows whose document id equals the query id are dropped.", default=(), several=True
     )
-    dtype: str = dtype_option()
-    chunk_tokens: int | str = chunk_tokens_option()
-    device: str = device_option()
-    threads: int | None = threads_option()
+    dtype: str = dtype_option(unless=_MAKES_RUNS)
+    chunk_tokens: int | str = chunk_tokens_option(unless=_MAKES_RUNS)
+    device: str = device_option(unless=_MAKES_RUNS)
+    threads: int | None = threads_option(unless=_MAKES_RUNS)
 
     @property
     def sweeps(self) -> bool:

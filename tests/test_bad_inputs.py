@@ -63,6 +63,11 @@ def dense(folder: Path, *more: object, index: str = "documents") -> list[object]
     return [*asked, *more]
 
 
+def lexical(folder: Path, *more: object) -> list[object]:
+    """A search for the words of the house."""
+    return ["search", "--index", HOUSE / "bm25", "--queries", HOUSE, "--output", folder / "out.trec", *more]
+
+
 def evaluate(folder: Path, run: str, qrels: str = "q1 0 d1 1\n", *more: object) -> list[object]:
     runs = text(folder / "r.trec", run)
     return ["evaluate", "--run", runs, "--qrels", text(folder / "q.txt", qrels), *more]
@@ -276,6 +281,31 @@ CASES: dict[str, tuple[Make, int, str]] = {
         2,
         "--model: has no meaning for runs that are there; pass --suite FOLDER",
     ),
+    "depth for runs that are there": (
+        lambda f: evaluate(f, "q1 Q0 d1 1 2 x\n", "q1 0 d1 1\n", "--depth", 1),
+        2,
+        "--depth: does not apply to what was chosen; expected it only with no run",
+    ),
+    "folder for runs that are there": (
+        lambda f: evaluate(f, "q1 Q0 d1 1 2 x\n", "q1 0 d1 1\n", "--output", f / "results.json"),
+        2,
+        "--output: does not apply to what was chosen; expected it only with no run",
+    ),
+    "number of known items that nobody makes": (
+        lambda f: evaluate(f, "q1 Q0 d1 1 2 x\n", "q1 0 d1 1\n", "--known-items", 5),
+        2,
+        "--known-items: does not apply to what was chosen; expected it only with known-item",
+    ),
+    "corpus beside those of a suite": (
+        lambda f: ["evaluate", "--suite", HOUSE, "--model", "m", "--corpus", HOUSE],
+        2,
+        "--corpus: does not apply to what was chosen; expected it only with no suite",
+    ),
+    "changed queries of a suite": (
+        lambda f: ["evaluate", "--suite", HOUSE, "--model", "m", "--changed", 3],
+        2,
+        "--changed: does not apply to what was chosen; expected it only with no suite and no known-item",
+    ),
     "known items of no corpus": (
         lambda f: ["evaluate", "--known-item", "span", "--model", "m"],
         2,
@@ -307,6 +337,11 @@ CASES: dict[str, tuple[Make, int, str]] = {
         "min_relevance: found 'two'; expected a whole number",
     ),
     "broken TOML": (lambda f: settings(f, "[evaluate\n"), 1, "s.toml: is not TOML"),
+    "settings file that is a folder": (
+        lambda f: ["evaluate", "--config", f, "--run", HOUSE / "run.trec", "--qrels", HOUSE],
+        1,
+        "Is a directory",
+    ),
     "settings file that is not there": (
         lambda f: ["evaluate", "--config", f / "no.toml", "--run", HOUSE / "run.trec"],
         1,
@@ -701,6 +736,37 @@ CASES: dict[str, tuple[Make, int, str]] = {
         1,
         "has already; expected new documents only",
     ),
+    "BM25 options of 0 for a dense index": (lambda f: dense(f, "--k1", 0, "--b", 0), 2, "--k1: does not apply to"),
+    "candidates of no approximate index": (
+        lambda f: lexical(f, "--rescore", 0),
+        2,
+        "bm25, which is of kind 'bm25-index'",
+    ),
+    "JSON of a run": (
+        lambda f: dense(f, "--json"),
+        2,
+        "--json: does not apply to what was chosen; expected it only with no queries",
+    ),
+    "run of a typed question": (
+        lambda f: ["search", "wing", "--index", HOUSE / "bm25", "--output", f / "out.trec"],
+        2,
+        "--output: does not apply to a typed question; pass --queries and --output",
+    ),
+    "depth of a reranking that nobody asked for": (
+        lambda f: dense(f, "--rerank-depth", 5),
+        2,
+        "--rerank-depth: does not apply to what was chosen; expected it only with rerank",
+    ),
+    "metric of a tuning that nobody asked for": (
+        lambda f: dense(f, "--tune-metric", "mrr@10"),
+        2,
+        "--tune-metric: does not apply to what was chosen; expected it only with tune-on",
+    ),
+    "output below a file": (
+        lambda f: dense(f, "--output", text(f / "notes", "mine") / "out.trec"),
+        1,
+        "notes/out.trec.partial: Not a directory",
+    ),
     "option of another index type": (
         lambda f: dense(f, "--ef-search", 8, index="ivf"),
         2,
@@ -714,7 +780,7 @@ CASES: dict[str, tuple[Make, int, str]] = {
     "fewer candidates than documents": (
         lambda f: dense(f, "--rescore", 2, "--depth", 3, index="ivf"),
         2,
-        "--rescore: found 2; expected 0, or at least --depth (3)",
+        "--rescore: found 2; expected 0, or at least 3, the documents wanted",
     ),
     "recall target for exact search": (
         lambda f: dense(f, "--recall-target", 0.9),

@@ -34,3 +34,14 @@ def test_processes_of_one_command_write_the_same_bytes(
     for shard in shards:
         assert (tmp_path / "one" / shard).read_bytes() == (tmp_path / "two" / shard).read_bytes()
     assert "already finished" in encode(tmp_path / "two", "--processes", 3)
+
+
+def test_more_processes_than_gpus_are_refused(
+    tiny_model: Path, corpus: Path, tmp_path: Path, retrievo: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    asked = ("encode", "--model", tiny_model, "--corpus", corpus, "--output", tmp_path / "out", "--processes", 3)
+    outcome = retrievo(*asked)
+    assert (outcome.code, "--processes: found 3; expected at most 2, one for each GPU" in outcome.err) == (2, True)
+    assert not (tmp_path / "out").exists()

@@ -220,6 +220,16 @@ def test_a_search_reranks_as_rerank_does(home: Path, toy_dataset: Path, tmp_path
     assert pq.read_table(tmp_path / "short.parquet")["doc_id"].equals(first["doc_id"])
 
 
+def test_a_finished_search_loads_no_cross_encoder(
+    home: Path, toy_dataset: Path, tmp_path: Path, retrievo: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = searching(home, toy_dataset, tmp_path / "run.parquet", "--rerank-depth", 2)
+    assert retrievo(*asked).code == 0
+    monkeypatch.setattr("retrievo.models.cross_encoder.CrossEncoder.load", None)
+    again = retrievo(*asked)
+    assert (again.code, "already finished" in again.err) == (0, True)
+
+
 def test_a_judged_part_of_the_queries_is_searched_and_reranked(
     home: Path, toy_dataset: Path, tmp_path: Path, retrievo: Callable
 ) -> None:

@@ -15,9 +15,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from retrievo.data.run import Run
+from retrievo.data.run import Run, RunWriter
 from retrievo.retrieval.fusion import fuse
 from retrievo.support.artifact import MANIFEST, Manifest
+from retrievo.support.files import HashingFile
 
 TEXTS = ["wing in a slipstream", "boundary layer over a wing", "heat transfer", "wing in a slipstream", ""]
 
@@ -351,3 +352,86 @@ def test_a_search_during_a_rebuild_reads_the_old_index(house: Path, tmp_path: Pa
         assert retrievo("index", *flags, "--type", "sq8", "--force").code == 130
     assert seen["run"] == before
     assert Manifest.read(tmp_path / "index").stats["type"] == "flat"
+
+
+def test_an_addition_after_a_swap_that_was_cut_short(house: Path, tmp_path: Path, retrievo: Callable) -> None:
+    """What a kill between the two renames of a rebuild leaves: the old index alone, under its other name."""
+    index, more = tmp_path / "index", tmp_path / "more"
+    assert retrievo("index", "--embeddings", house / "d", "--output", index).code == 0
+    (tmp_path / "more.txt").write_text("".join(f"more{number}\n" for number in range(25)))
+    assert retrievo("import", "vectors", house / "q.npy", tmp_path / "more.txt", "--output", more).code == 0
+    index.rename(tmp_path / "index.old")
+    added = retrievo("index", "--embeddings", more, "--add", "--output", index)
+    assert added.code == 0, added.err
+    assert Manifest.read(index).stats["rows"] == 2_425
+    assert not (tmp_path / "index.old").exists()
+
+
+def test_an_option_of_0_is_other_work_than_one_that_is_unset(house: Path, tmp_path: Path, retrievo: Callable) -> None:
+    index, out = tmp_path / "binary", tmp_path / "out.parquet"
+    assert retrievo("index", "--embeddings", house / "d", "--type", "binary", "--output", index).code == 0
+    search(retrievo, index, house, out, "--depth", 5, "--rescore", 0)
+    assert Manifest.read(out).config["rescore"] == 0
+    again = retrievo("search", "--index", index, "--queries", house / "q", "--output", out, "--depth", 5)
+    assert (again.code, "rescore was 0 and is now null" in again.err) == (1, True)
+
+
+@pytest.fixture
+def nobody(tmp_path: Path, retrievo: Callable) -> Path:
+    """Vectors of no queries."""
+    np.save(tmp_path / "nobody.npy", np.zeros((0, 768), np.float16))
+    (tmp_path / "nobody.txt").write_text("")
+    flags = ("--role", "query", "--output", tmp_path / "nobody")
+    made = retrievo("import", "vectors", tmp_path / "nobody.npy", tmp_path / "nobody.txt", *flags)
+    assert made.code == 0, made.err
+    return tmp_path / "nobody"
+
+
+@pytest.mark.parametrize("feedback", [(), ("own",), ("fused",)])
+def test_no_queries_find_nothing_in_several_indexes(
+    feedback: tuple[str, ...], house: Path, nobody: Path, tmp_path: Path, retrievo: Callable
+) -> None:
+    flags = [part for source in feedback for part in ("--feedback", "average", "--feedback-from", source)]
+    asked = ("search", "--index", house / "d", "--index", house / "d", "--queries", nobody)
+    outcome = retrievo(*asked, *flags, "--output", tmp_path / "out.parquet")
+    assert outcome.code == 0, outcome.err
+    assert Manifest.read(tmp_path / "out.parquet").stats == {"queries": 0, "without_results": 0, "rows": 0}
+
+
+def test_depth_5_of_a_fusion_is_the_first_5_of_depth_100(house: Path, tmp_path: Path, retrievo: Callable) -> None:
+    """What one run ranks low another ranks high: two runs in opposite orders."""
+    orders = {"up": range(1, 61), "down": range(60, 0, -1)}
+    for name, order in orders.items():
+        rows = [f"q0 Q0 d{number} {rank} {-rank} x\n" for rank, number in enumerate(order, start=1)]
+        (tmp_path / f"{name}.trec").write_text("".join(rows))
+    runs = [part for name in orders for part in ("--run", tmp_path / f"{name}.trec")]
+    found = {}
+    for depth in (5, 100):
+        (tmp_path / str(depth)).mkdir()
+        out = tmp_path / str(depth) / "fused.trec"
+        outcome = retrievo("search", *runs, "--queries", house / "q", "--depth", depth, "--output", out)
+        assert outcome.code == 0, outcome.err
+        found[depth] = lines(out)
+    assert found[5] == found[100][:5]
+
+
+@pytest.mark.parametrize("name", ["out.parquet", "out.trec", "out.trec.gz"])
+def test_a_search_that_fails_midway_closes_its_run(
+    name: str, house: Path, tmp_path: Path, retrievo: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[HashingFile] = []
+    init = HashingFile.__init__
+
+    def opening(file: HashingFile, path: Path) -> None:
+        init(file, path)
+        opened.append(file)
+
+    def fail(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(HashingFile, "__init__", opening)
+    monkeypatch.setattr(RunWriter, "write", fail)
+    outcome = retrievo("search", "--index", house / "d", "--queries", house / "q", "--output", tmp_path / name)
+    assert outcome.code == 130
+    assert [file.closed for file in opened] == [True]
+    assert not list(tmp_path.iterdir())

@@ -44,14 +44,14 @@ def force_option() -> Any:
     return option("Replace a finished output; other files in its folder stay.", default=False, affects_output=False)
 
 
-def threads_option() -> Any:
+def threads_option(**declared: Any) -> Any:
     """`--threads`."""
-    return option("CPU threads.", default=None, minimum=1, affects_output=False, hidden_default="all cores")
+    return option("CPU threads.", default=None, minimum=1, affects_output=False, hidden_default="all cores", **declared)
 
 
-def json_option() -> Any:
+def json_option(**declared: Any) -> Any:
     """`--json`."""
-    return option("Print JSON instead of a table.", default=False, affects_output=False)
+    return option("Print JSON instead of a table.", default=False, affects_output=False, **declared)
 
 
 def title_template_option(default: str | None = TITLE_TEMPLATE, **declared: Any) -> Any:

@@ -16,6 +16,7 @@ from retrievo.data.run_files import MSMARCO_SUFFIXES, run_name, run_suffix
 from retrievo.data.tables import RUN, Table, TableWriter, table_files
 from retrievo.support.artifact import Input, Manifest
 from retrievo.support.errors import RetrievoError
+from retrievo.support.files import HashingFile
 
 _TREC = (
     ("query_id", pa.string()),
@@ -164,9 +165,15 @@ class RunWriter:
         else:
             self._writer.close(manifest)
 
+    def __enter__(self) -> RunWriter:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._writer.__exit__(*error)
+
 
 def _open_sink(path: Path, format_of: Path) -> pa.NativeFile:
-    sink = pa.OSFile(str(path), "wb")
+    sink = pa.PythonFile(HashingFile(path), "w")  # which flushes to the disk
     return pa.CompressedOutputStream(sink, "gzip") if format_of.suffix == ".gz" else sink
 
 

@@ -132,7 +132,7 @@ class Table:
 
     def _open(self, file: Path) -> tuple[pq.ParquetFile, dict[str, str]]:
         try:
-            part = pq.ParquetFile(file)
+            part = pq.ParquetFile(file, pre_buffer=False)  # which would keep all that was ever read of the file
         except (pa.ArrowInvalid, OSError) as error:
             raise RetrievoError(
                 file, "is no readable Parquet file", f"the {self.schema.noun}", _import_hint(file, error)
@@ -145,7 +145,9 @@ class Table:
                 _check_type(part.schema_arrow.field(found).type, column, file)
                 _say_alias(str(file), found, column.name)
         coded = [names[name] for name in self._repetitive if _is_text(part.schema_arrow.field(names[name]).type)]
-        return pq.ParquetFile(file, metadata=part.metadata, read_dictionary=coded) if coded else part, names
+        if coded:
+            part = pq.ParquetFile(file, metadata=part.metadata, read_dictionary=coded, pre_buffer=False)
+        return part, names
 
     def has(self, name: str) -> bool:
         """Whether every file carries an optional column."""
@@ -329,14 +331,14 @@ def _row_bytes(table: pa.Table) -> np.ndarray:
 
 @dataclass
 class RowCache:
-    """Random access to rows of a table by position; keeps the last decoded row groups.
+    """Random access to rows of a table by position; keeps the last decoded row groups: one, or more that are small.
 
     names: columns to decode.
     """
 
     table: Table
     names: tuple[str, ...]
-    kept: int = 4  # row groups
+    kept: int = 4 * BYTES_PER_GROUP  # bytes; of a foreign table one row group may be more
     _starts: list[tuple[int, int, int]] = field(default_factory=list)  # (first row, part, group)
     _cache: dict[int, pa.RecordBatch] = field(default_factory=dict)
 
@@ -349,19 +351,19 @@ class RowCache:
 
     def rows(self, positions: Sequence[int]) -> list[dict[str, Any]]:
         """The rows at these positions, in this order."""
-        found = []
-        for position in positions:
+        found: dict[int, dict[str, Any]] = {}
+        for position in sorted(positions):  # each row group is decoded once
             index = bisect.bisect_right(self._starts, (position, len(self._starts), 0)) - 1
-            found.append(self._group(index).slice(position - self._starts[index][0], 1).to_pylist()[0])
-        return found
+            found[position] = self._group(index).slice(position - self._starts[index][0], 1).to_pylist()[0]
+        return [found[position] for position in positions]
 
     def _group(self, index: int) -> pa.RecordBatch:
         if index not in self._cache:
-            while len(self._cache) >= self.kept:
-                del self._cache[next(iter(self._cache))]
             _, number, group = self._starts[index]
             part, found = self.table.parts[number]
             raw = part.read_row_group(group, columns=[found[name] for name in self.names]).combine_chunks()
             batch = raw.to_batches()[0]
             self._cache[index] = self.table._canonical(batch, self.names, found, self.table.files[number], 0)
+            while len(self._cache) > 1 and sum(kept.nbytes for kept in self._cache.values()) > self.kept:
+                del self._cache[next(iter(self._cache))]
         return self._cache[index]

@@ -30,10 +30,11 @@ class Texts:
 
     def of_queries(self, ids: Iterable[str]) -> dict[str, str]:
         """Query id -> text; ids that are not there are left out."""
-        if self.queries is None:
+        wanted = list(ids)
+        if self.queries is None or not wanted:
             return {}
         table = Table(self.queries, QUERIES).read(["id", "text"])
-        found = table.filter(pc.is_in(table["id"], value_set=pa.array(list(ids), pa.string())))
+        found = table.filter(pc.is_in(table["id"], value_set=pa.array(wanted, pa.string())))
         return dict(zip(found["id"].to_pylist(), found["text"].to_pylist(), strict=True))
 
     def of_documents(self, ids: Iterable[str]) -> dict[str, Document]:

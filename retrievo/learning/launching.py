@@ -9,7 +9,7 @@ from collections.abc import Callable
 from multiprocessing.connection import wait
 from typing import Any
 
-from retrievo.support.errors import RetrievoError
+from retrievo.support.errors import RetrievoError, told_by_system
 
 
 def run_together(function: Callable[..., Any], *arguments: Any, processes: int) -> None:
@@ -55,7 +55,8 @@ def _run(told: dict[str, Any], problems: Any, function: Callable[..., Any], argu
     os.environ.update({name: str(value) for name, value in told.items()})
     try:
         function(*arguments)
-    except RetrievoError as error:
+    except (RetrievoError, OSError) as problem:
+        error = problem if isinstance(problem, RetrievoError) else told_by_system(problem)
         problems.put((type(error), error.where, error.found, error.expected, error.fix))
         raise SystemExit(error.exit_code) from None
 

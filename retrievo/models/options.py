@@ -22,28 +22,28 @@ def model_option(default: Any = MISSING, **declared: Any) -> Any:
     )
 
 
-def revision_option() -> Any:
+def revision_option(**declared: Any) -> Any:
     """`--revision`."""
-    return option("Branch, tag or commit of a hub model.", default=None, affects_output=False)
+    return option("Branch, tag or commit of a hub model.", default=None, affects_output=False, **declared)
 
 
-def dtype_option() -> Any:
+def dtype_option(**declared: Any) -> Any:
     """`--dtype`."""
     help = "What the model computes in; auto is bfloat16 where the hardware multiplies it fast, else float32."
-    return option(help, default="auto", choices=tuple(DTYPES))
+    return option(help, default="auto", choices=tuple(DTYPES), **declared)
 
 
-def device_option() -> Any:
+def device_option(**declared: Any) -> Any:
     """`--device`."""
-    return option("Where to compute.", default="auto", choices=DEVICES, affects_output=False)
+    return option("Where to compute.", default="auto", choices=DEVICES, affects_output=False, **declared)
 
 
 def chunk_tokens_option(
-    default: int | str = "auto", auto: str = "1,024 for each core of a CPU, 4,096 on an accelerator"
+    default: int | str = "auto", auto: str = "1,024 for each core of a CPU, 4,096 on an accelerator", **declared: Any
 ) -> Any:
     """`--chunk-tokens`; `auto` says what it is in words."""
     help = f"Most tokens computed at once, padding included; auto: {auto}."
-    return option(help, default=default, minimum=1, words=("auto",))
+    return option(help, default=default, minimum=1, words=("auto",), **declared)
 
 
 def bidirectional_option(**declared: Any) -> Any:

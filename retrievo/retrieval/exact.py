@@ -67,7 +67,7 @@ def search_batches(
 ) -> Iterator[Hits]:
     """`search_exact`, a batch of queries at a time; memory O(tile x (D + batch) + batch x K), whatever N and Q.
 
-    batch_size: queries per scan of all documents; default `default_batch(depth)`.
+    batch_size: queries per scan of all documents, as `scan_size` settles it.
     threads:    CPU threads; default torch's own number.
     device:     where the matrix products run: 'cpu', 'cuda', 'cuda:1'; 'auto' takes CUDA where there is one.
     tick:       told of progress in documents scanned: N in each batch.
@@ -82,7 +82,7 @@ def search_batches(
             "queries", f"have shape {queries.shape}", f"[queries, {vectors.dim}], as the documents have"
         )
     place = _place(device)
-    size = min(batch_size or default_batch(min(depth, vectors.rows)), _LARGEST_BATCH)
+    size = scan_size(batch_size, min(depth, vectors.rows))
     for first in range(0, len(queries), size):
         batch = np.ascontiguousarray(queries[first : first + size], np.float32)
         _check_queries(batch, first)
@@ -95,8 +95,10 @@ def search_batches(
         yield Hits(found.query.astype(np.int64) + first, found.row, found.score)
 
 
-def default_batch(depth: int, memory: int | None = None) -> int:
-    """Queries per scan: as many as a matrix product gains from and memory for their hits allows."""
+def scan_size(wanted: int | None, depth: int, memory: int | None = None) -> int:
+    """Queries per scan: those wanted, else as many as a matrix product gains from and memory for their hits allows."""
+    if wanted is not None:
+        return min(wanted, _LARGEST_BATCH)
     hits = _BATCH_HITS if memory is None else memory // 4 // _CANDIDATE_BYTES
     return max(1, min(_BATCH_QUERIES, hits // max(1, depth)))
 

@@ -25,7 +25,7 @@ from retrievo.models.options import chunk_tokens_option, device_option, dtype_op
 from retrievo.retrieval.aggregation import AGGREGATIONS
 from retrievo.retrieval.feedback import FEEDBACKS
 from retrievo.retrieval.fusion import FUSIONS
-from retrievo.search.plans import DEFAULT_FUSION, FUSED, OWN, TABLE_DEPTH, Plan, plan
+from retrievo.search.plans import DEFAULT_FUSION, FUSED, FUSED_DEPTH, OWN, TABLE_DEPTH, Plan, plan
 from retrievo.search.question import QUESTION_DEPTH, Asker
 from retrievo.search.sources import Source, accompanied, check_meaning, open_source
 from retrievo.support import console
@@ -75,7 +75,9 @@ class SearchConfig(Options):
         "Weight of each index, then of each run, in their order.", default=(), above=0, alternative="weights"
     )
     tune_on: Path | None = qrels_option(default=None, alternative="weights")
-    tune_metric: str = option("What weights are tuned for, with --tune-on.", default="ndcg@10", check=check_metric)
+    tune_metric: str = option(
+        "What weights are tuned for.", default="ndcg@10", check=check_metric, only={"tune_on": ()}
+    )
     feedback: str | None = option(
         "Search dense indexes twice: the first documents move the query.", default=None, choices=tuple(FEEDBACKS)
     )
@@ -96,7 +98,7 @@ class SearchConfig(Options):
         affects_output=False,
     )
     rerank_depth: int = option(
-        "Documents of each query that --rerank scores: all that it keeps.", default=100, minimum=1
+        "Documents of each query that --rerank scores: all that it keeps.", default=100, minimum=1, only={"rerank": ()}
     )
     doc_aggregate: str | None = option(
         "Turn passages into documents: by the best passage or the first.", default=None, choices=tuple(AGGREGATIONS)
@@ -151,7 +153,7 @@ class SearchConfig(Options):
     corpus: Path | None = corpus_option(
         default=None, affects_output=False, hidden_default="the one the index was made from"
     )
-    json: bool = json_option()
+    json: bool = json_option(unless={"queries": ()})
     force: bool = force_option()
 
     def check(self) -> None:
@@ -180,8 +182,6 @@ class SearchConfig(Options):
         """What has no meaning for questions that are typed one by one."""
         if self.question is not None or self.queries is not None:
             raise UsageError("--interactive", "is given together with a question or --queries", "one of them")
-        if self.output is not None:
-            raise UsageError("--output", "has no meaning with --interactive", None, "pass --queries for a run")
         self._check_searched()
 
     def _check_effort(self) -> None:
@@ -198,6 +198,16 @@ class SearchConfig(Options):
     def run_depth(self) -> int:
         """Documents of each query in a run."""
         return self.depth or (self.rerank_depth if self.rerank else TABLE_DEPTH)
+
+    @property
+    def first_depth(self) -> int:
+        """Documents of each query that are found, of which a cross-encoder may keep less."""
+        return self.rerank_depth if self.rerank else self.run_depth
+
+    @property
+    def search_depth(self) -> int:
+        """Documents of each query that each index is searched for."""
+        return max(self.first_depth, FUSED_DEPTH) if self.sources > 1 else self.first_depth
 
     @property
     def sources(self) -> int:
@@ -223,7 +233,7 @@ class SearchConfig(Options):
 
     def _check_question(self) -> None:
         """What needs a table of queries."""
-        for name in ("run", "tune_on", "feedback", "doc_aggregate", "judged"):
+        for name in ("run", "tune_on", "feedback", "doc_aggregate", "judged", "output"):
             if getattr(self, name):
                 flag = flag_of(name)
                 raise UsageError(flag, "does not apply to a typed question", None, "pass --queries and --output")
@@ -232,10 +242,8 @@ class SearchConfig(Options):
         """Without what says nothing: of fusion for one index, of feedback or documents where there are none."""
         own = super().record()
         idle: list[str] = [] if self.sources > 1 else ["fuse", "fuse_weights"]
-        idle += [] if self.tune_on else ["tune_metric"]
-        idle += [] if self.rerank else ["rerank_depth"]
         unset = ("nprobe", "ef_search", "rescore", "recall_target", "feedback", "doc_aggregate", "rm3")
-        idle += [name for name in unset if getattr(self, name) in (None, False)]
+        idle += [name for name in unset if (value := getattr(self, name)) is None or value is False]  # 0 is a value
         fused = {"fuse": self.fuse or DEFAULT_FUSION} if self.sources > 1 else {}
         return {name: value for name, value in (own | fused).items() if name not in idle}
 
@@ -293,9 +301,9 @@ def _write_run(config: SearchConfig, plan: Plan) -> None:
     if output.already_finished():
         return
     with output.build() as folder:
-        writer = RunWriter(folder / config.output.name, format_of=config.output)
-        stats = _write_batches(plan, writer)
-        writer.close(output.manifest(stats))
+        with RunWriter(folder / config.output.name, format_of=config.output) as writer:
+            stats = _write_batches(plan, writer)
+            writer.close(output.manifest(stats))
         output.finish(stats)
     facts = {"made": f"{config.output} ({stats['rows']:,} rows for {stats['queries']:,} queries)"}
     if stats["without_results"]:

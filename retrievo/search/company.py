@@ -9,6 +9,7 @@ import contextlib
 import os
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from retrievo.support.console import is_lead
@@ -19,9 +20,12 @@ if TYPE_CHECKING:
 
     import numpy as np
     import pyarrow as pa
+    from torch.distributed import ProcessGroup
 
     from retrievo.retrieval.embeddings import Vectors
     from retrievo.retrieval.hits import Hits
+
+_PATIENCE = timedelta(days=7)  # the lead process may rerank, or wait for a person, between two searches
 
 
 class _Asked(NamedTuple):
@@ -33,7 +37,9 @@ class _Asked(NamedTuple):
     batch_size: int
 
 
-_led: ContextVar[bool] = ContextVar("_led", default=False)  # whether others wait for what this process asks
+# What the processes of a company talk through: gloo everywhere, since NCCL ends ranks that wait for ten minutes, and
+# what is told is pickled on the CPU.
+_group: ContextVar[ProcessGroup | None] = ContextVar("_group", default=None)
 
 
 @contextlib.contextmanager
@@ -46,28 +52,30 @@ def company(device: Callable[[], str], vectors_of: Callable[[Path], Vectors], **
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield True
         return
+    import torch.distributed as dist
+
     from retrievo.learning.distributed import process_group, rank
 
     with process_group(device()) as place:
-        if rank():
-            while asked := _told(None):
-                for _ in _batches(asked, vectors_of(asked.source), device=str(place), **options):
-                    pass
-            yield False
-        else:
-            token = _led.set(True)
-            try:
+        token = _group.set(dist.new_group(backend="gloo", timeout=_PATIENCE))
+        try:
+            if rank():
+                while asked := _told(None):
+                    for _ in _batches(asked, vectors_of(asked.source), device=str(place), **options):
+                        pass
+                yield False
+            else:
                 yield True
-            finally:
-                _led.reset(token)
-            _told(None)  # not after an error: the others may wait for something else, and torchrun ends them
+                _told(None)  # not after an error: the others may wait for something else, and torchrun ends them
+        finally:
+            _group.reset(token)
 
 
 def search_batches(
     source: Path, queries: np.ndarray, vectors: Vectors, depth: int, *, batch_size: int, device: str, **options: Any
 ) -> Iterator[Hits]:
     """`retrievo.retrieval.exact.search_batches` over all rows, with whatever company the lead process has."""
-    if not _led.get():
+    if _group.get() is None:
         yield from vectors.search_batches(queries, depth, batch_size=batch_size, device=device, **options)
         return
     import torch
@@ -83,7 +91,7 @@ def _told(asked: _Asked | None) -> _Asked | None:
 
     box = [asked]
     with _while_led():
-        dist.broadcast_object_list(box, src=0)
+        dist.broadcast_object_list(box, src=0, group=_group.get())
     return box[0]
 
 
@@ -113,7 +121,7 @@ def _batches(asked: _Asked, vectors: Vectors, **options: Any) -> Iterator[Hits]:
         found = _next(own, first)
         parts: list[Any] = [None] * world_size()
         with _while_led():
-            dist.gather_object(found, parts if is_lead() else None)
+            dist.gather_object(found, parts if is_lead() else None, group=_group.get())
         if is_lead():
             yield _merged(parts, asked.depth, vectors.ids)
         elif isinstance(found, RetrievoError):

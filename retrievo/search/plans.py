@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -34,6 +33,7 @@ if TYPE_CHECKING:
 
 HITS_AT_ONCE = 1 << 20  # of BM25, in memory before they are written
 TABLE_DEPTH = 1_000
+FUSED_DEPTH = 100  # of each index at least: what one ranks low another may rank high
 DEFAULT_FUSION = "rrf"
 OWN, FUSED = "own", "fused"  # whose first documents move a query
 
@@ -62,8 +62,7 @@ def plan(config: SearchConfig, sources: Sequence[Source]) -> Plan:
     """The search of one index or the reading of one run, or of several and their fusion; then a cross-encoder's order;
     then documents of passages.
     """
-    first = config if config.rerank is None else dataclasses.replace(config, depth=config.rerank_depth)
-    whole = _searched(first, sources)
+    whole = _searched(config, sources)
     if config.rerank is not None:
         whole = _reranked(config, sources, whole)
     return whole if config.doc_aggregate is None else _documents(config, whole)
@@ -84,11 +83,12 @@ def _reranked(config: SearchConfig, sources: Sequence[Source], plan: Plan) -> Pl
 
     if _holds_vectors(config):
         raise RetrievoError(config.queries, "holds vectors", "texts with --rerank", "pass the table of queries")
-    reranker, texts = Reranker(config, sources), _texts(config).texts
+    texts = _texts(config).texts
 
     def batches() -> Iterator[Found]:
         from retrievo.data.ordering import first_ranked
 
+        reranker = Reranker(config, sources)  # before the search, so that what is wrong with it is said at once
         found = _found(_table(plan), plan.query_ids)
         with console.progress("reranking", len(found.query), "pairs") as tick:
             scores = reranker.scores(texts, found.query, found.doc_id.to_pylist(), tick)
@@ -119,24 +119,28 @@ def _documents(config: SearchConfig, plan: Plan) -> Plan:
 
 
 def _fused(config: SearchConfig, plans: Sequence[Plan]) -> Plan:
-    """One run of several; each index is searched to the depth of the result. The runs are held in memory."""
+    """One run of several, which are held in memory."""
 
     def batches() -> Iterator[Found]:
         runs = [_table(plan) for plan in plans]
         if config.feedback:  # from the fusion
-            first = _fusion(config, runs, plans[0].query_ids, config.feedback_depth)
+            first = _fusion(config, runs, plans[0].query_ids, config.feedback_depth, last=False)
             runs = [
                 _as_table(plan, plan.again(first)) if plan.again else run for plan, run in zip(plans, runs, strict=True)
             ]
-        depth = config.depth or TABLE_DEPTH
-        yield _found(_fusion(config, runs, plans[0].query_ids, depth), plans[0].query_ids)
+        yield _found(_fusion(config, runs, plans[0].query_ids, config.first_depth), plans[0].query_ids)
 
     return Plan(plans[0].query_ids, plans[0].queries, batches)
 
 
-def _fusion(config: SearchConfig, runs: Sequence[pa.Table], query_ids: pa.ChunkedArray, depth: int) -> pa.Table:
-    """The fused run, with the weights that were given, that are best on judgements, or 1 each."""
-    from retrievo.search.tuning import cross_validated, told
+def _fusion(
+    config: SearchConfig, runs: Sequence[pa.Table], query_ids: pa.ChunkedArray, depth: int, *, last: bool = True
+) -> pa.Table:
+    """The fused run, with the weights that were given, that are best on judgements, or 1 each.
+
+    last: whether it is the result, whose weights are told.
+    """
+    from retrievo.search.tuning import advice, cross_validated
 
     method = config.fuse or DEFAULT_FUSION
     if config.tune_on is None:
@@ -145,8 +149,9 @@ def _fusion(config: SearchConfig, runs: Sequence[pa.Table], query_ids: pa.Chunke
 
     shared = share(method, runs, queries=query_ids)
     tuned = cross_validated(shared, Qrels.read(config.tune_on).table, config.tune_metric)
-    best = f"best on all: --fuse-weights {told(tuned.overall)}"
-    console.note(f"weights by cross-validation on {config.tune_metric}; {best}")
+    if last:
+        best = advice([*config.index, *config.run], tuned.overall.tolist())
+        console.note(f"weights by cross-validation on {config.tune_metric}; best on all: {best}")
     return shared.run(tuned.weights, depth)
 
 
@@ -170,7 +175,7 @@ def _plan_run(config: SearchConfig, path: Path) -> Plan:
     table = given.table
     if config.judged is not None:
         table = table.filter(pc.is_in(flat_strings(table["query_id"]), value_set=flat_strings(ids)))
-    return Plan(ids, read, lambda: iter([_ordered(given.path, table, ids, config.depth or TABLE_DEPTH)]))
+    return Plan(ids, read, lambda: iter([_ordered(given.path, table, ids, config.search_depth)]))
 
 
 def _ordered(path: Path, run: pa.Table, query_ids: pa.ChunkedArray, depth: int) -> Found:
@@ -213,11 +218,13 @@ def _table(plan: Plan, depth: int | None = None) -> pa.Table:
 def _as_table(plan: Plan, batches: Iterable[Found]) -> pa.Table:
     import pyarrow as pa
 
+    from retrievo.data.tables import RUN
+
     names = ["query_id", "doc_id", "score"]
     parts = [
         pa.table([plan.query_ids.take(pa.array(found.query)), found.doc_id, found.score], names) for found in batches
     ]
-    return pa.concat_tables(parts)
+    return pa.concat_tables(parts) if parts else RUN.arrow.empty_table().select(names)
 
 
 def _first(table: pa.Table, depth: int) -> pa.Table:
@@ -237,7 +244,7 @@ def _plan_texts(config: SearchConfig, source: Source) -> Plan:
     queries = _texts(config)
 
     def batches() -> Iterator[Found]:
-        depth, options = config.depth or TABLE_DEPTH, bm25_options(config)
+        depth, options = config.search_depth, bm25_options(config)
         size = max(1, HITS_AT_ONCE // depth)
         with open_bm25(config, source) as index, console.progress("searching", len(queries), "queries") as tick:
             for first in range(0, len(queries), size):
@@ -259,7 +266,7 @@ def _flat(first: int, hits: Sequence[Hits]) -> Found:
 
 def _plan_vectors(config: SearchConfig, source: Source) -> Plan:
     """Search over an embeddings folder, or in a FAISS index."""
-    queries, depth = _dense_queries(config, source), config.depth or TABLE_DEPTH
+    queries, depth = _dense_queries(config, source), config.search_depth
     opened = functools.cache(lambda: Dense(config, source))
     encoded = functools.cache(queries.encode)
 

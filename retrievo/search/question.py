@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from retrievo.retrieval.fusion import fuse
-from retrievo.search.plans import DEFAULT_FUSION
+from retrievo.search.plans import DEFAULT_FUSION, FUSED_DEPTH
 from retrievo.search.reranking import Reranker
 from retrievo.search.sources import Dense, Source, bm25_options, encode, open_bm25, open_corpora, open_encoder
 from retrievo.support.errors import RetrievoError
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from retrievo.search import SearchConfig
 
 QUESTION_DEPTH = 10
-FUSED_DEPTH = 100  # of each index: what one ranks low another may rank high
 
 
 class _Asked(NamedTuple):

@@ -92,9 +92,8 @@ _MEANING = {
 def check_meaning(config: SearchConfig, sources: Sequence[Source]) -> None:
     """Refuses flags that have no meaning for any of the indexes."""
     for name, means_something in _MEANING.items():
-        if getattr(config, name) not in (None, False) and not any(
-            means_something(source.manifest) for source in sources
-        ):
+        unset = (value := getattr(config, name)) is None or value is False  # 0 is a value
+        if not unset and not any(means_something(source.manifest) for source in sources):
             flag = flag_of(name)
             if not sources:
                 raise UsageError(flag, "does not apply to runs", "an --index")
@@ -195,11 +194,11 @@ class Dense:
 
     def _exact_batches(self, queries: np.ndarray, depth: int) -> Iterator[Hits]:
         from retrievo.models.devices import resolve_device
-        from retrievo.retrieval.exact import default_batch
+        from retrievo.retrieval.exact import scan_size
         from retrievo.search.company import search_batches
 
-        config, known = self.config, min(depth, self.rows)
-        size = config.batch_size or default_batch(known, self.memory)
+        config = self.config
+        size = scan_size(config.batch_size, min(depth, self.rows), self.memory)
         options: dict[str, Any] = {"threads": config.threads, "device": resolve_device(config.device)}
         with console.progress("searching", self.rows * -(-len(queries) // size), "documents") as tick:
             yield from search_batches(
@@ -231,7 +230,7 @@ class Dense:
             raise UsageError("--nprobe", f"found {knob:,}", f"at most {self.index.lists:,}, the lists of the index")
         rescore = effort.rescore if self.config.rescore is None else self.config.rescore
         if 0 < rescore < depth:
-            raise UsageError("--rescore", f"found {rescore:,}", f"0, or at least --depth ({depth:,})")
+            raise UsageError("--rescore", f"found {rescore:,}", f"0, or at least {depth:,}, the documents wanted")
         return replace(effort, knob=knob or effort.knob, rescore=rescore)
 
     def _tuned(self, queries: np.ndarray, depth: int) -> Effort:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from retrievo.support import console
@@ -93,6 +93,8 @@ def _folds(query_ids: pa.Array) -> np.ndarray:
     return (np.array(hash_texts(query_ids.to_pylist())) % np.uint64(FOLDS)).astype(np.int64)
 
 
-def told(weights: Iterable[float]) -> str:
-    """Weights as a flag takes them."""
-    return ",".join(f"{weight:g}" for weight in weights)
+def advice(places: Sequence[object], weights: Sequence[float]) -> str:
+    """What to type for weights that were found, of indexes and runs: the flag takes no 0."""
+    told = [f"leave out {place}, which is of no use" for place, own in zip(places, weights, strict=True) if not own]
+    used = [f"{own:g}" for own in weights if own]
+    return "; ".join([*told, *([f"--fuse-weights {','.join(used)}"] if len(used) > 1 else [])])

@@ -14,7 +14,7 @@ import typer
 from typer.exceptions import TyperException
 
 from retrievo.support import console
-from retrievo.support.errors import RetrievoError
+from retrievo.support.errors import RetrievoError, told_by_system
 from retrievo.support.options import Option, Options, options_of
 from retrievo.support.settings import Layer, resolve, settings_layers
 
@@ -130,6 +130,9 @@ def run_app(app: typer.Typer, arguments: Sequence[str]) -> int:
         code = 130
     except BrokenPipeError:  # `retrievo search ... | head`
         sys.stderr.close()
+        return 1
+    except OSError as problem:
+        console.error(str(told_by_system(problem)))
         return 1
     if code == 130:
         console.error("interrupted; run the same command again to go on")

@@ -37,6 +37,11 @@ class UsageError(RetrievoError):
     exit_code = 2
 
 
+def told_by_system(problem: OSError) -> RetrievoError:
+    """What the operating system refuses: a path through a file, a folder that can't be written to, a full disk."""
+    return RetrievoError(problem.filename or type(problem).__name__, problem.strerror or str(problem))
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """A sentence that names the closest known word, or all of them where none is close."""
     known = list(known)

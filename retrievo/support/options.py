@@ -27,8 +27,9 @@ class Declaration:
     minimum: float | None = None
     above: float | None = None
     maximum: float | None = None
-    only: Mapping[str, tuple[str, ...]] | None = None  # applies only where another option has one of these values
-    unless: Mapping[str, tuple[str, ...]] | None = None  # applies only where another option has none of these values
+    # applies only where another option has one of these values, or is given at all where there are none: ()
+    only: Mapping[str, tuple[str, ...]] | None = None
+    unless: Mapping[str, tuple[str, ...]] | None = None  # applies only where that is not so
     alternative: str | None = None  # at most one option of a named group may be given
     affects_output: bool = True  # False: a finished output is still the same work when this changes
     positional: bool = False
@@ -127,12 +128,20 @@ class Option:
         told = self.declaration
         only = [(_dashed(name), () if values == ("True",) else values) for name, values in (told.only or {}).items()]
         rules = [f"{flag} {' or '.join(values)}".rstrip() for flag, values in only]
-        rules += [f"{_dashed(name)} other than {' or '.join(values)}" for name, values in (told.unless or {}).items()]
+        rules += [
+            f"{_dashed(name)} other than {' or '.join(values)}" if values else f"no {_dashed(name)}"
+            for name, values in (told.unless or {}).items()
+        ]
         return " and ".join(rules)
 
 
 def _meets(chosen: Any, values: tuple[str, ...]) -> bool:
-    """Whether an option has one of some values; a list has it where one item does, `name:detail` is its name."""
+    """Whether an option has one of some values, or any where none are named.
+
+    A list has a value where one item does; `name:detail` is its name.
+    """
+    if not values:
+        return chosen is not None and chosen is not False and chosen != ()
     items = chosen if isinstance(chosen, tuple) else (chosen,)
     return any(item in values or str(item).partition(":")[0] in values for item in items)
 

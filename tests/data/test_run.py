@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import os
 from pathlib import Path
 
 import numpy as np
@@ -170,3 +171,13 @@ def test_a_run_is_called_after_its_file() -> None:
 def test_an_output_that_names_no_format_is_refused(name: str) -> None:
     with pytest.raises(UsageError, match=r"expected a file that ends in .parquet .trec"):
         check_run_suffix(Path(name))
+
+
+@pytest.mark.parametrize("name", ["a.parquet", "a.trec", "a.tsv.gz"])
+def test_a_run_is_on_the_disk_before_it_is_published(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flushed: list[int] = []
+    monkeypatch.setattr("os.fsync", lambda descriptor: flushed.append(os.fstat(descriptor).st_ino))
+    write(tmp_path / name, ["q1"], ["d1"])
+    assert flushed == [(tmp_path / name).stat().st_ino]

@@ -6,6 +6,7 @@ import gc
 import sys
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -160,3 +161,37 @@ def test_work_that_ends_in_an_error_says_nothing_else(tmp_path: Path, monkeypatc
         work()
     gc.collect()
     assert heard == []
+
+
+def test_random_access_holds_few_bytes_and_decodes_each_row_group_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = [str(number) for number in range(400)]
+    foreign = pa.table({"id": ids, "text": ["x" * 1_000] * 400})
+    pq.write_table(foreign, tmp_path / "corpus.parquet", row_group_size=100)
+    decoded: list[int] = []
+    read = pq.ParquetFile.read_row_group
+    monkeypatch.setattr(
+        pq.ParquetFile,
+        "read_row_group",
+        lambda self, group, **given: decoded.append(group) or read(self, group, **given),
+    )
+    for kept, groups in ((250_000, 2), (50_000, 1)):
+        cache = RowCache(Table(tmp_path / "corpus.parquet", CORPUS), ("id", "text"), kept=kept)
+        decoded.clear()
+        wanted = [399, 0, 250, 399, 1, 150]
+        assert [row["id"] for row in cache.rows(wanted)] == [str(row) for row in wanted]
+        assert decoded == [0, 1, 2, 3]
+        cache.rows([300])
+        assert decoded == [0, 1, 2, 3]
+        assert len(cache._cache) == groups
+
+
+@pytest.mark.parametrize("repetitive", [(), ("id",)])
+def test_what_was_read_of_a_file_leaves_memory(tmp_path: Path, repetitive: tuple[str, ...]) -> None:
+    texts = [row.tobytes().hex() for row in np.random.default_rng(0).integers(0, 256, (8_000, 500), dtype=np.uint8)]
+    ids = [str(number) for number in range(8_000)]
+    pq.write_table(pa.table({"id": ids, "text": texts}), tmp_path / "corpus.parquet", row_group_size=500)
+    table, before = Table(tmp_path / "corpus.parquet", CORPUS, repetitive=repetitive), pa.total_allocated_bytes()
+    held = [pa.total_allocated_bytes() - before for _ in table.batches(rows=500)]
+    assert max(held) < (tmp_path / "corpus.parquet").stat().st_size / 2

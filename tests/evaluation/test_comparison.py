@@ -142,3 +142,7 @@ def test_a_histogram_takes_more_groups_than_there_are_dashes() -> None:
     from retrievo.evaluation.charts import histogram
 
     assert histogram({f"group {number}": np.arange(3) for number in range(8)}, "x", "y").count("<path") == 8
+
+
+def test_texts_of_no_queries_need_no_table() -> None:
+    assert Texts(queries=Path("nowhere.parquet")).of_queries([]) == {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 from pathlib import Path
@@ -28,4 +29,10 @@ def one_fails(folder: Path) -> None:
 def one_dies(folder: Path) -> None:
     if os.environ["RANK"] == "1":
         os.kill(os.getpid(), 9)
+    time.sleep(60)
+
+
+def one_finds_the_disk_full(folder: Path) -> None:
+    if os.environ["RANK"] == "1":
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
     time.sleep(60)

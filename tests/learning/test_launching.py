@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 import pytest
-from launched import add_up, one_dies, one_fails
+from launched import add_up, one_dies, one_fails, one_finds_the_disk_full
 
 from retrievo.learning.launching import run_together
 from retrievo.support.errors import RetrievoError
@@ -28,3 +28,8 @@ def test_an_error_of_one_is_the_error_of_all(tmp_path: Path) -> None:
 def test_one_that_dies_ends_all(tmp_path: Path) -> None:
     with pytest.raises(RetrievoError, match="one of them died"):
         run_together(one_dies, tmp_path, processes=2)
+
+
+def test_what_the_system_refuses_one_is_told_as_such(tmp_path: Path) -> None:
+    with pytest.raises(RetrievoError, match=f"{tmp_path.name}: No space left on device"):
+        run_together(one_finds_the_disk_full, tmp_path, processes=2)

@@ -9,6 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from slow import slow_lead
+
+from retrievo.learning.launching import run_together
 
 
 @pytest.fixture(scope="module")
@@ -46,3 +49,22 @@ def test_an_error_of_the_lead_process_ends_all_with_one_line(house: Path, tmp_pa
     assert ran.returncode != 0
     assert ran.stderr.count("holds document vectors") == 1
     assert not output.exists()
+
+
+def test_a_batch_size_beyond_the_largest_loses_no_query(house: Path, tmp_path: Path, retrievo: Callable) -> None:
+    count = 70_000
+    np.save(tmp_path / "many.npy", np.random.default_rng(1).standard_normal((count, 48)).astype(np.float16))
+    (tmp_path / "many.txt").write_text("".join(f"m{number}\n" for number in range(count)))
+    arrays = (tmp_path / "many.npy", tmp_path / "many.txt", "--role", "query")
+    assert retrievo("import", "vectors", *arrays, "--output", tmp_path / "many").code == 0
+    few = (house / "q.npy", house / "q.txt", "--output", tmp_path / "few")
+    assert retrievo("import", "vectors", *few).code == 0
+    flags = ("--depth", 1, "--batch-size", 100_000, "--device", "cpu", "--output", tmp_path / "run.trec")
+    ran = under_torchrun(2, "search", "--index", tmp_path / "few", "--queries", tmp_path / "many", *flags)
+    assert ran.returncode == 0, ran.stderr
+    assert len((tmp_path / "run.trec").read_text().splitlines()) == count
+
+
+def test_the_others_wait_for_longer_than_a_collective_may_take(house: Path, tmp_path: Path) -> None:
+    run_together(slow_lead, house, tmp_path, processes=2)
+    assert (tmp_path / "found").read_text() == "150"

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+
 import numpy as np
 import pyarrow as pa
 import pytest
 
 from retrievo.retrieval.fusion import Shared, share
-from retrievo.search.tuning import cross_validated
+from retrievo.search.tuning import advice, cross_validated
 from retrievo.support.errors import RetrievoError
 
 QUERIES = [f"q{number}" for number in range(40)]
@@ -61,3 +64,28 @@ def test_queries_without_judgements_get_the_weights_that_are_best_on_all(shared:
 def test_too_few_judgements_are_refused(shared: Shared, relevant: list[str], told: str) -> None:
     with pytest.raises(RetrievoError, match=told):
         cross_validated(shared, judged(dict.fromkeys(relevant, RELEVANT)), "mrr@10")
+
+
+def test_what_is_of_no_use_is_left_out_of_the_flag_that_takes_no_0() -> None:
+    places = ["bm25", "embeddings", "run.trec"]
+    assert advice(places, [0.25, 0.25, 0.5]) == "--fuse-weights 0.25,0.25,0.5"
+    assert advice(places, [0.25, 0.0, 0.75]) == "leave out embeddings, which is of no use; --fuse-weights 0.25,0.75"
+    assert advice(places[:2], [0.0, 1.0]) == "leave out bm25, which is of no use"
+
+
+def test_weights_are_told_once_where_a_fusion_moves_the_queries(
+    tmp_path: Path, toy_dataset: Path, retrievo: Callable
+) -> None:
+    """The fusion that moves the queries is tuned too, but its weights are not those of the result."""
+    rng = np.random.default_rng(0)
+    for name, role in (("d", "document"), ("q", "query")):
+        np.save(tmp_path / f"{name}.npy", rng.standard_normal((240, 8)).astype(np.float16))
+        (tmp_path / f"{name}.txt").write_text("".join(f"{name}{number}\n" for number in range(240)))
+        arrays = (tmp_path / f"{name}.npy", tmp_path / f"{name}.txt", "--role", role)
+        assert retrievo("import", "vectors", *arrays, "--output", tmp_path / name).code == 0
+    first = ("search", "--index", tmp_path / "d", "--queries", tmp_path / "q")
+    assert retrievo(*first, "--output", tmp_path / "run.trec").code == 0
+    flags = ("--tune-on", toy_dataset, "--feedback", "average", "--feedback-from", "fused")
+    tuned = retrievo(*first, "--run", tmp_path / "run.trec", *flags, "--output", tmp_path / "tuned.trec")
+    assert tuned.code == 0, tuned.err
+    assert tuned.err.count("best on all") == 1

@@ -23,6 +23,8 @@ class Example(Options):
     metrics: tuple[str, ...] = option("Measures.", default=("mrr@10",), several=True)
     dims: tuple[int, ...] = option("Sizes.", default=(64,))
     threads: int | None = option("Threads.", default=None, affects_output=False)
+    titles: bool = option("Titles too.", default=False, only={"source": ()})
+    shown: int = option("How many to show.", default=3, affects_output=False, unless={"source": ()})
     needed: str = option("Must be there.")
 
 
@@ -50,6 +52,11 @@ def test_positionals_come_first() -> None:
         ({"rate": 2.0}, "--rate: found 2.0; expected at most 1"),
         ({"kind": "flatt"}, "--kind: found 'flatt'; did you mean 'flat'?"),
         ({"k1": 0.9}, "--k1: does not apply to what was chosen; expected it only with kind bm25"),
+        ({"titles": True}, "--titles: does not apply to what was chosen; expected it only with source"),
+        (
+            {"shown": 3, "source": "a.parquet"},
+            "--shown: does not apply to what was chosen; expected it only with no source",
+        ),
         ({"dims": ["64", "a"]}, "--dims: found 'a'; expected a whole number"),
         ({"needed": None}, "--needed: is needed but was given neither as a flag nor in a TOML file"),
     ],
@@ -59,6 +66,11 @@ def test_what_was_typed_wrong_is_named_as_it_was_typed(values: dict, message: st
     with pytest.raises(UsageError) as problem:
         resolve(Example, [Layer("flag", {k: v for k, v in values.items() if v is not None}, typed=True)])
     assert str(problem.value) == message
+
+
+def test_an_option_beside_its_partner_applies_whatever_the_partner_says() -> None:
+    with_source = resolve(Example, [given(source="a.parquet", titles=True)]).config
+    assert (with_source.titles, resolve(Example, [given(shown=5)]).config.shown) == (True, 5)
 
 
 def test_an_unknown_key_is_an_error_with_a_suggestion() -> None:
