@@ -6,7 +6,6 @@ goes on with the shards that are missing, with any number of processes, and ends
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -25,6 +24,7 @@ from retrievo.models.options import (
 from retrievo.support import console
 from retrievo.support.errors import UsageError
 from retrievo.support.options import Options, option
+from retrievo.support.processes import started_together
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -108,7 +108,7 @@ def _processes(config: EncodeConfig, table: Table) -> int:
     from retrievo.models.devices import resolve_device
     from retrievo.retrieval.embeddings import shard_bounds
 
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if started_together() > 1:
         return 1
     on_cuda = resolve_device(config.device) == "cuda"
     accelerators = torch.cuda.device_count() if on_cuda else 1

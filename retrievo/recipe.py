@@ -31,6 +31,7 @@ from retrievo.support import console
 from retrievo.support.commandline import as_typed
 from retrievo.support.errors import RetrievoError, UsageError, did_you_mean
 from retrievo.support.options import Option, Options, option, options_of
+from retrievo.support.processes import started_together
 from retrievo.support.settings import Layer, read_toml, relative_to, resolve
 from retrievo.train.config import TrainConfig
 
@@ -113,7 +114,7 @@ def run(config: RunConfig) -> None:
 
     Raises: UsageError for a recipe with unknown names or wrong values, before any step begins; what a step raises.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if started_together() > 1:
         fix = "start its long steps so: retrievo run --dry-run prints their commands"
         raise UsageError("retrievo run", "found several processes", "one", fix)
     steps = read_recipe(config)

@@ -18,6 +18,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from retrievo.models.devices import is_shard
+from retrievo.support.processes import started_together
 
 BUCKET_BYTES = 64 << 20  # large enough for full bandwidth, small beside the gradient of a BERT-base (440 MB)
 
@@ -34,7 +35,7 @@ def at_the_end(let_go: Callable[[], object]) -> None:
 @contextlib.contextmanager
 def process_group(device: str) -> Iterator[torch.device]:
     """The device of this process; joins the other processes that torchrun started (gloo on CPU, NCCL on CUDA)."""
-    world = int(os.environ.get("WORLD_SIZE", "1"))
+    world = started_together()
     place = torch.device(device)
     if place.type == "cuda" and place.index is None:
         place = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))

@@ -6,7 +6,6 @@ The lead process goes the usual way. The others wait for what it asks of them, u
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from datetime import timedelta
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from retrievo.support.console import is_lead
 from retrievo.support.errors import RetrievoError
+from retrievo.support.processes import started_together
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -49,7 +49,7 @@ def company(device: Callable[[], str], vectors_of: Callable[[Path], Vectors], **
     Where torchrun started no others, it leads nobody.
     device: of this process; vectors_of: those of a source; options: of `retrievo.retrieval.exact.search_batches`.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if started_together() == 1:
         yield True
         return
     import torch.distributed as dist

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from retrievo.engine.settings import WORKING_FILES
 from retrievo.support import console
 from retrievo.support.errors import UsageError
+from retrievo.support.processes import started_together
 from retrievo.train.config import CROSS_ENCODER, DEFAULT_EPOCHS, ENCODER, STAGE_FILES, TrainConfig
 from retrievo.train.making import data_sets, inputs_of, made
 
@@ -42,7 +42,7 @@ def train(config: TrainConfig) -> Manifest | None:
     from retrievo.learning.distributed import barrier, process_group
     from retrievo.models.devices import prepare_cpu, resolve_device
 
-    if config.shard and int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if config.shard and started_together() == 1:
         fix = "start it with torchrun --nproc-per-node N -m retrievo train ..."
         raise UsageError("--shard", "found one process", "several, which keep a part of the model each", fix)
     prepare_cpu(config.threads)
@@ -65,7 +65,7 @@ def _verify(config: TrainConfig) -> None:
     from retrievo.engine.verification import verify
     from retrievo.models.devices import resolve_device
 
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if started_together() > 1:
         raise UsageError("--verify-gradients", "found several processes", "one; it starts two by itself")
     small = dataclasses.replace(config, batch_size=min(config.batch_size, _VERIFIED_QUERIES))
     checks = verify(functools.partial(_assemble, small), torch.device(resolve_device(config.device)), seed=config.seed)
