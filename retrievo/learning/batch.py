@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,11 +18,21 @@ Stats = dict[str, Tensor]
 all ranks), so that the sum over ranks is the true value of the global batch."""
 
 
+def flat(arrays: Sequence[np.ndarray]) -> Tensor:
+    """One tensor of int64; hashes of 64 bits without sign keep their bits."""
+    return torch.from_numpy(np.concatenate([np.empty(0, np.int64), *(array.astype(np.int64) for array in arrays)]))
+
+
 class Rows(NamedTuple):
     """One named set of n sequences without padding: row i is `tokens[offsets[i]:offsets[i + 1]]`."""
 
     tokens: Tensor  # [T] token ids
     offsets: Tensor  # [n + 1] int64
+
+    @classmethod
+    def of(cls, sequences: Sequence[np.ndarray]) -> Rows:
+        """From n arrays of token ids."""
+        return cls(flat(sequences), torch.tensor([0, *map(len, sequences)]).cumsum(0))
 
     @property
     def size(self) -> int:

@@ -36,14 +36,11 @@ class PairCollator:
 
     def __call__(self, items: Sequence[Group]) -> Batch:
         pairs = [pair for item in items for pair in item.pairs]
-        sizes = [len(item.pairs) for item in items]
-        tokens = torch.from_numpy(np.concatenate([np.empty(0, np.int64), *pairs]))
-        groups = torch.tensor(sizes, dtype=torch.int64)
         return Batch(
-            rows={PAIR: Rows(tokens, torch.tensor([0, *map(len, pairs)]).cumsum(0))},
+            rows={PAIR: Rows.of(pairs)},
             counts={"pairs": len(items), "candidates": len(pairs)},
             pad_ids={PAIR: self.pad_id},
-            groups=groups,
+            groups=torch.tensor([len(item.pairs) for item in items], dtype=torch.int64),
         )
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from retrievo.learning.batch import Batch, Chunk, Relevant, Rows, Stats
+from retrievo.learning.batch import Batch, Chunk, Relevant, Rows, Stats, flat
 from retrievo.learning.distributed import gather_counts, gather_rows, rank
 from retrievo.learning.losses import Contest, LossSettings, Outcome, identity_mask, weighed
 from retrievo.models.encoder import Encoder
@@ -44,30 +44,21 @@ class FinetuneCollator:
 
     def __call__(self, items: Sequence[Example]) -> Batch:
         relevant = Relevant(
-            ids=_flat([item.relevant_ids for item in items]),
-            hashes=_flat([item.relevant_hashes for item in items]),
+            ids=flat([item.relevant_ids for item in items]),
+            hashes=flat([item.relevant_hashes for item in items]),
             offsets=torch.tensor([0, *(len(item.relevant_ids) for item in items)]).cumsum(0),
         )
         documents = [document for item in items for document in item.documents]
         return Batch(
-            rows={"query": _rows([item.query for item in items]), "document": _rows(documents)},
+            rows={"query": Rows.of([item.query for item in items]), "document": Rows.of(documents)},
             counts={"pairs": len(items)},
             pad_ids={"query": self.pad_id, "document": self.pad_id},
-            ids={"document": _flat([item.document_ids for item in items])},
-            hashes={"document": _flat([item.document_hashes for item in items])},
+            ids={"document": flat([item.document_ids for item in items])},
+            hashes={"document": flat([item.document_hashes for item in items])},
             groups=torch.tensor([len(item.documents) for item in items], dtype=torch.int64),
             relevant=relevant,
             teacher=_scores([item.teacher for item in items if item.teacher is not None]),
         )
-
-
-def _rows(rows: Sequence[np.ndarray]) -> Rows:
-    return Rows(_flat(rows), torch.tensor([0, *map(len, rows)]).cumsum(0))
-
-
-def _flat(arrays: Sequence[np.ndarray]) -> Tensor:
-    """One tensor of int64; hashes of 64 bits without sign keep their bits."""
-    return torch.from_numpy(np.concatenate([np.empty(0, np.int64), *(array.astype(np.int64) for array in arrays)]))
 
 
 def _scores(arrays: Sequence[np.ndarray]) -> Tensor | None:
