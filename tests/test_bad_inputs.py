@@ -623,6 +623,28 @@ CASES: dict[str, tuple[Make, int, str]] = {
         1,
         "no: no such file or folder; check the path",
     ),
+    "dataset where an index is searched": (
+        lambda f: ["search", "x", "--index", HOUSE],
+        1,
+        "is a dataset; expected an index or an embeddings folder; make one: retrievo index --type bm25 --corpus ",
+    ),
+    "corpus where an index is searched": (
+        lambda f: ["search", "x", "--index", HOUSE / "corpus.parquet"],
+        1,
+        "corpus.parquet: carries no record of how it was made; expected bm25-index or faiss-index or embeddings",
+    ),
+    "text where an index is searched": (
+        lambda f: ["search", "x", "--index", text(f / "c.jsonl", "{}")],
+        1,
+        "c.jsonl: carries no record of how it was made; expected bm25-index or faiss-index or embeddings",
+    ),
+    "output that is a foreign file": (
+        lambda f: [
+            *("search", "--index", HOUSE / "bm25", "--queries", HOUSE, "--output", text(f / "thesis.txt", "x")),
+        ],
+        1,
+        "thesis.txt: exists already and carries no record of how it was made; pass --force to replace it",
+    ),
     "folder that is no artefact": (
         lambda f: ["search", "x", "--index", f],
         1,
@@ -637,6 +659,14 @@ CASES: dict[str, tuple[Make, int, str]] = {
         lambda f: ["index", "--embeddings", HOUSE / "bm25", "--output", f / "out"],
         1,
         "is of kind 'bm25-index'; expected embeddings",
+    ),
+    "output that is also an input": (
+        lambda f: [
+            *("search", "--index", HOUSE / "bm25", "--queries", table(f / "q.parquet", id=["a"], text=["heat"])),
+            *("--output", f / "q.parquet", "--force"),
+        ],
+        1,
+        "q.parquet: is also an input (queries); choose another --output",
     ),
     "output that is not ours": (
         lambda f: ["index", "--type", "bm25", "--corpus", HOUSE, "--output", text(f / "thesis.txt", "x").parent],

@@ -118,6 +118,12 @@ def fingerprint(paths: list[Path]) -> str:
     return digest.hexdigest()
 
 
+def is_parquet(path: Path) -> bool:
+    """Whether a file begins as Parquet does; it may be cut short."""
+    with path.open("rb") as file:
+        return file.read(4) == _PARQUET_MAGIC
+
+
 def _tail(file: IO[bytes], size: int) -> int:
     """How much of the end to read: 1 MiB, or the whole footer of a Parquet file where that is longer."""
     if size < 8:
