@@ -138,10 +138,15 @@ def recorded_work(folder: Path, kind: str) -> tuple[dict[str, Any], dict[str, An
 
     Raises: RetrievoError where there is neither, or it is of another kind.
     """
-    if not (folder / MANIFEST).is_file() and (folder / BEGIN).is_file():
+    if is_unfinished(folder):
         return json.loads((folder / BEGIN).read_text(encoding="utf-8"))["config"], {}
     manifest = Manifest.read(folder, kind)
     return manifest.config, manifest.stats
+
+
+def is_unfinished(folder: Path) -> bool:
+    """Whether a folder was begun and is not finished."""
+    return (folder / BEGIN).is_file() and not (folder / MANIFEST).is_file()
 
 
 def in_force(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -156,10 +161,10 @@ def _upgrade() -> str:
 def _read_manifest_file(folder: Path) -> dict[str, Any]:
     if not folder.exists():
         raise RetrievoError(folder, "no such file or folder", None, "check the path")
+    if is_unfinished(folder):
+        raise RetrievoError(folder, "is unfinished", None, "run the command that makes it again")
     if not (folder / MANIFEST).is_file():
-        state = "is unfinished" if (folder / BEGIN).exists() else "is no artefact of retrievo (it has no manifest.json)"
-        fix = "run the command that makes it again" if (folder / BEGIN).exists() else "check the path"
-        raise RetrievoError(folder, state, None, fix)
+        raise RetrievoError(folder, "is no artefact of retrievo (it has no manifest.json)", None, "check the path")
     try:
         return json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
@@ -250,7 +255,7 @@ class Output:
             raise RetrievoError(self.path, f"is finished, but {'; '.join(changed)}", None, fix)
         if self.force:
             return None
-        console.note(f"{self.path} is already finished; nothing to do")
+        console.note(f"{self.path} is already finished" + ("" if console.is_inner() else "; nothing to do"))
         return manifest
 
     def _check_inputs_elsewhere(self) -> None:
