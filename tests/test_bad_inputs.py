@@ -44,6 +44,7 @@ def table(path: Path, **columns: object) -> Path:
 
 
 def text(path: Path, content: str | bytes) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(content.encode() if isinstance(content, str) else content)
     return path
 
@@ -97,6 +98,20 @@ CASES: dict[str, tuple[Make, int, str]] = {
         "column 'text' is of type double; expected string",
     ),
     "missing id": (lambda f: index_corpus(f, id=["a", None], text=["x", "y"]), 1, "column 'id' is empty in row 2"),
+    "empty id": (lambda f: index_corpus(f, id=["a", ""], text=["x", "y"]), 1, "column 'id' is empty in row 2"),
+    "index of no documents": (
+        lambda f: index_corpus(f, id=pa.array([], pa.string()), text=pa.array([], pa.string())),
+        1,
+        "c.parquet: the corpus has no rows; check the path",
+    ),
+    "vectors of no documents": (
+        lambda f: [
+            *("encode", "--model", f, "--output", f / "out"),
+            *("--corpus", table(f / "c.parquet", id=pa.array([], pa.string()), text=pa.array([], pa.string()))),
+        ],
+        1,
+        "c.parquet: the corpus has no rows; check the path",
+    ),
     "duplicate document id": (
         lambda f: index_corpus(f, id=["a", "b", "a"], text=["x", "y", "z"]),
         1,
@@ -133,7 +148,7 @@ CASES: dict[str, tuple[Make, int, str]] = {
     "folder without tables": (
         lambda f: ["index", "--type", "bm25", "--corpus", f, "--output", f / "out"],
         1,
-        "holds no Parquet file for the corpus",
+        "holds no Parquet file for the corpus; import the data first, or pass another --corpus",
     ),
     # runs and judgements
     "run with a short line": (
@@ -317,7 +332,26 @@ CASES: dict[str, tuple[Make, int, str]] = {
         2,
         "--depth: found -1; expected at least 1",
     ),
-    "depth that is no number": (lambda f: ["search", "x", "--index", HOUSE / "bm25", "--depth", "ten"], 2, "--depth"),
+    "depth that is no number": (
+        lambda f: ["search", "x", "--index", HOUSE / "bm25", "--depth", "1e3"],
+        2,
+        "--depth: found '1e3'; expected a whole number",
+    ),
+    "number that is not finite": (
+        lambda f: ["search", "x", "--index", HOUSE / "bm25", "--k1", "nan"],
+        2,
+        "--k1: found nan; expected a finite number",
+    ),
+    "question without quotes": (
+        lambda f: ["search", "boundary", "layer", "--index", HOUSE / "bm25"],
+        2,
+        "unexpected extra argument(s) (layer); put a question in quotes",
+    ),
+    "run without its flag": (
+        lambda f: ["evaluate", HOUSE / "run.trec", "--qrels", HOUSE],
+        2,
+        "other values after their flag (--run FILE)",
+    ),
     "unknown flag": (lambda f: ["search", "x", "--indx", HOUSE / "bm25"], 2, "No such option: --indx"),
     "unknown command": (lambda f: ["serch"], 2, "No such command 'serch'"),
     "flag that does not apply": (
@@ -359,7 +393,35 @@ CASES: dict[str, tuple[Make, int, str]] = {
     "pre-training of a model that is not there": (
         lambda f: ["pretrain", "--corpus", HOUSE, "--model", f / "nothing"],
         1,
-        "give --model PATH of a model folder, or --model scratch:small",
+        "give --model PATH of a model folder, or begin from nothing: retrievo pretrain --model scratch:small",
+    ),
+    "model that is a file": (
+        lambda f: ["encode", "--model", text(f / "c.jsonl", "{}"), "--corpus", HOUSE, "--output", f / "out"],
+        1,
+        "c.jsonl: is a file; give --model PATH of a model folder",
+    ),
+    "model whose training was cut short": (
+        lambda f: [
+            *("encode", "--model", text(f / "t1" / "begin.json", "{}").parent),
+            *("--corpus", HOUSE, "--output", f / "out"),
+        ],
+        1,
+        "t1: is unfinished; run the command that makes it again",
+    ),
+    "stage without settings whose training was cut short": (
+        lambda f: ["train", text(f / "t1" / "begin.json", "{}").parent],
+        1,
+        "t1: is unfinished; type the command that began it again",
+    ),
+    "stages without their to": (
+        lambda f: ["mine-negatives", "stage-1", "stage-2"],
+        2,
+        "mine-negatives: found 'stage-1 stage-2'; expected two stages, as in: stage-1 to stage-2",
+    ),
+    "stage that follows itself": (
+        lambda f: ["mine-negatives", "stage-1", "to", "./stage-1"],
+        2,
+        "found 'stage-1 to ./stage-1'; expected another folder for the next stage",
     ),
     "unknown size of a model from nothing": (
         lambda f: ["pretrain", "--corpus", HOUSE, "--model", "scratch:smal"],
