@@ -75,8 +75,10 @@ Each row is a test in `tests/test_bad_inputs.py`.
 WARNINGS = """
 ## Warnings
 
-Odd but usable data is counted in one line that begins with `warning:` and kept: documents without text, judgements of
-queries or documents that are not there, TOML keys that do not apply to what was chosen.
+Odd but usable data is counted in one line that begins with `warning:`: documents and queries without text, which are
+kept; judgements of queries or documents that are not there, which `import` keeps, and `train` and (of documents)
+`mine-negatives` leave out; TOML keys that do not apply to what was chosen; a corpus that has changed since its index
+was built. `evaluate` reads no corpus: a judged document counts whether or not it is in one.
 """
 
 

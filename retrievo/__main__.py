@@ -1,5 +1,19 @@
-"""`python -m retrievo`: the command line without the installed script, as torchrun needs it."""
+"""The command line as a program: `retrievo`, and `python -m retrievo`, as torchrun needs it."""
 
-from retrievo.cli import main
+from __future__ import annotations
 
-main()
+import sys
+
+
+def main() -> None:
+    """Runs the command line; an interruption while it is imported is one line too."""
+    try:
+        from retrievo.cli import main as run
+    except KeyboardInterrupt:
+        print("error: interrupted; run the same command again to go on", file=sys.stderr)
+        sys.exit(130)
+    run()
+
+
+if __name__ == "__main__":
+    main()

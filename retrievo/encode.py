@@ -89,6 +89,7 @@ def encode(config: EncodeConfig) -> Manifest:
 
     prepare_cpu(config.threads)
     table = Table(config.corpus, CORPUS) if config.corpus else Table(_required(config.queries), QUERIES)
+    table.check_not_empty()
     if (processes := _processes(config, table)) > 1:
         return _encode_together(config, table, processes)
     with process_group(resolve_device(config.device)) as device:
@@ -155,7 +156,7 @@ def _encode_shards(config: EncodeConfig, table: Table, output: Output, device: t
     from retrievo.learning.distributed import barrier, rank, world_size
     from retrievo.models.computing import prepared
     from retrievo.models.encoder import Encoder
-    from retrievo.retrieval.embeddings import embeddings_stats, shard_bounds
+    from retrievo.retrieval.embeddings import EMPTY, TRUNCATED, embeddings_stats, shard_bounds
 
     with output.build_together(lead=rank() == 0, barrier=barrier) as folder:
         encoder = Encoder.load(config.model, config.revision, as_stated=True, pooling=config.pooling)
@@ -167,7 +168,9 @@ def _encode_shards(config: EncodeConfig, table: Table, output: Output, device: t
         if rank() != 0:
             return output.manifest({})
         stats = embeddings_stats(table.rows, encoder.dim, config.storage_dtype, config.role, encoder.spec.similarity)
-        stats["truncated"] = _truncated(folder, len(shard_bounds(table.rows)))
+        stats["truncated"] = _total(folder, TRUNCATED, len(shard_bounds(table.rows)))
+        if empty := _total(folder, EMPTY, len(shard_bounds(table.rows))):
+            console.warn(f"{table.path}: {empty:,} {config.role} texts are empty; they are encoded all the same")
         manifest = output.finish(stats)
     _summary(config, manifest, encoder.spec.max_length(config.role))
     return manifest
@@ -184,7 +187,7 @@ def _encode_missing(
     """Reads and tokenizes the next shard and writes the last one while this one is encoded."""
     from retrievo.models.computing import computing
     from retrievo.models.vectors import encode_tokens
-    from retrievo.retrieval.embeddings import TRUNCATED, shard_name, write_shard
+    from retrievo.retrieval.embeddings import EMPTY, TRUNCATED, shard_name, write_shard
 
     missing = [(number, bounds) for number, bounds in own if not (folder / shard_name(number)).exists()]
     total = sum(end - first for _, (first, end) in own)
@@ -193,11 +196,11 @@ def _encode_missing(
         tick(total - sum(end - first for _, (first, end) in missing))
         written = None
         shards = _ahead(_tokenized(table, encoder, config.role, [bounds for _, bounds in missing]))
-        for (number, _), (ids, rows) in zip(missing, shards, strict=True):
+        for (number, _), (ids, rows, empty) in zip(missing, shards, strict=True):
             vectors = encode_tokens(encoder, config.role, rows.tokens, rows.offsets, tick=tick, **settled)
             if written is not None:
                 written.result()
-            told = {TRUNCATED: str(rows.truncated)}
+            told = {TRUNCATED: str(rows.truncated)} | ({EMPTY: str(empty)} if empty else {})
             written = writer.submit(write_shard, folder / shard_name(number), ids, vectors.astype(storage), told)
         if written is not None:
             written.result()
@@ -205,16 +208,18 @@ def _encode_missing(
 
 def _tokenized(
     table: Table, encoder: Encoder, role: str, bounds: list[tuple[int, int]]
-) -> Iterator[tuple[pa.Array, Tokenized]]:
-    """Ids and tokens of each shard."""
+) -> Iterator[tuple[pa.Array, Tokenized, int]]:
+    """Ids and tokens of each shard, and how many of its texts have no word."""
     tokenization = encoder.tokenization(role)
     names = [name for name in ("id", "title", "text") if table.has(name)]
     for rows in table.slices(names, bounds):
         titles = rows["title"].to_pylist() if "title" in names else None
-        yield rows["id"].combine_chunks(), tokenization.tokenize(rows["text"].to_pylist(), titles)
+        texts = rows["text"].to_pylist()
+        empty = sum(not text.strip() and not (titles and titles[row].strip()) for row, text in enumerate(texts))
+        yield rows["id"].combine_chunks(), tokenization.tokenize(texts, titles), empty
 
 
-def _ahead(items: Iterator[tuple[pa.Array, Tokenized]]) -> Iterator[tuple[pa.Array, Tokenized]]:
+def _ahead(items: Iterator[tuple[pa.Array, Tokenized, int]]) -> Iterator[tuple[pa.Array, Tokenized, int]]:
     """The same items, the next one made in a thread while one is used."""
     with ThreadPoolExecutor(1) as thread:
         following = thread.submit(next, items, None)
@@ -223,11 +228,11 @@ def _ahead(items: Iterator[tuple[pa.Array, Tokenized]]) -> Iterator[tuple[pa.Arr
             yield item
 
 
-def _truncated(folder: Path, shards: int) -> int:
-    """How many texts were cut at the maximal length, as each shard keeps it."""
-    from retrievo.retrieval.embeddings import TRUNCATED, shard_metadata, shard_name
+def _total(folder: Path, fact: str, shards: int) -> int:
+    """The sum of a count that each shard keeps."""
+    from retrievo.retrieval.embeddings import shard_metadata, shard_name
 
-    return sum(int(shard_metadata(folder / shard_name(number))[TRUNCATED]) for number in range(shards))
+    return sum(int(shard_metadata(folder / shard_name(number)).get(fact, 0)) for number in range(shards))
 
 
 def _summary(config: EncodeConfig, manifest: Manifest, max_length: int) -> None:

@@ -122,6 +122,8 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
 
     _check_given(config)
     paths = list(dict.fromkeys([*config.run, *([config.baseline] if config.baseline else [])]))
+    if paths == [config.baseline]:
+        console.warn("--baseline: is the only run; nothing is compared")
     runs = [Run.open(path) for path in paths]
     names = run_names(paths, [run.name for run in runs])
     standard, inputs = _standard(config, runs)
@@ -161,6 +163,8 @@ def _standard(config: EvaluateConfig, runs: Sequence[Run]) -> tuple[Standard, di
     if config.qrels is not None:
         qrels = Qrels.read(config.qrels)
         inputs["qrels"], judgements = qrels.input, Judgements.of(qrels.table)
+        if judgements.grade.max(initial=0) < config.min_relevance:
+            console.warn(f"{config.qrels}: no judgement reaches --min-relevance {config.min_relevance}")
     if config.reference_run is not None:
         first = Run.open(config.reference_run)
         depth = depth_needed(metrics, of_reference=True)

@@ -91,6 +91,7 @@ def index_texts(config: IndexConfig) -> Manifest:
 
     assert config.corpus is not None
     corpus = Corpus(config.corpus)
+    corpus.table.check_not_empty()
     output = Output(config.output, "bm25-index", config.record(), {"corpus": corpus.input}, force=config.force)
     if finished := output.already_finished():
         return finished

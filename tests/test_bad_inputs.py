@@ -44,6 +44,7 @@ def table(path: Path, **columns: object) -> Path:
 
 
 def text(path: Path, content: str | bytes) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(content.encode() if isinstance(content, str) else content)
     return path
 
@@ -102,6 +103,20 @@ CASES: dict[str, tuple[Make, int, str]] = {
         "column 'text' is of type double; expected string",
     ),
     "missing id": (lambda f: index_corpus(f, id=["a", None], text=["x", "y"]), 1, "column 'id' is empty in row 2"),
+    "empty id": (lambda f: index_corpus(f, id=["a", ""], text=["x", "y"]), 1, "column 'id' is empty in row 2"),
+    "index of no documents": (
+        lambda f: index_corpus(f, id=pa.array([], pa.string()), text=pa.array([], pa.string())),
+        1,
+        "c.parquet: the corpus has no rows; check the path",
+    ),
+    "vectors of no documents": (
+        lambda f: [
+            *("encode", "--model", f, "--output", f / "out"),
+            *("--corpus", table(f / "c.parquet", id=pa.array([], pa.string()), text=pa.array([], pa.string()))),
+        ],
+        1,
+        "c.parquet: the corpus has no rows; check the path",
+    ),
     "duplicate document id": (
         lambda f: index_corpus(f, id=["a", "b", "a"], text=["x", "y", "z"]),
         1,
@@ -138,7 +153,7 @@ CASES: dict[str, tuple[Make, int, str]] = {
     "folder without tables": (
         lambda f: ["index", "--type", "bm25", "--corpus", f, "--output", f / "out"],
         1,
-        "holds no Parquet file for the corpus",
+        "holds no Parquet file for the corpus; import the data first, or pass another --corpus",
     ),
     # runs and judgements
     "run with a short line": (
@@ -352,7 +367,26 @@ CASES: dict[str, tuple[Make, int, str]] = {
         2,
         "--depth: found -1; expected at least 1",
     ),
-    "depth that is no number": (lambda f: ["search", "x", "--index", HOUSE / "bm25", "--depth", "ten"], 2, "--depth"),
+    "depth that is no number": (
+        lambda f: ["search", "x", "--index", HOUSE / "bm25", "--depth", "1e3"],
+        2,
+        "--depth: found '1e3'; expected a whole number",
+    ),
+    "number that is not finite": (
+        lambda f: ["search", "x", "--index", HOUSE / "bm25", "--k1", "nan"],
+        2,
+        "--k1: found nan; expected a finite number",
+    ),
+    "question without quotes": (
+        lambda f: ["search", "boundary", "layer", "--index", HOUSE / "bm25"],
+        2,
+        "unexpected extra argument(s) (layer); put a question in quotes",
+    ),
+    "run without its flag": (
+        lambda f: ["evaluate", HOUSE / "run.trec", "--qrels", HOUSE],
+        2,
+        "other values after their flag (--run FILE)",
+    ),
     "unknown flag": (lambda f: ["search", "x", "--indx", HOUSE / "bm25"], 2, "No such option: --indx"),
     "unknown command": (lambda f: ["serch"], 2, "No such command 'serch'"),
     "flag that does not apply": (
@@ -394,7 +428,35 @@ CASES: dict[str, tuple[Make, int, str]] = {
     "pre-training of a model that is not there": (
         lambda f: ["pretrain", "--corpus", HOUSE, "--model", f / "nothing"],
         1,
-        "give --model PATH of a model folder, or --model scratch:small",
+        "give --model PATH of a model folder, or begin from nothing: retrievo pretrain --model scratch:small",
+    ),
+    "model that is a file": (
+        lambda f: ["encode", "--model", text(f / "c.jsonl", "{}"), "--corpus", HOUSE, "--output", f / "out"],
+        1,
+        "c.jsonl: is a file; give --model PATH of a model folder",
+    ),
+    "model whose training was cut short": (
+        lambda f: [
+            *("encode", "--model", text(f / "t1" / "begin.json", "{}").parent),
+            *("--corpus", HOUSE, "--output", f / "out"),
+        ],
+        1,
+        "t1: is unfinished; run the command that makes it again",
+    ),
+    "stage without settings whose training was cut short": (
+        lambda f: ["train", text(f / "t1" / "begin.json", "{}").parent],
+        1,
+        "t1: is unfinished; type the command that began it again",
+    ),
+    "stages without their to": (
+        lambda f: ["mine-negatives", "stage-1", "stage-2"],
+        2,
+        "mine-negatives: found 'stage-1 stage-2'; expected two stages, as in: stage-1 to stage-2",
+    ),
+    "stage that follows itself": (
+        lambda f: ["mine-negatives", "stage-1", "to", "./stage-1"],
+        2,
+        "found 'stage-1 to ./stage-1'; expected another folder for the next stage",
     ),
     "unknown size of a model from nothing": (
         lambda f: ["pretrain", "--corpus", HOUSE, "--model", "scratch:smal"],
@@ -658,6 +720,28 @@ CASES: dict[str, tuple[Make, int, str]] = {
         1,
         "no: no such file or folder; check the path",
     ),
+    "dataset where an index is searched": (
+        lambda f: ["search", "x", "--index", HOUSE],
+        1,
+        "is a dataset; expected an index or an embeddings folder; make one: retrievo index --type bm25 --corpus ",
+    ),
+    "corpus where an index is searched": (
+        lambda f: ["search", "x", "--index", HOUSE / "corpus.parquet"],
+        1,
+        "corpus.parquet: carries no record of how it was made; expected bm25-index or faiss-index or embeddings",
+    ),
+    "text where an index is searched": (
+        lambda f: ["search", "x", "--index", text(f / "c.jsonl", "{}")],
+        1,
+        "c.jsonl: carries no record of how it was made; expected bm25-index or faiss-index or embeddings",
+    ),
+    "output that is a foreign file": (
+        lambda f: [
+            *("search", "--index", HOUSE / "bm25", "--queries", HOUSE, "--output", text(f / "thesis.txt", "x")),
+        ],
+        1,
+        "thesis.txt: exists already and carries no record of how it was made; pass --force to replace it",
+    ),
     "folder that is no artefact": (
         lambda f: ["search", "x", "--index", f],
         1,
@@ -672,6 +756,14 @@ CASES: dict[str, tuple[Make, int, str]] = {
         lambda f: ["index", "--embeddings", HOUSE / "bm25", "--output", f / "out"],
         1,
         "is of kind 'bm25-index'; expected embeddings",
+    ),
+    "output that is also an input": (
+        lambda f: [
+            *("search", "--index", HOUSE / "bm25", "--queries", table(f / "q.parquet", id=["a"], text=["heat"])),
+            *("--output", f / "q.parquet", "--force"),
+        ],
+        1,
+        "q.parquet: is also an input (queries); choose another --output",
     ),
     "output that is not ours": (
         lambda f: ["index", "--type", "bm25", "--corpus", HOUSE, "--output", text(f / "thesis.txt", "x").parent],

@@ -45,3 +45,16 @@ def test_more_processes_than_gpus_are_refused(
     outcome = retrievo(*asked)
     assert (outcome.code, "--processes: found 3; expected at most 2, one for each GPU" in outcome.err) == (2, True)
     assert not (tmp_path / "out").exists()
+
+
+def test_texts_without_a_word_are_counted(tiny_model: Path, tmp_path: Path, retrievo: Callable) -> None:
+    columns = {"id": ["a", "b", "c", "d"], "title": ["", "", "wing", ""], "text": ["flow", " ", "", None]}
+    pq.write_table(pa.table(columns), tmp_path / "corpus.parquet")
+    pq.write_table(pa.table({"id": ["q", "r"], "text": ["flow", ""]}), tmp_path / "queries.parquet")
+    model = ["--model", tiny_model, "--pooling", "mean", "--dtype", "fp32"]
+    done = retrievo("encode", *model, "--corpus", tmp_path, "--output", tmp_path / "vectors")
+    assert "2 document texts are empty; they are encoded all the same" in done.err
+    done = retrievo("encode", *model, "--queries", tmp_path, "--output", tmp_path / "q")
+    assert "1 query texts are empty" in done.err
+    found = retrievo("search", "--index", tmp_path / "vectors", "--queries", tmp_path, "--output", tmp_path / "r.trec")
+    assert (found.code, "1 queries have no text; they are kept" in found.err) == (0, True)

@@ -52,6 +52,19 @@ def test_several_runs_and_metrics_as_typed(folder: Path, retrievo: Callable) -> 
     assert "second: 1 queries have no judgements" in outcome.err
 
 
+def test_a_grade_that_no_judgement_reaches_is_told(folder: Path, retrievo: Callable) -> None:
+    asked = ["evaluate", "--run", "first.trec", "--qrels", "qrels.txt", "--min-relevance"]
+    assert "qrels.txt: no judgement reaches --min-relevance 3" in retrievo(*asked, 3).err
+    assert "no judgement" not in retrievo(*asked, 2).err
+
+
+def test_a_run_is_not_compared_with_itself(folder: Path, retrievo: Callable) -> None:
+    asked = ["evaluate", "--run", "first.trec", "--qrels", "qrels.txt", "--baseline", "first.trec"]
+    told = "--baseline: is the only run; nothing is compared"
+    assert told in retrievo(*asked).err
+    assert told not in retrievo(*asked, "--run", "second.trec").err
+
+
 def test_json_has_unrounded_values_under_the_names_as_typed(folder: Path, retrievo: Callable) -> None:
     outcome = retrievo(
         "evaluate", "--run", "first.trec", "--qrels", "qrels.txt", "--metrics", "RR@10,nDCG@10", "--json"

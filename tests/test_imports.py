@@ -51,6 +51,22 @@ def test_help_loads_nothing_heavy(command: list[str]) -> None:
     assert loaded_by(*command, "--help") == set()
 
 
+def test_an_interruption_while_the_command_line_is_imported_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from retrievo.__main__ import main
+
+    class Interrupted:
+        def __getattr__(self, name: str) -> None:
+            raise KeyboardInterrupt
+
+    monkeypatch.setitem(sys.modules, "retrievo.cli", Interrupted())
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 130
+    assert capsys.readouterr().err == "error: interrupted; run the same command again to go on\n"
+
+
 def test_help_comes_at_once() -> None:
     """Within six times what its libraries take alone: 0.3 s on a quiet machine."""
 

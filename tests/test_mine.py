@@ -172,6 +172,19 @@ def test_a_depth_beyond_the_corpus_and_queries_without_judgements_stop_nothing(
     assert "judges no query of the table relevant; check --queries and --min-relevance" in nowhere.err
 
 
+def test_judged_documents_that_the_corpus_lacks_are_counted(
+    toy_dataset: Path, tmp_path: Path, retrievo: Callable
+) -> None:
+    (tmp_path / "q.txt").write_text("q0 0 d0 1\nq0 0 nowhere 1\nq1 0 nowhere 0\n")
+    mine = ["mine-negatives", "--corpus", toy_dataset, "--queries", toy_dataset, "--qrels", tmp_path / "q.txt"]
+    for name in ("first", "second"):
+        made = retrievo(*mine, "--output", tmp_path / f"{name}.parquet")
+        assert made.code == 0, made.err
+        assert "judgements left out, of documents that are not in the corpus: 1" in made.err
+    assert "already finished" in made.err  # the BM25 index
+    assert "nothing to do" not in made.err
+
+
 @pytest.mark.slow
 def test_two_processes_mine_what_one_mines(
     toy_dataset: Path, tiny_model: Path, tmp_path: Path, process: Callable

@@ -435,3 +435,21 @@ def test_a_search_that_fails_midway_closes_its_run(
     assert outcome.code == 130
     assert [file.closed for file in opened] == [True]
     assert not list(tmp_path.iterdir())
+
+
+def test_a_corpus_that_has_changed_since_is_told(house: Path, tmp_path: Path, retrievo: Callable) -> None:
+    corpus = tmp_path / "corpus.parquet"
+    pq.write_table(pa.table({"id": ["a"], "text": ["heat"]}), corpus)
+    assert retrievo("index", "--type", "bm25", "--corpus", tmp_path, "--output", tmp_path / "bm25").code == 0
+    table = ["--queries", house, "--output", tmp_path / "runs" / "run.parquet"]
+    for asked in (["heat"], table):
+        assert "warning" not in retrievo("search", *asked, "--index", tmp_path / "bm25").err
+    pq.write_table(pa.table({"id": ["a"], "text": ["cold"]}), corpus)
+    for asked in (["heat"], [*table, "--force"]):
+        outcome = retrievo("search", *asked, "--index", tmp_path / "bm25")
+        assert outcome.code == 0
+        assert "bm25: its corpus has changed since; build the index again" in outcome.err
+        assert "warning" not in retrievo("search", *asked, "--index", tmp_path / "bm25", "--corpus", tmp_path).err
+    corpus.unlink()
+    outcome = retrievo("search", *table, "--force", "--index", tmp_path / "bm25")
+    assert (outcome.code, "warning" in outcome.err) == (0, False)

@@ -99,7 +99,7 @@ def table_files(path: Path, noun: str) -> list[Path]:
     files = sorted(path.glob("*.parquet"))
     if not files:
         raise RetrievoError(
-            path, f"holds no Parquet file for the {noun}", None, "import the data first: retrievo import --help"
+            path, f"holds no Parquet file for the {noun}", None, f"import the data first, or pass another --{noun}"
         )
     return files
 
@@ -148,6 +148,11 @@ class Table:
         if coded:
             part = pq.ParquetFile(file, metadata=part.metadata, read_dictionary=coded, pre_buffer=False)
         return part, names
+
+    def check_not_empty(self) -> None:
+        """Raises RetrievoError where it has no rows."""
+        if not self.rows:
+            raise RetrievoError(self.path, f"the {self.schema.noun} has no rows", None, "check the path")
 
     def has(self, name: str) -> bool:
         """Whether every file carries an optional column."""
@@ -244,9 +249,12 @@ def _cast(array: pa.Array, column: Column, file: Path, start: int) -> pa.Array:
     if array.null_count:
         array = _without_nulls(array, column, file, start)
     try:
-        return array.cast(column.type)
+        array = array.cast(column.type)
     except pa.ArrowInvalid as error:
         raise RetrievoError(file, f"column '{column.name}': {error}", str(column.type), "mend the file") from None
+    if column.name.endswith("id") and pc.any(empty := pc.equal(pc.binary_length(array), 0)).as_py():
+        raise _empty(empty, column, file, start)
+    return array
 
 
 def _without_nulls(array: pa.Array, column: Column, file: Path, start: int) -> pa.Array:
@@ -255,10 +263,13 @@ def _without_nulls(array: pa.Array, column: Column, file: Path, start: int) -> p
         return array.fill_null("")
     if pa.types.is_list(column.type):
         return array
-    row = start + pc.index(array.is_null(), True).as_py()
-    raise RetrievoError(
-        file, f"column '{column.name}' is empty in row {row + 1}", "a value in every row", "mend the file"
-    )
+    raise _empty(array.is_null(), column, file, start)
+
+
+def _empty(empty: pa.Array, column: Column, file: Path, start: int) -> RetrievoError:
+    row = start + pc.index(empty, True).as_py()
+    found = f"column '{column.name}' is empty in row {row + 1}"
+    return RetrievoError(file, found, "a value in every row", "mend the file")
 
 
 class TableWriter:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -131,10 +131,7 @@ class MineConfig(Options):
     force: bool = force_option()
 
     def check(self) -> None:
-        if self.stages and (len(self.stages) != 3 or self.stages[1] != "to"):
-            raise UsageError(
-                "mine-negatives", f"found '{' '.join(self.stages)}'", "two stages, as in: stage-1 to stage-2"
-            )
+        _check_stages(self.stages)
         names = [source.name for source in self.sources]
         if len(set(names)) < len(names) or not names:
             raise UsageError("--source", f"found '{' '.join(self.source)}'", "each source once")
@@ -160,13 +157,22 @@ class MineConfig(Options):
     def manifest_layers(cls, typed: Mapping[str, Any]) -> list[Layer]:
         """`stage-1 to stage-2` means what the manifest of stage 1 says."""
         stages = typed.get("stages", ())
-        if len(stages) != 3 or stages[1] != "to":
+        _check_stages(stages)  # before what is missing is asked for
+        if not stages:
             return []
         manifest = trained_stage(Path(stages[0]))
         tables = {name: str(manifest.input_path(name, f"--{name}")) for name in ("corpus", "queries", "qrels")}
         mined = {"source": DENSE, "model": stages[0], "output": str(Path(stages[2]) / STAGE_NEGATIVES)}
         relevance = {"min_relevance": manifest.config["min_relevance"]}
         return [Layer(f"manifest of {stages[0]}", tables | mined | relevance)]
+
+
+def _check_stages(stages: Sequence[str]) -> None:
+    found = f"found '{' '.join(stages)}'"
+    if stages and (len(stages) != 3 or stages[1] != "to"):
+        raise UsageError("mine-negatives", found, "two stages, as in: stage-1 to stage-2")
+    if stages and Path(stages[0]).resolve() == Path(stages[2]).resolve():
+        raise UsageError("mine-negatives", found, "another folder for the next stage, as in: stage-1 to stage-2")
 
 
 def mine(config: MineConfig) -> Manifest:
@@ -350,6 +356,8 @@ class _Work:
     def _warn(self, tally: Tally) -> None:
         if tally.unmeasured and (self.config.margin is not None or self.config.relative_margin is not None):
             console.warn(f"margins say nothing of {tally.unmeasured:,} rankings that hold no relevant document")
+        if self.judged.lost:
+            console.warn(f"judgements left out, of documents that are not in the corpus: {self.judged.lost:,}")
         if tally.unscored:
             console.warn(f"the teacher has no score for {tally.unscored:,} candidates, which stay")
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from retrievo.models.spec import CROSS_ENCODER_FILE, ROLES, SPEC_FILE, EncoderSpec
+from retrievo.support.artifact import is_unfinished
 from retrievo.support.errors import RetrievoError
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ def locate(name: str, revision: str | None) -> Path:
         return path
     looks_local = name.startswith((".", "/", "~")) or name.count("/") > 1 or path.exists()
     if looks_local or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
-        raise _not_found(name, "no folder of this name")
+        raise _not_found(name, "is a file" if path.is_file() else "no folder of this name")
     try:
         from huggingface_hub import snapshot_download
 
@@ -85,7 +86,7 @@ def locate(name: str, revision: str | None) -> Path:
 
 
 def _not_found(name: str, reason: str) -> RetrievoError:
-    fix = "give --model PATH of a model folder, or --model scratch:small for one that starts from nothing"
+    fix = "give --model PATH of a model folder, or begin from nothing: retrievo pretrain --model scratch:small"
     return RetrievoError(name, reason, fix=fix)
 
 
@@ -104,6 +105,8 @@ def read_folder(folder: Path, name: str, chosen: Collection[str] = ()) -> Readin
         reading = _read_sentence_transformers(folder)
     elif (folder / "config.json").is_file():
         reading = Reading({"document": folder})
+    elif is_unfinished(folder):
+        raise RetrievoError(name, "is unfinished", None, "run the command that makes it again")
     else:
         raise RetrievoError(name, "no model", f"{SPEC_FILE}, modules.json or config.json in this folder")
     _add_model_card(reading, name, chosen)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 ROLES = ("document", "query")
 SIMILARITIES = ("dot", "cosine")
 TRUNCATED = "truncated"  # key of a shard's metadata: how many of its texts were cut at the maximal length
+EMPTY = "empty"  # the same: how many of its texts have no word; absent where there are none
 DTYPES = {"float16": pa.float16(), "float32": pa.float32()}
 
 _SMALLEST_SHARD, _LARGEST_SHARD, _SHARDS = 4_096, 131_072, 64

@@ -81,6 +81,7 @@ class Judged:
     """The judged queries by number, in the order of their table, and the relevant documents of each.
 
     ids: query ids [Q]. pairs: relevant (query_id, doc_id); a document that the corpus lacks can't be found either.
+    lost: how many pairs are of such documents.
     """
 
     def __init__(self, corpus: Corpus, ids: pa.Array, pairs: pa.Table):
@@ -89,6 +90,7 @@ class Judged:
         rows = corpus.id_map.rows(pairs["doc_id"])
         query = self.numbers(pairs["query_id"])
         there = (rows >= 0) & (query >= 0)
+        self.lost = int(np.count_nonzero(rows < 0))
         order = np.lexsort((rows[there], query[there]))
         self._query, self._rows = query[there][order], rows[there][order]
         self._offsets = np.concatenate([[0], np.cumsum(np.bincount(self._query, minlength=len(ids)))])

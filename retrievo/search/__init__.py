@@ -27,7 +27,7 @@ from retrievo.retrieval.feedback import FEEDBACKS
 from retrievo.retrieval.fusion import FUSIONS
 from retrievo.search.plans import DEFAULT_FUSION, FUSED, FUSED_DEPTH, OWN, TABLE_DEPTH, Plan, plan
 from retrievo.search.question import QUESTION_DEPTH, Asker
-from retrievo.search.sources import Source, accompanied, check_meaning, open_source
+from retrievo.search.sources import Source, accompanied, check_meaning, open_source, warn_of_changed_texts
 from retrievo.support import console
 from retrievo.support.errors import UsageError
 from retrievo.support.options import Options, flag_of, option
@@ -279,6 +279,8 @@ def converse(config: SearchConfig, questions: Iterable[str]) -> Iterator[Answer]
 def _sources(config: SearchConfig) -> list[Source]:
     sources = [open_source(path) for path in config.index]
     check_meaning(config, sources)
+    if config.corpus is None:  # who names a corpus knows which
+        warn_of_changed_texts(sources)
     return sources
 
 

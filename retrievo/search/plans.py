@@ -332,7 +332,15 @@ def _texts(config: SearchConfig) -> Queries:
 
     assert config.queries is not None
     queries = Queries(config.queries)
+    _say_without_text(config.queries, sum(not text.strip() for text in queries.texts))
     return queries.among(Qrels.read(config.judged).table["query_id"]) if config.judged else queries
+
+
+@functools.cache
+def _say_without_text(path: Path, count: int) -> None:
+    """Once, however many indexes are searched."""
+    if count:
+        console.warn(f"{path}: {count:,} queries have no text; they are kept")
 
 
 def _holds_vectors(config: SearchConfig) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -57,16 +58,23 @@ class Source(NamedTuple):
 
     def corpora(self) -> list[Path]:
         """Where the texts are, as far as manifests know."""
+        return [manifest.input_path("corpus", "--corpus") for manifest in self.made_of_texts()]
+
+    def made_of_texts(self) -> list[Manifest]:
+        """The manifests that know a corpus."""
         from retrievo.support.artifact import Manifest
 
         made_of = [self.manifest] if self.lexical else [Manifest.read(path) for path in self.embeddings()]
-        return [manifest.input_path("corpus", "--corpus") for manifest in made_of if "corpus" in manifest.inputs]
+        return [manifest for manifest in made_of if "corpus" in manifest.inputs]
 
 
 def open_source(path: Path) -> Source:
     """A source by its manifest; nothing heavy is loaded."""
     from retrievo.support.artifact import Manifest
 
+    if (path / "corpus.parquet").is_file():
+        fix = f"make one: retrievo index --type bm25 --corpus {path} --output {path}/bm25"
+        raise RetrievoError(path, "is a dataset", "an index or an embeddings folder", fix)
     return Source(path, Manifest.read(path, BM25_KIND, FAISS_KIND, EMBEDDINGS_KIND))
 
 
@@ -100,6 +108,18 @@ def check_meaning(config: SearchConfig, sources: Sequence[Source]) -> None:
             last = sources[-1]
             told = f" and type '{last.manifest.stats['type']}'" if last.manifest.kind == FAISS_KIND else ""
             raise UsageError(flag, f"does not apply to {last.path}, which is of kind '{last.manifest.kind}'{told}")
+
+
+def warn_of_changed_texts(sources: Sequence[Source]) -> None:
+    """Says which indexes were made of another content of their corpus: what they find is not what stands there now."""
+    from retrievo.data.tables import table_files
+    from retrievo.support.artifact import Input
+
+    for source in sources:
+        with contextlib.suppress(RetrievoError):  # what is gone can't be compared; who needs it says so
+            now = [Input.of(path, table_files(path, "corpus")).fingerprint for path in source.corpora()]
+            if now != [manifest.inputs["corpus"]["fingerprint"] for manifest in source.made_of_texts()]:
+                console.warn(f"{source.path}: its corpus has changed since; build the index again")
 
 
 # --------------------------------------------------------------------------------------------------------------- BM25

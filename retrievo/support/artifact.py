@@ -23,7 +23,7 @@ from typing import Any
 import retrievo
 from retrievo.support import console
 from retrievo.support.errors import RetrievoError
-from retrievo.support.files import file_record, fingerprint, remove, write_json
+from retrievo.support.files import file_record, fingerprint, is_parquet, remove, write_json
 
 MANIFEST, BEGIN = "manifest.json", "begin.json"
 METADATA_KEY = b"retrievo"
@@ -48,21 +48,22 @@ KINDS = {
 
 @dataclass(frozen=True)
 class Input:
-    """Something that an output was made from: the path as given, and a fingerprint of what was there."""
+    """Something that an output was made from: the path as given, a fingerprint of what was there, the files read."""
 
     path: Path
     fingerprint: str
+    files: tuple[Path, ...] = ()
 
     @classmethod
     def of(cls, path: Path, files: Sequence[Path] | None = None) -> Input:
         """An input from its files (default: the one at `path`, or all that the manifest in the folder `path` lists)."""
         if files is None and (path / MANIFEST).is_file():
             return cls(path, _digest({k: v for k, v in Manifest.read(path).files.items() if "blake2b" in v}))
-        files = [path] if files is None else list(files)
+        files = (path,) if files is None else tuple(files)
         own = [record for record in map(_own_record, files) if record]
         if len(own) < len(files):
-            return cls(path, fingerprint(files))
-        return cls(path, own[0]["blake2b"] if len(own) == 1 else _digest(own))
+            return cls(path, fingerprint(list(files)), files)
+        return cls(path, own[0]["blake2b"] if len(own) == 1 else _digest(own), files)
 
 
 def _own_record(path: Path) -> dict[str, Any] | None:
@@ -102,7 +103,7 @@ class Manifest:
 
         Raises: RetrievoError where there is none, where it is unfinished, of another kind, or of a newer format.
         """
-        values = _read_parquet_metadata(path) if path.is_file() else _read_manifest_file(path)
+        values = _read_parquet_metadata(path, kinds) if path.is_file() else _read_manifest_file(path)
         try:
             manifest = cls(**values, home=path.resolve().parent)
         except TypeError:
@@ -138,10 +139,15 @@ def recorded_work(folder: Path, kind: str) -> tuple[dict[str, Any], dict[str, An
 
     Raises: RetrievoError where there is neither, or it is of another kind.
     """
-    if not (folder / MANIFEST).is_file() and (folder / BEGIN).is_file():
+    if is_unfinished(folder):
         return json.loads((folder / BEGIN).read_text(encoding="utf-8"))["config"], {}
     manifest = Manifest.read(folder, kind)
     return manifest.config, manifest.stats
+
+
+def is_unfinished(folder: Path) -> bool:
+    """Whether a folder was begun and is not finished."""
+    return (folder / BEGIN).is_file() and not (folder / MANIFEST).is_file()
 
 
 def in_force(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -156,26 +162,27 @@ def _upgrade() -> str:
 def _read_manifest_file(folder: Path) -> dict[str, Any]:
     if not folder.exists():
         raise RetrievoError(folder, "no such file or folder", None, "check the path")
+    if is_unfinished(folder):
+        raise RetrievoError(folder, "is unfinished", None, "run the command that makes it again")
     if not (folder / MANIFEST).is_file():
-        state = "is unfinished" if (folder / BEGIN).exists() else "is no artefact of retrievo (it has no manifest.json)"
-        fix = "run the command that makes it again" if (folder / BEGIN).exists() else "check the path"
-        raise RetrievoError(folder, state, None, fix)
+        raise RetrievoError(folder, "is no artefact of retrievo (it has no manifest.json)", None, "check the path")
     try:
         return json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise RetrievoError(folder / MANIFEST, f"is not JSON: {error}", None, "make the artefact again") from None
 
 
-def _read_parquet_metadata(path: Path) -> dict[str, Any]:
+def _read_parquet_metadata(path: Path, kinds: Sequence[str]) -> dict[str, Any]:
     import pyarrow
     import pyarrow.parquet
 
     try:
-        metadata = pyarrow.parquet.read_metadata(path).metadata or {}
+        metadata = pyarrow.parquet.read_metadata(path).metadata or {} if is_parquet(path) else {}
     except pyarrow.ArrowInvalid as error:
         raise RetrievoError(path, f"is no readable Parquet file: {error}", None, "make it again") from None
     if METADATA_KEY not in metadata:
-        raise RetrievoError(path, "carries no record of how it was made", "a table made by retrievo")
+        expected = " or ".join(kinds) or "a table made by retrievo"
+        raise RetrievoError(path, "carries no record of how it was made", expected, "check the path")
     return json.loads(metadata[METADATA_KEY])
 
 
@@ -226,11 +233,13 @@ class Output:
     def already_finished(self) -> Manifest | None:
         """The manifest where this very output is already there; None where there is work to do.
 
-        Raises: RetrievoError where something else stands at the path and `force` does not allow replacing it.
+        Raises: RetrievoError where something else stands at the path and `force` does not allow replacing it, or where
+            an input stands there.
         """
         self._recover()
         if not self.path.exists() or (self.path.is_dir() and not any(self.path.iterdir())):
             return None
+        self._check_inputs_elsewhere()
         if self.path.is_dir() == self.single_file:
             raise RetrievoError(
                 self.path, f"is a {'folder' if self.path.is_dir() else 'file'}", None, "choose another --output"
@@ -243,13 +252,22 @@ class Output:
         if changed and self.continues and not self.differences(manifest.kind, self._carried(manifest), manifest.inputs):
             return None
         if changed and not self.force:
-            raise RetrievoError(
-                self.path, f"is finished, but {'; '.join(changed)}", None, "pass --force or another --output"
-            )
+            fix = "pass --force or another --output" if manifest.kind == self.kind else "choose another --output"
+            raise RetrievoError(self.path, f"is finished, but {'; '.join(changed)}", None, fix)
         if self.force:
             return None
-        console.note(f"{self.path} is already finished; nothing to do")
+        console.note(f"{self.path} is already finished" + ("" if console.is_inner() else "; nothing to do"))
         return manifest
+
+    def _check_inputs_elsewhere(self) -> None:
+        """Whoever replaces an output must not replace what it is made from; files `beside` it are never replaced."""
+        here = self.path.resolve()
+        for name, given in self.inputs.items():
+            for place in (given.path.resolve(), *(file.resolve() for file in given.files)):
+                if place == here:
+                    raise RetrievoError(self.path, f"is also an input ({name})", None, "choose another --output")
+                if place.is_relative_to(here) and place.relative_to(here).parts[0] not in self.beside:
+                    raise RetrievoError(self.path, f"holds an input ({name})", None, "choose another --output")
 
     def _carried(self, manifest: Manifest) -> dict[str, Any]:
         """The options of a finished output, as they stand once it goes on."""

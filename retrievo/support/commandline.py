@@ -19,6 +19,7 @@ from retrievo.support.options import Option, Options, options_of
 from retrievo.support.settings import Layer, resolve, settings_layers
 
 SETTINGS_HELP = "TOML file with defaults for this command, instead of ./retrievo.toml."
+_NUMBERS = {int: "INTEGER", float: "FLOAT"}  # as Typer calls them
 SHOW_HELP = "Print the resolved options as TOML, each with its source, and stop."
 
 
@@ -60,9 +61,8 @@ def _parameter(name: str, kind: Any, default: Any, info: Any) -> inspect.Paramet
 
 
 def _annotation(option: Option) -> Any:
-    """List options arrive as text: our own conversion splits commas and names the flag in its errors."""
-    as_text = (option.many or option.declaration.words) and option.kind in (int, float)
-    kind = str if as_text else option.kind
+    """Numbers arrive as text: our own conversion splits commas and names the flag in its errors."""
+    kind = str if option.kind in _NUMBERS else option.kind
     return list[kind] | None if option.many else kind | None  # type: ignore[valid-type]
 
 
@@ -72,9 +72,9 @@ def _typer_info(option: Option) -> Any:
     shown: Any = shown_default(option)
     if told.positional:
         return typer.Argument(help=help, metavar=option.name.upper(), show_default=shown)
-    metavar = (
-        "|".join(told.choices or (f"<{option.kind.__name__}>", *told.words)) if told.choices or told.words else None
-    )
+    metavar: str | None = _NUMBERS.get(option.kind)
+    if told.choices or told.words:
+        metavar = "|".join(told.choices or (f"<{option.kind.__name__}>", *told.words))
     flag = (
         f"{option.flag}/--no-{option.flag[2:]}" if option.kind is bool and option.default is not False else option.flag
     )
@@ -121,7 +121,7 @@ def run_app(app: typer.Typer, arguments: Sequence[str]) -> int:
     try:
         code = app(list(arguments), standalone_mode=False)
     except TyperException as problem:
-        console.error(" ".join(problem.format_message().split()))
+        console.error(" ".join(problem.format_message().split()) + _next_step(problem))
         return problem.exit_code
     except RetrievoError as problem:
         console.error(str(problem))
@@ -137,6 +137,12 @@ def run_app(app: typer.Typer, arguments: Sequence[str]) -> int:
     if code == 130:
         console.error("interrupted; run the same command again to go on")
     return code if isinstance(code, int) else 0
+
+
+def _next_step(problem: TyperException) -> str:
+    """What to do about words that stand alone; Typer says the rest itself."""
+    alone = "unexpected extra argument" in problem.format_message()
+    return "; put a question in quotes, and other values after their flag (--run FILE)" if alone else ""
 
 
 def as_typed(command: str, config: Options) -> str:

@@ -118,6 +118,11 @@ def inner_steps() -> Iterator[None]:
         _inner.reset(token)
 
 
+def is_inner() -> bool:
+    """Whether this is a step of a command made of other commands."""
+    return _inner.get()
+
+
 def summary(title: str, facts: Mapping[str, object], next_command: str | None = None) -> None:
     """What was made, where, how long it took, and the next command to type."""
     if not is_lead() or _inner.get():

@@ -110,12 +110,18 @@ def fingerprint(paths: list[Path]) -> str:
     digest = hashlib.blake2b(digest_size=16)
     for path in paths:
         size = path.stat().st_size
-        digest.update(f"{path.name if len(paths) > 1 else ''}\0{size}\0".encode())
+        digest.update(f"{path.name if len(paths) > 1 else ''}\0{size}\0".encode(errors="surrogateescape"))
         with path.open("rb") as file:
             digest.update(file.read(MEBIBYTE))
             file.seek(max(MEBIBYTE, size - _tail(file, size)))
             digest.update(file.read())
     return digest.hexdigest()
+
+
+def is_parquet(path: Path) -> bool:
+    """Whether a file begins as Parquet does; it may be cut short."""
+    with path.open("rb") as file:
+        return file.read(4) == _PARQUET_MAGIC
 
 
 def _tail(file: IO[bytes], size: int) -> int:

@@ -7,6 +7,7 @@ all come from that field. Standard library only, so that `retrievo --help` stays
 from __future__ import annotations
 
 import dataclasses
+import math
 import types
 import typing
 from collections.abc import Callable, Iterator, Mapping
@@ -85,7 +86,7 @@ class Option:
             return float(value)
         if value in self.declaration.words:
             return value
-        if self.kind in (int, float) and (self.many or self.declaration.words) and isinstance(value, str):
+        if self.kind in (int, float) and isinstance(value, str):
             value = _number(value, self.kind)
         if not isinstance(value, self.kind) or (self.kind is not bool and isinstance(value, bool)):
             raise UsageError(where, f"found {value!r}", _KIND_NAMES[self.kind])
@@ -101,6 +102,8 @@ class Option:
         told = self.declaration
         if value in told.words:
             return
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UsageError(where, f"found {value}", "a finite number")
         if told.choices and value not in told.choices:
             raise UsageError(where, f"found '{value}'", None, did_you_mean(str(value), told.choices))
         if told.minimum is not None and value < told.minimum:

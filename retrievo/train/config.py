@@ -15,7 +15,8 @@ from retrievo.models.options import bidirectional_option, device_option, model_o
 from retrievo.models.spec import SIMILARITIES
 from retrievo.objectives.choices import QUERIES_PER_TOPIC, AdoreConfig, CrossEncoderConfig
 from retrievo.objectives.data_set import STAGE_SETTINGS, DataSetConfig
-from retrievo.support.errors import UsageError
+from retrievo.support.artifact import is_unfinished
+from retrievo.support.errors import RetrievoError, UsageError
 from retrievo.support.options import option, options_of
 from retrievo.support.settings import Layer, read_toml, relative_to
 
@@ -250,6 +251,8 @@ class TrainConfig(FitConfig, AdoreConfig, CrossEncoderConfig, ValidationConfig, 
         if stage is None:
             return []
         path = Path(stage) / STAGE_SETTINGS
+        if not path.exists() and is_unfinished(Path(stage)):
+            raise RetrievoError(stage, "is unfinished", None, "type the command that began it again")
         return [Layer(str(path), relative_to(path.parent, cls, read_toml(path).get("train", {})))]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import tomllib
 import zipfile
 from pathlib import Path
@@ -521,7 +522,9 @@ def test_a_file_of_one_text_per_line_is_a_corpus_with_numbered_lines(tmp_path: P
 
 def test_tsv_without_header_is_not_taken_for_one_with(tmp_path: Path) -> None:
     source = folder(tmp_path, {"b.tsv": "1\ta\n2\tb\n"}) / "b.tsv"
-    refused("tsv", source, "no column for the id", "it has: 1, a", "--no-header")
+    refused("tsv", source, "no column for the id", "it has: 1, a", "pass --no-header where")
+    long = folder(tmp_path, {"c.tsv": f"1\t{'word ' * 99}\n2\tb\n"}) / "c.tsv"
+    refused("tsv", long, f"it has: 1, {('word ' * 99)[:40]}...); pass --no-header")
 
 
 def test_csv_fields_may_hold_line_ends_quotes_and_commas(tmp_path: Path) -> None:
@@ -539,7 +542,7 @@ def test_csv_rows_are_named_by_the_line_they_start_on(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("wanted", "words"),
-    [("txet", "did you mean 'text'?"), ("9", "has no column '9'")],
+    [("txet", "did you mean 'text'?"), ("9", "has no column '9'; known: id, text")],
 )
 def test_a_column_that_is_not_there_is_named(wanted: str, words: str, tmp_path: Path) -> None:
     source = folder(tmp_path, {"a.csv": "id,text\n1,x\n"}) / "a.csv"
@@ -577,6 +580,25 @@ def test_text_passages_overlap_by_the_stride(tmp_path: Path) -> None:
     source = folder(tmp_path, {"a.txt": "1 2 3 4 5 6 7"}) / "a.txt"
     dataset = imported("text", source, passage_words=4, stride=3)
     assert [row[2] for row in dataset.rows("corpus")] == ["1 2 3 4", "4 5 6 7"]
+
+
+def test_a_file_name_that_is_not_utf8_is_kept_in_the_id_and_readable_in_the_title(tmp_path: Path) -> None:
+    home = folder(tmp_path / "home", {"a.txt": "word"})
+    (home / os.fsdecode(b"caf\xe9.txt")).write_text("bar")
+    assert imported("text", home).rows("corpus") == [("a.txt#0", "a", "word"), ("caf%E9.txt#0", "caf\ufffd", "bar")]
+
+
+def test_a_folder_that_can_not_be_looked_into_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home = folder(tmp_path / "home", {"a.txt": "word", "locked/b.txt": "word", ".hidden/c.txt": "word"})
+    scandir = os.scandir
+
+    def refusing(path: str) -> Any:
+        if Path(path).name in ("locked", ".hidden"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    refused("text", home, "locked: cannot be read (Permission denied)")
 
 
 def test_text_files_without_words_give_no_document(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

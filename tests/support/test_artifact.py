@@ -77,6 +77,45 @@ def test_force_replaces_what_the_manifest_lists_and_keeps_the_rest(tmp_path: Pat
     assert not (tmp_path / "out.old").exists()
 
 
+@pytest.mark.parametrize("force", [False, True])
+def test_an_output_that_is_an_input_or_holds_one_is_refused(tmp_path: Path, source: Path, force: bool) -> None:
+    make(output(tmp_path / "out", source))
+    (tmp_path / "link").symlink_to(tmp_path / "out")
+    for given in (Input.of(tmp_path / "out"), Input.of(tmp_path / "link"), Input(tmp_path / "out", "x")):
+        made = Output(tmp_path / "out", "dataset", {}, {"corpus": given}, force=force)
+        with pytest.raises(RetrievoError, match=r"out: is also an input \(corpus\); choose another --output"):
+            made.already_finished()
+    held = tmp_path / "out" / "data.txt"
+    for given in (Input.of(held), Input.of(tmp_path / "*" / "*.txt", [held])):
+        made = Output(tmp_path / "out", "dataset", {}, {"corpus": given}, force=force)
+        with pytest.raises(RetrievoError, match=r"out: holds an input \(corpus\)"):
+            made.already_finished()
+    file = Output(held, "run", {}, {"queries": Input.of(tmp_path / "out", [held])}, force=force, single_file=True)
+    with pytest.raises(RetrievoError, match=r"data.txt: is also an input \(queries\)"):
+        file.already_finished()
+    assert held.read_text() == "data"
+
+
+def test_an_output_may_lie_in_the_folder_of_its_input_and_read_what_lies_beside_it(tmp_path: Path) -> None:
+    (tmp_path / "stage").mkdir()
+    pool = tmp_path / "stage" / "negatives.parquet"
+    pool.write_text("x")
+    inputs = {"negatives": Input.of(pool), "corpus": Input.of(tmp_path, [pool])}
+    make(Output(tmp_path / "stage", "model", {}, inputs, in_place=True, beside=(pool.name,)))
+    assert (
+        Output(
+            tmp_path / "stage", "model", {}, inputs, in_place=True, beside=(pool.name,), force=True
+        ).already_finished()
+        is None
+    )
+
+
+def test_what_is_of_another_kind_is_not_offered_for_replacement(tmp_path: Path, source: Path) -> None:
+    make(output(tmp_path / "out", source))
+    with pytest.raises(RetrievoError, match="it is of kind 'dataset', not 'run'; choose another --output"):
+        Output(tmp_path / "out", "run", {}, {}).already_finished()
+
+
 def test_the_old_output_stays_readable_while_the_new_one_is_built(tmp_path: Path, source: Path) -> None:
     make(output(tmp_path / "out", source))
     rebuilt = output(tmp_path / "out", source, force=True)

@@ -11,6 +11,7 @@ from retrievo.data.importers.source import Member, Part, Source
 from retrievo.data.tables import CORPUS, QUERIES
 from retrievo.support.errors import RetrievoError, did_you_mean
 
+_SHOWN = 40  # characters of a column's name, which may be a whole record
 _SCHEMAS = {"document": CORPUS, "query": QUERIES}
 
 
@@ -58,14 +59,14 @@ class Choice:
 
     def _one(self, member: Member, columns: Sequence[str], what: str, wanted: str | None, usual: Sequence[str]) -> str:
         found = [name for name in usual if name in columns] if wanted is None else _named(wanted, columns)
-        has = f"it has: {', '.join(list(columns)[:20])}"
+        has = [name if len(name) <= _SHOWN else f"{name[:_SHOWN]}..." for name in columns][:20]
         if not found and wanted is not None:
-            raise RetrievoError(member, f"has no column '{wanted}' ({has})", None, did_you_mean(wanted, columns))
+            raise RetrievoError(member, f"has no column '{wanted}'", None, did_you_mean(wanted, has))
         if not found:
-            fix = f"pass --{what}-column"
-            fix += ", or --number-lines where there are no ids" if what == "id" else ""
-            fix += ", or --no-header where the first line is a record" if self.header else ""
-            raise RetrievoError(member, f"has no column for the {what} under a usual name ({has})", None, fix)
+            fix = "pass --no-header where the first line is a record, or " if self.header else "pass "
+            fix += f"--{what}-column" + (", or --number-lines where there are no ids" if what == "id" else "")
+            told = f"has no column for the {what} under a usual name (it has: {', '.join(has)})"
+            raise RetrievoError(member, told, None, fix)
         if list(columns).count(found[0]) > 1:
             raise RetrievoError(member, f"has two columns '{found[0]}'", "names that tell them apart", "rename one")
         return found[0]

@@ -274,11 +274,17 @@ class Source:
 def _files(folder: Path, output: Path) -> list[Path]:
     """Files below a folder, without hidden ones and without what an import writes there."""
     own = {output.with_name(output.name + suffix) for suffix in ("", ".partial", ".old")}
-    found = [
-        path for path in folder.rglob("*") if path.is_file() and not _is_hidden(path.relative_to(folder).as_posix())
-    ]
+    found = []
+    for home, folders, names in os.walk(folder, onerror=_unreadable):
+        folders[:] = [name for name in folders if not _is_hidden(name)]
+        found += [path for path in (Path(home, name) for name in names if not _is_hidden(name)) if path.is_file()]
     kept = [path for path in found if own.isdisjoint(Path(os.path.abspath(path)).parents)]
     return sorted(kept, key=lambda path: path.relative_to(folder).as_posix())
+
+
+def _unreadable(error: OSError) -> None:
+    """A folder that is passed over would be missing from the data without a word."""
+    raise RetrievoError(error.filename, f"cannot be read ({error.strerror})", None, "check the folder's permissions")
 
 
 def _is_hidden(path: str) -> bool:

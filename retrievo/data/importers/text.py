@@ -15,6 +15,7 @@ from retrievo.support import console
 from retrievo.support.errors import RetrievoError
 
 _PLAIN, _MARKDOWN, _HTML = (".txt",), (".md", ".markdown"), (".html", ".htm")
+_SPACES_AND_BYTES = re.compile(r"[\s\udc80-\udcff]")  # in names: what ids can't hold, and bytes that are no UTF-8
 _HIDDEN = {"script", "style", "template", "noscript", "svg"}
 _INLINE = {"a", "abbr", "b", "bdi", "bdo", "big", "cite", "code", "data", "del", "dfn", "em", "font", "i", "ins", "kbd"}
 _INLINE |= {
@@ -55,7 +56,7 @@ def read(parts: list[Part], store: DatasetWriter, *, passage_words: int, stride:
     """Writes the passages of each file; the id is the path and the passage's number from 0."""
     empty = 0
     for part in store.each(parts):
-        title, path = _title(part.member), re.sub(r"\s", lambda space: quote(space[0]), part.member.path)
+        title, path = _title(part.member), _SPACES_AND_BYTES.sub(_quoted, part.member.path)
         passages = enumerate(windows(_words(part.member), passage_words, stride or passage_words))
         for batch in batches(passages, lambda passage: len(passage[1])):
             numbers, texts = [number for number, _ in batch], [text for _, text in batch]
@@ -92,7 +93,12 @@ def _title(member: Member) -> str:
             found = _first_heading(member)
         else:
             found = _html_title(member) if member.name.endswith(_HTML) else ""
-    return found or PurePosixPath(member.path).name.removesuffix(".gz").rpartition(".")[0]
+    name = PurePosixPath(member.path).name.removesuffix(".gz").rpartition(".")[0]
+    return found or name.encode(errors="surrogateescape").decode(errors="replace")
+
+
+def _quoted(found: re.Match[str]) -> str:
+    return quote(found[0].encode(errors="surrogateescape"))
 
 
 def _first_heading(member: Member) -> str:
