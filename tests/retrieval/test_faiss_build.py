@@ -99,7 +99,7 @@ def test_nothing_can_be_trained_on_no_vectors(embeddings: Make) -> None:
 
 
 def added(index: FaissIndex, more: Embeddings) -> FaissIndex:
-    inputs = {"embeddings": Input(index.path, "a"), "embeddings-2": Input.of(more.path)}
+    inputs = {"embeddings": Input(index.path.with_name("vectors"), "a"), "embeddings-2": Input.of(more.path)}
     output = Output(index.path, "faiss-index", index.manifest.config, inputs, force=True)
     assert output.already_finished() is None
     add(index, more, output)

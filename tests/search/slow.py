@@ -16,7 +16,8 @@ from retrievo.search.company import company, search_batches
 def slow_lead(house: Path, folder: Path) -> None:
     """A search that begins when the patience of the process group has long ended."""
     begin = dist.init_process_group
-    dist.init_process_group = lambda *given, **options: begin(*given, **options, timeout=timedelta(seconds=3))
+    short = {"timeout": timedelta(seconds=3)}
+    dist.init_process_group = lambda *given, **options: begin(*given, **options | short)
     with company(lambda: "cpu", Embeddings) as leads:
         if leads:
             time.sleep(6)
