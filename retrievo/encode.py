@@ -156,7 +156,14 @@ def _encode_shards(config: EncodeConfig, table: Table, output: Output, device: t
     from retrievo.learning.distributed import barrier, rank, world_size
     from retrievo.models.computing import prepared
     from retrievo.models.encoder import Encoder
-    from retrievo.retrieval.embeddings import EMPTY, TRUNCATED, embeddings_stats, shard_bounds
+    from retrievo.retrieval.embeddings import (
+        EMPTY,
+        TRUNCATED,
+        embeddings_stats,
+        shard_bounds,
+        shard_metadata,
+        shard_name,
+    )
 
     with output.build_together(lead=rank() == 0, barrier=barrier) as folder:
         encoder = Encoder.load(config.model, config.revision, as_stated=True, pooling=config.pooling)
@@ -168,8 +175,9 @@ def _encode_shards(config: EncodeConfig, table: Table, output: Output, device: t
         if rank() != 0:
             return output.manifest({})
         stats = embeddings_stats(table.rows, encoder.dim, config.storage_dtype, config.role, encoder.spec.similarity)
-        stats["truncated"] = _total(folder, TRUNCATED, len(shard_bounds(table.rows)))
-        if empty := _total(folder, EMPTY, len(shard_bounds(table.rows))):
+        told = [shard_metadata(folder / shard_name(number)) for number in range(len(shard_bounds(table.rows)))]
+        stats["truncated"] = sum(int(shard[TRUNCATED]) for shard in told)
+        if empty := sum(int(shard.get(EMPTY, 0)) for shard in told):
             console.warn(f"{table.path}: {empty:,} {config.role} texts are empty; they are encoded all the same")
         manifest = output.finish(stats)
     _summary(config, manifest, encoder.spec.max_length(config.role))
@@ -226,13 +234,6 @@ def _ahead(items: Iterator[tuple[pa.Array, Tokenized, int]]) -> Iterator[tuple[p
         while (item := following.result()) is not None:
             following = thread.submit(next, items, None)
             yield item
-
-
-def _total(folder: Path, fact: str, shards: int) -> int:
-    """The sum of a count that each shard keeps."""
-    from retrievo.retrieval.embeddings import shard_metadata, shard_name
-
-    return sum(int(shard_metadata(folder / shard_name(number)).get(fact, 0)) for number in range(shards))
 
 
 def _summary(config: EncodeConfig, manifest: Manifest, max_length: int) -> None:

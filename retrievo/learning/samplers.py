@@ -142,8 +142,7 @@ class GroupSampler:
             chosen = random.permutation(pool)[places % max(1, len(pool))]
         else:
             chosen = self._balanced(epoch, query, pool)[: len(places)]
-        without = np.unique(np.concatenate([positives, pool, self.empty]))
-        fill = self._others(epoch, query, wanted - len(chosen), without)
+        fill = self._others(epoch, query, wanted - len(chosen), positives, pool, self.empty)
         return Draw(int(query), np.concatenate([[positive], chosen, fill]).astype(np.int64))
 
     def _balanced(self, epoch: int, query: int, pool: np.ndarray) -> np.ndarray:
@@ -176,11 +175,14 @@ class GroupSampler:
             return wanted
         return int((self._random(_HARD, epoch, query).random(wanted) < self.hard_share).sum())
 
-    def _others(self, epoch: int, query: int, wanted: int, without: np.ndarray) -> np.ndarray:
-        """Distinct documents outside `without`; all there are where the corpus is too small."""
+    def _others(self, epoch: int, query: int, wanted: int, *excluded: np.ndarray) -> np.ndarray:
+        """Distinct documents outside `excluded`; all there are where the corpus is too small."""
+        if not wanted:
+            return _NONE
+        without = np.unique(np.concatenate(excluded))
         wanted = min(wanted, self.documents - len(without))
         if wanted <= 0:
-            return np.empty(0, dtype=np.int64)
+            return _NONE
         # rank r among the documents left, moved past every excluded one below it: no rejection, no copy of the corpus
         ranks = self._random(_FILL, epoch, query).choice(self.documents - len(without), wanted, replace=False)
         return ranks + np.searchsorted(without - np.arange(len(without)), ranks, side="right")

@@ -75,9 +75,7 @@ def compute_rows(
     """
     offsets, place = np.asarray(offsets), out.device
     waiting, telling = deque(cut_chunks(np.diff(offsets), chunk_tokens)), threading.Lock()
-    chunks = len(waiting)
-
-    cut = _is_cut(module)
+    chunks, cut = len(waiting), _is_cut(module)
 
     @torch.no_grad()  # not inference_mode, under which autocast casts the weights again for every chunk
     def work() -> None:

@@ -30,7 +30,7 @@ from retrievo.search.question import QUESTION_DEPTH, Asker
 from retrievo.search.sources import Source, accompanied, check_meaning, open_source, warn_of_changed_texts
 from retrievo.support import console
 from retrievo.support.errors import UsageError
-from retrievo.support.options import Options, flag_of, option
+from retrievo.support.options import Options, flag_of, is_off, option
 
 if TYPE_CHECKING:
     from retrievo.data.run import RunWriter
@@ -243,7 +243,7 @@ class SearchConfig(Options):
         own = super().record()
         idle: list[str] = [] if self.sources > 1 else ["fuse", "fuse_weights"]
         unset = ("nprobe", "ef_search", "rescore", "recall_target", "feedback", "doc_aggregate", "rm3")
-        idle += [name for name in unset if (value := getattr(self, name)) is None or value is False]  # 0 is a value
+        idle += [name for name in unset if is_off(getattr(self, name))]
         fused = {"fuse": self.fuse or DEFAULT_FUSION} if self.sources > 1 else {}
         return {name: value for name, value in (own | fused).items() if name not in idle}
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from retrievo.data.options import parse_memory
 from retrievo.support import console
 from retrievo.support.errors import RetrievoError, UsageError
-from retrievo.support.options import flag_of
+from retrievo.support.options import flag_of, is_off
 
 if TYPE_CHECKING:
     import numpy as np
@@ -100,8 +100,7 @@ _MEANING = {
 def check_meaning(config: SearchConfig, sources: Sequence[Source]) -> None:
     """Refuses flags that have no meaning for any of the indexes."""
     for name, means_something in _MEANING.items():
-        unset = (value := getattr(config, name)) is None or value is False  # 0 is a value
-        if not unset and not any(means_something(source.manifest) for source in sources):
+        if not is_off(getattr(config, name)) and not any(means_something(source.manifest) for source in sources):
             flag = flag_of(name)
             if not sources:
                 raise UsageError(flag, "does not apply to runs", "an --index")

@@ -24,6 +24,7 @@ import retrievo
 from retrievo.support import console
 from retrievo.support.errors import RetrievoError
 from retrievo.support.files import file_record, fingerprint, is_parquet, remove, write_json
+from retrievo.support.options import is_off
 
 MANIFEST, BEGIN = "manifest.json", "begin.json"
 METADATA_KEY = b"retrievo"
@@ -152,7 +153,7 @@ def is_unfinished(folder: Path) -> bool:
 
 def in_force(config: Mapping[str, Any]) -> dict[str, Any]:
     """Options without those that are off, which is what an option was before there was such an option."""
-    return {name: value for name, value in config.items() if value not in (None, []) and value is not False}
+    return {name: value for name, value in config.items() if not is_off(value) and value != []}
 
 
 def _upgrade() -> str:

@@ -144,9 +144,14 @@ def _meets(chosen: Any, values: tuple[str, ...]) -> bool:
     A list has a value where one item does; `name:detail` is its name.
     """
     if not values:
-        return chosen is not None and chosen is not False and chosen != ()
+        return not is_off(chosen) and chosen != ()
     items = chosen if isinstance(chosen, tuple) else (chosen,)
     return any(item in values or str(item).partition(":")[0] in values for item in items)
+
+
+def is_off(value: Any) -> bool:
+    """Whether an option was not given; 0 is a value."""
+    return value is None or value is False
 
 
 def flag_of(name: str) -> str:
