@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import re
 import shutil
 import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -272,33 +274,174 @@ def test_a_recall_target_is_reached_and_told(house: Path, tmp_path: Path, retrie
     assert float(told[1]) >= 0.99
 
 
-def test_feedback_before_and_after_fusion_changes_the_run(
-    house: Path, untitled: Path, tmp_path: Path, retrievo: Callable
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory, module_retrievo: Callable) -> Path:
+    """1,300 documents and 8 queries of 16 dimensions, and what exact search finds to the last document."""
+    folder, rng = tmp_path_factory.mktemp("small"), np.random.default_rng(4)
+    for name, count, role in (("d", 1_300, "document"), ("q", 8, "query")):
+        np.save(folder / f"{name}.npy", rng.standard_normal((count, 16)).astype(np.float16))
+        (folder / f"{name}.txt").write_text("".join(f"{name}{number}\n" for number in rng.permutation(count)))
+        arguments = (folder / f"{name}.npy", folder / f"{name}.txt", "--output", folder / name, "--role", role)
+        assert module_retrievo("import", "vectors", *arguments).code == 0
+    search(module_retrievo, folder / "d", folder, folder / "exact.trec", "--depth", 1_300)
+    return folder
+
+
+@pytest.mark.parametrize("knob", ["least", "default"])
+@pytest.mark.parametrize("name", ["hnsw", "ivf", "ivfpq"])
+def test_depth_1000_of_shards_that_have_fewer_gives_exact_scores_in_order_and_no_padding(
+    name: str, knob: str, small: Path, tmp_path: Path, retrievo: Callable
 ) -> None:
-    search(retrievo, house / "d", house, tmp_path / "first.parquet", "--depth", 5)
-    both = ("--run", tmp_path / "first.parquet")
-    runs = {
-        name: search(retrievo, house / "d", house, tmp_path / f"{name}.parquet", *both, *flags)
-        for name, flags in {
-            "none": (),
-            "own": ("--feedback", "rocchio"),
-            "fused": ("--feedback", "rocchio", "--feedback-from", "fused", "--feedback-depth", 1),
-            "average": ("--feedback", "average"),
-        }.items()
-    }
-    assert len(set(runs.values())) == 4
+    index = tmp_path / "index"
+    made = retrievo("index", "--embeddings", small / "d", "--type", name, "--shards", 4, "--output", index)
+    assert made.code == 0, made.err
+    flags = {"least": ("--ef-search" if name == "hnsw" else "--nprobe", 1), "default": ()}[knob]
+    exact = {(row[0], row[2]): row[4] for row in lines(small / "exact.trec")}
+    found = search(retrievo, index, small, tmp_path / "run.trec", "--threads", 1, *flags)
+    (tmp_path / "again").mkdir()
+    more = ("--threads", 2, "--memory", "64MB", *flags)
+    assert search(retrievo, index, small, tmp_path / "again" / "run.trec", *more) == found
+    rows = lines(tmp_path / "run.trec")
+    assert [row[4] for row in rows] == [exact[row[0], row[2]] for row in rows]
+    assert len({(row[0], row[2]) for row in rows}) == len(rows)
+    for query in {row[0] for row in rows}:
+        own = [row for row in rows if row[0] == query]
+        assert [int(row[3]) for row in own] == list(range(1, len(own) + 1))
+        order = [document for asked, document in exact if asked == query]
+        assert sorted([row[2] for row in own], key=order.index) == [row[2] for row in own]
+        assert len(own) < 1_000 if knob == "least" else 325 < len(own) <= 1_000
 
 
-def test_rm3_changes_the_run_and_asks_for_term_vectors(house: Path, tmp_path: Path, retrievo: Callable) -> None:
-    flags = ("--type", "bm25", "--corpus", house, "--term-vectors", "--output", tmp_path / "bm25")
-    assert retrievo("index", *flags).code == 0
-    asked = ("search", "--queries", house, "--index")
-    found = {}
-    for name, more in {"plain": (), "rm3": ("--rm3",)}.items():
-        made = retrievo(*asked, tmp_path / "bm25", *more, "--output", tmp_path / f"{name}.parquet")
+PLANE = {"a": (4, 4), "b": (3, 0), "c": (0, 8), "d": (2, 0)}  # documents; the query is (1, 0), which finds a b d c
+
+
+@pytest.fixture(scope="module")
+def plane(tmp_path_factory: pytest.TempPathFactory, module_retrievo: Callable) -> Path:
+    """Four documents and a query in two dimensions, where feedback can be worked out by hand, and a run of one."""
+    folder = tmp_path_factory.mktemp("plane")
+    for role, vectors in (("document", PLANE), ("query", {"q": (1, 0)})):
+        np.save(folder / f"{role}.npy", np.array(list(vectors.values()), np.float32))
+        (folder / f"{role}.txt").write_text("".join(f"{name}\n" for name in vectors))
+        files = (folder / f"{role}.npy", folder / f"{role}.txt")
+        made = module_retrievo("import", "vectors", *files, "--output", folder / role, "--role", role)
         assert made.code == 0, made.err
-        found[name] = pq.read_table(tmp_path / f"{name}.parquet")["score"].to_pylist()
-    assert found["plain"] != found["rm3"]
+    (folder / "c.trec").write_text("q Q0 c 1 9.0 other\n")
+    return folder
+
+
+FUSED = ("--feedback-from", "fused", "--run")
+FED_BACK = {
+    "nothing: (1, 0)": ((), {"a": 4, "b": 3, "d": 2, "c": 0}),
+    "average of a: (2.5, 2)": (("average", 1), {"a": 18, "c": 16, "b": 7.5, "d": 5}),
+    "average of a b d: (2.5, 1), by default": (("average",), {"a": 14, "c": 8, "b": 7.5, "d": 5}),
+    "rocchio with a: (2.5, 2)": (("rocchio", 1, "--feedback-weight", 0.5), {"a": 18, "c": 16, "b": 7.5, "d": 5}),
+    "rocchio with a, less: (1.75, 1)": (
+        ("rocchio", 1, "--feedback-weight", 0.25),
+        {"a": 11, "c": 8, "b": 5.25, "d": 3.5},
+    ),
+    "rocchio with a and b, by default half: (2.25, 1)": (("rocchio", 2), {"a": 13, "c": 8, "b": 6.75, "d": 4.5}),
+    "average of a, then the run (c) fused": (
+        ("average", 1, "--run"),
+        {"c": 1 / 61 + 1 / 62, "a": 1 / 61, "b": 1 / 63, "d": 1 / 64},
+    ),
+    "average of c, the first of the fusion: (0.5, 4)": (
+        ("average", 1, *FUSED),
+        {"c": 2 / 61, "a": 1 / 62, "b": 1 / 63, "d": 1 / 64},
+    ),
+}
+
+
+@pytest.mark.parametrize(("asked", "expected"), FED_BACK.values(), ids=FED_BACK)
+def test_feedback_moves_the_query_as_worked_out_by_hand(
+    asked: tuple, expected: dict[str, float], plane: Path, tmp_path: Path, retrievo: Callable
+) -> None:
+    flags = [
+        part for flag, value in zip(("--feedback", "--feedback-depth"), asked, strict=False) for part in (flag, value)
+    ]
+    more = [*asked[2:], *([plane / "c.trec"] if "--run" in asked else [])]
+    out = tmp_path / "out.parquet"
+    found = retrievo(
+        "search", "--index", plane / "document", "--queries", plane / "query", "--output", out, *flags, *more
+    )
+    assert found.code == 0, found.err
+    rows = pq.read_table(out).to_pylist()
+    assert [row["doc_id"] for row in rows] == list(expected)
+    assert [row["score"] for row in rows] == pytest.approx(list(expected.values()), rel=1e-6)
+
+
+WORDS = {"d1": "wing wing alpha alpha alpha beta", "d2": "wing gamma gamma", "ma": "alpha", "mb": "beta", "mg": "gamma"}
+WORDS |= {f"f{number}": f"filler{number} noise{number}" for number in range(45)}  # RM3 takes rare words only
+
+
+def bm25_of(document: str, weights: dict[str, float]) -> float:
+    """The formula of `BM25Index.search` over WORDS, for a query of weighted words."""
+    texts = [text.split() for text in WORDS.values()]
+    own, mean = WORDS[document].split(), sum(map(len, texts)) / len(texts)
+    score = 0.0
+    for word, weight in weights.items():
+        holding, count = sum(word in text for text in texts), own.count(word)
+        idf = math.log(1 + (len(texts) - holding + 0.5) / (holding + 0.5))
+        score += weight * idf * count / (count + 0.9 * (0.6 + 0.4 * len(own) / mean))
+    return score
+
+
+def relevance_model(*, documents: int, words: int, weight: float) -> dict[str, float]:
+    """Words of the query "wing" after RM3: weight x its own + (1 - weight) x those of d1, and d2, by their scores."""
+    found = {name: bm25_of(name, {"wing": 1.0}) for name in ("d1", "d2")[:documents]}
+    model: dict[str, float] = {}
+    for name, score in found.items():
+        counts = Counter(WORDS[name].split())
+        best = dict(sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:words])
+        for word, count in best.items():
+            model[word] = model.get(word, 0) + score / sum(found.values()) * count / sum(best.values())
+    best = dict(sorted(model.items(), key=lambda item: -item[1])[:words])
+    own = {"wing": weight}
+    return {word: own.get(word, 0) + (1 - weight) * best.get(word, 0) / sum(best.values()) for word in {**own, **best}}
+
+
+@pytest.mark.parametrize(
+    ("documents", "words", "weight", "found"),
+    [
+        (1, 10, 0.5, ["d1", "d2", "ma", "mb"]),
+        (1, 2, 0.5, ["d1", "d2", "ma"]),
+        (2, 10, 0.5, ["d1", "d2", "mg", "ma", "mb"]),
+        (2, 2, 0.25, ["d1", "d2", "ma"]),
+        (2, 10, 0.0, ["d1", "d2", "mg", "ma", "mb"]),
+    ],
+)
+def test_rm3_finds_by_the_words_that_were_worked_out_by_hand(
+    documents: int, words: int, weight: float, found: list[str], worded: Path, tmp_path: Path, retrievo: Callable
+) -> None:
+    """`ma`, `mb` and `mg` lack the query's word: they are found by a word of d1 or of d2 alone."""
+    asked = ("search", "--queries", worded, "--index", worded / "bm25", "--rm3", "--rm3-documents", documents)
+    asked += ("--rm3-words", words, "--rm3-weight", weight, "--output", tmp_path / "out.parquet")
+    made = retrievo(*asked)
+    assert made.code == 0, made.err
+    rows = pq.read_table(tmp_path / "out.parquet").to_pylist()
+    assert [row["doc_id"] for row in rows] == found
+    weights = relevance_model(documents=documents, words=words, weight=weight)
+    assert [row["score"] for row in rows] == pytest.approx([bm25_of(name, weights) for name in found], abs=2e-4)
+
+
+@pytest.fixture(scope="module")
+def worded(tmp_path_factory: pytest.TempPathFactory, module_retrievo: Callable) -> Path:
+    """WORDS with the query "wing", and a BM25 index with term vectors."""
+    folder = tmp_path_factory.mktemp("worded")
+    columns = {"id": list(WORDS), "title": [""] * len(WORDS), "text": list(WORDS.values())}
+    pq.write_table(pa.table(columns), folder / "corpus.parquet")
+    pq.write_table(pa.table({"id": ["q"], "text": ["wing"]}), folder / "queries.parquet")
+    flags = ("--type", "bm25", "--corpus", folder, "--term-vectors", "--output", folder / "bm25")
+    assert module_retrievo("index", *flags).code == 0
+    return folder
+
+
+def test_rm3_is_off_by_default_and_asks_for_term_vectors(
+    house: Path, worded: Path, tmp_path: Path, retrievo: Callable
+) -> None:
+    plain = retrievo("search", "--queries", worded, "--index", worded / "bm25", "--output", tmp_path / "plain.parquet")
+    assert plain.code == 0, plain.err
+    assert pq.read_table(tmp_path / "plain.parquet")["doc_id"].to_pylist() == ["d1", "d2"]
+    asked = ("search", "--queries", house, "--index")
     refused = retrievo(*asked, house / "bm25", "--rm3", "--output", tmp_path / "no.parquet")
     assert (refused.code, "build the index with --term-vectors" in refused.err) == (1, True)
     dense = retrievo(

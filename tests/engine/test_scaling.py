@@ -13,6 +13,7 @@ from tiny import finetune, finetune_batch, gradients
 
 from retrievo.engine import scaling
 from retrievo.engine.loop import fit
+from retrievo.engine.scaling import LossScale
 from retrievo.engine.step import gradient_step
 from retrievo.objectives.finetune import Finetune
 
@@ -24,7 +25,8 @@ def trained(folder: Path, **options: Any) -> tuple[Finetune, list[dict[str, Any]
 
 
 def flat_gradient(**options: Any) -> torch.Tensor:
-    objective = finetune()
+    """Of a loss so flat that its gradient is below float16's least number unless it is scaled."""
+    objective = finetune(temperature=1e7)
     gradient_step(objective, finetune_batch([3, 1, 4, 2]), step=0, seed=0, chunk_tokens=16, **options)
     return torch.cat([gradient.flatten() for gradient in gradients(objective).values()])
 
@@ -32,6 +34,20 @@ def flat_gradient(**options: Any) -> torch.Tensor:
 def test_a_scaled_gradient_in_float16_is_that_of_float32() -> None:
     exact, half = flat_gradient(), flat_gradient(dtype=torch.float16, loss_scale=2.0**16)
     assert torch.cosine_similarity(exact, half, dim=0) > 0.999
+    assert half.norm().item() == pytest.approx(exact.norm().item(), rel=0.01)
+    lost = flat_gradient(dtype=torch.float16, loss_scale=1.0)
+    assert lost.norm() < 0.5 * exact.norm(), "this test needs a gradient that float16 cannot hold unscaled"
+
+
+def test_training_in_float16_begins_with_a_scaled_loss_and_no_other_type_has_one(tmp_path: Path) -> None:
+    assert LossScale(torch.float16).value == 2.0**16
+    assert [LossScale(dtype).value for dtype in (torch.float32, torch.bfloat16)] == [1.0, 1.0]
+    norms = []
+    for dtype in ("float32", "float16"):
+        chosen = config(dtype=dtype, max_steps=1)
+        fit(finetune(temperature=1e7), Feed(), chosen, folder=tmp_path / dtype, device=torch.device("cpu"))
+        norms.append(json.loads((tmp_path / dtype / "metrics.jsonl").read_text())["gradient_norm"])
+    assert norms[1] == pytest.approx(norms[0], rel=0.01)
 
 
 def test_an_overflow_halves_the_scale_and_no_step_is_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import astuple, replace
 
 import numpy as np
 import pytest
@@ -78,6 +79,33 @@ def test_threads_batches_and_streaming_change_nothing(
     assert same(search(index, source, QUERIES, 10, effort, memory=64 << 20), expected)
 
 
+@pytest.mark.parametrize("similarity", ["dot", "cosine"])
+@pytest.mark.parametrize("name", ["hnsw", "ivf", "ivfpq"])
+def test_a_depth_beyond_the_candidates_of_a_shard_keeps_every_promise(
+    embeddings: Make, name: str, similarity: str
+) -> None:
+    """Depth 1,000 of four shards of 300 rows, of which lists and graph give fewer, and FAISS pads the rest with -1."""
+    source, depth = embeddings(vectors(1_200), similarity), 1_000
+    index = built(source, index_type=name, shards=4)
+    assert [index.open_shard(number).ntotal for number in range(4)] == [300] * 4
+    effort = replace(default_effort(index, depth), knob=2)  # too little to reach all rows of a shard
+    found = search(index, source, QUERIES, depth, effort, threads=1)
+    assert same(search(index, source, QUERIES, depth, effort, threads=2), found)
+    assert ((found.row >= 0) & (found.row < 1_200)).all()
+    score = exact_cosines if similarity == "cosine" else exact_scores
+    exact = search_exact(QUERIES, source, 1_200)
+    for query in range(len(QUERIES)):
+        row = found.row[found.query == query]
+        assert len(np.unique(row)) == len(row) <= depth
+        assert set(row // 300) == {0, 1, 2, 3}, "a shard gave nothing"
+        assert found.score[found.query == query].tobytes() == score(QUERIES[query], source.take(row)).tobytes()
+        ranking = exact.row[exact.query == query]
+        assert (ranking[np.isin(ranking, row)] == row).all(), "not in the order of exact search"
+    assert (np.bincount(found.query) < depth).all(), "nothing was missing, so that no padding was seen"
+    whole = replace(effort, knob=max(1_200, index.lists))
+    assert same(search(index, source, QUERIES, depth, whole), search_exact(QUERIES, source, depth))
+
+
 @pytest.mark.parametrize("name", TYPES)
 @pytest.mark.parametrize("rows", [2, 5])
 def test_padding_never_reaches_a_user(embeddings: Make, name: str, rows: int) -> None:
@@ -110,8 +138,25 @@ def test_tuning_reaches_the_recall_that_was_asked_for(embeddings: Make, name: st
     assert tuned.reached
     assert tuned.recall >= 0.9
     assert recall_of(search(index, source, QUERIES, 10, tuned.effort), exact) == tuned.recall
-    least = tune(index, source, QUERIES, 10, 0.3, exact).effort
-    assert (least.knob, least.rescore) <= (tuned.effort.knob, tuned.effort.rescore)
+
+
+@pytest.mark.parametrize("name", TYPES)
+def test_tuning_turns_down_the_knob_and_then_the_rescoring_to_the_least_that_reaches_the_target(
+    embeddings: Make, name: str
+) -> None:
+    """To an eighth, as `_smallest` promises: with an eighth less of either, the target is missed."""
+    source, target = embeddings(vectors()), 0.8
+    index, exact = built(source, index_type=name), search_exact(QUERIES, source, 10)
+    knob, rescore = tuned = astuple(tune(index, source, QUERIES, 10, target, exact).effort)
+
+    def reached(knob: int, rescore: int) -> bool:
+        return recall_of(search(index, source, QUERIES, 10, Effort(knob, rescore)), exact) >= target
+
+    assert reached(*tuned)
+    assert 10 <= rescore < ROWS / 2, "rescoring was left at the most that could be tried"
+    assert rescore == 10 or not reached(knob, max(10, rescore - max(1, rescore // 8)))
+    assert knob <= 1 or not reached(knob - max(1, knob // 8), ROWS)
+    assert bool(knob) == bool(index.knob)
 
 
 def test_tuning_says_where_the_target_is_out_of_reach(embeddings: Make) -> None:
