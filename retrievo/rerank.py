@@ -333,13 +333,14 @@ def _write_run(
     import numpy as np
     import pyarrow as pa
 
+    from retrievo.data.columns import taken
     from retrievo.data.ordering import ranked, ranks
     from retrievo.data.run import RunWriter
 
-    doc_ids = corpus.id_map.ids.column().take(pa.array(pairs.document)).combine_chunks()
+    doc_ids = taken(corpus.id_map.ids.column(), pairs.document)
     order = ranked(pairs.query, values, doc_ids)
     query = pairs.query[order]
-    query_ids = queries.ids.take(pa.array(query)).combine_chunks()
+    query_ids = taken(queries.ids, query)
     answered = len(np.unique(query))
     stats = {"queries": len(queries), "without_results": len(queries) - answered, "rows": len(query)}
     with RunWriter(path, format_of=config.output) as writer:

@@ -113,7 +113,7 @@ class Queries:
         return found
 
     def _check_unique(self) -> None:
-        coded = self.ids.combine_chunks().dictionary_encode()
+        coded = flat_strings(self.ids).dictionary_encode()
         counts = np.bincount(coded.indices.to_numpy(), minlength=1) if len(coded) else np.zeros(1, int)
         if counts.max() > 1:
             twice = coded.dictionary[int(counts.argmax())].as_py()

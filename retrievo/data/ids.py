@@ -14,6 +14,8 @@ import numpy as np
 import pyarrow as pa
 
 from retrievo.data.cache import GrowingArray, cached
+from retrievo.data.columns import taken
+from retrievo.data.ordering import flat_strings
 from retrievo.data.tables import Table
 from retrievo.support import console
 from retrievo.support.errors import RetrievoError
@@ -47,12 +49,8 @@ class IdMap:
 
     def rows(self, ids: Sequence[str] | pa.Array | pa.ChunkedArray) -> np.ndarray:
         """The row of each id, [n] int64; -1 where the table has no such id."""
-        column = pa.chunked_array([ids]) if isinstance(ids, pa.Array) else ids
-        if not isinstance(column, pa.ChunkedArray):
-            column = pa.chunked_array([pa.array(column, pa.string())])
-        coded = column.combine_chunks().dictionary_encode()
-        if isinstance(coded, pa.ChunkedArray):
-            coded = coded.combine_chunks()
+        column = ids if isinstance(ids, (pa.Array, pa.ChunkedArray)) else pa.array(ids, pa.string())
+        coded = flat_strings(column).dictionary_encode()
         found = self._find(coded.dictionary.to_pylist())
         return found[coded.indices.to_numpy()] if len(coded) else np.zeros(0, np.int64)
 
@@ -71,7 +69,7 @@ class _IdColumn:
         self._table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
 
     def __getitem__(self, rows: np.ndarray) -> list[str]:
-        return self._table.column(0).take(pa.array(rows)).to_pylist()
+        return taken(self.column(), rows).to_pylist()
 
     def column(self) -> pa.ChunkedArray:
         """All ids in row order, memory-mapped."""

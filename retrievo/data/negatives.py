@@ -28,9 +28,9 @@ class Negatives:
         Raises: RetrievoError naming file and column of what does not fit.
         """
         source = Table(path, NEGATIVES)
-        for file, (part, _) in zip(source.files, source.parts, strict=True):
-            if "rule" in part.schema_arrow.names:
-                raise RetrievoError(file, "holds dropped candidates", "negatives", "name the tables to train on")
+        for part in source.parts:
+            if "rule" in part.schema.names:
+                raise RetrievoError(part.file, "holds dropped candidates", "negatives", "name the tables to train on")
         return cls(path, source.read(["query_id", "doc_id"]), source.input)
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from retrievo.data.columns import taken
 from retrievo.support.errors import RetrievoError
 
 # 1 MiB of float64 products stays in a core's level-2 cache.
@@ -156,7 +157,7 @@ def _settle_ties(order: np.ndarray, keys: np.ndarray, doc_id: pa.Array | pa.Chun
     at = np.flatnonzero(tied)
     if not len(at):
         return
-    ids = flat_strings(doc_id).take(pa.array(order[at]))
+    ids = taken(doc_id, order[at])
     ascends = pc.less(ids[:-1], ids[1:]).to_numpy(zero_copy_only=False)
     if (ascends & tie[at[:-1]]).any():
         rows = pa.table({"key": keys[at], "id": ids})

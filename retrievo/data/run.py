@@ -11,7 +11,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from retrievo.data.columns import table_of
 from retrievo.data.lines import first_line, read_field_blocks
+from retrievo.data.ordering import flat_strings
 from retrievo.data.run_files import MSMARCO_SUFFIXES, run_name, run_suffix
 from retrievo.data.tables import RUN, Table, TableWriter, table_files
 from retrievo.support.artifact import Input, Manifest
@@ -92,7 +94,9 @@ class Run:
         A run whose queries are scattered is one table in memory; else memory is that of a block.
         Raises: RetrievoError naming file and line or column.
         """
-        ids = pa.chunked_array([pc.unique(block["query_id"]) for block in self.blocks()], pa.string())
+        ids = pa.chunked_array(
+            [pc.unique(flat_strings(block["query_id"])) for block in self.blocks()], pa.large_string()
+        )
         scattered = pc.count_distinct(ids).as_py() < len(ids)
         yield from [self.table] if scattered else self.blocks()
 
@@ -151,7 +155,7 @@ class RunWriter:
     def write(self, query_ids: pa.Array, doc_ids: pa.Array, scores: np.ndarray, ranks: np.ndarray) -> None:
         """Adds rows: ids as string arrays, scores float32, ranks from 1."""
         columns = [query_ids, doc_ids, pa.array(scores, pa.float32()), pa.array(ranks, pa.int32())]
-        table = pa.table(columns, schema=RUN.arrow)
+        table = table_of(columns, RUN.arrow)
         if not self._text:
             self._writer.write(table)
             return

@@ -7,9 +7,11 @@ the schema of every file before any work starts.
 from __future__ import annotations
 
 import bisect
+import contextlib
 import functools
 import glob
 import json
+import os
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -116,8 +118,50 @@ def _default_split(folder: Path) -> list[Path]:
     return found[:1]
 
 
+@dataclass(frozen=True)
+class Part:
+    """One Parquet file of a table: what its footer says, kept, while the file is open only where it is read.
+
+    names: its own name of each column of the noun. stamp: tells the file from one that was put in its place.
+    """
+
+    file: Path
+    metadata: pq.FileMetaData
+    schema: pa.Schema
+    names: Mapping[str, str]
+    coded: Sequence[str]
+    stamp: tuple[int, ...]
+
+    @contextlib.contextmanager
+    def opened(self) -> Iterator[pq.ParquetFile]:
+        """The file, closed afterwards: a table may have more files than a process may keep open.
+
+        Raises: RetrievoError where it can't be opened any more, or is another one than was checked.
+        """
+        # pre_buffer would keep all that was ever read of the file
+        options = {"metadata": self.metadata, "read_dictionary": list(self.coded), "pre_buffer": False}
+        try:
+            opened, stamp = pq.ParquetFile(self.file, **options), _stamp(self.file)
+        except OSError as error:
+            raise RetrievoError(self.file, _told(error)) from None
+        with opened:
+            if stamp != self.stamp:
+                raise RetrievoError(self.file, "was changed while it was read", None, "run the command again")
+            yield opened
+
+
+def _stamp(file: Path) -> tuple[int, ...]:
+    found = file.stat()
+    return found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def _told(error: OSError) -> str:
+    """What the operating system says of a file that can't be opened."""
+    return f"can't be opened: {os.strerror(error.errno) if error.errno else error}"
+
+
 class Table:
-    """A noun's Parquet files, opened and checked but not read.
+    """A noun's Parquet files, all of them checked, none of them read or left open.
 
     repetitive: columns whose values repeat so much that reading them through a dictionary is faster.
     Raises: RetrievoError naming file and column where a column is missing or has a type that does not fit.
@@ -127,27 +171,29 @@ class Table:
         self.path, self.schema = path, schema
         self._repetitive = repetitive
         self.files = table_files(path, schema.noun)
-        self.parts = [self._open(file) for file in self.files]
-        self.rows = sum(part.metadata.num_rows for part, _ in self.parts)
+        self.parts = [self._checked(file) for file in self.files]
+        self.rows = sum(part.metadata.num_rows for part in self.parts)
 
-    def _open(self, file: Path) -> tuple[pq.ParquetFile, dict[str, str]]:
+    def _checked(self, file: Path) -> Part:
+        metadata, stamp = self._footer(file)
+        found, names = metadata.schema.to_arrow_schema(), {}
+        for column in self.schema.columns:
+            if name := _find_column(found, column, file, self.schema.noun):
+                names[column.name] = name
+                _check_type(found.field(name).type, column, file)
+                _say_alias(str(file), name, column.name)
+        coded = [names[name] for name in self._repetitive if _is_text(found.field(names[name]).type)]
+        return Part(file, metadata, found, names, coded, stamp)
+
+    def _footer(self, file: Path) -> tuple[pq.FileMetaData, tuple[int, ...]]:
         try:
-            part = pq.ParquetFile(file, pre_buffer=False)  # which would keep all that was ever read of the file
+            return pq.read_metadata(file), _stamp(file)
         except (pa.ArrowInvalid, OSError) as error:
+            if isinstance(error, OSError) and error.errno:
+                raise RetrievoError(file, _told(error), f"the {self.schema.noun}") from None
             raise RetrievoError(
                 file, "is no readable Parquet file", f"the {self.schema.noun}", _import_hint(file, error)
             ) from None
-        names = {}
-        for column in self.schema.columns:
-            found = _find_column(part.schema_arrow, column, file, self.schema.noun)
-            if found:
-                names[column.name] = found
-                _check_type(part.schema_arrow.field(found).type, column, file)
-                _say_alias(str(file), found, column.name)
-        coded = [names[name] for name in self._repetitive if _is_text(part.schema_arrow.field(names[name]).type)]
-        if coded:
-            part = pq.ParquetFile(file, metadata=part.metadata, read_dictionary=coded, pre_buffer=False)
-        return part, names
 
     def check_not_empty(self) -> None:
         """Raises RetrievoError where it has no rows."""
@@ -156,7 +202,7 @@ class Table:
 
     def has(self, name: str) -> bool:
         """Whether every file carries an optional column."""
-        return all(name in names for _, names in self.parts)
+        return all(name in part.names for part in self.parts)
 
     @functools.cached_property
     def input(self) -> Input:
@@ -166,17 +212,16 @@ class Table:
     def batches(self, names: Sequence[str] | None = None, rows: int = ROWS_PER_GROUP) -> Iterator[pa.RecordBatch]:
         """Batches of at most `rows` rows with the noun's own names and types; null texts are empty texts."""
         names = [column.name for column in self.schema.columns if self.has(column.name)] if names is None else names
-        for file, (part, found) in zip(self.files, self.parts, strict=True):
-            start = 0
-            for batch in part.iter_batches(rows, columns=[found[name] for name in names], use_threads=False):
-                yield self._canonical(batch, names, found, file, start)
-                start += batch.num_rows
+        for part in self.parts:
+            start, wanted = 0, [part.names[name] for name in names]
+            with part.opened() as opened:
+                for batch in opened.iter_batches(rows, columns=wanted, use_threads=False):
+                    yield self._canonical(batch, names, part, start)
+                    start += batch.num_rows
 
-    def _canonical(
-        self, batch: pa.RecordBatch, names: Sequence[str], found: Mapping[str, str], file: Path, start: int
-    ) -> pa.RecordBatch:
+    def _canonical(self, batch: pa.RecordBatch, names: Sequence[str], part: Part, start: int) -> pa.RecordBatch:
         columns = {column.name: column for column in self.schema.columns}
-        arrays = [_cast(batch.column(found[name]), columns[name], file, start) for name in names]
+        arrays = [_cast(batch.column(part.names[name]), columns[name], part.file, start) for name in names]
         return pa.RecordBatch.from_arrays(arrays, schema=pa.schema([(name, columns[name].type) for name in names]))
 
     def slices(self, names: Sequence[str], bounds: Sequence[tuple[int, int]]) -> Iterator[pa.Table]:
@@ -351,11 +396,11 @@ class RowCache:
     names: tuple[str, ...]
     kept: int = 4 * BYTES_PER_GROUP  # bytes; of a foreign table one row group may be more
     _starts: list[tuple[int, int, int]] = field(default_factory=list)  # (first row, part, group)
-    _cache: dict[int, pa.RecordBatch] = field(default_factory=dict)
+    _cache: dict[int, pa.Table] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         first = 0
-        for number, (part, _) in enumerate(self.table.parts):
+        for number, part in enumerate(self.table.parts):
             for group in range(part.metadata.num_row_groups):
                 self._starts.append((first, number, group))
                 first += part.metadata.row_group(group).num_rows
@@ -368,13 +413,15 @@ class RowCache:
             found[position] = self._group(index).slice(position - self._starts[index][0], 1).to_pylist()[0]
         return [found[position] for position in positions]
 
-    def _group(self, index: int) -> pa.RecordBatch:
+    def _group(self, index: int) -> pa.Table:
         if index not in self._cache:
             _, number, group = self._starts[index]
-            part, found = self.table.parts[number]
-            raw = part.read_row_group(group, columns=[found[name] for name in self.names]).combine_chunks()
-            batch = raw.to_batches()[0]
-            self._cache[index] = self.table._canonical(batch, self.names, found, self.table.files[number], 0)
+            part = self.table.parts[number]
+            with part.opened() as opened:
+                raw = opened.read_row_group(group, columns=[part.names[name] for name in self.names])
+            # a row group beyond 2 GiB of text is several batches
+            batches = [self.table._canonical(batch, self.names, part, 0) for batch in raw.to_batches()]
+            self._cache[index] = pa.Table.from_batches(batches)
             while len(self._cache) > 1 and sum(kept.nbytes for kept in self._cache.values()) > self.kept:
                 del self._cache[next(iter(self._cache))]
         return self._cache[index]

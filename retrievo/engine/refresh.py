@@ -14,7 +14,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from retrievo.data.columns import taken
 from retrievo.data.negatives import Negatives
+from retrievo.data.ordering import flat_strings
 from retrievo.data.tables import NEGATIVES, TableWriter
 from retrievo.data.token_cache import TokenCache
 from retrievo.engine import checkpoints
@@ -142,12 +144,12 @@ class RefreshingFeed:
 
     def _relevant(self) -> Judged:
         """This rank's queries with their relevant documents."""
-        positives, ids = self.data.positives, self.data.queries.ids.combine_chunks()
+        positives, ids = self.data.positives, flat_strings(self.data.queries.ids)
         lists = [positives.list(int(query)) for query in self._queries]
         query = np.repeat(self._queries, [len(rows) for rows in lists])
         row = np.concatenate([np.empty(0, np.int64), *lists])
         documents = self.data.corpus.id_map.ids.column()
-        pairs = {"query_id": ids.take(pa.array(query)), "doc_id": documents.take(pa.array(row))}
+        pairs = {"query_id": ids.take(pa.array(query)), "doc_id": taken(documents, row)}
         return Judged(self.data.corpus, ids.take(pa.array(self._queries)), pa.table(pairs))
 
     def _encoded(self, folder: Path) -> Vectors:

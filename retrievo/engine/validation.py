@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
+from retrievo.data.columns import rows_of, taken
 from retrievo.data.corpus import Corpus, Queries
 from retrievo.data.ordering import exact_similarities, first_ranked, flat_strings
 from retrievo.data.qrels import Qrels
@@ -68,7 +69,7 @@ class Pool:
         pairs = np.unique(np.stack([query, row], axis=1)[row >= 0], axis=0)
         self.documents, self.document = np.unique(pairs[:, 1], return_inverse=True)
         self.query = pairs[:, 0]
-        self.doc_ids = corpus.id_map.ids.column().take(pa.array(self.documents)).combine_chunks()
+        self.doc_ids = taken(corpus.id_map.ids.column(), self.documents)
 
     def __len__(self) -> int:
         return len(self.query)
@@ -78,7 +79,7 @@ def _first(run: pa.Table, query_ids: pa.Array, depth: int) -> pa.Table:
     """The first rows of these queries under the ordering rule."""
     run = run.filter(pc.is_in(flat_strings(run["query_id"]), value_set=query_ids))
     query = pc.index_in(flat_strings(run["query_id"]), value_set=query_ids).to_numpy()
-    return run.take(pa.array(first_ranked(query, run["score"].to_numpy(), run["doc_id"], depth)))
+    return rows_of(run, first_ranked(query, run["score"].to_numpy(), run["doc_id"], depth))
 
 
 class Validation:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from retrievo.data.columns import as_type
 from retrievo.data.run import Run
 from retrievo.evaluation.names import Metric
 from retrievo.evaluation.scan import Scan, positions
@@ -113,7 +114,7 @@ def paired(ours: PerQuery, theirs: PerQuery, metric: Metric) -> tuple[pa.Array, 
 
 
 def _named(name: str, found: PerQuery, metrics: dict[str, Metric]) -> pa.Table:
-    queries = found.query_ids.cast(pa.string())
+    queries = as_type(found.query_ids, pa.string())
     columns = {typed: pa.array(found.values[metric], from_pandas=True) for typed, metric in metrics.items()}
     return pa.table({"run": pa.array([name] * len(queries), pa.string()), "query_id": queries, **columns})
 

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from retrievo.data.columns import as_type
 from retrievo.data.run import Run
 from retrievo.evaluation.answers import Answers
 from retrievo.evaluation.metrics import METRICS, Hits, ranked_by, retrieved
@@ -47,7 +48,7 @@ class PerQuery:
     def table(self) -> pa.Table:
         """One row for each query: `query_id`, then a float64 column for each metric (null where there is no value)."""
         columns = {str(metric): pa.array(values, from_pandas=True) for metric, values in self.values.items()}
-        return pa.table({"query_id": self.query_ids.cast(pa.string()), **columns})
+        return pa.table({"query_id": as_type(self.query_ids, pa.string()), **columns})
 
 
 @dataclass(frozen=True)

@@ -239,7 +239,7 @@ def _relevant_pairs(qrels: Qrels, queries: Queries, min_relevance: int) -> pa.Ta
     from retrievo.support.errors import RetrievoError
 
     grades = qrels.table["relevance"]
-    there = pc.is_in(qrels.table["query_id"], value_set=queries.ids.combine_chunks())
+    there = pc.is_in(qrels.table["query_id"], value_set=queries.ids)
     pairs = qrels.table.filter(pc.and_(pc.greater_equal(grades, min_relevance), there)).select(["query_id", "doc_id"])
     if not pairs.num_rows:
         raise RetrievoError(
@@ -273,13 +273,14 @@ class _Work:
         vectors: Path | None,
     ):
         from retrievo.data.corpus import Queries
+        from retrievo.data.ordering import flat_strings
         from retrievo.retrieval.mining import Judged
 
         self.config, self.corpus, self.table, self.folder, self.vectors = config, corpus, queries, folder, vectors
         self.searched = folder / "searched"
         self.searched.mkdir()
         self.queries = Queries(queries)
-        self.judged = Judged(corpus, self.queries.ids.combine_chunks(), pairs)
+        self.judged = Judged(corpus, flat_strings(self.queries.ids), pairs)
         self.aside = {  # what is written beside the table of negatives
             folder / "dropped.parquet": config.output.with_suffix(".dropped.parquet"),
             folder / "audit.md": config.output.with_suffix(".audit.md"),

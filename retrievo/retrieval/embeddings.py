@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
+from retrievo.data.columns import taken
 from retrievo.data.ordering import repeated
 from retrievo.support import console
 from retrievo.support.artifact import Input, Manifest, Output
@@ -189,7 +190,7 @@ class Vectors:
 
     def ids(self, rows: np.ndarray | None = None) -> pa.ChunkedArray:
         """The ids of these rows, or of all."""
-        return self._ids if rows is None else self._ids.take(pa.array(rows, pa.int64()))
+        return self._ids if rows is None else pa.chunked_array([taken(self._ids, rows)])
 
     def describe(self, row: int) -> str:
         """Where a row lies, for error messages: shard, row in it, id."""

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from retrievo.data.columns import taken
 from retrievo.retrieval.embeddings import Vectors
 from retrievo.retrieval.hits import Hits, joined
 from retrievo.retrieval.index_types import IndexType, type_named
@@ -76,7 +77,7 @@ class FaissIndex:
 
     def ids(self, rows: np.ndarray | None = None) -> pa.ChunkedArray:
         """The ids of these rows, or of all."""
-        return self._ids if rows is None else self._ids.take(pa.array(rows, pa.int64()))
+        return self._ids if rows is None else pa.chunked_array([taken(self._ids, rows)])
 
     def open_shard(self, number: int, *, mapped: bool = True) -> Any:
         """A shard as a faiss index, in the memory map or in memory of its own.

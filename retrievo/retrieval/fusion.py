@@ -214,6 +214,7 @@ def _run_table(
     import numpy as np
     import pyarrow as pa
 
+    from retrievo.data.columns import table_of
     from retrievo.data.ordering import ranked, ranks
     from retrievo.data.tables import RUN
 
@@ -222,4 +223,4 @@ def _run_table(
     kept = np.flatnonzero(rank <= (len(rank) if depth is None else depth))
     order = order[kept]
     columns = [query_ids.take(pa.array(query[order])), doc_id.take(pa.array(order)), score[order], rank[kept]]
-    return pa.table(columns, names=RUN.arrow.names).cast(RUN.arrow)
+    return table_of(columns, RUN.arrow)

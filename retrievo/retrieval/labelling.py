@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from retrievo.data.columns import rows_of, table_of
 from retrievo.data.ordering import flat_strings, ranked, ranks, repeated
 from retrievo.data.run import Run
 from retrievo.data.tables import NEGATIVES, QRELS
@@ -74,7 +75,7 @@ def label(run: Run, block: pa.Table, bounds: Bounds, judged: pa.Array, tally: Ta
     query, score = coded.indices.to_numpy().astype(np.int64), block["score"].to_numpy()
     _check_rows(run, coded, query, doc_id, score)
     order = ranked(query, score, doc_id)
-    query, score, block = query[order], score[order], block.take(pa.array(order))
+    query, score, block = query[order], score[order], rows_of(block, order)
     above = score > bounds.positive_above
     positives = np.bincount(query[above], minlength=len(coded.dictionary))
     below = (score < bounds.negative_below) & (positives > 0)[query]
@@ -110,9 +111,9 @@ def _count(tally: Tally, positives: np.ndarray, negatives: np.ndarray, score: np
 
 def _judgements(rows: pa.Table) -> pa.Table:
     ones = pa.array(np.ones(rows.num_rows, np.int32))
-    return pa.table([rows["query_id"], rows["doc_id"], ones], schema=QRELS.arrow)
+    return table_of([rows["query_id"], rows["doc_id"], ones], QRELS.arrow)
 
 
 def _negatives(rows: pa.Table, source: str) -> pa.Table:
     named = pa.array([source] * rows.num_rows, pa.string())
-    return rows.select(["query_id", "doc_id", "score", "rank"]).append_column("source", named).cast(NEGATIVES.arrow)
+    return table_of([*(rows[name] for name in ("query_id", "doc_id", "score", "rank")), named], NEGATIVES.arrow)

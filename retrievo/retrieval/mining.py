@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from retrievo.data.columns import rows_of, table_of, taken
 from retrievo.data.corpus import Corpus
 from retrievo.data.ids import hash_texts
 from retrievo.data.ordering import flat_strings, ranked, ranks
@@ -144,7 +145,7 @@ class Candidates(NamedTuple):
 
     query: np.ndarray  # [n] number of the query
     row: np.ndarray  # [n] row of the document in the corpus, -1 = not there
-    doc_id: pa.Array  # [n]
+    doc_id: pa.LargeStringArray  # [n]
     score: np.ndarray  # [n] float32
     rank: np.ndarray  # [n] from 1
     source: pa.Array  # [n] what the table calls the miner
@@ -158,10 +159,8 @@ class Candidates(NamedTuple):
 
     def table(self, judged: Judged) -> pa.Table:
         """Rows of a table of negatives."""
-        query_ids = judged.ids.take(pa.array(self.query))
-        columns = [query_ids, self.doc_id, self.score, self.rank, self.source]
-        arrays = [pa.array(c) if isinstance(c, np.ndarray) else c for c in columns]
-        return pa.table([a.cast(t) for a, t in zip(arrays, NEGATIVES.arrow.types, strict=True)], NEGATIVES.arrow)
+        columns = [taken(judged.ids, self.query), self.doc_id, self.score, self.rank, self.source]
+        return table_of(columns, NEGATIVES.arrow)
 
 
 # -------------------------------------------------------------------------------------------------------- the miners
@@ -188,7 +187,7 @@ class RandomMiner:
             row = (random_keys(self.seed, hashes, draw) % np.uint64(documents)).astype(np.int64)
             _, once = np.unique(np.stack([query, row]), axis=1, return_index=True)
             query, row = query[np.sort(once)], row[np.sort(once)]
-        doc_ids = self.judged.corpus.id_map.ids.column().take(pa.array(row)).combine_chunks()
+        doc_ids = taken(self.judged.corpus.id_map.ids.column(), row)
         sources = pa.array(["random"] * len(row), pa.string())
         return Candidates(query, row, doc_ids, np.zeros(len(row), np.float32), ranks(query), sources)
 
@@ -220,7 +219,7 @@ class RunMiner:
 
     def _candidates(self, table: pa.Table) -> Candidates:
         query = table["query"].to_numpy()
-        doc_ids = table["doc_id"].combine_chunks()
+        doc_ids = flat_strings(table["doc_id"])
         named = pa.array([self.name] * table.num_rows, pa.string())
         source = table["source"].combine_chunks() if "source" in table.column_names else named
         row = self.judged.corpus.id_map.rows(doc_ids)
@@ -246,7 +245,7 @@ class VectorMiner:
         """Candidates of the queries numbered `first` to `end`."""
         found = joined(self.vectors.search_batches(self.queries[first:end], self.quota, device=self.device))
         query, sources = found.query + first, pa.array([self.name] * len(found.row), pa.string())
-        doc_ids = self.vectors.ids(found.row).combine_chunks()
+        doc_ids = flat_strings(self.vectors.ids(found.row))
         return Candidates(query, found.row, doc_ids, found.score, ranks(query), sources)
 
 
@@ -266,9 +265,9 @@ def in_order(path: Path, judged: Judged, depth: int, output: Path) -> Path:
         raise RetrievoError(path, "holds none of the judged queries", None, "check --run, --queries and --qrels")
     query = judged.numbers(run["query_id"])
     order = ranked(query, run["score"].to_numpy(), run["doc_id"])
-    relevant = judged.is_relevant(query[order], judged.corpus.id_map.rows(run["doc_id"].take(pa.array(order))))
+    relevant = judged.is_relevant(query[order], judged.corpus.id_map.rows(taken(run["doc_id"], order)))
     order = order[(ranks(query[order]) <= depth) | relevant]  # margins measure from relevant documents at any rank
-    table = run.take(pa.array(order))
+    table = rows_of(run, order)
     pq.write_table(table.append_column("rank", pa.array(ranks(query[order]))), output)
     return output
 

@@ -316,12 +316,12 @@ def _write_run(config: SearchConfig, plan: Plan) -> None:
 
 def _write_batches(plan: Plan, writer: RunWriter) -> dict[str, int]:
     import numpy as np
-    import pyarrow as pa
 
+    from retrievo.data.columns import taken
     from retrievo.data.ordering import ranks
 
     rows = answered = 0
     for found in plan.batches():
-        writer.write(plan.query_ids.take(pa.array(found.query)), found.doc_id, found.score, ranks(found.query))
+        writer.write(taken(plan.query_ids, found.query), found.doc_id, found.score, ranks(found.query))
         rows, answered = rows + len(found.query), answered + len(np.unique(found.query))
     return {"queries": len(plan.query_ids), "without_results": len(plan.query_ids) - answered, "rows": rows}

@@ -206,7 +206,7 @@ def _found(run: pa.Table, query_ids: pa.ChunkedArray) -> Found:
     from retrievo.data.ordering import flat_strings
 
     numbers = pc.index_in(flat_strings(run["query_id"]), flat_strings(query_ids)).to_numpy().astype("int64")
-    return Found(numbers, run["doc_id"].combine_chunks(), run["score"].to_numpy())
+    return Found(numbers, flat_strings(run["doc_id"]), run["score"].to_numpy())
 
 
 def _table(plan: Plan, depth: int | None = None) -> pa.Table:
@@ -218,12 +218,11 @@ def _table(plan: Plan, depth: int | None = None) -> pa.Table:
 def _as_table(plan: Plan, batches: Iterable[Found]) -> pa.Table:
     import pyarrow as pa
 
+    from retrievo.data.columns import taken
     from retrievo.data.tables import RUN
 
     names = ["query_id", "doc_id", "score"]
-    parts = [
-        pa.table([plan.query_ids.take(pa.array(found.query)), found.doc_id, found.score], names) for found in batches
-    ]
+    parts = [pa.table([taken(plan.query_ids, found.query), found.doc_id, found.score], names) for found in batches]
     return pa.concat_tables(parts) if parts else RUN.arrow.empty_table().select(names)
 
 
@@ -231,9 +230,9 @@ def _first(table: pa.Table, depth: int) -> pa.Table:
     """The first rows of each query, of a table whose rows are in order."""
     import pyarrow as pa
 
-    from retrievo.data.ordering import ranks
+    from retrievo.data.ordering import flat_strings, ranks
 
-    numbers = table["query_id"].combine_chunks().dictionary_encode().indices.to_numpy()
+    numbers = flat_strings(table["query_id"]).dictionary_encode().indices.to_numpy()
     return table.filter(pa.array(ranks(numbers) <= depth))
 
 

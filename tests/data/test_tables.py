@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import gc
+import subprocess
 import sys
 from pathlib import Path
 
@@ -195,3 +197,49 @@ def test_what_was_read_of_a_file_leaves_memory(tmp_path: Path, repetitive: tuple
     table, before = Table(tmp_path / "corpus.parquet", CORPUS, repetitive=repetitive), pa.total_allocated_bytes()
     held = [pa.total_allocated_bytes() - before for _ in table.batches(rows=500)]
     assert max(held) < (tmp_path / "corpus.parquet").stat().st_size / 2
+
+
+def test_a_table_of_more_files_than_a_process_may_open_is_read(tmp_path: Path) -> None:
+    for number in range(200):
+        write(tmp_path / "parts" / f"{number:03d}.parquet", id=[str(number)], text=["x"])
+    read = (
+        "import resource, sys, pathlib\n"
+        "from retrievo.data.tables import CORPUS, RowCache, Table\n"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))\n"
+        "table = Table(pathlib.Path(sys.argv[1]), CORPUS)\n"
+        "rows = [row for batch in table.batches(['id']) for row in batch.column('id').to_pylist()]\n"
+        "assert rows == [str(number) for number in range(200)]\n"
+        "assert [row['id'] for row in RowCache(table, ('id',)).rows(range(200))] == rows\n"
+    )
+    subprocess.run([sys.executable, "-c", read, str(tmp_path / "parts")], check=True)
+
+
+def test_a_file_that_can_not_be_opened_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path / "corpus.parquet", id=["a"], text=["x"])
+    table = Table(path, CORPUS)
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.EMFILE, "Failed to open local file")
+
+    monkeypatch.setattr(pq, "read_metadata", full)
+    with pytest.raises(RetrievoError, match=r"corpus.parquet: can't be opened: Too many open files"):
+        Table(path, CORPUS)
+    monkeypatch.setattr(pq, "ParquetFile", full)
+    with pytest.raises(RetrievoError, match=r"corpus.parquet: can't be opened: Too many open files"):
+        table.read()
+
+
+def test_a_file_that_another_one_replaced_is_not_read_as_the_one_that_was_checked(tmp_path: Path) -> None:
+    path = write(tmp_path / "corpus.parquet", id=["a"], text=["x"])
+    table = Table(path, CORPUS)
+    write(tmp_path / "other.parquet", id=["b"], text=["y"]).replace(path)
+    with pytest.raises(RetrievoError, match="was changed while it was read"):
+        table.read()
+
+
+@pytest.mark.slow
+def test_a_row_of_a_row_group_beyond_2_gib_is_found(tmp_path: Path) -> None:
+    texts = ["x" * (1 << 20)] * 2_100
+    path = write(tmp_path / "corpus.parquet", id=pa.array(range(2_100)), text=pa.array([*texts[1:], "y"]))
+    assert pq.read_metadata(path).num_row_groups == 1
+    assert RowCache(Table(path, CORPUS), ("id", "text")).rows([2_099]) == [{"id": "2099", "text": "y"}]

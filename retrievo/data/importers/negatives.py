@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from retrievo.data.columns import rows_of, table_of, taken
+from retrievo.data.ordering import flat_strings
 from retrievo.data.tables import NEGATIVES, TableWriter
 from retrievo.support import console
 
@@ -83,22 +85,21 @@ class NegativesWriter:
         """Rows by query, each pair once, with ranks from 1."""
         query = place[rows["query"].to_numpy()]
         order = np.argsort(query, kind="stable")
-        document = rows["doc_id"].combine_chunks().dictionary_encode()
-        document = document.combine_chunks() if isinstance(document, pa.ChunkedArray) else document
+        document = flat_strings(rows["doc_id"]).dictionary_encode()
         pair = query * max(1, len(document.dictionary)) + document.indices.to_numpy()
         order = order[np.sort(np.unique(pair[order], return_index=True)[1])]
-        query, rows = query[order], rows.take(pa.array(order))
+        query, rows = query[order], rows_of(rows, order)
         start = np.flatnonzero(np.diff(query, prepend=-1))
         rank = np.arange(len(query)) - np.repeat(start, np.diff(start, append=len(query))) + 1
         score = rows["score"].combine_chunks().fill_null(np.nan).to_numpy(zero_copy_only=False)
         columns = {
-            "query_id": names.take(pa.array(query)),
+            "query_id": taken(names, query),
             "doc_id": rows["doc_id"],
             "score": np.where(np.isnan(score), -rank, score).astype(np.float32),
             "rank": rank.astype(np.int32),
             "source": pa.array(self._sources, pa.string()).take(rows["source"].combine_chunks()),
         }
-        return pa.table(columns, schema=NEGATIVES.arrow)
+        return table_of([columns[name] for name in NEGATIVES.arrow.names], NEGATIVES.arrow)
 
 
 def _spill(path: Path) -> pa.RecordBatchFileWriter:
