@@ -144,10 +144,10 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
 def _check_given(config: EvaluateConfig) -> None:
     if not config.run:
         raise UsageError(
-            "--run", "no run to score", None, _what_is_here(_is_run, "--run FILE, made by retrievo search")
+            "--run", "no run to score", None, _named(_here(_is_run), "--run FILE, made by retrievo search")
         )
     if config.qrels is None and any(Metric.parse(typed).needs_qrels for typed in config.metrics):
-        fix = _what_is_here(_is_qrels, "--qrels FILE or a dataset folder")
+        fix = _named(_qrels_here(), "--qrels FILE or a dataset folder")
         raise UsageError("--qrels", "no judgements to score against", None, fix)
 
 
@@ -222,10 +222,20 @@ def _write_per_query(config: EvaluateConfig, evaluation: Evaluation, inputs: dic
         output.finish({"rows": table.num_rows})
 
 
-def _what_is_here(wanted: Callable[[Path], bool], otherwise: str) -> str:
-    """The files in the working folder that would do, for the error message."""
-    here = [str(path) for path in sorted([*Path().glob("*"), *Path().glob("*/*")]) if wanted(path)]
-    return f"pass one of: {', '.join(here[:5])}" if here else f"pass {otherwise}"
+def _named(here: Sequence[Path], otherwise: str) -> str:
+    """Files that would do, for the error message."""
+    return f"pass one of: {', '.join(map(str, here[:5]))}" if here else f"pass {otherwise}"
+
+
+def _here(wanted: Callable[[Path], bool]) -> list[Path]:
+    """Files and folders in the working folder, or one below."""
+    return [path for path in sorted([*Path().glob("*"), *Path().glob("*/*")]) if wanted(path)]
+
+
+def _qrels_here() -> list[Path]:
+    """Judgements by file: of a folder of splits never the folder, which is none of them."""
+    found = _here(lambda path: path.name.startswith("qrels") if path.is_file() else path.name == "qrels")
+    return [file for path in found for file in ([path] if path.is_file() else sorted(path.glob("*.*")))]
 
 
 def _is_run(path: Path) -> bool:
@@ -238,7 +248,3 @@ def _is_run(path: Path) -> bool:
         return path.suffix == ".parquet" and Manifest.read(path).kind == "run"
     except RetrievoError:
         return False
-
-
-def _is_qrels(path: Path) -> bool:
-    return path.name.startswith("qrels") if path.is_file() else path.name == "qrels"

@@ -403,7 +403,7 @@ def _fingerprint(name: str, path: Path) -> str:
 
     Of a dataset folder only the table that is meant counts: another one beside it changes nothing.
     """
-    from retrievo.data.tables import table_files
+    from retrievo.data.finding import table_files
     from retrievo.support.artifact import MANIFEST, Input, Manifest
     from retrievo.support.files import fingerprint
 

@@ -186,3 +186,13 @@ def test_without_a_run_the_ones_that_lie_here_are_named(folder: Path, retrievo: 
     assert "first.trec, second.trec" in outcome.err
     outcome = retrievo("evaluate", "--run", "first.trec")
     assert "--qrels: no judgements to score against; pass one of: qrels.txt" in outcome.err
+
+
+def test_judgements_that_lie_here_are_named_by_file(folder: Path, retrievo: Callable) -> None:
+    (folder / "data" / "qrels").mkdir(parents=True)
+    for split in ("test", "train"):
+        table = pa.table({"query_id": ["q1"], "doc_id": ["d1"], "relevance": [1]})
+        pq.write_table(table, folder / "data" / "qrels" / f"{split}.parquet")
+    outcome = retrievo("evaluate", "--run", "first.trec")
+    files = ", ".join(f"data/qrels/{split}.parquet" for split in ("test", "train"))
+    assert f"pass one of: {files}, qrels.txt" in outcome.err

@@ -8,8 +8,9 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from retrievo.data.finding import table_files
 from retrievo.data.lines import first_line, read_fields
-from retrievo.data.tables import QRELS, Table, table_files
+from retrievo.data.tables import QRELS, Table
 from retrievo.support.artifact import Input
 from retrievo.support.errors import RetrievoError
 

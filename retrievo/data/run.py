@@ -12,10 +12,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from retrievo.data.columns import table_of
+from retrievo.data.finding import table_files
 from retrievo.data.lines import first_line, read_field_blocks
 from retrievo.data.ordering import flat_strings
 from retrievo.data.run_files import MSMARCO_SUFFIXES, run_name, run_suffix
-from retrievo.data.tables import RUN, Table, TableWriter, table_files
+from retrievo.data.tables import RUN, Table, TableWriter
 from retrievo.support.artifact import Input, Manifest
 from retrievo.support.errors import RetrievoError
 from retrievo.support.files import HashingFile

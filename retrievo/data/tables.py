@@ -9,7 +9,6 @@ from __future__ import annotations
 import bisect
 import contextlib
 import functools
-import glob
 import json
 import os
 from collections import deque
@@ -23,6 +22,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from retrievo.data.finding import table_files
 from retrievo.support import console
 from retrievo.support.artifact import METADATA_KEY, Input, Manifest
 from retrievo.support.errors import RetrievoError
@@ -80,42 +80,6 @@ ANSWERS = Schema("answers", (Column("query_id", pa.string(), (*_QUERY_IDS, "id",
 QRELS = Schema("qrels", (_QUERY_ID, _DOC_ID, Column("relevance", pa.int32(), ("score", "label", "grade"))))
 RUN = Schema("run", (_QUERY_ID, _DOC_ID, _SCORE, _RANK))
 NEGATIVES = Schema("negatives", (_QUERY_ID, _DOC_ID, _SCORE, _RANK, Column("source", pa.string())))
-
-
-def table_files(path: Path, noun: str) -> list[Path]:
-    """The Parquet files behind a path: one file, a folder of them, a glob, or a dataset folder that has the noun.
-
-    Raises: RetrievoError where there are none.
-    """
-    if path.is_file():
-        return [path]
-    if not path.is_dir():
-        files = sorted(Path(found) for found in glob.glob(str(path)) if Path(found).is_file())
-        if not files:
-            raise RetrievoError(path, "no such file", f"the {noun}", "check the path")
-        return files
-    if (path / f"{noun}.parquet").is_file():
-        return [path / f"{noun}.parquet"]
-    if noun == "qrels" and (path / "qrels").is_dir():
-        return _default_split(path / "qrels")
-    files = sorted(path.glob("*.parquet"))
-    if not files:
-        raise RetrievoError(
-            path, f"holds no Parquet file for the {noun}", None, f"import the data first, or pass another --{noun}"
-        )
-    return files
-
-
-def _default_split(folder: Path) -> list[Path]:
-    """Of a dataset folder's qrels: test, else dev (MS MARCO's `dev.small` too)."""
-    found = [
-        path
-        for split in ("test", "dev")
-        for path in sorted(folder.glob(f"{split}*.parquet"), key=lambda path: path.stem)  # test before test-hard
-    ]
-    if not found:
-        raise RetrievoError(folder, "has neither test.parquet nor dev.parquet", None, "name the qrels file")
-    return found[:1]
 
 
 @dataclass(frozen=True)

@@ -211,7 +211,7 @@ def mine(config: MineConfig) -> Manifest:
 
 def _drawn(config: MineConfig) -> dict[str, Input]:
     """The indexes and runs that are read, for the manifest."""
-    from retrievo.data.tables import table_files
+    from retrievo.data.finding import table_files
     from retrievo.support.artifact import Input
 
     named = {f"run-{number}": path for number, path in enumerate(config.run, start=1)}

@@ -111,7 +111,7 @@ def check_meaning(config: SearchConfig, sources: Sequence[Source]) -> None:
 
 def warn_of_changed_texts(sources: Sequence[Source]) -> None:
     """Says which indexes were made of another content of their corpus: what they find is not what stands there now."""
-    from retrievo.data.tables import table_files
+    from retrievo.data.finding import table_files
     from retrievo.support.artifact import Input
 
     for source in sources:

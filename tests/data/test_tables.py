@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from retrievo.data.corpus import Corpus, Queries
+from retrievo.data.run import Run
 from retrievo.data.tables import CORPUS, QRELS, ROWS_PER_GROUP, RowCache, Table, TableWriter
 from retrievo.support.errors import RetrievoError
 
@@ -65,6 +66,74 @@ def test_a_dataset_folder_stands_for_the_noun_that_is_asked(tmp_path: Path) -> N
     assert Table(tmp_path, QRELS).files == [tmp_path / "qrels" / "test.parquet"]
     write(tmp_path / "qrels" / "test-hard.parquet", query_id=["q"], doc_id=["1"], relevance=[1])
     assert Table(tmp_path, QRELS).files == [tmp_path / "qrels" / "test.parquet"]
+
+
+def judged(path: Path, query: str = "q") -> Path:
+    return write(path, query_id=[query], doc_id=["1"], relevance=[1])
+
+
+@pytest.mark.parametrize(
+    "names",
+    [("test", "train"), ("dev", "test"), ("train-0", "train-1", "validation"), ("dl-2019", "dl-2020"), ("a", "b")],
+    ids=" ".join,
+)
+def test_a_folder_of_several_sets_of_judgements_is_refused(tmp_path: Path, names: tuple[str, ...]) -> None:
+    for name in names:
+        judged(tmp_path / "qrels" / f"{name}.parquet", query=name)
+    told = ", ".join(f"{name}.parquet" for name in names)
+    with pytest.raises(RetrievoError, match=f"holds several tables of qrels .{told}.; expected one of them; name it"):
+        Table(tmp_path / "qrels", QRELS)
+    assert len(Table(tmp_path / "qrels" / "*.parquet", QRELS).files) == len(names)  # which says so itself
+
+
+@pytest.mark.parametrize(
+    "names",
+    [("part-0000", "part-0001"), ("test-00000-of-00002", "test-00001-of-00002"), ("1", "2", "3"), ("test",)],
+    ids=" ".join,
+)
+def test_shards_of_one_table_of_judgements_are_one_table(tmp_path: Path, names: tuple[str, ...]) -> None:
+    for name in names:
+        judged(tmp_path / "any" / f"{name}.parquet", query=name)
+        judged(tmp_path / "qrels" / f"{name}.parquet", query=name)
+    assert Table(tmp_path / "any", QRELS).rows == Table(tmp_path / "qrels", QRELS).rows == len(names)
+
+
+def test_a_split_in_shards_is_read_whole(tmp_path: Path) -> None:
+    for name in ("test-00000-of-00002", "test-00001-of-00002", "test-hard", "dev"):
+        judged(tmp_path / "qrels" / f"{name}.parquet", query=name)
+    read = [file.stem for file in Table(tmp_path, QRELS).files]
+    assert read == ["test-00000-of-00002", "test-00001-of-00002"]
+
+
+def test_several_runs_in_a_folder_are_not_one_run(tmp_path: Path) -> None:
+    for name in ("bm25", "dense"):
+        write(tmp_path / "runs" / f"{name}.parquet", query_id=["q"], doc_id=[name], score=[1.0], rank=[1])
+    with pytest.raises(RetrievoError, match=r"holds several tables of run .bm25.parquet, dense.parquet"):
+        Run.open(tmp_path / "runs")
+
+
+def test_a_folder_gives_the_files_of_the_noun_that_is_asked(tmp_path: Path) -> None:
+    for name in ("corpus-0", "corpus-1", "queries", "qrels"):
+        write(tmp_path / f"{name}.parquet", id=[name], text=["x"])
+    assert [file.stem for file in Table(tmp_path, CORPUS).files] == ["corpus-0", "corpus-1"]
+    assert Queries(tmp_path).ids.to_pylist() == ["queries"]
+    write(tmp_path / "extra.parquet", id=["extra"], text=["x"])
+    with pytest.raises(
+        RetrievoError, match=r"holds corpus-0.parquet beside extra.parquet; expected files of one table"
+    ):
+        Table(tmp_path, CORPUS)
+
+
+def test_files_of_another_noun_are_never_taken(tmp_path: Path) -> None:
+    write(tmp_path / "part-0.parquet", id=["0"], text=["x"])
+    write(tmp_path / "part-1.parquet", id=["1"], text=["x"])
+    write(tmp_path / "queries-train.parquet", id=["q"], text=["x"])
+    assert [file.stem for file in Table(tmp_path, CORPUS).files] == ["part-0", "part-1"]
+    write(tmp_path / "splits" / "corpus.parquet", id=["d"], text=["x"])
+    write(tmp_path / "splits" / "queries" / "test.parquet", id=["q"], text=["x"])
+    with pytest.raises(RetrievoError, match=r"holds no Parquet file for the queries .it holds corpus.parquet") as found:
+        Queries(tmp_path / "splits")
+    assert f"pass --queries {tmp_path / 'splits' / 'queries' / 'test.parquet'}" in str(found.value)
 
 
 @pytest.mark.parametrize(

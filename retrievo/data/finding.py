@@ -1,0 +1,99 @@
+"""Which Parquet files are meant by a path: one file, the shards of one table in a folder, a glob, or a dataset folder.
+
+A folder is one table only where that is plain. Splits of judgements, several runs, and tables of another noun that lie
+there too are never joined in silence.
+"""
+
+from __future__ import annotations
+
+import glob
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from retrievo.support.errors import RetrievoError
+
+NOUNS = ("corpus", "queries", "qrels", "run", "negatives", "answers")
+_APART = ("qrels", "run")  # nouns of which several lie in a folder, each whole by itself
+
+
+def table_files(path: Path, noun: str) -> list[Path]:
+    """The Parquet files behind a path: one file, a folder of them, a glob, or a dataset folder that has the noun.
+
+    Raises: RetrievoError where there are none, or where a folder holds more than one table.
+    """
+    if path.is_file():
+        return [path]
+    if not path.is_dir():
+        files = sorted(Path(found) for found in glob.glob(str(path)) if Path(found).is_file())
+        if not files:
+            raise RetrievoError(path, "no such file", f"the {noun}", "check the path")
+        return files
+    if (path / f"{noun}.parquet").is_file():
+        return [path / f"{noun}.parquet"]
+    if noun == "qrels" and (path / "qrels").is_dir():
+        return _default_split(path / "qrels")
+    return _of_folder(path, noun)
+
+
+def _of_folder(path: Path, noun: str) -> list[Path]:
+    """The files of a folder that are one table: those named after the noun, else those named after none.
+
+    Raises: RetrievoError where there are none, both kinds, or several tables.
+    """
+    files = sorted(path.glob("*.parquet"))
+    own = [file for file in files if _is_named(file, noun)]
+    plain = [file for file in files if not any(_is_named(file, other) for other in NOUNS)]
+    if not own and not plain:
+        raise _none_found(path, noun, files)
+    if own and plain:
+        found = f"holds {own[0].name} beside {plain[0].name}"
+        raise RetrievoError(path, found, "files of one table", f"name the files: --{noun} '{path}/{noun}*.parquet'")
+    files = own or plain
+    if noun in _APART and len(_tables(files)) > 1:
+        names = ", ".join(file.name for file in files[:5]) + (", ..." if len(files) > 5 else "")
+        fix = f"name it: --{noun} {files[0]}"
+        raise RetrievoError(path, f"holds several tables of {noun} ({names})", "one of them", fix)
+    return files
+
+
+def _is_named(file: Path, noun: str) -> bool:
+    """Whether a file is called after a noun: `corpus`, `corpus-0`, `corpus.part1`, but not `corpuscle`."""
+    return re.match(rf"{noun}(?![a-z])", file.stem.lower()) is not None
+
+
+def _none_found(path: Path, noun: str, others: Sequence[Path]) -> RetrievoError:
+    found = f"holds no Parquet file for the {noun}"
+    if others:
+        found += f" (it holds {', '.join(file.name for file in others[:5])})"
+    fix = f"import the data first, or pass another --{noun}"
+    if inside := sorted((path / noun).glob("*.parquet")):  # a dataset whose queries are cut into splits
+        fix = f"pass --{noun} {' or '.join(map(str, inside[:5]))}"
+    return RetrievoError(path, found, None, fix)
+
+
+def _tables(files: Sequence[Path]) -> list[list[Path]]:
+    """Files by the table that they are shards of: names that are the same but for a number which counts from 0 or 1.
+
+    So `part-0000` and `part-0001` are one table, `dev` and `test` are two, and so are `dl-2019` and `dl-2020`.
+    """
+    alike: dict[str, list[tuple[int, Path]]] = {}
+    for file in files:
+        number = re.search(r"\d+", file.stem)
+        name = re.sub(r"\d+", "#", file.stem, count=1) if number else file.stem
+        alike.setdefault(name, []).append((int(number[0]) if number else 0, file))
+    tables = []
+    for shards in alike.values():
+        numbers = sorted(number for number, _ in shards)
+        counted = numbers in (list(range(len(numbers))), list(range(1, 1 + len(numbers))))
+        tables += [[file for _, file in shards]] if counted else [[file] for _, file in shards]
+    return tables
+
+
+def _default_split(folder: Path) -> list[Path]:
+    """Of a dataset folder's qrels: test, else dev (MS MARCO's `dev.small` too), with all of its shards."""
+    for split in ("test", "dev"):
+        files = sorted(folder.glob(f"{split}*.parquet"), key=lambda path: path.stem)  # test before test-hard
+        if files:
+            return _tables(files)[0]
+    raise RetrievoError(folder, "has neither test.parquet nor dev.parquet", None, "name the qrels file")
