@@ -54,6 +54,7 @@ class IndexConfig(Options):
         default=False,
         unless=_NOT_BM25,
         affects_output=False,
+        decides_output=True,
     )
     language: str = option("Analyzer: stemming and stop words, as in en, de, zh.", default="en", only=_BM25_ONLY)
     title_template: str = title_template_option(only=_BM25_ONLY)

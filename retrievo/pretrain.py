@@ -111,6 +111,7 @@ class PretrainConfig(FitConfig, CoCondenserConfig, SimClrConfig, IctConfig, Cont
         "Go on from a finished output with more --max-steps: the learning rate warms up again.",
         default=False,
         affects_output=False,
+        decides_output=True,
     )
     device: str = device_option()
     threads: int | None = threads_option()

@@ -74,7 +74,7 @@ def _check_setting(text: str) -> None:
 class RunConfig(Options):
     """Options of `retrievo run`."""
 
-    file: Path = option("Recipe (.toml): steps that are commands.", positional=True)
+    file: Path = option("Recipe (.toml): steps that are commands.", positional=True, decides_output=True)
     output: Path | None = output_option(
         "Folder for all that the steps make.", default=None, hidden_default="the recipe's name, beside it"
     )

@@ -85,7 +85,19 @@ def settings(folder: Path, content: str) -> list[object]:
     return ["evaluate", "--config", text(folder / "s.toml", content), "--run", HOUSE / "run.trec", "--qrels", HOUSE]
 
 
+def lying_here(folder: Path, content: str) -> list[object]:
+    text(folder / "retrievo.toml", content)
+    return ["evaluate", "--run", HOUSE / "run.trec", "--qrels", HOUSE]
+
+
+def splits(folder: Path) -> Path:
+    for split in ("test", "train"):
+        table(folder / f"{split}.parquet", query_id=[split], doc_id=["d"], relevance=pa.array([1], pa.int32()))
+    return folder
+
+
 HOUSE = Path("HOUSE")  # stands for the fixture's folder in the table below
+INDEX = ["index", "--type", "bm25", "--corpus"]
 TABLES = ["--corpus", HOUSE, "--queries", HOUSE, "--qrels", HOUSE]
 NAN = np.array([[1, np.nan], [1, 2]], np.float32)
 
@@ -156,6 +168,16 @@ CASES: dict[str, tuple[Make, int, str]] = {
         "holds no Parquet file for the corpus; import the data first, or pass another --corpus",
     ),
     # runs and judgements
+    "a folder of several splits where one table of judgements is meant": (
+        lambda f: [*evaluate(f, "q1 Q0 d1 1 2 x\n")[:-1], splits(f / "qrels")],
+        1,
+        "qrels: holds several tables of qrels (test.parquet, train.parquet); expected one of them; name it: --qrels ",
+    ),
+    "folder of other tables": (
+        lambda f: [*INDEX, table(f / "c" / "queries.parquet", id=["q"], text=["x"]).parent, "--output", f / "out"],
+        1,
+        "c: holds no Parquet file for the corpus (it holds queries.parquet)",
+    ),
     "run with a short line": (
         lambda f: evaluate(f, "q1 Q0 d1 1 2.5 x\nq1 Q0 d2\n"),
         1,
@@ -352,6 +374,11 @@ CASES: dict[str, tuple[Make, int, str]] = {
         "min_relevance: found 'two'; expected a whole number",
     ),
     "broken TOML": (lambda f: settings(f, "[evaluate\n"), 1, "s.toml: is not TOML"),
+    "a settings file that lies here and says where to write": (
+        lambda f: lying_here(f, '[evaluate]\nreport = "../r.html"\n'),
+        2,
+        "retrievo.toml [evaluate]: sets 'report', which says what is written or replaced",
+    ),
     "settings file that is a folder": (
         lambda f: ["evaluate", "--config", f, "--run", HOUSE / "run.trec", "--qrels", HOUSE],
         1,

@@ -41,7 +41,12 @@ def output_option(help: str, default: Any = MISSING, **declared: Any) -> Any:
 
 def force_option() -> Any:
     """`--force`."""
-    return option("Replace a finished output; other files in its folder stay.", default=False, affects_output=False)
+    return option(
+        "Replace a finished output; other files in its folder stay.",
+        default=False,
+        affects_output=False,
+        decides_output=True,
+    )
 
 
 def threads_option(**declared: Any) -> Any:

@@ -75,6 +75,7 @@ class MineConfig(Options):
         default=(),
         positional=True,
         affects_output=False,
+        decides_output=True,
     )
     source: tuple[str, ...] = option(
         "Where negatives come from: bm25, dense (--model), index (--index), run (--run) or random; several with "

@@ -36,6 +36,8 @@ class Declaration:
     positional: bool = False
     path_or_name: bool = False  # a path where there is such a file, else a name (models)
     written: bool = False  # a path that the command makes, not one that it reads
+    # names or replaces what is written in another way than `written`: never from a settings file that just lies here
+    decides_output: bool = False
     several: bool = False  # after its flag may stand several values: `--metrics mrr@10 recall@100`
     words: tuple[str, ...] = ()  # what may stand instead of a number
     hidden_default: str | None = None  # how the help describes a default that is worked out

@@ -129,7 +129,10 @@ def read_toml(path: Path) -> dict[str, Any]:
 def settings_layers(config: type[Options], command: str, commands: Sequence[str], chosen: Path | None) -> list[Layer]:
     """The layer of `--config FILE`, or of the `retrievo.toml` in the working folder, or none.
 
-    Raises: UsageError where a section or a key is unknown.
+    Whoever unpacks data and types a command there did not choose the file that lies beside them: it may say what is
+    read and how, never what is written or replaced.
+
+    Raises: UsageError where a section or a key is unknown, or a file that nobody named says where to write.
     """
     path = chosen or Path(SETTINGS_FILE)
     if chosen is None and not path.exists():
@@ -139,7 +142,19 @@ def settings_layers(config: type[Options], command: str, commands: Sequence[str]
         if section not in commands or not isinstance(values, dict):
             raise UsageError(path, f"unknown section [{section}]", None, did_you_mean(section, commands))
     layer = Layer(f"{path} [{command}]", sections.get(command, {}))
+    if chosen is None:
+        _check_writes_nothing(config, layer, path)
     return [Layer(layer.name, relative_to(path.parent, config, layer.values))] if layer.values else []
+
+
+def _check_writes_nothing(config: type[Options], layer: Layer, path: Path) -> None:
+    """Raises UsageError where a file that was found, not named, sets what is written or replaced."""
+    for known in options_of(config):
+        told = known.declaration
+        if known.name in layer.values and (told.written or told.decides_output):
+            what = f"sets '{known.name}', which says what is written or replaced"
+            fix = f"pass {known.flag} yourself, or name the file: --config {path}"
+            raise UsageError(layer.name, what, "this from the command line only", fix)
 
 
 def relative_to(folder: Path, config: type[Options], values: Mapping[str, Any]) -> dict[str, Any]:

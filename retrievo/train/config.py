@@ -50,7 +50,10 @@ class TrainConfig(FitConfig, AdoreConfig, CrossEncoderConfig, ValidationConfig, 
     """Options of `retrievo train`."""
 
     stage: Path | None = option(
-        f"Folder with a {STAGE_SETTINGS}; the model is written there.", default=None, positional=True
+        f"Folder with a {STAGE_SETTINGS}; the model is written there.",
+        default=None,
+        positional=True,
+        decides_output=True,
     )
     kind: str = option(
         "What is trained: an encoder for search, or a cross-encoder for reranking.",
@@ -253,7 +256,17 @@ class TrainConfig(FitConfig, AdoreConfig, CrossEncoderConfig, ValidationConfig, 
         path = Path(stage) / STAGE_SETTINGS
         if not path.exists() and is_unfinished(Path(stage)):
             raise RetrievoError(stage, "is unfinished", None, "type the command that began it again")
-        return [Layer(str(path), relative_to(path.parent, cls, read_toml(path).get("train", {})))]
+        told = relative_to(path.parent, cls, read_toml(path).get("train", {}))
+        _check_written_here(path, told)
+        return [Layer(str(path), told)]
+
+
+def _check_written_here(path: Path, told: Mapping[str, Any]) -> None:
+    """Raises UsageError where the settings of a stage name another folder to write to than the stage."""
+    for name in ("output", "stage"):
+        if name in told and Path(str(told[name])).resolve() != path.parent.resolve():
+            fix = f"leave {name} out, or pass --output yourself"
+            raise UsageError(path, f"sets {name} = '{told[name]}'", f"the stage itself, {path.parent}", fix)
 
 
 def _of_encoders() -> set[str]:
