@@ -463,6 +463,25 @@ def test_passages_become_documents(house: Path, tmp_path: Path, retrievo: Callab
     ]
 
 
+def test_matches_are_looked_for_in_the_beginning_of_a_long_text(
+    house: Path, retrievo: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every word costs a call of Java: a book would take seconds for each hit."""
+    from retrievo.retrieval import snippets
+    from retrievo.retrieval.lexical import BM25Index
+
+    looked_at, find = [], BM25Index.matches
+
+    def matches(self: BM25Index, query: str, text: str) -> list[tuple[int, int]]:
+        looked_at.append(text)
+        return find(self, query, text)
+
+    monkeypatch.setattr(BM25Index, "matches", matches)
+    monkeypatch.setattr(snippets, "LOOKED_AT", 10)
+    assert retrievo("search", "transfer of heat", "--index", house / "bm25").code == 0
+    assert looked_at == ["heat trans"]
+
+
 def test_questions_are_asked_one_after_another_until_an_empty_line(
     house: Path, untitled: Path, retrievo: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:

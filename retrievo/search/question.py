@@ -44,7 +44,7 @@ class Asker:
     def answer(self, question: str) -> Answer:
         """The best documents, with titles and snippets where the corpus is at hand, and where each was found."""
         from retrievo.retrieval.answer import Answer, Hit
-        from retrievo.retrieval.snippets import snippet
+        from retrievo.retrieval.snippets import LOOKED_AT, snippet
 
         wanted = self.config.depth or QUESTION_DEPTH
         first = self.config.rerank_depth if self.reranker else wanted
@@ -59,7 +59,7 @@ class Asker:
             told = {name: place.get(doc_id) for name, place in zip(self.names, places, strict=True)}
             hit = Hit(rank, score, doc_id, "", ranks=told if len(asked) > 1 else {})
             if document:
-                shown = snippet(document.text, best.matches(document.text))
+                shown = snippet(document.text, best.matches(document.text[:LOOKED_AT]))
                 hit = Hit(rank, score, doc_id, document.title, shown, hit.ranks)
             hits.append(hit)
         return Answer(question, tuple(hits))
