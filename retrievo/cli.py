@@ -21,7 +21,7 @@ from retrievo.pretrain import PretrainConfig
 from retrievo.recipe import RunConfig
 from retrievo.rerank import RerankConfig
 from retrievo.search import SearchConfig
-from retrievo.support.commandline import command_function, run_app, spread
+from retrievo.support.commandline import as_markup, command_function, run_app, spread
 from retrievo.support.console import typed_lines
 from retrievo.support.options import Options, options_of
 from retrievo.sweep import SweepConfig
@@ -279,9 +279,9 @@ def _app() -> typer.Typer:
         pass
 
     for name, command in COMMANDS.items():
-        examples = "\n\n".join(f"  {line}" for line in command.examples).replace("[", r"\[")
+        examples = "\n\n".join(f"  {as_markup(line)}" for line in command.examples)
         function = command_function(name, command.config, command.run, list(COMMANDS))
-        app.command(name, help=f"{command.help}\n\nExamples:\n\n{examples}", no_args_is_help=False)(function)
+        app.command(name, help=f"{as_markup(command.help)}\n\nExamples:\n\n{examples}", no_args_is_help=False)(function)
     return app
 
 

@@ -5,10 +5,13 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import pty
 import random
+import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -17,6 +20,7 @@ from pathlib import Path
 import pytest
 
 from retrievo.cli import app, several_flags
+from retrievo.support import console
 from retrievo.support.artifact import BEGIN, MANIFEST
 from retrievo.support.commandline import run_app, spread
 
@@ -83,6 +87,35 @@ def run_here(*arguments: object) -> Outcome:
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         code = run_app(app, spread([str(argument) for argument in arguments], several_flags()))
     return Outcome(code, out.getvalue(), err.getvalue())
+
+
+def on_terminal(work: Callable[[], object]) -> str:
+    """What a person sees while `work` prints to a terminal 400 columns wide, without the styles."""
+    ours, theirs = pty.openpty()
+    seen: list[bytes] = []
+
+    def watch() -> None:
+        with contextlib.suppress(OSError):  # the terminal is closed
+            while data := os.read(ours, 1 << 16):
+                seen.append(data)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    with pytest.MonkeyPatch.context() as patch, open(theirs, "w", encoding="utf-8") as screen:
+        patch.setenv("TERM", "xterm")
+        patch.setenv("COLUMNS", "400")
+        console._screen.cache_clear()
+        with contextlib.redirect_stdout(screen), contextlib.redirect_stderr(screen):
+            work()
+    console._screen.cache_clear()
+    watcher.join()
+    os.close(ours)
+    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", b"".join(seen).decode())
+
+
+@pytest.fixture
+def terminal() -> Callable[[Callable[[], object]], str]:
+    return on_terminal
 
 
 @pytest.fixture

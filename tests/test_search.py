@@ -482,6 +482,12 @@ def test_matches_are_looked_for_in_the_beginning_of_a_long_text(
     assert looked_at == ["heat trans"]
 
 
+def test_bytes_that_the_terminal_did_not_know_are_read_as_utf8(house: Path, retrievo: Callable) -> None:
+    told = retrievo("search", "\udcc3\udcbc wing \udcff \ud800", "--index", house / "bm25", "--json")
+    assert told.code == 0, told.err
+    assert json.loads(told.out)["question"] == "ü wing \ufffd \ufffd"
+
+
 def test_questions_are_asked_one_after_another_until_an_empty_line(
     house: Path, untitled: Path, retrievo: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
@@ -213,7 +212,7 @@ def _as_json(evaluation: Evaluation, changed: int) -> str:
         values[name] = {typed: _finite(mean) for typed, mean in found.items()}
         for typed, test in evaluation.tests.get(name, {}).items():
             values[name] |= {f"{typed} {key}": _finite(value) for key, value in vars(test).items()}
-    return json.dumps(values, ensure_ascii=False, indent=2)
+    return console.json_text(values)
 
 
 def _finite(value: float) -> float | None:

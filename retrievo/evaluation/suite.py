@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from html import escape
 from retrievo.evaluation.comparison import Evaluation
 from retrievo.evaluation.formats import TABLE_STYLES, Titled, csv_text, number, p_value
 from retrievo.evaluation.report import best_cells, html_table, page, paragraphs, sections
+from retrievo.support import console
 
 TOLD = (
     "Bold: the best of a row. Every dataset counts the same in the average. p: two-sided, of the paired randomization "
@@ -71,7 +71,7 @@ class Suite:
     def as_text(self, style: str) -> str:
         """In one of the styles of `formats`; a table is printed at once and leaves no text."""
         if style == "json":
-            return json.dumps(self._json(), ensure_ascii=False, indent=2)
+            return console.json_text(self._json())
         if style == "csv":
             return csv_text(["dataset", "run", "metric", "mean"], self._long())
         return TABLE_STYLES[style](self.tables())

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from retrievo.retrieval.snippets import Snippet
+from retrievo.support.console import json_text, plain
 
 _NO_TEXT = Snippet("(the text is not at hand: pass --corpus)", ())
 
@@ -41,7 +41,7 @@ class Answer:
         """Prints to stdout: a table on a terminal, plain lines when piped, or JSON."""
         if as_json:
             rows = [{**vars(hit), "snippet": hit.snippet.text, "ranks": dict(hit.ranks)} for hit in self.hits]
-            print(json.dumps({"question": self.question, "hits": rows}, ensure_ascii=False, indent=2))
+            print(json_text({"question": self.question, "hits": rows}))
         elif not self.hits:
             print("no document matches")
         elif sys.stdout.isatty():
@@ -56,7 +56,7 @@ class Answer:
         from rich.table import Table
         from rich.text import Text
 
-        table = Table(show_lines=True, title=self.question, title_justify="left")
+        table = Table(show_lines=True, title=plain(self.question, "table.title"), title_justify="left")
         table.add_column("rank", justify="right")
         table.add_column("score", justify="right")
         table.add_column("document", overflow="fold", max_width=24)
@@ -65,10 +65,10 @@ class Answer:
         if several:
             table.add_column("found by")
         for hit in self.hits:
-            title = (f"{hit.title}\n" if hit.title else "", "bold")
-            shown = Text(hit.snippet.text)
+            title = plain(f"{hit.title}\n" if hit.title else "", "bold")
+            shown = plain(hit.snippet.text)
             for start, end in hit.snippet.spans:
                 shown.stylize("bold yellow", start, end)
-            cells: list[Text | str] = [str(hit.rank), f"{hit.score:.4f}", hit.id, Text.assemble(title, shown)]
-            table.add_row(*cells, *([hit.found_by.replace(", ", "\n")] if several else []))
+            cells = [plain(str(hit.rank)), plain(f"{hit.score:.4f}"), plain(hit.id), Text.assemble(title, shown)]
+            table.add_row(*cells, *([plain(hit.found_by.replace(", ", "\n"))] if several else []))
         Console(highlight=False).print(table)

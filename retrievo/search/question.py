@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -46,6 +47,7 @@ class Asker:
         from retrievo.retrieval.answer import Answer, Hit
         from retrievo.retrieval.snippets import LOOKED_AT, snippet
 
+        question = _whole(question)
         wanted = self.config.depth or QUESTION_DEPTH
         first = self.config.rerank_depth if self.reranker else wanted
         asked = [ask(question, first if len(self.ask) == 1 else max(first, FUSED_DEPTH)) for ask in self.ask]
@@ -94,6 +96,12 @@ class Asker:
         for corpus in self.corpora:
             found = [one or other for one, other in zip(found, corpus.find(ids), strict=True)]
         return found
+
+
+def _whole(question: str) -> str:
+    """A question without halves of characters: bytes that the terminal's encoding did not know are read as UTF-8."""
+    text = re.sub("[\ud800-\udc7f\udd00-\udfff]", "\ufffd", question)
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
 def _corpora(config: SearchConfig, sources: Sequence[Source]) -> list[Corpus]:

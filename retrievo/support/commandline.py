@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -19,6 +20,7 @@ from retrievo.support.options import Option, Options, options_of
 from retrievo.support.settings import Layer, resolve, settings_layers
 
 SETTINGS_HELP = "TOML file with defaults for this command, instead of ./retrievo.toml."
+_TAG = re.compile(r"(\\*)(\[[a-z#/@][^\[]*?\])")  # what rich takes for markup
 _NUMBERS = {int: "INTEGER", float: "FLOAT"}  # as Typer calls them
 SHOW_HELP = "Print the resolved options as TOML, each with its source, and stop."
 
@@ -56,6 +58,11 @@ def command_function(
     return command
 
 
+def as_markup(text: str) -> str:
+    """Text as Typer's help must have it, which is markup, so that it is shown as it is (rich.markup.escape)."""
+    return _TAG.sub(r"\1\1\\\2", text)
+
+
 def _parameter(name: str, kind: Any, default: Any, info: Any) -> inspect.Parameter:
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, info])
 
@@ -68,7 +75,7 @@ def _annotation(option: Option) -> Any:
 
 def _typer_info(option: Option) -> Any:
     told = option.declaration
-    help = told.help + (f" Only with {option.rule}." if option.rule else "")
+    help = as_markup(told.help + (f" Only with {option.rule}." if option.rule else ""))
     shown: Any = shown_default(option)
     if told.positional:
         return typer.Argument(help=help, metavar=option.name.upper(), show_default=shown)
@@ -118,6 +125,7 @@ def run_app(app: typer.Typer, arguments: Sequence[str]) -> int:
 
     Exit codes: 0 done, 1 a problem with data or machine, 2 a problem with what was typed, 130 interrupted.
     """
+    console.prepare_streams()
     try:
         code = app(list(arguments), standalone_mode=False)
     except TyperException as problem:

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import contextvars
 import functools
+import json
 import os
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.text import Text
 
+# what a terminal would obey instead of showing it; line ends and tabs are fine
+_CONTROLS = dict.fromkeys([*range(9), *range(11, 32), *range(127, 160)], "\ufffd")
 
 _inner: contextvars.ContextVar[bool] = contextvars.ContextVar("inner", default=False)
 
@@ -31,6 +36,29 @@ def _screen() -> Console:
     return Console(stderr=True, highlight=False, soft_wrap=True)
 
 
+def plain(text: str, style: str = "") -> Text:
+    """Text for a terminal, shown as it is: for rich a bare string would be markup and codes of emoji.
+
+    Every letter keeps its place; a control character becomes a replacement character.
+    """
+    from rich.text import Text
+
+    return Text(text.translate(_CONTROLS), style)
+
+
+def prepare_streams() -> None:
+    """What a terminal's encoding can't hold is shown by its number instead of ending the command."""
+    for stream, errors in ((sys.stdin, "surrogateescape"), (sys.stdout, "backslashreplace")):
+        if hasattr(stream, "reconfigure"):  # not where a test or a notebook stands in
+            stream.reconfigure(errors=errors)
+
+
+def json_text(value: Any) -> str:
+    """A value as indented JSON, in ASCII where standard output can't hold more."""
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    return json.dumps(value, ensure_ascii=not codecs.lookup(encoding).name.startswith("utf"), indent=2)
+
+
 def is_lead() -> bool:
     """Whether this process speaks for all: rank 0 of torchrun, or the only one."""
     return os.environ.get("RANK", "0") == "0"
@@ -39,18 +67,18 @@ def is_lead() -> bool:
 def note(text: str) -> None:
     """One line that tells what is going on."""
     if is_lead():
-        _screen().print(text, markup=False)
+        _screen().print(plain(text))
 
 
 def warn(text: str) -> None:
     """One line about something that the user may want to change."""
     if is_lead():
-        _screen().print(f"warning: {text}", style="yellow", markup=False)
+        _screen().print(plain(f"warning: {text}", "yellow"))
 
 
 def error(text: str) -> None:
     """The one line that a failed command leaves."""
-    _screen().print(f"error: {text}", style="bold red", markup=False)
+    _screen().print(plain(f"error: {text}", "bold red"))
 
 
 @contextlib.contextmanager
@@ -76,8 +104,8 @@ def _bar(description: str, total: int | None, unit: str) -> Iterator[Tick]:
         TimeRemainingColumn,
     )
 
-    rate = TextColumn("{task.fields[rate]}")
-    columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), rate]
+    rate = TextColumn("{task.fields[rate]}", markup=False)
+    columns = [TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), rate]
     with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=_screen(), transient=True) as bars:
         task = bars.add_task(description, total=total, rate="")
 
@@ -127,14 +155,12 @@ def summary(title: str, facts: Mapping[str, object], next_command: str | None = 
     """What was made, where, how long it took, and the next command to type."""
     if not is_lead() or _inner.get():
         return
-    from rich.text import Text
-
-    _screen().print(Text(title, style="bold green"))
+    _screen().print(plain(title, "bold green"))
     width = max((len(name) for name in facts), default=0)
     for name, value in facts.items():
-        _screen().print(f"  {name:<{width}}  {value}", markup=False)
+        _screen().print(plain(f"  {name:<{width}}  {value}"))
     if next_command:
-        _screen().print(f"  {'next':<{width}}  {next_command}", markup=False)
+        _screen().print(plain(f"  {'next':<{width}}  {next_command}"))
 
 
 def typed_lines(prompt: str) -> Iterator[str]:
@@ -159,11 +185,11 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: st
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=title, title_justify="left")
+    table = Table(title=plain(title, "table.title") if title else None, title_justify="left")
     for position, column in enumerate(columns):
-        table.add_column(column, justify="left" if position == 0 else "right", overflow="fold")
+        table.add_column(plain(column), justify="left" if position == 0 else "right", overflow="fold")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(plain, row))
     Console(highlight=False).print(table)
 
 
