@@ -10,7 +10,7 @@ def main() -> None:
     try:
         from retrievo.cli import main as run
     except KeyboardInterrupt:
-        print("error: interrupted; run the same command again to go on", file=sys.stderr)
+        print("error: interrupted; run the same command again", file=sys.stderr)
         sys.exit(130)
     run()
 

@@ -12,7 +12,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from retrievo.data.options import corpus_option, force_option, output_option, queries_option, threads_option
+from retrievo.data.options import (
+    corpus_option,
+    force_option,
+    output_option,
+    queries_option,
+    restart_option,
+    threads_option,
+)
 from retrievo.models.options import (
     chunk_tokens_option,
     device_option,
@@ -67,6 +74,7 @@ class EncodeConfig(Options):
         hidden_default="one for each accelerator",
     )
     force: bool = force_option()
+    restart: bool = restart_option()
 
     def check(self) -> None:
         if (self.corpus is None) == (self.queries is None):
@@ -84,7 +92,7 @@ def encode(config: EncodeConfig) -> Manifest:
     Raises: RetrievoError for a model or a table that can't be read.
     """
     from retrievo.data.tables import CORPUS, QUERIES, Table
-    from retrievo.learning.distributed import barrier, process_group
+    from retrievo.learning.distributed import barrier, process_group, rank
     from retrievo.models.devices import prepare_cpu, resolve_device
 
     prepare_cpu(config.threads)
@@ -94,8 +102,7 @@ def encode(config: EncodeConfig) -> Manifest:
         return _encode_together(config, table, processes)
     with process_group(resolve_device(config.device)) as device:
         output = _output(config, table, device)
-        finished = output.already_finished()
-        barrier()  # every process has looked before one begins
+        finished = output.already_finished(lead=rank() == 0, barrier=barrier)
         return finished or _encode_shards(config, table, output, device)
 
 
@@ -142,13 +149,23 @@ def _required(path: Path | None) -> Path:
 def _output(config: EncodeConfig, table: Table, device: torch.device) -> Output:
     from retrievo.models.computing import computing_record
     from retrievo.models.source import model_record
+    from retrievo.retrieval.embeddings import ANY_SHARD
     from retrievo.support.artifact import Output
 
     model_config, model_inputs = model_record(config.model, config.revision)
     record = config.record() | model_config | {"role": config.role}
     record |= computing_record(config.dtype, device, config.chunk_tokens)
     inputs = model_inputs | {"corpus" if config.corpus else "queries": table.input}
-    return Output(config.output, "embeddings", record, inputs, force=config.force, in_place=True)
+    return Output(
+        config.output,
+        "embeddings",
+        record,
+        inputs,
+        force=config.force,
+        restart=config.restart,
+        in_place=True,
+        unfinished=(ANY_SHARD,),
+    )
 
 
 def _encode_shards(config: EncodeConfig, table: Table, output: Output, device: torch.device) -> Manifest:

@@ -138,9 +138,9 @@ def _add_vectors(config: IndexConfig, embeddings: Embeddings, given: Input) -> M
     from retrievo.retrieval import faiss_build
     from retrievo.retrieval.embeddings import Embeddings
     from retrievo.retrieval.faiss_index import FaissIndex
-    from retrievo.support.artifact import Input, Output
+    from retrievo.support.artifact import Input, Output, end_publication
 
-    Output(config.output, "faiss-index", {}, {}, force=True).already_finished()  # ends a swap that was cut short
+    end_publication(config.output)
     index = FaissIndex(config.output)
     if config.type not in ("flat", index.type):
         raise UsageError("--type", f"found '{config.type}'", f"'{index.type}', which {config.output} is of")
@@ -154,6 +154,8 @@ def _add_vectors(config: IndexConfig, embeddings: Embeddings, given: Input) -> M
     _check_same_model(embeddings, Embeddings(next(iter(inputs.values())).path))
     inputs[f"{EMBEDDINGS_INPUT}-{len(held) + 1}"] = given
     output = Output(config.output, "faiss-index", index.manifest.config, inputs, force=True)
+    if finished := output.already_finished():
+        return finished
     manifest = faiss_build.add(index, embeddings, output, threads=config.threads)
     _summary(config, manifest, f"{index.rows:,} vectors and {embeddings.rows:,} new ones")
     return manifest

@@ -14,8 +14,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from retrievo.data.mixing import UNIFORM, check_mix, shares
-from retrievo.data.options import corpora_option, force_option, output_option, threads_option, title_template_option
-from retrievo.engine.settings import DEVELOPMENT, WORKING_FILES, FitConfig
+from retrievo.data.options import (
+    corpora_option,
+    force_option,
+    output_option,
+    restart_option,
+    threads_option,
+    title_template_option,
+)
+from retrievo.engine.settings import DEVELOPMENT, MODEL_FILES, WORKING_FILES, FitConfig
 from retrievo.learning.optimizers import OptimizerConfig
 from retrievo.models.options import bidirectional_option, device_option, model_option, revision_option
 from retrievo.objectives.choices import (
@@ -116,6 +123,7 @@ class PretrainConfig(FitConfig, CoCondenserConfig, SimClrConfig, IctConfig, Cont
     device: str = device_option()
     threads: int | None = threads_option()
     force: bool = force_option()
+    restart: bool = restart_option()
 
     def recipe(self) -> Mapping[str, Any]:
         return {"delete": 0.0, **OBJECTIVES[self.objective].recipe} if self.objective in PRETRAINING else {}
@@ -124,6 +132,9 @@ class PretrainConfig(FitConfig, CoCondenserConfig, SimClrConfig, IctConfig, Cont
         super().check()
         if self.continue_ and self.max_steps is None:
             raise UsageError("--continue", "needs to know how long", None, "pass --max-steps N, counted from the start")
+        for flag, given in (("--force", self.force), ("--restart", self.restart)):
+            if self.continue_ and given:
+                raise UsageError(flag, "is given together with --continue", "one of them")
         if not self.corpus:
             raise UsageError("--corpus", "is needed", None, "pass --corpus CORPUS")
         shares(self.mix, [1] * len(self.corpus))
@@ -152,7 +163,7 @@ def pretrain(config: PretrainConfig) -> Manifest | None:
     heads are not known.
     """
     from retrievo.data.corpus import Corpus
-    from retrievo.learning.distributed import barrier, process_group
+    from retrievo.learning.distributed import barrier, process_group, rank
     from retrievo.models.devices import prepare_cpu, resolve_device
 
     prepare_cpu(config.threads)
@@ -164,8 +175,7 @@ def pretrain(config: PretrainConfig) -> Manifest | None:
     with process_group(resolve_device(config.device)) as device:
         restart = _restart(config) if config.continue_ else 0
         output = _output(config, corpora, device, restart)
-        finished = output.already_finished()
-        barrier()  # every process has looked before one begins
+        finished = output.already_finished(lead=rank() == 0, barrier=barrier)
         return finished or _train(config, corpora, output, device, restart)
 
 
@@ -185,9 +195,11 @@ def _output(config: PretrainConfig, corpora: Sequence[Corpus], device: torch.dev
         record,
         model_inputs | inputs,
         force=config.force,
+        restart=config.restart,
         in_place=True,
         beside=("embeddings",),
         volatile=(*WORKING_FILES, FIRST_STAGE),
+        unfinished=MODEL_FILES,
         continues=("max_steps", "epochs", "continued_from") if restart else (),
     )
 

@@ -16,6 +16,7 @@ from retrievo.data.options import (
     output_option,
     qrels_option,
     queries_option,
+    restart_option,
     threads_option,
 )
 from retrievo.data.run_files import check_run_suffix
@@ -68,6 +69,7 @@ class RerankConfig(Options):
     device: str = device_option()
     threads: int | None = threads_option()
     force: bool = force_option()
+    restart: bool = restart_option()
 
     def check(self) -> None:
         check_run_suffix(self.output)
@@ -100,8 +102,9 @@ def rerank(config: RerankConfig) -> Manifest:
     from retrievo.data.corpus import Corpus, Queries
     from retrievo.data.qrels import Qrels
     from retrievo.data.run import Run
-    from retrievo.learning.distributed import barrier, process_group
+    from retrievo.learning.distributed import barrier, process_group, rank
     from retrievo.models.devices import prepare_cpu, resolve_device
+    from retrievo.support.publishing import discard
 
     prepare_cpu(config.threads)
     corpus, queries, run = Corpus(config.corpus), Queries(config.queries), Run.open(config.run)
@@ -110,9 +113,10 @@ def rerank(config: RerankConfig) -> Manifest:
     inputs |= {"qrels": qrels.input} if qrels else {}
     with process_group(resolve_device(config.device)) as device:
         output, scores = _outputs(config, inputs, device)
-        finished = output.already_finished()
-        barrier()  # every process has looked before one begins
+        finished = output.already_finished(lead=rank() == 0, barrier=barrier)
         if finished:
+            if rank() == 0 and scores.holds_same_work():  # a run that was killed when it had published its output
+                discard(scores.path)
             return finished
         pairs = _pairs(config, run.table, qrels.table if qrels else None, corpus, queries)
         scorer = _EncoderScorer if _is_encoder(config) else _CrossEncoderScorer
@@ -144,10 +148,12 @@ def _outputs(config: RerankConfig, inputs: dict[str, Input], device: torch.devic
     record = config.record() | model_config | computing_record(config.dtype, device, config.chunk_tokens)
     inputs = model_inputs | inputs
     beside = config.output.with_name(config.output.name + ".scores")
-    return (
-        Output(config.output, "run", record, inputs, force=config.force, single_file=True),
-        Output(beside, "pair-scores", record, inputs, force=config.force, in_place=True),
+    output = Output(config.output, "run", record, inputs, force=config.force, restart=config.restart, single_file=True)
+    scores = Output(
+        beside, "pair-scores", record, inputs, restart=config.restart, in_place=True, unfinished=("shard-*.npy",)
     )
+    scores.force = config.restart or (config.force and not scores.holds_same_work())
+    return output, scores
 
 
 def _pairs(config: RerankConfig, run: pa.Table, qrels: pa.Table | None, corpus: Corpus, queries: Queries) -> Pairs:
@@ -203,10 +209,9 @@ def _rerank(
     import numpy as np
 
     from retrievo.learning.distributed import barrier, rank, world_size
-    from retrievo.support.files import remove
+    from retrievo.support.publishing import discard
 
-    scored, shards = scores.already_finished(), scorer.shards(pairs)
-    barrier()
+    scored, shards = scores.already_finished(lead=rank() == 0, barrier=barrier), scorer.shards(pairs)
     if scored is None:
         with scores.build_together(lead=rank() == 0, barrier=barrier) as folder:
             own = shards[rank() :: world_size()]
@@ -222,7 +227,7 @@ def _rerank(
             values[places] = np.load(scores.path / name)
         stats = _write_run(config, corpus, queries, pairs, values, folder / config.output.name, output)
         manifest = output.finish(stats)
-    remove(scores.path)
+    discard(scores.path)
     _summary(config, manifest, output.elapsed)
     return manifest
 

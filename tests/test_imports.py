@@ -64,7 +64,7 @@ def test_an_interruption_while_the_command_line_is_imported_is_one_line(
     with pytest.raises(SystemExit) as ended:
         main()
     assert ended.value.code == 130
-    assert capsys.readouterr().err == "error: interrupted; run the same command again to go on\n"
+    assert capsys.readouterr().err == "error: interrupted; run the same command again\n"
 
 
 def test_help_comes_at_once() -> None:

@@ -49,6 +49,12 @@ def force_option() -> Any:
     )
 
 
+def restart_option() -> Any:
+    """`--restart`."""
+    help = "Begin anew where unfinished work lies, instead of going on with it or refusing it."
+    return option(help, default=False, affects_output=False)
+
+
 def threads_option(**declared: Any) -> Any:
     """`--threads`."""
     return option("CPU threads.", default=None, minimum=1, affects_output=False, hidden_default="all cores", **declared)

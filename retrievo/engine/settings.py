@@ -17,6 +17,24 @@ REFRESHED = "refreshed-negatives"
 REFRESH_DEPTH = 200  # as ANCE (Xiong et al. 2021) and mine-negatives search
 DEVELOPMENT = "dev "  # what names of the log begin with that were measured on development data
 WORKING_FILES = (CHECKPOINTS, METRICS, PLOT, TENSORBOARD, REFRESHED)  # what training leaves beside its result
+MODEL_FILES = (  # patterns of what decides how a saved model is loaded, for the sake of one that was half saved
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "config.json",
+    "config_sentence_transformers.json",
+    "sentence_bert_config.json",
+    "modules.json",
+    "retrievo.json",
+    "special_tokens_map.json",
+    "tokenizer*",
+    "router_config.json",
+    "cross-encoder.json",
+    ".saving",
+    "1_Pooling",
+    "2_Normalize",
+    "query",
+    "document",
+)
 
 
 def graph_bytes(text: str) -> int:

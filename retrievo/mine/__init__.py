@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from retrievo.retrieval.mining import Filters, RandomMiner, RunMiner, Tally
     from retrievo.support.artifact import Input, Manifest, Output
 
+DROPPED_FILE, AUDIT_FILE = "dropped.parquet", "audit.md"  # in the work folder
 BM25, DENSE, INDEX, RUN, RANDOM = "bm25", "dense", "index", "run", "random"
 SOURCES = (BM25, DENSE, INDEX, RUN, RANDOM)
 _DENSE_ONLY, _BM25_ONLY = {"source": (DENSE,)}, {"source": (BM25,)}
@@ -192,8 +193,10 @@ def mine(config: MineConfig) -> Manifest:
     model_config, model_inputs = model_record(config.model, config.revision) if config.model else ({}, {})
     inputs = {"corpus": corpus.input, "queries": queries.input, "qrels": qrels.input, **model_inputs, **_drawn(config)}
     record = config.record() | model_config
-    output = Output(config.output, "negatives", record, inputs, force=config.force, single_file=True)
-    manifest = output.already_finished()
+    beside = {DROPPED_FILE: config.output.with_suffix(".dropped.parquet")}
+    beside[AUDIT_FILE] = config.output.with_suffix(".audit.md")
+    output = Output(config.output, "negatives", record, inputs, force=config.force, single_file=True, companions=beside)
+    manifest = output.already_finished(lead=console.is_lead())
     if manifest is None:
         pairs = _relevant_pairs(qrels, queries, config.min_relevance)
         with console.inner_steps():
@@ -282,10 +285,6 @@ class _Work:
         self.searched.mkdir()
         self.queries = Queries(queries)
         self.judged = Judged(corpus, flat_strings(self.queries.ids), pairs)
-        self.aside = {  # what is written beside the table of negatives
-            folder / "dropped.parquet": config.output.with_suffix(".dropped.parquet"),
-            folder / "audit.md": config.output.with_suffix(".audit.md"),
-        }
 
     def miners(self) -> Iterator[RandomMiner | RunMiner]:
         """The miners in their order; what they search is kept for later."""
@@ -329,10 +328,9 @@ class _Work:
         window = Window(config.skip, config.depth, config.sampling, config.seed)
         teacher = read_teacher(config.teacher, self.judged) if config.teacher else None
         rules, miners = Rules(self.judged, self._filters(), teacher), list(self.miners())
-        dropped_path, audit_path = self.aside
         with (
             TableWriter(self.folder / config.output.name, NEGATIVES.arrow) as writer,
-            TableWriter(dropped_path, DROPPED) as dropped,
+            TableWriter(self.folder / DROPPED_FILE, DROPPED) as dropped,
         ):
             for part in choose(self.judged, miners, window, rules, tally):
                 writer.write(part.negatives.table(self.judged))
@@ -343,10 +341,8 @@ class _Work:
             writer.close(output.manifest(stats))
             dropped.close(dataclasses.replace(output.manifest(stats), kind="dropped-candidates"))
         text = report(config.output.name, tally, doubts, self.judged, self.queries.texts, self.corpus)
-        audit_path.write_text(text, encoding="utf-8")
+        (self.folder / AUDIT_FILE).write_text(text, encoding="utf-8")
         self._warn(tally)
-        for made, place in self.aside.items():
-            made.replace(place)
         return stats
 
     def _filters(self) -> Filters:

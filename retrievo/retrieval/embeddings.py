@@ -30,6 +30,9 @@ _IDS_PER_CHUNK = 1 << 16
 _ROWS_CHECKED = 1 << 12  # a mask of some MB
 
 
+ANY_SHARD = "shard-*.arrow"  # pattern of their names
+
+
 def shard_name(number: int) -> str:
     """The file name of a shard, counted from 0."""
     return f"shard-{number:05d}.arrow"

@@ -1,14 +1,15 @@
 """Artefacts on disk: what a finished one records, and how an unfinished one never passes for finished.
 
 Every output is either absent, unfinished (`begin.json`, no manifest) or whole (`manifest.json`, written last). Folders
-that cannot be used half-done are built in `OUTPUT.partial/` and renamed, so a reader sees the old or the new one.
-A single Parquet file carries its manifest in its own metadata.
+that cannot be used half-done are built in `OUTPUT.partial/` and published (`support/publishing.py`), so a reader sees
+the old or the new one. A single Parquet file carries its manifest in its own metadata.
 """
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
+import fnmatch
 import glob
 import hashlib
 import json
@@ -21,13 +22,15 @@ from pathlib import Path
 from typing import Any
 
 import retrievo
-from retrievo.support import console
+from retrievo.support import console, publishing
 from retrievo.support.errors import RetrievoError
-from retrievo.support.files import file_record, fingerprint, is_parquet, remove, write_json
+from retrievo.support.files import file_record, fingerprint, full_disk, is_parquet, remove, sync, write_json
 from retrievo.support.options import is_off
+from retrievo.support.publishing import Place, discard
 
-MANIFEST, BEGIN = "manifest.json", "begin.json"
+MANIFEST, BEGIN = publishing.MANIFEST, publishing.BEGIN
 METADATA_KEY = b"retrievo"
+_EMPTIED = {"kind": "", "config": {}, "inputs": {}}  # begin.json while a folder is emptied: nobody goes on with that
 
 # kind -> version of its format on disk; a reader refuses what it does not know
 KINDS = {
@@ -199,10 +202,15 @@ class Output:
                 output.finish(stats)
 
     path:   the folder, or the single file where it has a suffix that names a table (`single_file`).
+    force:  whether a finished output may be replaced; unfinished work of the same options is gone on with all the same.
+    restart: unfinished work is begun anew.
+    in_place: the folder grows where it stands (models, embeddings), unless a finished one is to be replaced.
+    resumes: unfinished work can be gone on with; what grows in place always can.
     beside: names in the folder that are not this output's own (`negatives.parquet`): they may stand there before its
             maker starts and are not listed.
     volatile: names whose content differs from run to run (logs, checkpoints): listed without a content hash.
-    in_place: the folder grows where it stands and is resumed (models, embeddings) instead of being built aside.
+    unfinished: patterns of names that a folder which grows in place may hold before it is finished, `volatile` aside.
+    companions: files of the work folder that are published with a single file -> where.
     continues: options that may differ from those of a finished output, which then goes on instead of being refused.
     """
 
@@ -214,31 +222,52 @@ class Output:
         inputs: Mapping[str, Input],
         *,
         force: bool = False,
+        restart: bool = False,
         single_file: bool = False,
         in_place: bool = False,
+        resumes: bool = False,
         beside: Sequence[str] = (),
         volatile: Sequence[str] = (),
+        unfinished: Sequence[str] = (),
+        companions: Mapping[str, Path] | None = None,
         continues: Sequence[str] = (),
     ):
         self.path, self.kind, self.config, self.inputs = path, kind, json.loads(json.dumps(config)), inputs
-        self.force, self.single_file, self.in_place = force, single_file, in_place
-        self.beside, self.volatile, self.continues = beside, volatile, continues
+        self.force, self.restart, self.single_file, self.in_place = force, restart, single_file, in_place
+        self.resumes = resumes or in_place
+        self.beside, self.volatile, self.unfinished, self.continues = beside, volatile, unfinished, continues
         self.records: dict[str, dict[str, Any]] = {}
         self.start = time.monotonic()
-        aside = not in_place or force
-        self.folder = path.with_name(path.name + ".partial") if aside else path
-        self._old = path.with_name(path.name + ".old")
+        self.place = Place(path, single_file, companions or {})
+        self.folder = path if in_place else self.place.partial  # `already_finished` may settle it otherwise
+        self._looked: list[tuple[int, int] | None] = []  # what stood there when it was looked at
 
     # -- before the work -------------------------------------------------------------------------------------------
 
-    def already_finished(self) -> Manifest | None:
+    def already_finished(self, *, lead: bool = True, barrier: Callable[[], None] = lambda: None) -> Manifest | None:
         """The manifest where this very output is already there; None where there is work to do.
 
+        Of several processes all call, and `lead` alone ends what was cut short; `barrier` lets none begin before all
+        have looked.
         Raises: RetrievoError where something else stands at the path and `force` does not allow replacing it, or where
             an input stands there.
         """
-        self._recover()
-        if not self.path.exists() or (self.path.is_dir() and not any(self.path.iterdir())):
+        waits = self._awaits_publication()
+        barrier()
+        if lead and self.place.is_cut_short:
+            with _locked(self.path):
+                self.place.end(replace=waits is not None)
+        barrier()
+        found = self._told_finished(waits) if waits else self._look()
+        self._looked = [_stamp(self._mark)]
+        barrier()
+        return found
+
+    def _look(self) -> Manifest | None:
+        """What there is to do, once nothing is half published; settles the folder to work in."""
+        if self.place.is_free:
+            if self._has_own_partial():
+                self._build_aside()
             return None
         self._check_inputs_elsewhere()
         if self.path.is_dir() == self.single_file:
@@ -248,6 +277,8 @@ class Output:
         manifest = self._manifest_there()
         if manifest is None:
             self._check_unfinished()
+            if not self.in_place:
+                self._build_aside()
             return None
         changed = self.differences(manifest.kind, manifest.config, manifest.inputs)
         if changed and self.continues and not self.differences(manifest.kind, self._carried(manifest), manifest.inputs):
@@ -256,9 +287,51 @@ class Output:
             fix = "pass --force or another --output" if manifest.kind == self.kind else "choose another --output"
             raise RetrievoError(self.path, f"is finished, but {'; '.join(changed)}", None, fix)
         if self.force:
+            self._build_aside()
             return None
+        return self._told_finished(manifest)
+
+    def _told_finished(self, manifest: Manifest) -> Manifest:
         console.note(f"{self.path} is already finished" + ("" if console.is_inner() else "; nothing to do"))
         return manifest
+
+    def _build_aside(self) -> None:
+        """Settles that the output is built beside its place.
+
+        Raises: RetrievoError where a folder can't be renamed to it.
+        """
+        if os.path.ismount(self.path):
+            fix = "choose a folder inside it"
+            raise RetrievoError(self.path, "is a mount point, which no finished folder can replace", None, fix)
+        self.folder = self.place.partial
+
+    @property
+    def _mark(self) -> Path:
+        """The file by which a finished output is known."""
+        return self.path if self.single_file else self.path / MANIFEST
+
+    def _awaits_publication(self) -> Manifest | None:
+        """The manifest of this very work where it is complete and its publication was cut short."""
+        waiting = self.place.partial if self.place.is_complete else self.path
+        begun = self.place.is_complete or (not self.single_file and self.place.old.exists())
+        if self.restart or not begun or not (waiting / MANIFEST).is_file():
+            return None
+        manifest = Manifest.read(waiting)
+        same = not self.differences(manifest.kind, manifest.config, manifest.inputs)
+        return manifest if same else None
+
+    def _has_own_partial(self) -> bool:
+        """Whether the output is to be built aside where nothing stands in its place."""
+        begin = self.place.partial / BEGIN
+        return not self.in_place or (not self.restart and begin.is_file() and self._is_same(_read_json(begin)))
+
+    def _is_same(self, told: Mapping[str, Any]) -> bool:
+        return not self.differences(told["kind"], told["config"], told["inputs"])
+
+    def holds_same_work(self) -> bool:
+        """Whether what stands there, finished or not, is this very work."""
+        marks = [mark for mark in (self.path / MANIFEST, self.path / BEGIN) if mark.is_file()]
+        return bool(marks) and self._is_same(_read_json(marks[0]))
 
     def _check_inputs_elsewhere(self) -> None:
         """Whoever replaces an output must not replace what it is made from; files `beside` it are never replaced."""
@@ -308,23 +381,16 @@ class Output:
         """A folder without a manifest may be gone on with only if it is ours and the same work."""
         begin = self.path / BEGIN
         if self.in_place and begin.is_file():
-            began = json.loads(begin.read_text(encoding="utf-8"))
+            began = _read_json(begin)
             changed = self.differences(began["kind"], began["config"], began["inputs"])
-            if changed and not self.force:
-                fix = "go on with the same options, pass --force to begin anew, or choose another --output"
+            if changed and began != _EMPTIED and not (self.force or self.restart):
+                fix = "go on with the same options, pass --restart to begin anew, or choose another --output"
                 raise RetrievoError(self.path, f"is unfinished, but {'; '.join(changed)}", None, fix)
         elif foreign := [name for name in _entries(self.path) if name not in self.beside]:
             fix = "choose another --output"
             raise RetrievoError(
                 self.path, f"holds files that retrievo did not make ('{foreign[0]}')", "a new or empty folder", fix
             )
-
-    def _recover(self) -> None:
-        """Ends a swap that was cut short: the old folder returns, or gives up what remains of it."""
-        if self._old.exists() and not self.path.exists():
-            self._old.rename(self.path)
-        elif self._old.exists():
-            self._give_up_old()
 
     # -- the work --------------------------------------------------------------------------------------------------
 
@@ -333,28 +399,82 @@ class Output:
         """The folder to write into, locked against a second writer, with `begin.json` in it.
 
         Work that ends in an error leaves nothing behind that can't be gone on with.
+        Raises: RetrievoError where the disk is full, with the folder and what is free.
         """
-        begins_here = not self.folder.exists()
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with _locked(self.folder, self.path):
-            if self.folder != self.path:
-                self._empty_partial()
-            for leftover in self.folder.glob(".*.tmp"):  # of a writer that was killed
-                remove(leftover)
-            if not (self.folder / BEGIN).exists():
-                write_json(self.folder / BEGIN, self._begin())
-            remove(self.folder / MANIFEST)  # of a finished output that goes on
+        self.folder.parent.mkdir(parents=True, exist_ok=True)
+        with _locked(self.path):
+            self._check_unchanged()
+            begins_here = not self.folder.exists()
+            self.folder.mkdir(exist_ok=True)
+            self._prepare()
             try:
                 yield self.folder
-            except BaseException:
+            except BaseException as problem:
+                told = full_disk(self.folder, problem)
                 self._withdraw(begins_here)
+                if told is not None:
+                    raise told from problem
                 raise
 
+    def _check_unchanged(self) -> None:
+        """Raises RetrievoError where another process has finished an output since this one looked."""
+        if self._looked not in ([], [_stamp(self._mark)]):
+            fix = "run the same command again"
+            raise RetrievoError(self.path, "another retrievo has written it meanwhile", None, fix)
+        if self.folder == self.path and self.path.exists() and not (self.path / MANIFEST).is_file():
+            self._check_unfinished()
+
+    def _prepare(self) -> None:
+        """Leaves in the folder what can be gone on with, and says what is begun."""
+        for leftover in self.folder.rglob(".*.tmp"):  # of a writer that was killed
+            if leftover.relative_to(self.folder).parts[0] not in self.beside:
+                remove(leftover)
+        goes_on = self._goes_on()
+        if not goes_on:
+            self._empty()
+        if not goes_on or not (self.folder / BEGIN).is_file() or (self.folder / MANIFEST).is_file():
+            write_json(self.folder / BEGIN, self._begin())
+        remove(self.folder / MANIFEST)  # of a finished output that goes on
+
+    def _goes_on(self) -> bool:
+        """Whether nothing in the folder is in the way of this work."""
+        if (self.folder / MANIFEST).is_file():
+            return self.folder == self.path
+        if not (self.folder / BEGIN).is_file():
+            return self.folder == self.path or not _entries(self.folder)
+        return self.resumes and not self.restart and self._is_same(_read_json(self.folder / BEGIN))
+
+    def _empty(self) -> None:
+        """Removes what retrievo left in the folder, which never passes for work to go on with while that lasts."""
+        entries = [name for name in _entries(self.folder) if name not in (BEGIN, MANIFEST)]
+        if self.folder == self.path:
+            entries = [name for name in entries if self._may_be_unfinished(name)]
+        elif not any((self.folder / mark).is_file() for mark in (BEGIN, MANIFEST)):
+            raise RetrievoError(
+                self.folder, "holds files that retrievo did not make", None, "remove it, or choose another --output"
+            )
+        write_json(self.folder / BEGIN, _EMPTIED)
+        remove(self.folder / MANIFEST)
+        for name in entries:
+            remove(self.folder / name)
+
+    def _may_be_unfinished(self, name: str) -> bool:
+        return any(fnmatch.fnmatchcase(name, pattern) for pattern in (*self.volatile, *self.unfinished))
+
     def _withdraw(self, begins_here: bool) -> None:
-        """Removes what is built aside, which the next run would empty, and a folder in which nothing came about."""
-        files = [path for path in self.folder.rglob("*") if path.is_file()]
-        if self.folder != self.path or (begins_here and files == [self.folder / BEGIN]):
-            remove(self.folder)
+        """Removes what nobody can go on with, and a folder in which nothing came about; finished work stays."""
+        if (self.folder / MANIFEST).is_file() or not self.folder.exists():
+            return
+        nothing = [path for path in self.folder.rglob("*") if path.is_file()] == [self.folder / BEGIN]
+        aside = self.folder != self.path
+        if (nothing and (begins_here or aside)) or (aside and not self.resumes):
+            discard(self.folder)
+        elif self.restart:
+            console.note(
+                f"what is done is kept in {self.folder}; without --restart the same command goes on from there"
+            )
+        else:
+            console.note(f"what is done is kept in {self.folder}; the same command goes on from there")
 
     @contextlib.contextmanager
     def build_together(self, *, lead: bool, barrier: Callable[[], None]) -> Iterator[Path]:
@@ -374,17 +494,6 @@ class Output:
             for name, given in self.inputs.items()
         }
 
-    def _empty_partial(self) -> None:
-        entries = _entries(self.folder)
-        if entries and BEGIN not in entries and MANIFEST not in entries:
-            raise RetrievoError(
-                self.folder, "holds files that retrievo did not make", None, "remove it, or choose another --output"
-            )
-        for name in entries:
-            if name != BEGIN:
-                remove(self.folder / name)
-        remove(self.folder / BEGIN)  # last: while it stands, the rest is known to be ours
-
     @property
     def elapsed(self) -> float:
         """Seconds since the first look at this output."""
@@ -401,17 +510,17 @@ class Output:
         return Manifest(self.kind, KINDS[self.kind], maker, command, self.config, self._inputs(), dict(stats))
 
     def finish(self, stats: Mapping[str, Any]) -> Manifest:
-        """Writes the manifest and puts the folder in its place."""
-        if self.single_file:
-            (self.folder / self.path.name).replace(self.path)
-            remove(self.folder)
-            return self.manifest(stats)
-        files = {path.relative_to(self.folder).as_posix(): self._record_of(path) for path in self._own_files()}
-        manifest = Manifest(**{**self.manifest(stats).as_json(), "files": files, "seconds": round(self.elapsed, 3)})
+        """Writes the manifest, from when on the work is never lost, and puts the output in its place."""
+        manifest = self.manifest(stats)
+        if not self.single_file:
+            files = {path.relative_to(self.folder).as_posix(): self._record_of(path) for path in self._own_files()}
+            manifest = Manifest(**{**manifest.as_json(), "files": files, "seconds": round(self.elapsed, 3)})
+        elif (self.folder / self.path.name).is_file():
+            sync(self.folder / self.path.name)
         write_json(self.folder / MANIFEST, manifest.as_json())
         remove(self.folder / BEGIN)
         if self.folder != self.path:
-            self._swap()
+            self.place.publish()
         return manifest
 
     def _own_files(self) -> list[Path]:
@@ -423,24 +532,8 @@ class Output:
         name = path.relative_to(self.folder)
         if name.parts[0] in self.volatile:
             return {"bytes": path.stat().st_size}
+        sync(path)  # before a manifest says that it is whole
         return self.records.get(name.as_posix()) or file_record(path)
-
-    def _swap(self) -> None:
-        """Puts the finished folder in the place of the old one; files that no manifest lists stay."""
-        if self.path.exists() and any(self.path.iterdir()):
-            self.path.rename(self._old)
-        self.folder.rename(self.path)
-        if self._old.exists():
-            self._give_up_old()
-
-    def _give_up_old(self) -> None:
-        listed = Manifest.read(self._old).files if (self._old / MANIFEST).is_file() else {}
-        for path in sorted(self._old.rglob("*")):
-            name = path.relative_to(self._old)
-            if path.is_file() and name.as_posix() not in {*listed, MANIFEST, BEGIN} and not (self.path / name).exists():
-                (self.path / name).parent.mkdir(parents=True, exist_ok=True)
-                path.rename(self.path / name)
-        remove(self._old)
 
 
 def _relative(path: Path, home: Path) -> str:
@@ -450,22 +543,63 @@ def _relative(path: Path, home: Path) -> str:
 
 
 def _entries(folder: Path) -> list[str]:
-    """What a folder holds, but for what a writer leaves that is killed while it writes `begin.json`."""
+    """What a folder holds, but for what a writer leaves that is killed as it begins: its lock, half a `begin.json`."""
     return [
-        name for name in sorted(os.listdir(folder)) if not (name.startswith(f".{BEGIN}.") and name.endswith(".tmp"))
+        name
+        for name in sorted(os.listdir(folder))
+        if not (name.startswith(".") and name.endswith(".lock"))
+        and not (name.startswith(f".{BEGIN}.") and name.endswith(".tmp"))
     ]
 
 
-@contextlib.contextmanager
-def _locked(folder: Path, output: Path) -> Iterator[None]:
-    """Holds the folder against a second retrievo; the kernel lets go when this process ends, however it ends."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def _read_json(path: Path) -> dict[str, Any]:
+    values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return values
+
+
+def _stamp(path: Path) -> tuple[int, int] | None:
+    """What tells a file from one that took its place; None where there is none."""
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns
+
+
+def end_publication(path: Path, *, single_file: bool = False) -> None:
+    """Ends what was cut short while an output was published, whatever it was made of; nothing else is touched.
+
+    Raises: RetrievoError where another process publishes it now.
+    """
+    place = Place(path, single_file)
+    if place.old.exists() or (place.is_complete and place.is_free):
+        with _locked(path):
+            place.end(replace=False)
+
+
+@contextlib.contextmanager
+def _locked(output: Path) -> Iterator[None]:
+    """Holds an output against a second retrievo; the kernel lets go when this process ends, however it ends."""
+    path = output.with_name(f".{output.name}.lock")
+    descriptor = _lock(path)
+    if descriptor is None:
+        raise RetrievoError(output, "another retrievo is writing it", None, "wait for it, or choose another --output")
+    try:
         yield
-    except BlockingIOError:
-        raise RetrievoError(
-            output, "another retrievo is writing it", None, "wait for it, or choose another --output"
-        ) from None
     finally:
+        path.unlink(missing_ok=True)  # while it is held, so that nobody holds a file that has gone
         os.close(descriptor)
+
+
+def _lock(path: Path) -> int | None:
+    """A descriptor of the lock file, held; None where another process holds it."""
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            return None
+        if _stamp(path) is not None and path.stat().st_ino == os.fstat(descriptor).st_ino:
+            return descriptor
+        os.close(descriptor)  # who held it has removed it meanwhile

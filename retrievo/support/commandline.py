@@ -143,7 +143,7 @@ def run_app(app: typer.Typer, arguments: Sequence[str]) -> int:
         console.error(str(told_by_system(problem)))
         return 1
     if code == 130:
-        console.error("interrupted; run the same command again to go on")
+        console.error("interrupted; run the same command again")
     return code if isinstance(code, int) else 0
 
 

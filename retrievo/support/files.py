@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
+from retrievo.support.errors import RetrievoError
+
 MEBIBYTE = 1 << 20
 _PARQUET_MAGIC = b"PAR1"
+_FULL = re.compile(r"No space left on device|Disk quota exceeded|^\d+ requested and \d+ written")
 
 
 class HashingFile:
@@ -59,16 +64,46 @@ class HashingFile:
 
 @contextlib.contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path` that takes its place when the block ends without an error."""
+    """A temporary path beside `path` that takes its place when the block ends without an error.
+
+    Raises: RetrievoError where the disk is full.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        yield temporary
-        _sync(temporary)
-        temporary.replace(path)
-        _sync(path.parent)
+        with telling_full_disk(path):
+            yield temporary
+            sync(temporary)
+            temporary.replace(path)
+            sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def telling_full_disk(path: Path) -> Iterator[None]:
+    """Turns whatever a writer raises on a full disk into one error that names the path."""
+    try:
+        yield
+    except Exception as problem:
+        if told := full_disk(path, problem):
+            raise told from problem
+        raise
+
+
+def full_disk(path: Path, problem: BaseException) -> RetrievoError | None:
+    """The error to tell where the disk of `path` was full; None where the problem is another one.
+
+    Writers in other languages (safetensors, FAISS, Arrow, Lucene) say it in words alone, NumPy in numbers of items.
+    """
+    if isinstance(problem, RetrievoError):
+        return None
+    if getattr(problem, "errno", None) not in (errno.ENOSPC, errno.EDQUOT) and not _FULL.search(str(problem)):
+        return None
+    home = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+    free = shutil.disk_usage(home).free / MEBIBYTE
+    fix = "free some space there and run the same command again"
+    return RetrievoError(path, f"the disk is full ({free:,.0f} MiB free)", None, fix)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -77,7 +112,8 @@ def write_json(path: Path, value: Any) -> None:
         temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Waits until the disk has a file, or the names in a folder."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from retrievo.engine.settings import WORKING_FILES
+from retrievo.engine.settings import MODEL_FILES, WORKING_FILES
 from retrievo.support import console
 from retrievo.support.errors import UsageError
 from retrievo.support.processes import started_together
@@ -39,7 +39,7 @@ def train(config: TrainConfig) -> Manifest | None:
 
     Raises: RetrievoError for a model or tables that can't be read or do not fit together.
     """
-    from retrievo.learning.distributed import barrier, process_group
+    from retrievo.learning.distributed import barrier, process_group, rank
     from retrievo.models.devices import prepare_cpu, resolve_device
 
     if config.shard and started_together() == 1:
@@ -53,8 +53,7 @@ def train(config: TrainConfig) -> Manifest | None:
     pool = _pool(config, data)
     with process_group(resolve_device(config.device)) as device:
         output = _output(config, data, pool, device)
-        finished = output.already_finished()
-        barrier()  # every process has looked before one begins
+        finished = output.already_finished(lead=rank() == 0, barrier=barrier)
         return finished or _fit(config, data, pool, output, device)
 
 
@@ -102,9 +101,11 @@ def _output(config: TrainConfig, data: Sequence[TrainingData], pool: Pool | None
         config.record() | model_config | {"computed_in": dtype},
         model_inputs | inputs_of(config, data) | (pool.inputs if pool else {}),
         force=config.force,
+        restart=config.restart,
         in_place=True,
         beside=STAGE_FILES,
         volatile=WORKING_FILES,
+        unfinished=MODEL_FILES,
     )
 
 

@@ -8,7 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from retrievo.data.mixing import UNIFORM, check_mix, shares
-from retrievo.data.options import force_option, output_option, threads_option, title_template_option
+from retrievo.data.options import (
+    force_option,
+    output_option,
+    restart_option,
+    threads_option,
+    title_template_option,
+)
 from retrievo.engine.settings import FitConfig, RefreshConfig, ValidationConfig
 from retrievo.learning.losses import BATCH_TAUGHT, GROUPED, TAUGHT
 from retrievo.models.options import bidirectional_option, device_option, model_option, pooling_option, revision_option
@@ -154,6 +160,7 @@ class TrainConfig(FitConfig, AdoreConfig, CrossEncoderConfig, ValidationConfig, 
     device: str = device_option()
     threads: int | None = threads_option()
     force: bool = force_option()
+    restart: bool = restart_option()
 
     def check(self) -> None:
         super().check()
