@@ -17,7 +17,7 @@ from retrievo.data.options import (
 )
 from retrievo.retrieval.index_types import BM25, INDEX_TYPES, check_type
 from retrievo.support import console
-from retrievo.support.errors import RetrievoError, UsageError
+from retrievo.support.errors import UsageError
 from retrievo.support.options import Options, option
 
 if TYPE_CHECKING:
@@ -135,6 +135,7 @@ def index_vectors(config: IndexConfig) -> Manifest:
 
 def _add_vectors(config: IndexConfig, embeddings: Embeddings, given: Input) -> Manifest:
     """The index at the output with more documents; a reader sees the old one until the new one is whole."""
+    from retrievo.models.source import check_same_model
     from retrievo.retrieval import faiss_build
     from retrievo.retrieval.embeddings import Embeddings
     from retrievo.retrieval.faiss_index import FaissIndex
@@ -151,7 +152,8 @@ def _add_vectors(config: IndexConfig, embeddings: Embeddings, given: Input) -> M
     inputs = {
         name: Input(index.manifest.input_path(name, "--index"), told["fingerprint"]) for name, told in held.items()
     }
-    _check_same_model(embeddings, Embeddings(next(iter(inputs.values())).path))
+    first = next(iter(inputs.values())).path
+    check_same_model(config.embeddings, embeddings.manifest, first, Embeddings(first).manifest)
     inputs[f"{EMBEDDINGS_INPUT}-{len(held) + 1}"] = given
     output = Output(config.output, "faiss-index", index.manifest.config, inputs, force=True)
     if finished := output.already_finished():
@@ -159,12 +161,6 @@ def _add_vectors(config: IndexConfig, embeddings: Embeddings, given: Input) -> M
     manifest = faiss_build.add(index, embeddings, output, threads=config.threads)
     _summary(config, manifest, f"{index.rows:,} vectors and {embeddings.rows:,} new ones")
     return manifest
-
-
-def _check_same_model(new: Embeddings, old: Embeddings) -> None:
-    models = [one.manifest.inputs.get("model", {}).get("fingerprint") for one in (new, old)]
-    if models[0] != models[1]:
-        raise RetrievoError(new.path, f"was encoded by another model than {old.path}", None, "encode it again")
 
 
 def _summary(config: IndexConfig, manifest: Manifest, content: str) -> None:

@@ -309,7 +309,7 @@ def _state(step: Step, work: Mapping[str, Any]) -> str:
 def _told_state(step: Step) -> str:
     """The same, where what it reads may not be there."""
     try:
-        return _state(step, _work(step))
+        return _state(step, _work(step, fetch=False))
     except RetrievoError as problem:
         return str(problem)
 
@@ -351,9 +351,10 @@ def _made_of(step: Step) -> str | None:
         return None
 
 
-def _work(step: Step) -> dict[str, Any]:
+def _work(step: Step, *, fetch: bool = True) -> dict[str, Any]:
     """What decides the output of a step: its options that matter, and the fingerprints of all that it reads.
 
+    fetch: whether hub models that the local cache lacks are fetched.
     Raises: RetrievoError where an input is not there.
     """
     from retrievo.models.source import model_record
@@ -370,7 +371,7 @@ def _work(step: Step) -> dict[str, Any]:
                 else:
                     inputs[name] = _fingerprint(known.name, path)
         elif known.declaration.path_or_name and value:
-            told, read = model_record(value, getattr(step.config, "revision", None))
+            told, read = model_record(value, getattr(step.config, "revision", None), fetch=fetch)
             config = config | told
             if read:
                 inputs[known.name] = read["model"].fingerprint

@@ -399,7 +399,7 @@ def _embeddings(config: MineConfig, corpus: Corpus, model: Mapping[str, Input]) 
     from retrievo.support.artifact import MANIFEST
 
     assert config.model is not None
-    made_by = model["model"].fingerprint if "model" in model else f"{hash_texts([config.model])[0]:016x}"
+    made_by = model["model"].fingerprint if model else "nothing"  # which encode refuses
     home = Path(config.model) if (Path(config.model) / MANIFEST).is_file() else cache_folder()
     record = computing_record(config.dtype, resolve_device(config.device), config.chunk_tokens)
     path = home / "embeddings" / f"{corpus.input.fingerprint}-{made_by}-{hash_texts([json.dumps(record)])[0]:016x}"

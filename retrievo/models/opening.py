@@ -64,9 +64,10 @@ class Reading:
     notices: list[str] = field(default_factory=list)
 
 
-def locate(name: str, revision: str | None) -> Path:
+def locate(name: str, revision: str | None, *, fetch: bool = True) -> Path:
     """The folder that a model name means: itself, or a copy of a hub model in the local cache.
 
+    fetch: whether a hub model that the cache lacks is fetched.
     Raises: RetrievoError where there is no such folder and no such hub model, or it can't be fetched.
     """
     path = Path(name).expanduser()
@@ -79,7 +80,8 @@ def locate(name: str, revision: str | None) -> Path:
         from huggingface_hub import snapshot_download
 
         skip = ["onnx/*", "openvino/*"]
-        return Path(snapshot_download(name, revision=revision, allow_patterns=DOWNLOADS, ignore_patterns=skip))
+        given: dict[str, Any] = {"allow_patterns": DOWNLOADS, "ignore_patterns": skip, "local_files_only": not fetch}
+        return Path(snapshot_download(name, revision=revision, **given))
     except Exception as error:  # the hub's errors share no base class with those of its HTTP library
         reason = f"no folder of this name, and not to be had from the Hugging Face hub ({type(error).__name__})"
         raise _not_found(name, reason) from error
@@ -128,9 +130,25 @@ def _read_own(folder: Path) -> Reading:
     return Reading(backbones, stated=vars(spec).copy(), own=True)
 
 
-def _add_model_card(reading: Reading, name: str, chosen: Collection[str]) -> None:
+def assumed(folder: Path, name: str) -> dict[str, Any]:
+    """What is taken from the card of a model of this name, because its folder does not state it."""
+    if any((folder / own).is_file() for own in (SPEC_FILE, CROSS_ENCODER_FILE)):
+        return {}
+    facts = _card(name)
+    try:
+        stated = read_folder(folder, name, tuple(facts)).stated
+    except RetrievoError:  # whoever opens the model says what is wrong with it
+        return {}
+    return {key: value for key, value in facts.items() if key not in stated}
+
+
+def _card(name: str) -> dict[str, Any]:
     last = name.rstrip("/").rsplit("/", 1)[-1]
-    facts = next((facts for pattern, facts in MODEL_CARDS.items() if re.fullmatch(pattern, last, re.IGNORECASE)), {})
+    return next((facts for pattern, facts in MODEL_CARDS.items() if re.fullmatch(pattern, last, re.IGNORECASE)), {})
+
+
+def _add_model_card(reading: Reading, name: str, chosen: Collection[str]) -> None:
+    last, facts = name.rstrip("/").rsplit("/", 1)[-1], _card(name)
     added = {key: value for key, value in facts.items() if key not in reading.stated and key not in chosen}
     reading.stated.update(added)
     if added:

@@ -1,26 +1,96 @@
-"""Where a model comes from, as manifests record it: a folder with its fingerprint, or a hub name with its revision."""
+"""Where a model comes from, as manifests record it: its name or folder, the commit, and a fingerprint of its files.
+
+Two models are the same where they make the same vectors, wherever their files lie: a hub model and a copy of it are,
+two commits of one name are not.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from retrievo.support.artifact import MANIFEST, Input, Manifest
+from retrievo.models.opening import assumed, locate
+from retrievo.models.scratch import PREFIX
+from retrievo.models.spec import ROLES
+from retrievo.support.artifact import BEGIN, MANIFEST, Input, Manifest
 from retrievo.support.errors import RetrievoError
 
 FIXED_DOCUMENTS = "fixed-documents"  # input of a model: the vectors that its query encoder was trained against
-WEIGHTS = ("*.safetensors", "*.json", "*.txt", "*.model")
+WEIGHTS = ("*.safetensors", "*.json", "vocab.*", "merges.txt", "*.model")
+_ASIDE = {MANIFEST, BEGIN, "trainer_state.json", "generation_config.json"}  # which make no vector
+_SAMPLE, _SAMPLES = 64 << 10, 64  # bytes of each place that is read in a large file, and how many places
+IMPORTED = "no model that is known (the vectors were imported)"
 
 
-def model_record(name: str, revision: str | None) -> tuple[dict[str, Any], dict[str, Input]]:
-    """What the `config` and the `inputs` of a manifest say of a model: the one of a hub name, the other of a folder."""
-    folder = Path(name)
-    if not folder.is_dir():
+def model_record(name: str, revision: str | None, *, fetch: bool = True) -> tuple[dict[str, Any], dict[str, Input]]:
+    """What the `config` and the `inputs` of a manifest say of a model: the one of `scratch:` names, the other of all.
+
+    fetch: whether a hub model that is not in the local cache is fetched; where not, its name must do.
+    Raises: RetrievoError where there is no such model.
+    """
+    if name.startswith(PREFIX):
+        return {"model": name}, {}
+    try:
+        folder = locate(name, revision, fetch=fetch)
+    except RetrievoError:
+        if fetch:
+            raise
         return {"model": name, "revision": revision}, {}
-    if (folder / MANIFEST).is_file():
-        return {}, {"model": Input.of(folder)}
-    files = sorted(path for pattern in WEIGHTS for path in folder.rglob(pattern))
-    return {}, {"model": Input.of(folder, files)}
+    files = tuple(path for part in _parts(folder) for path in _files(part))
+    given = Input(folder, _fingerprint(folder, files, name), files)
+    if folder != Path(name).expanduser():  # a snapshot in the hub's cache: models--ORG--NAME/snapshots/COMMIT
+        given = replace(given, name=name, revision=folder.name)
+    return {}, {"model": given}
+
+
+def _parts(folder: Path) -> Iterator[Path]:
+    """A model folder and those below it that its modules and its two roles lie in; not checkpoints or exports."""
+    yield folder
+    for module in _modules(folder):
+        part = folder / str(module.get("path", ""))
+        if part != folder and part.is_dir() and part.name not in ROLES:
+            yield part
+    for role in ROLES:
+        if (folder / role).is_dir():
+            yield from _parts(folder / role)
+
+
+def _modules(folder: Path) -> list[Mapping[str, Any]]:
+    try:
+        found = json.loads((folder / "modules.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # whoever opens the model says what is wrong with it
+        return []
+    return [module for module in found if isinstance(module, dict)] if isinstance(found, list) else []
+
+
+def _files(folder: Path) -> list[Path]:
+    found = {path for pattern in WEIGHTS for path in folder.glob(pattern) if path.is_file()}
+    return sorted(path for path in found if path.name not in _ASIDE)
+
+
+def _fingerprint(folder: Path, files: tuple[Path, ...], name: str) -> str:
+    """A hash of what makes vectors: names, sizes and content of the files, and what the model's card says beside them.
+
+    Of a large file 64 places evenly over all of it are read: training moves every weight.
+    """
+    digest = hashlib.blake2b(digest_size=16)
+    for path in files:
+        size = path.stat().st_size
+        digest.update(f"{path.relative_to(folder).as_posix()}\0{size}\0".encode())
+        with path.open("rb") as file:
+            if size <= _SAMPLE * _SAMPLES:
+                digest.update(file.read())
+                continue
+            for number in range(_SAMPLES):
+                file.seek((size - _SAMPLE) * number // (_SAMPLES - 1))
+                digest.update(file.read(_SAMPLE))
+    if facts := assumed(folder, name):
+        digest.update(json.dumps(facts, sort_keys=True).encode())
+    return digest.hexdigest()
 
 
 def recorded_model(manifest: Manifest, flag: str) -> tuple[str, str | None]:
@@ -30,6 +100,48 @@ def recorded_model(manifest: Manifest, flag: str) -> tuple[str, str | None]:
     """
     if "model" in manifest.config:
         return manifest.config["model"], manifest.config.get("revision")
-    if "model" not in manifest.inputs:
+    recorded = manifest.inputs.get("model")
+    if recorded is None:
         raise RetrievoError(manifest.home, "its manifest knows no model", None, f"pass {flag}")
+    if "name" in recorded:
+        return recorded["name"], recorded["revision"]
     return str(manifest.input_path("model", flag)), None
+
+
+def unchanged_model(manifest: Manifest, flag: str) -> tuple[str, str | None]:
+    """The model that a manifest records, which must still be the one that made these vectors.
+
+    Raises: as `recorded_model`; RetrievoError where the files of the model are others by now.
+    """
+    name, revision = recorded_model(manifest, flag)
+    _, found = model_record(name, revision)
+    if found and found["model"].fingerprint != manifest.inputs.get("model", {}).get("fingerprint"):
+        fix = f"encode the texts again, or pass {flag}"
+        raise RetrievoError(name, "has changed since it encoded these vectors", "the model as it was", fix)
+    return name, revision
+
+
+def told_model(manifest: Manifest) -> str:
+    """What a person calls the model that made vectors: hub name and commit, or folder, and how they were pooled."""
+    recorded = manifest.inputs.get("model")
+    if recorded is None:
+        return str(manifest.config.get("model", IMPORTED))
+    name = f"{recorded['name']} at commit {recorded['revision']}" if "name" in recorded else recorded["path"]
+    given = {key: manifest.config[key] for key in ("pooling", "truncate_dim") if manifest.config.get(key) is not None}
+    return name + "".join(f", {key} {value}" for key, value in given.items())
+
+
+def makes_vectors(manifest: Manifest) -> tuple[object, ...]:
+    """What decides the vectors of embeddings beside their texts: equal where they can be compared."""
+    return (
+        manifest.inputs.get("model", {}).get("fingerprint"),
+        manifest.config.get("pooling"),
+        manifest.config.get("truncate_dim"),
+    )
+
+
+def check_same_model(path: Path, one: Manifest, other_path: Path, other: Manifest) -> None:
+    """Raises RetrievoError, naming both models, where embeddings were not encoded by one and the same."""
+    if makes_vectors(one) != makes_vectors(other):
+        found = f"was encoded by another model than {other_path}: by {told_model(one)}; that by {told_model(other)}"
+        raise RetrievoError(path, found, "vectors of one model", "encode it again")

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from retrievo.learning.samplers import Draw
+from retrievo.models.source import check_same_model
 from retrievo.retrieval.by_row import RowVectors
 from retrievo.retrieval.embeddings import Embeddings
 from retrievo.support.errors import RetrievoError
@@ -31,9 +32,10 @@ class BatchTeacher:
         if sorted(roles) != ["document", "query"]:
             fix = "pass the embeddings of the corpus and those of the queries"
             raise RetrievoError("--batch-teacher", f"found vectors of {' and '.join(roles)}", "document and query", fix)
-        models = [(of.dim, of.manifest.inputs.get("model", {}).get("fingerprint")) for of in told]
-        if models[0] != models[1]:
-            raise RetrievoError(folders[1], f"was encoded by another model than {folders[0]}", None, "encode it again")
+        check_same_model(folders[1], told[1].manifest, folders[0], told[0].manifest)
+        if told[0].dim != told[1].dim:
+            found = f"has vectors of {told[1].dim} numbers"
+            raise RetrievoError(folders[1], found, f"{told[0].dim}, as {folders[0]}", "encode it again")
         made = {role: opened(f"batch-teacher-{role}", path, role) for path, role in zip(folders, roles, strict=True)}
         self.queries, self.documents = made["query"], made["document"]
 

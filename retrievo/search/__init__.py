@@ -296,9 +296,9 @@ def _write_run(config: SearchConfig, plan: Plan) -> None:
     runs = {f"run-{number}": Input.of(path) for number, path in enumerate(config.run, start=1)}
     qrels = {"qrels": config.tune_on, "judged": config.judged}
     judged = {name: Qrels.read(path).input for name, path in qrels.items() if path is not None}
-    told, read = model_record(config.rerank, None) if config.rerank else ({}, {})
+    read = model_record(config.rerank, None)[1] if config.rerank else {}
     inputs = indexes | runs | judged | {"queries": plan.queries} | ({"ranker": read["model"]} if read else {})
-    record = config.record() | {"depth": config.run_depth} | ({"ranker": told["model"]} if told else {})
+    record = config.record() | {"depth": config.run_depth}
     output = Output(config.output, "run", record, inputs, force=config.force, single_file=True)
     if output.already_finished():
         return

@@ -148,10 +148,10 @@ def open_encoder(config: SearchConfig, source: Source) -> Encoder:
     from retrievo.models.computing import prepared
     from retrievo.models.devices import resolve_device
     from retrievo.models.encoder import Encoder
-    from retrievo.models.source import recorded_model
+    from retrievo.models.source import unchanged_model
 
     documents = source.embeddings_manifest()
-    name, revision = recorded_model(documents, "--queries EMBEDDINGS (these vectors were imported)")
+    name, revision = unchanged_model(documents, "--queries EMBEDDINGS of queries by the same model")
     encoder = Encoder.load(name, revision, pooling=documents.config.get("pooling"))
     encoder.truncate(documents.config.get("truncate_dim"))
     return prepared(encoder, config.dtype, resolve_device(config.device))
@@ -290,18 +290,19 @@ def accompanied(config: SearchConfig, sources: Sequence[Source]) -> AbstractCont
 
 def check_comparable(table: Path, queries: Manifest, source: Source) -> None:
     """Raises RetrievoError for vectors of one model that would be compared with vectors of another."""
+    from retrievo.models.source import check_same_model
+
     documents = source.embeddings_manifest()
     for manifest, path, role in ((documents, source.path, "document"), (queries, table, "query")):
         if manifest.stats["role"] != role:
             raise RetrievoError(path, f"holds {manifest.stats['role']} vectors", f"{role} vectors", "check the paths")
-    models = [manifest.inputs.get("model", {}).get("fingerprint") for manifest in (documents, queries)]
-    if models[0] != models[1] and not _trained_against(queries, source):
-        raise RetrievoError(table, f"was encoded by another model than {source.path}", None, "encode it again")
+    if not _trained_against(queries, source):
+        check_same_model(table, queries, source.path, documents)
 
 
 def _trained_against(queries: Manifest, source: Source) -> bool:
     """Whether the model of the queries learned to search these very vectors (`train --fixed-documents`)."""
-    from retrievo.models.source import FIXED_DOCUMENTS
+    from retrievo.models.source import FIXED_DOCUMENTS, model_record
     from retrievo.support.artifact import MANIFEST, Input, Manifest
 
     if "model" not in queries.inputs:
@@ -310,7 +311,9 @@ def _trained_against(queries: Manifest, source: Source) -> bool:
         model = queries.input_path("model", "--queries")
     except RetrievoError:  # it was moved, and with it went what it says
         return False
-    if not (model / MANIFEST).is_file() or Input.of(model).fingerprint != queries.inputs["model"]["fingerprint"]:
+    if not (model / MANIFEST).is_file():
+        return False
+    if model_record(str(model), None)[1]["model"].fingerprint != queries.inputs["model"]["fingerprint"]:
         return False
     learned = Manifest.read(model).inputs.get(FIXED_DOCUMENTS, {}).get("fingerprint")
     return [Input.of(path).fingerprint for path in source.embeddings()] == [learned]

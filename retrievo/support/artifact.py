@@ -57,6 +57,14 @@ class Input:
     path: Path
     fingerprint: str
     files: tuple[Path, ...] = ()
+    name: str | None = None  # of a hub model, whose path is a copy in a cache
+    revision: str | None = None  # the commit of that copy
+
+    def record(self, home: Path) -> dict[str, str]:
+        """What a manifest keeps; paths below `home` are relative to it."""
+        named = {"name": self.name, "revision": self.revision}
+        told = {name: value for name, value in named.items() if value is not None}
+        return {"path": _relative(self.path, home), **told, "fingerprint": self.fingerprint}
 
     @classmethod
     def of(cls, path: Path, files: Sequence[Path] | None = None) -> Input:
@@ -358,10 +366,12 @@ class Output:
             for name in dict.fromkeys([*before, *wanted])
             if before.get(name) != wanted.get(name)
         ]
-        was = {name: recorded["fingerprint"] for name, recorded in inputs.items()}
-        now = {name: given.fingerprint for name, given in self.inputs.items()}
+        now, none = self._inputs(), {"fingerprint": ""}
+        pairs = [(name, inputs.get(name, none), now.get(name, none)) for name in dict.fromkeys([*inputs, *now])]
         return changed + [
-            f"its {name} is another one" for name in dict.fromkeys([*was, *now]) if was.get(name) != now.get(name)
+            f"its {name} is another one ({_told(was)} before, {_told(given)} now)"
+            for name, was, given in pairs
+            if was["fingerprint"] != given["fingerprint"]
         ]
 
     def _manifest_there(self) -> Manifest | None:
@@ -489,10 +499,7 @@ class Output:
 
     def _inputs(self) -> dict[str, dict[str, str]]:
         home = self.path.resolve().parent
-        return {
-            name: {"path": _relative(given.path, home), "fingerprint": given.fingerprint}
-            for name, given in self.inputs.items()
-        }
+        return {name: given.record(home) for name, given in self.inputs.items()}
 
     @property
     def elapsed(self) -> float:
@@ -534,6 +541,13 @@ class Output:
             return {"bytes": path.stat().st_size}
         sync(path)  # before a manifest says that it is whole
         return self.records.get(name.as_posix()) or file_record(path)
+
+
+def _told(recorded: Mapping[str, str]) -> str:
+    """What a person calls an input: its path, or the name and the commit of a hub model."""
+    if "name" in recorded:
+        return f"{recorded['name']} at commit {recorded['revision']}"
+    return recorded.get("path", "none")
 
 
 def _relative(path: Path, home: Path) -> str:

@@ -49,19 +49,19 @@ def _fixed_documents(config: TrainConfig, data: TrainingData) -> Embeddings:
 
     Raises: RetrievoError where they are not those of this corpus by this model, or were cut.
     """
-    from retrievo.models.source import model_record
+    from retrievo.models.source import model_record, told_model
     from retrievo.retrieval.embeddings import Embeddings
 
     assert config.fixed_documents is not None
     found = Embeddings(config.fixed_documents)
-    named, folder = model_record(config.model, config.revision)
+    _, read = model_record(config.model, config.revision)
     prints = {name: told["fingerprint"] for name, told in found.manifest.inputs.items()}
     fix = f"retrievo encode --model {config.model} --corpus {config.corpus} --output EMBEDDINGS"
     if found.role != "document" or prints.get("corpus") != data.corpus.input.fingerprint:
         raise RetrievoError(found.path, "does not hold the documents of this corpus", str(config.corpus), fix)
-    same_name = all(found.manifest.config.get(name) == value for name, value in named.items())
-    if not same_name or (folder and prints.get("model") != folder["model"].fingerprint):
-        raise RetrievoError(found.path, "was not made by the model that is trained", config.model, fix)
+    if not read or prints.get("model") != read["model"].fingerprint:
+        made_by = f"was not made by the model that is trained, but by {told_model(found.manifest)}"
+        raise RetrievoError(found.path, made_by, config.model, fix)
     if found.manifest.config.get("truncate_dim") is not None:
         raise RetrievoError(found.path, f"has vectors cut to {found.dim} numbers", "whole ones", fix)
     return found
