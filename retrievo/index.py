@@ -153,7 +153,7 @@ def _add_vectors(config: IndexConfig, embeddings: Embeddings, given: Input) -> M
         name: Input(index.manifest.input_path(name, "--index"), told["fingerprint"]) for name, told in held.items()
     }
     first = next(iter(inputs.values())).path
-    check_same_model(config.embeddings, embeddings.manifest, first, Embeddings(first).manifest)
+    check_same_model(embeddings.path, embeddings.manifest, first, Embeddings(first).manifest)
     inputs[f"{EMBEDDINGS_INPUT}-{len(held) + 1}"] = given
     output = Output(config.output, "faiss-index", index.manifest.config, inputs, force=True)
     if finished := output.already_finished():
