@@ -22,7 +22,7 @@ from retrievo.data.options import (
     threads_option,
     title_template_option,
 )
-from retrievo.engine.settings import DEVELOPMENT, MODEL_FILES, WORKING_FILES, FitConfig
+from retrievo.engine.settings import DEVELOPMENT, MEMORY_OPTIONS, MODEL_FILES, WORKING_FILES, FitConfig
 from retrievo.learning.optimizers import OptimizerConfig
 from retrievo.models.options import bidirectional_option, device_option, model_option, revision_option
 from retrievo.objectives.choices import (
@@ -201,6 +201,7 @@ def _output(config: PretrainConfig, corpora: Sequence[Corpus], device: torch.dev
         volatile=(*WORKING_FILES, FIRST_STAGE),
         unfinished=MODEL_FILES,
         continues=("max_steps", "epochs", "continued_from") if restart else (),
+        adjustable=MEMORY_OPTIONS,
     )
 
 

@@ -18,7 +18,10 @@ import torch
 from safetensors.torch import load_file
 
 from retrievo.data.qrels import Qrels
+from retrievo.engine.chunking import ChunkTokens
+from retrievo.engine.step import gradient_step
 from retrievo.support.artifact import Manifest
+from retrievo.support.errors import RetrievoError
 
 FLAGS = [
     "--batch-size",
@@ -425,6 +428,10 @@ def test_a_model_can_start_from_nothing(toy_dataset: Path, tmp_path: Path, retri
         (["--label-smoothing", 0.1, "--loss", "kl", "--teacher", "t.parquet"], "--label-smoothing: does not apply"),
         (["--pair-loss", "binary"], "--pair-loss: does not apply to what was chosen; expected it only with kind"),
         (["--max-length", 99], "--max-length: does not apply to what was chosen; expected it only with kind"),
+        (
+            ["--gradient-checkpointing", "--graph-memory", "2GB"],
+            "--graph-memory: does not apply to what was chosen; expected it only with no gradient-checkpointing",
+        ),
         (["--matryoshka", 64], "--matryoshka: found 64; expected at most 32, the dimension of the model's vectors"),
         (["--min-relevance", 5], "none of its 0 relevant pairs has its query and its document"),
     ],
@@ -436,6 +443,41 @@ def test_wrong_options_are_named(
     assert outcome.code in (1, 2)
     assert message in outcome.err
     assert not (tmp_path / "out" / "manifest.json").exists()
+
+
+def test_a_run_that_memory_ended_goes_on_with_options_that_take_less(
+    tiny_model: Path, toy_dataset: Path, tmp_path: Path, retrievo: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flags = start(tiny_model, toy_dataset, tmp_path / "out", "--max-steps", 2, "--save-every", 1)
+
+    def full(self: ChunkTokens, batch: object) -> None:
+        raise RetrievoError("training", "does not fit", None, self._advice(1))
+
+    monkeypatch.setattr(ChunkTokens, "shrink", full)
+    monkeypatch.setattr("retrievo.engine.loop.gradient_step", _fitting_once(gradient_step))
+    outcome = retrievo(*flags)
+    assert (outcome.code, "with --graph-memory 0 --chunk-tokens 2048: it goes on" in outcome.err) == (1, True)
+    outcome = retrievo(*flags, "--gradient-checkpointing", "--chunk-tokens", 64)
+    assert outcome.code == 0, outcome.err
+    assert "from step 2 on, --chunk-tokens is 64; it was 4096" in outcome.err
+    changed = {"chunk_tokens": [4096, 64], "graph_memory": ["1GB", "0"], "gradient_checkpointing": [False, True]}
+    lines = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
+    assert [line.get("changed") for line in lines] == [None, changed, None]
+    recorded = Manifest.read(tmp_path / "out").config
+    assert (recorded["chunk_tokens"], recorded["gradient_checkpointing"]) == (64, True)
+
+
+def _fitting_once(step: Callable) -> Callable:
+    """A step of training for whose first large one there is room, and for no other."""
+    calls: list[int] = []
+
+    def attempt(*given: Any, **options: Any) -> Any:
+        calls.append(options["chunk_tokens"])
+        if calls.count(4096) > 1 and options["chunk_tokens"] == 4096:
+            raise torch.OutOfMemoryError("no room")
+        return step(*given, **options)
+
+    return attempt
 
 
 @pytest.mark.slow

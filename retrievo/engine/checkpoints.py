@@ -25,7 +25,7 @@ from retrievo.learning.sharding import cut_like, gathered
 from retrievo.support.errors import RetrievoError
 from retrievo.support.files import atomic_path, remove, write_json
 
-FORMAT = 1
+FORMAT = 2
 WEIGHTS, OPTIMIZER, OPTIMIZER_VALUES = "weights.safetensors", "optimizer.safetensors", "optimizer.json"
 STATE, MANIFEST = "state.json", "manifest.json"
 
@@ -73,8 +73,9 @@ def load(checkpoint: Path, module: nn.Module, optimizer: Optimizer) -> dict[str,
     Raises: RetrievoError where the checkpoint belongs to another model or optimizer, or to a newer format.
     """
     manifest = _read_json(checkpoint / MANIFEST)
-    if manifest["format"] > FORMAT:
-        raise RetrievoError(checkpoint, f"has format {manifest['format']}", f"at most {FORMAT}", "upgrade retrievo")
+    if manifest["format"] != FORMAT:
+        fix = "upgrade retrievo" if manifest["format"] > FORMAT else "pass --restart to begin anew"
+        raise RetrievoError(checkpoint, f"has format {manifest['format']}", f"{FORMAT}", fix)
     load_weights(checkpoint / WEIGHTS, module)
     _load_optimizer(checkpoint, module, optimizer)
     return {"step": manifest["step"], **_read_json(checkpoint / STATE)}

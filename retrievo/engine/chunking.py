@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import torch
 
@@ -21,19 +22,24 @@ _BETTER = 1.03  # a larger chunk must be so much faster to be worth its memory
 class ChunkTokens:
     """The most tokens of a chunk, and the graphs that may be kept beside it.
 
-    tokens: None until it is measured.
+    tokens: None until it is measured. asked: the options that say so, as they were given.
     """
 
-    def __init__(self, tokens: int | None, graphs: GraphMemory):
-        self.tokens, self.graphs = tokens, graphs
+    def __init__(self, tokens: int | None, graphs: GraphMemory, asked: Mapping[str, Any] | None = None):
+        self.tokens, self.graphs, self.asked = tokens, graphs, dict(asked or {})
 
-    def state(self) -> dict[str, int | None]:
+    def state(self) -> dict[str, Any]:
         """What a checkpoint keeps, since dropout depends on how a batch is cut."""
-        return {"tokens": self.tokens, "graphs": self.graphs.budget}
+        return {"tokens": self.tokens, "graphs": self.graphs.budget, "asked": self.asked}
 
-    def restore(self, state: dict[str, int | None]) -> None:
-        """Goes on as the run that was saved."""
-        self.tokens, self.graphs.budget = state["tokens"], state["graphs"] or 0
+    def restore(self, state: Mapping[str, Any]) -> dict[str, list[Any]]:
+        """Goes on as the run that was saved, but for options that are given anew: [before, now] of each of these."""
+        changed = {name: [state["asked"][name], now] for name, now in self.asked.items() if now != state["asked"][name]}
+        if "chunk_tokens" not in changed:
+            self.tokens = state["tokens"]
+        if not changed.keys() - {"chunk_tokens"}:
+            self.graphs.budget = state["graphs"]
+        return changed
 
     def measure(self, objective: Objective, batch: Batch, dtype: torch.dtype) -> int:
         """Chooses the number of tokens with which a batch takes least time for each; rank 0's choice on all ranks."""
@@ -53,14 +59,23 @@ class ChunkTokens:
         longest = max(int(rows.lengths.max()) for rows in batch.rows.values() if rows.size)
         if world_size() > 1 or (not self.graphs.budget and self.tokens <= longest):
             found = f"{self.tokens:,} tokens at once do not fit into the memory of the device"
-            fix = f"pass --graph-memory 0 --chunk-tokens {max(longest, self.tokens // 2)}, or shorter texts"
-            raise RetrievoError("training", found, None, fix)
+            raise RetrievoError("training", found, None, self._advice(longest))
         if self.graphs.budget:
             self.graphs.budget = 0
             console.warn("out of memory: no graphs are kept from here on (--graph-memory 0)")
             return
         self.tokens //= 2
         console.warn(f"out of memory: chunks have {self.tokens:,} tokens from here on (--chunk-tokens {self.tokens})")
+
+    def _advice(self, longest: int) -> str:
+        """What takes less memory; a run that is begun takes these options."""
+        assert self.tokens is not None
+        graphs = "--graph-memory 0 " if self.graphs.budget else ""
+        if graphs or self.tokens > longest:
+            tokens = max(longest, self.tokens // 2)
+            return f"run it again with {graphs}--chunk-tokens {tokens}: it goes on from its latest checkpoint"
+        more = "" if self.asked.get("gradient_checkpointing") else "--gradient-checkpointing, or "
+        return f"one text is too long: pass {more}a shorter maximal length"
 
 
 class _Probe(NamedTuple):

@@ -20,14 +20,16 @@ from retrievo.engine.chunking import ChunkTokens
 from retrievo.engine.logs import Log
 from retrievo.engine.memory import checkpoint_activations
 from retrievo.engine.scaling import LossScale
-from retrievo.engine.settings import CHECKPOINTS, FitConfig, graph_bytes
+from retrievo.engine.settings import CHECKPOINTS, MEMORY_OPTIONS, FitConfig, graph_bytes
 from retrievo.engine.step import GraphMemory, gradient_step
 from retrievo.learning.batch import Batch, Stats
 from retrievo.learning.distributed import as_rank_0_says, broadcast_state, gather_counts
 from retrievo.learning.optimizers import OPTIMIZERS, learning_rate
 from retrievo.models.precision import resolve_dtype
 from retrievo.objectives.objective import Objective
+from retrievo.support import console
 from retrievo.support.errors import RetrievoError
+from retrievo.support.options import flag_of
 
 SAVE_SECONDS = 300.0  # between checkpoints, where no number of steps is given: what a killed run loses at most
 
@@ -76,8 +78,11 @@ def fit(
     if config.gradient_checkpointing:
         checkpoint_activations(objective)
     means = _Means.of(config, device)
-    start = _resume(folder / CHECKPOINTS, objective, optimizer, feed, config, restart, means)
+    start, changed = _resume(folder / CHECKPOINTS, objective, optimizer, feed, config, restart, means)
     log = Log(folder, start, tensorboard=config.tensorboard)
+    if changed and start < config.steps:
+        _say_changed(changed, start)
+        log.write({"step": start, "changed": changed})
     pauses = [n for n, _ in every]
     tick, saved = time.perf_counter(), clock()
     if start and enough():
@@ -140,21 +145,23 @@ class _Means(NamedTuple):
         """As the options say; with gradient checkpointing no graph is kept, for it would hold next to nothing."""
         graphs = GraphMemory(0 if config.gradient_checkpointing else graph_bytes(config.graph_memory))
         dtype = resolve_dtype(config.dtype, device)
-        return cls(dtype, ChunkTokens(config.tokens_of_chunks, graphs), LossScale(dtype))
+        asked = {name: getattr(config, name) for name in MEMORY_OPTIONS}
+        asked |= {"graph_memory": "0"} if config.gradient_checkpointing else {}
+        return cls(dtype, ChunkTokens(config.tokens_of_chunks, graphs, asked), LossScale(dtype))
 
     def record(self) -> Record:
         """What the log tells of them."""
         scale = {"loss_scale": self.scale.value} if self.dtype == torch.float16 else {}
-        return {"chunk_tokens": self.chunks.tokens, **scale}
+        return {"chunk_tokens": self.chunks.tokens, "graph_bytes": self.chunks.graphs.budget, **scale}
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps."""
         return {"chunks": self.chunks.state(), "loss_scale": self.scale.state()}
 
-    def restore(self, saved: Mapping[str, Any]) -> None:
-        """Goes on as the run that was saved."""
-        self.chunks.restore(saved["chunks"])
+    def restore(self, saved: Mapping[str, Any]) -> dict[str, list[Any]]:
+        """Goes on as the run that was saved; [before, now] of each option that is given anew."""
         self.scale.restore(saved["loss_scale"])
+        return self.chunks.restore(saved["chunks"])
 
 
 def _update(
@@ -260,8 +267,8 @@ def _resume(
     config: FitConfig,
     restart: int,
     means: _Means,
-) -> int:
-    """The number of finished steps; restores objective, optimizer and means where it is not 0."""
+) -> tuple[int, dict[str, list[Any]]]:
+    """The number of finished steps, and what is given anew; restores objective, optimizer and means after the first."""
     checkpoint = checkpoints.latest(folder)
     saved: dict[str, Any] = checkpoints.load(checkpoint, objective, optimizer) if checkpoint else {"step": 0}
     step: int = saved["step"]
@@ -275,6 +282,12 @@ def _resume(
         if checkpoint and saved[name] != value and not begins_anew:
             fix = "give the same options, or choose another --output"
             raise RetrievoError(checkpoint, f"{name} was {saved[name]}, now it is {value}", None, fix)
-    if checkpoint:
-        means.restore(saved)
-    return step
+    return step, means.restore(saved) if checkpoint else {}
+
+
+def _say_changed(changed: Mapping[str, list[Any]], step: int) -> None:
+    """Tells which options of memory a run goes on with that it did not begin with."""
+    for name, (before, now) in changed.items():
+        console.note(f"from step {step + 1:,} on, {flag_of(name)} is {now}; it was {before}")
+    if changed.keys() & {"chunk_tokens", "gradient_checkpointing"}:
+        console.note("dropout, where there is some, draws other numbers from there on than in a run without the change")

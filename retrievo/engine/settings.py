@@ -16,6 +16,9 @@ CHECKPOINTS, METRICS, PLOT, TENSORBOARD = "checkpoints", "metrics.jsonl", "metri
 REFRESHED = "refreshed-negatives"
 REFRESH_DEPTH = 200  # as ANCE (Xiong et al. 2021) and mine-negatives search
 DEVELOPMENT = "dev "  # what names of the log begin with that were measured on development data
+# What a run may be given anew when it goes on. They change its memory and, as the number of processes does, the
+# rounding of its gradient and which dropout is drawn.
+MEMORY_OPTIONS = ("chunk_tokens", "graph_memory", "gradient_checkpointing")
 WORKING_FILES = (CHECKPOINTS, METRICS, PLOT, TENSORBOARD, REFRESHED)  # what training leaves beside its result
 MODEL_FILES = (  # patterns of what decides how a saved model is loaded, for the sake of one that was half saved
     "*.safetensors",
@@ -54,6 +57,7 @@ class FitConfig(OptimizerConfig):
         "Memory for graphs of chunks that are kept, so that these are not encoded twice; 0 keeps none.",
         default="1GB",
         check=graph_bytes,
+        unless={"gradient_checkpointing": ()},  # graphs of its chunks hold next to nothing
     )
     gradient_checkpointing: bool = option(
         "Keep only the inputs of the backbone's layers and compute the rest again on the way back: a third slower, for "

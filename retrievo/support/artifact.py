@@ -220,6 +220,7 @@ class Output:
     unfinished: patterns of names that a folder which grows in place may hold before it is finished, `volatile` aside.
     companions: files of the work folder that are published with a single file -> where.
     continues: options that may differ from those of a finished output, which then goes on instead of being refused.
+    adjustable: options that are recorded and not compared: work that was begun with others is the same work.
     """
 
     def __init__(
@@ -239,11 +240,13 @@ class Output:
         unfinished: Sequence[str] = (),
         companions: Mapping[str, Path] | None = None,
         continues: Sequence[str] = (),
+        adjustable: Sequence[str] = (),
     ):
         self.path, self.kind, self.config, self.inputs = path, kind, json.loads(json.dumps(config)), inputs
         self.force, self.restart, self.single_file, self.in_place = force, restart, single_file, in_place
         self.resumes = resumes or in_place
         self.beside, self.volatile, self.unfinished, self.continues = beside, volatile, unfinished, continues
+        self.adjustable = adjustable
         self.records: dict[str, dict[str, Any]] = {}
         self.start = time.monotonic()
         self.place = Place(path, single_file, companions or {})
@@ -364,7 +367,7 @@ class Output:
         changed = [
             f"{name} was {json.dumps(config.get(name))} and is now {json.dumps(self.config.get(name))}"
             for name in dict.fromkeys([*before, *wanted])
-            if before.get(name) != wanted.get(name)
+            if before.get(name) != wanted.get(name) and name not in self.adjustable
         ]
         now, none = self._inputs(), {"fingerprint": ""}
         pairs = [(name, inputs.get(name, none), now.get(name, none)) for name in dict.fromkeys([*inputs, *now])]

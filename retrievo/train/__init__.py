@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from retrievo.engine.settings import MODEL_FILES, WORKING_FILES
+from retrievo.engine.settings import MEMORY_OPTIONS, MODEL_FILES, WORKING_FILES
 from retrievo.support import console
 from retrievo.support.errors import UsageError
 from retrievo.support.processes import started_together
@@ -106,6 +106,7 @@ def _output(config: TrainConfig, data: Sequence[TrainingData], pool: Pool | None
         beside=STAGE_FILES,
         volatile=WORKING_FILES,
         unfinished=MODEL_FILES,
+        adjustable=MEMORY_OPTIONS,
     )
 
 

@@ -102,10 +102,11 @@ def test_another_optimizer_is_refused(tmp_path: Path) -> None:
         checkpoints.load(tmp_path / "step-000001", model, torch.optim.SGD(model.first.parameters()))
 
 
-def test_a_newer_format_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("by", "fix"), [(1, "upgrade retrievo"), (-1, "pass --restart")])
+def test_another_format_is_refused(by: int, fix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, optimizer = trained(seed=1)
-    with monkeypatch.context() as later:
-        later.setattr(checkpoints, "FORMAT", checkpoints.FORMAT + 1)
+    with monkeypatch.context() as then:
+        then.setattr(checkpoints, "FORMAT", checkpoints.FORMAT + by)
         checkpoints.save(tmp_path, 1, model, optimizer, {}, keep=2)
-    with pytest.raises(RetrievoError, match="upgrade retrievo"):
+    with pytest.raises(RetrievoError, match=fix):
         checkpoints.load(tmp_path / "step-000001", model, optimizer)

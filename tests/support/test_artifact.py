@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,7 +20,7 @@ def source(tmp_path: Path) -> Path:
     return path
 
 
-def output(path: Path, source: Path, *, depth: int = 10, **more: bool) -> Output:
+def output(path: Path, source: Path, *, depth: int = 10, **more: Any) -> Output:
     return Output(path, "dataset", {"depth": depth}, {"source": Input.of(source)}, **more)
 
 
@@ -181,6 +183,19 @@ def test_work_in_place_goes_on_only_under_the_same_options(tmp_path: Path, sourc
         assert (folder / "half.txt").exists()
         again.finish({})
     assert not (tmp_path / "out" / BEGIN).exists()
+
+
+def test_work_goes_on_under_other_options_that_may_be_adjusted(tmp_path: Path, source: Path) -> None:
+    begun = output(tmp_path / "out", source, depth=10, in_place=True, adjustable=("depth",))
+    with contextlib.suppress(RuntimeError), begun.build() as folder:
+        (folder / "half").write_text("done")
+        raise RuntimeError("memory ran out")
+    other = output(tmp_path / "out", source, depth=20, in_place=True, adjustable=("depth",))
+    assert other.already_finished() is None
+    with other.build() as folder:
+        assert (folder / "half").read_text() == "done"
+        other.finish({})
+    assert Manifest.read(tmp_path / "out").config == {"depth": 20}
 
 
 def test_a_second_writer_is_refused(tmp_path: Path, source: Path) -> None:
