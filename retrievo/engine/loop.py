@@ -79,10 +79,7 @@ def fit(
         checkpoint_activations(objective)
     means = _Means.of(config, device)
     start, changed = _resume(folder / CHECKPOINTS, objective, optimizer, feed, config, restart, means)
-    log = Log(folder, start, tensorboard=config.tensorboard)
-    if changed and start < config.steps:
-        _say_changed(changed, start)
-        log.write({"step": start, "changed": changed})
+    log = _log(folder, start, changed, config)
     pauses = [n for n, _ in every]
     tick, saved = time.perf_counter(), clock()
     if start and enough():
@@ -285,9 +282,14 @@ def _resume(
     return step, means.restore(saved) if checkpoint else {}
 
 
-def _say_changed(changed: Mapping[str, list[Any]], step: int) -> None:
-    """Tells which options of memory a run goes on with that it did not begin with."""
+def _log(folder: Path, start: int, changed: Mapping[str, list[Any]], config: FitConfig) -> Log:
+    """The log, which tells what options of memory a run goes on with that it did not begin with; so does the console."""
+    log = Log(folder, start, tensorboard=config.tensorboard)
+    if not changed or start == config.steps:
+        return log
     for name, (before, now) in changed.items():
-        console.note(f"from step {step + 1:,} on, {flag_of(name)} is {now}; it was {before}")
+        console.note(f"from step {start + 1:,} on, {flag_of(name)} is {now}; it was {before}")
     if changed.keys() & {"chunk_tokens", "gradient_checkpointing"}:
         console.note("dropout, where there is some, draws other numbers from there on than in a run without the change")
+    log.write({"step": start, "changed": changed})
+    return log
