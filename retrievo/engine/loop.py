@@ -283,7 +283,7 @@ def _resume(
 
 
 def _log(folder: Path, start: int, changed: Mapping[str, list[Any]], config: FitConfig) -> Log:
-    """The log, which tells what options of memory a run goes on with that it did not begin with; so does the console."""
+    """The log; it and the console tell which options of memory a run goes on with that it did not begin with."""
     log = Log(folder, start, tensorboard=config.tensorboard)
     if not changed or start == config.steps:
         return log
