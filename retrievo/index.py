@@ -149,9 +149,7 @@ def _add_vectors(config: IndexConfig, embeddings: Embeddings, given: Input) -> M
     if given.fingerprint in {recorded["fingerprint"] for recorded in held.values()}:
         console.note(f"{config.output} holds {config.embeddings} already; nothing to do")
         return index.manifest
-    inputs = {
-        name: Input(index.manifest.input_path(name, "--index"), told["fingerprint"]) for name, told in held.items()
-    }
+    inputs = {name: Input(index.manifest.input_path(name, None), told["fingerprint"]) for name, told in held.items()}
     first = next(iter(inputs.values())).path
     check_same_model(embeddings.path, embeddings.manifest, first, Embeddings(first).manifest)
     inputs[f"{EMBEDDINGS_INPUT}-{len(held) + 1}"] = given

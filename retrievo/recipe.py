@@ -405,10 +405,10 @@ def _fingerprint(name: str, path: Path) -> str:
     Of a dataset folder only the table that is meant counts: another one beside it changes nothing.
     """
     from retrievo.data.finding import table_files
-    from retrievo.support.artifact import MANIFEST, Input, Manifest
+    from retrievo.support.artifact import Input, Manifest, has_manifest
     from retrievo.support.files import fingerprint
 
-    whole = path.is_dir() and (path / MANIFEST).is_file()
+    whole = path.is_dir() and has_manifest(path)
     if name in _NOUNS and not (whole and Manifest.read(path).kind == "embeddings"):
         return Input.of(path, table_files(path, _NOUNS[name])).fingerprint
     if path.is_dir() and not whole:

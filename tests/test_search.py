@@ -488,6 +488,21 @@ def test_bytes_that_the_terminal_did_not_know_are_read_as_utf8(house: Path, retr
     assert json.loads(told.out)["question"] == "ü wing \ufffd \ufffd"
 
 
+def test_adding_to_an_index_whose_vectors_were_moved_advises_what_can_be_done(
+    tmp_path: Path, retrievo: Callable
+) -> None:
+    for name in ("a", "b"):
+        np.save(tmp_path / f"{name}.npy", np.ones((1, 4), np.float32))
+        (tmp_path / f"{name}.txt").write_text(f"{name}\n")
+        arrays = (tmp_path / f"{name}.npy", tmp_path / f"{name}.txt")
+        assert retrievo("import", "vectors", *arrays, "--output", tmp_path / "vectors" / name).code == 0
+    made = ("--output", tmp_path / "index")
+    assert retrievo("index", "--embeddings", tmp_path / "vectors" / "a", *made).code == 0
+    (tmp_path / "vectors" / "a").rename(tmp_path / "vectors" / "elsewhere")
+    told = retrievo("index", "--embeddings", tmp_path / "vectors" / "b", "--add", *made)
+    assert (told.code, "put it back, or into" in told.err, "pass --" in told.err) == (1, True, False)
+
+
 def test_questions_are_asked_one_after_another_until_an_empty_line(
     house: Path, untitled: Path, retrievo: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gzip
 import itertools
+import math
 import re
 import string
 import zlib
@@ -59,6 +60,28 @@ def split_fields(line: str) -> list[str]:
 def split_words(line: str) -> list[str]:
     """Fields between runs of ASCII white space."""
     return _WORD.findall(line)
+
+
+def whole_number(text: str) -> int:
+    """The number that a text is, be it written as 1.0.
+
+    Raises: ValueError where it is none, or not a whole one.
+    """
+    try:
+        return int(text)
+    except ValueError:
+        value = float(text)
+        if not value.is_integer():
+            raise ValueError(text) from None
+        return int(value)
+
+
+def is_number(text: str) -> bool:
+    """Whether a text is a finite number."""
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
 
 
 def read_fields(path: Path, types: Sequence[tuple[str, pa.DataType]], expected: str, *, skip: int = 0) -> pa.Table:
@@ -170,7 +193,7 @@ def _value(text: str, kind: pa.DataType, name: str, where: str) -> object:
         return text
     whole = pa.types.is_integer(kind)
     try:
-        value = int(text) if whole else float(text)
+        value = whole_number(text) if whole else float(text)
     except ValueError:
         wanted = "a whole number" if whole else "a number"
         raise RetrievoError(where, f"{name} is '{text}'", wanted, "mend that line") from None

@@ -9,10 +9,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from retrievo.data.finding import table_files
-from retrievo.data.lines import first_line, read_fields
+from retrievo.data.lines import first_line, is_number, read_fields
 from retrievo.data.tables import QRELS, Table
 from retrievo.support.artifact import Input
 from retrievo.support.errors import RetrievoError
+from retrievo.support.files import reads_as_parquet
 
 _TREC = (("query_id", pa.string()), ("iteration", pa.string()), ("doc_id", pa.string()), ("relevance", pa.int32()))
 _BEIR = (("query_id", pa.string()), ("doc_id", pa.string()), ("relevance", pa.int32()))
@@ -33,7 +34,7 @@ class Qrels:
         Raises: RetrievoError naming file and line or column.
         """
         files = table_files(path, "qrels")
-        if files[0].suffix == ".parquet":
+        if reads_as_parquet(files[0]):
             source = Table(path, QRELS)
             qrels = cls(path, source.read(), source.input)
         else:
@@ -58,7 +59,7 @@ def _read_text(path: Path) -> pa.Table:
     if len(fields) == 4:
         return read_fields(path, _TREC, "query_id 0 doc_id relevance").select(["query_id", "doc_id", "relevance"])
     if len(fields) == 3:
-        header = 0 if fields[2].lstrip("-").isdigit() else 1
+        header = 0 if is_number(fields[2]) else 1
         return read_fields(path, _BEIR, "query-id<tab>corpus-id<tab>score", skip=header)
     expected = "4 columns (TREC, MS MARCO), 3 (BEIR) or Parquet"
     raise RetrievoError(path, f"its first line has {len(fields)} fields", expected, "check the file")

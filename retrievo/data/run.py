@@ -19,7 +19,7 @@ from retrievo.data.run_files import MSMARCO_SUFFIXES, run_name, run_suffix
 from retrievo.data.tables import RUN, Table, TableWriter
 from retrievo.support.artifact import Input, Manifest
 from retrievo.support.errors import RetrievoError
-from retrievo.support.files import HashingFile
+from retrievo.support.files import HashingFile, reads_as_parquet
 
 _TREC = (
     ("query_id", pa.string()),
@@ -54,7 +54,7 @@ class Run:
         Raises: RetrievoError where there is no such file, or a Parquet file is no run.
         """
         files = table_files(path, "run")
-        if files[0].suffix == ".parquet":
+        if reads_as_parquet(files[0]):
             source = Table(path, RUN, repetitive=("query_id",))
             return cls(run_name(path), path, source.input, source)
         return cls(run_name(path), path, Input.of(path, files), files)

@@ -18,7 +18,7 @@ def run_suffix(path: Path) -> str:
 def run_name(path: Path) -> str:
     """A run is called after its file: `runs/bm25.trec.gz` is bm25."""
     suffix = run_suffix(path)
-    return path.name.removesuffix(".gz").removesuffix(suffix if suffix in RUN_SUFFIXES else "")
+    return path.name.removesuffix(".gz").removesuffix(suffix if suffix in (*RUN_SUFFIXES, ".pq") else "")
 
 
 def check_run_suffix(path: Path) -> None:

@@ -144,7 +144,7 @@ class Table:
         for column in self.schema.columns:
             if name := _find_column(found, column, file, self.schema.noun):
                 names[column.name] = name
-                _check_type(found.field(name).type, column, file)
+                _check_type(found.field(name), column, file)
                 _say_alias(str(file), name, column.name)
         coded = [names[name] for name in self._repetitive if _is_text(found.field(names[name]).type)]
         return Part(file, metadata, found, names, coded, stamp)
@@ -221,6 +221,8 @@ def _import_hint(file: Path, error: Exception) -> str:
 
 def _find_column(schema: pa.Schema, column: Column, file: Path, noun: str) -> str | None:
     for name in (column.name, *column.aliases):
+        if schema.names.count(name) > 1:
+            raise RetrievoError(file, f"has two columns '{name}'", f"one, for the {noun}", "rename one of them")
         if name in schema.names:
             return name
     if column.optional:
@@ -236,16 +238,20 @@ def _say_alias(file: str, found: str, name: str) -> None:
         console.note(f"{file}: reading column '{found}' as {name}")
 
 
-def _check_type(found: pa.DataType, column: Column, file: Path) -> None:
-    value = found.value_type if pa.types.is_dictionary(found) else found
-    if pa.types.is_string(column.type):
+def _check_type(found: pa.Field, column: Column, file: Path) -> None:
+    value = found.type.value_type if pa.types.is_dictionary(found.type) else found.type
+    if pa.types.is_null(value):  # a column without any value: whether one is needed is seen when it is read
+        fits = True
+    elif pa.types.is_string(column.type):
         fits = _is_text(value) or (column.name.endswith("id") and pa.types.is_integer(value))
     elif pa.types.is_list(column.type):
-        fits = (pa.types.is_list(value) or pa.types.is_large_list(value)) and _is_text(value.value_type)
-    else:
-        fits = pa.types.is_integer(value) or (pa.types.is_floating(value) and pa.types.is_floating(column.type))
+        is_list = pa.types.is_list(value) or pa.types.is_large_list(value)
+        fits = is_list and (_is_text(value.value_type) or pa.types.is_null(value.value_type))
+    else:  # grades may come as 1.0; judgements whose grades are fractional scores are a run
+        floats = pa.types.is_floating(column.type) or found.name != "score"
+        fits = pa.types.is_integer(value) or (pa.types.is_floating(value) and floats)
     if not fits:
-        raise RetrievoError(file, f"column '{column.name}' is of type {found}", str(column.type), "cast it")
+        raise RetrievoError(file, f"column '{column.name}' is of type {found.type}", str(column.type), "cast it")
 
 
 def _is_text(found: pa.DataType) -> bool:
@@ -255,6 +261,8 @@ def _is_text(found: pa.DataType) -> bool:
 def _cast(array: pa.Array, column: Column, file: Path, start: int) -> pa.Array:
     if pa.types.is_dictionary(array.type):
         array = array.dictionary_decode()
+    if pa.types.is_null(array.type):
+        array = array.cast(column.type)
     if array.null_count:
         array = _without_nulls(array, column, file, start)
     try:
@@ -263,6 +271,9 @@ def _cast(array: pa.Array, column: Column, file: Path, start: int) -> pa.Array:
         raise RetrievoError(file, f"column '{column.name}': {error}", str(column.type), "mend the file") from None
     if column.name.endswith("id") and pc.any(empty := pc.equal(pc.binary_length(array), 0)).as_py():
         raise _empty(empty, column, file, start)
+    if pa.types.is_list(array.type) and array.flatten().null_count:
+        rows = array.to_pylist()
+        return pa.array([row and [item for item in row if item is not None] for row in rows], array.type)
     return array
 
 

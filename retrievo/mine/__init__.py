@@ -407,11 +407,11 @@ def _embeddings(config: MineConfig, corpus: Corpus, model: Mapping[str, Input]) 
     from retrievo.data.ids import hash_texts
     from retrievo.models.computing import computing_record
     from retrievo.models.devices import resolve_device
-    from retrievo.support.artifact import MANIFEST
+    from retrievo.support.artifact import has_manifest
 
     assert config.model is not None
     made_by = model["model"].fingerprint if model else "nothing"  # which encode refuses
-    home = Path(config.model) if (Path(config.model) / MANIFEST).is_file() else cache_folder()
+    home = Path(config.model) if has_manifest(Path(config.model)) else cache_folder()
     record = computing_record(config.dtype, resolve_device(config.device), config.chunk_tokens)
     path = home / "embeddings" / f"{corpus.input.fingerprint}-{made_by}-{hash_texts([json.dumps(record)])[0]:016x}"
     given: dict[str, Any] = {"model": config.model, "revision": config.revision, "corpus": config.corpus}

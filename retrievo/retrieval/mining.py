@@ -26,6 +26,7 @@ from retrievo.retrieval.embeddings import Vectors
 from retrievo.retrieval.hits import joined
 from retrievo.retrieval.shingles import Shingles
 from retrievo.support.errors import RetrievoError
+from retrievo.support.files import reads_as_parquet
 
 _ROWS_AT_ONCE, _BATCH_ROWS = 1 << 20, 1 << 16
 _DOCUMENT, _TEXT = range(2)  # streams of keys: (query, row), (query, text of a row)
@@ -258,7 +259,7 @@ def in_order(path: Path, judged: Judged, depth: int, output: Path) -> Path:
     Raises: RetrievoError where it holds no judged query.
     """
     run = Run.open(path).table.select(["query_id", "doc_id", "score"])
-    if path.suffix == ".parquet" and "source" in pq.read_schema(path).names:
+    if path.is_file() and reads_as_parquet(path) and "source" in pq.read_schema(path).names:
         run = Table(path, NEGATIVES).read(["query_id", "doc_id", "score", "source"])
     run = run.filter(pc.is_in(run["query_id"], value_set=judged.ids))
     if not run.num_rows:

@@ -344,11 +344,11 @@ def _say_without_text(path: Path, count: int) -> None:
 
 def _holds_vectors(config: SearchConfig) -> bool:
     """Whether queries come as an embeddings folder."""
-    from retrievo.support.artifact import MANIFEST, Manifest
+    from retrievo.support.artifact import Manifest, has_manifest
 
     path = config.queries
     assert path is not None
-    found = (path / MANIFEST).is_file() and Manifest.read(path).kind == EMBEDDINGS_KIND
+    found = has_manifest(path) and Manifest.read(path).kind == EMBEDDINGS_KIND
     if found and config.judged:
         raise RetrievoError(path, "holds vectors", "texts with --judged", "pass the table of queries")
     return found

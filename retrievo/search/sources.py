@@ -303,7 +303,7 @@ def check_comparable(table: Path, queries: Manifest, source: Source) -> None:
 def _trained_against(queries: Manifest, source: Source) -> bool:
     """Whether the model of the queries learned to search these very vectors (`train --fixed-documents`)."""
     from retrievo.models.source import FIXED_DOCUMENTS, model_record
-    from retrievo.support.artifact import MANIFEST, Input, Manifest
+    from retrievo.support.artifact import Input, Manifest, has_manifest
 
     if "model" not in queries.inputs:
         return False
@@ -311,7 +311,7 @@ def _trained_against(queries: Manifest, source: Source) -> bool:
         model = queries.input_path("model", "--queries")
     except RetrievoError:  # it was moved, and with it went what it says
         return False
-    if not (model / MANIFEST).is_file():
+    if not has_manifest(model):
         return False
     if model_record(str(model), None)[1]["model"].fingerprint != queries.inputs["model"]["fingerprint"]:
         return False

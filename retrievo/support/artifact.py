@@ -69,7 +69,7 @@ class Input:
     @classmethod
     def of(cls, path: Path, files: Sequence[Path] | None = None) -> Input:
         """An input from its files (default: the one at `path`, or all that the manifest in the folder `path` lists)."""
-        if files is None and (path / MANIFEST).is_file():
+        if files is None and has_manifest(path):
             return cls(path, _digest({k: v for k, v in Manifest.read(path).files.items() if "blake2b" in v}))
         files = (path,) if files is None else tuple(files)
         own = [record for record in map(_own_record, files) if record]
@@ -116,10 +116,14 @@ class Manifest:
         Raises: RetrievoError where there is none, where it is unfinished, of another kind, or of a newer format.
         """
         values = _read_parquet_metadata(path, kinds) if path.is_file() else _read_manifest_file(path)
+        if not _is_ours(values):
+            raise RetrievoError(path, "its manifest was not written by retrievo", None, "check the path")
         try:
             manifest = cls(**values, home=path.resolve().parent)
         except TypeError:
             raise RetrievoError(path, "its manifest has other keys than this version knows", None, _upgrade()) from None
+        if damaged := _damaged(manifest):
+            raise RetrievoError(path, f"its manifest is damaged at '{damaged}'", None, "make the artefact again")
         if kinds and manifest.kind not in kinds:
             raise RetrievoError(path, f"is of kind '{manifest.kind}'", f"{' or '.join(kinds)}")
         if manifest.format > KINDS.get(manifest.kind, 0):
@@ -130,20 +134,53 @@ class Manifest:
         """The values that are written; what has no value is left out."""
         return {name: value for name, value in vars(self).items() if name != "home" and value is not None}
 
-    def input_path(self, name: str, flag: str) -> Path:
+    def input_path(self, name: str, flag: str | None) -> Path:
         """Where an input lies now, be it a glob: where it was, else beside the artefact.
 
+        flag: what to pass where it was moved; None where a command has no such flag.
         Raises: RetrievoError that names the flag to pass where it was moved or never recorded.
         """
         if name not in self.inputs:
-            raise RetrievoError(self.home, f"its manifest knows no {name}", None, f"pass {flag}")
+            raise RetrievoError(self.home, f"its manifest knows no {name}", None, f"pass {flag}" if flag else None)
         recorded = Path(self.inputs[name]["path"])
         before, beside = self.home / recorded, self.home / recorded.name
         if before.exists() or glob.glob(str(before)):
             return before
         if beside.exists():  # of a glob other files may lie there
             return beside
-        raise RetrievoError(before, f"the {name} this was made from is no longer there", None, f"pass {flag}")
+        fix = f"pass {flag}" if flag else f"put it back, or into {self.home}"
+        raise RetrievoError(before, f"the {name} this was made from is no longer there", None, fix)
+
+
+def has_manifest(folder: Path) -> bool:
+    """Whether a folder holds a manifest of retrievo; somebody else's `manifest.json`, as of a web page, is none.
+
+    Raises: RetrievoError where it can't be read: one of ours may be damaged.
+    """
+    return (folder / MANIFEST).is_file() and _is_ours(_read_manifest_file(folder))
+
+
+def _is_ours(values: Any) -> bool:
+    """Whether what a manifest holds is told in our words, whatever the version."""
+    return isinstance(values, dict) and str(values.get("created_by")).startswith("retrievo") and "kind" in values
+
+
+_VALUE_TYPES = {"kind": str, "format": int, "created_by": str, "command": str, "stats": dict, "config": dict}
+
+
+def _damaged(manifest: Manifest) -> str | None:
+    """The first key whose value is of another type than it is written with."""
+    wrong = [key for key, kind in _VALUE_TYPES.items() if not isinstance(getattr(manifest, key), kind)]
+    for key, needed in (("inputs", {"path": str, "fingerprint": str}), ("files", {"bytes": int})):
+        found = getattr(manifest, key)
+        told = found.values() if isinstance(found, dict) else [None]
+        if not all(isinstance(one, dict) and _has(one, needed) for one in told):
+            wrong.append(key)
+    return wrong[0] if wrong else None
+
+
+def _has(values: Mapping[str, Any], needed: Mapping[str, type]) -> bool:
+    return all(isinstance(values.get(key), kind) for key, kind in needed.items())
 
 
 def recorded_work(folder: Path, kind: str) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -180,8 +217,9 @@ def _read_manifest_file(folder: Path) -> dict[str, Any]:
         raise RetrievoError(folder, "is no artefact of retrievo (it has no manifest.json)", None, "check the path")
     try:
         return json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise RetrievoError(folder / MANIFEST, f"is not JSON: {error}", None, "make the artefact again") from None
+    except (ValueError, RecursionError) as error:  # no JSON, or no UTF-8
+        fix = "make the artefact again, or check the path"
+        raise RetrievoError(folder / MANIFEST, f"is not JSON: {error}", None, fix) from None
 
 
 def _read_parquet_metadata(path: Path, kinds: Sequence[str]) -> dict[str, Any]:

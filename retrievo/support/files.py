@@ -160,6 +160,11 @@ def is_parquet(path: Path) -> bool:
         return file.read(4) == _PARQUET_MAGIC
 
 
+def reads_as_parquet(path: Path) -> bool:
+    """Whether a file is Parquet by its name, or by its content whatever its name."""
+    return path.suffix in (".parquet", ".pq") or is_parquet(path)
+
+
 def _tail(file: IO[bytes], size: int) -> int:
     """How much of the end to read: 1 MiB, or the whole footer of a Parquet file where that is longer."""
     if size < 8:

@@ -6,6 +6,7 @@ default of the dataclass. Every layer is a mapping with a name; `--show-config` 
 
 from __future__ import annotations
 
+import json
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass
@@ -45,7 +46,8 @@ class Resolved(Generic[Config]):
         for known in options_of(type(self.config)):
             value = getattr(self.config, known.name)
             shown = f"# {known.name} is unset" if value is None else f"{known.name} = {_toml(value)}"
-            lines.append(f"{shown}  # {self.sources[known.name]}" if value is not None else shown)
+            source = "".join(letter if letter.isprintable() else " " for letter in self.sources[known.name])
+            lines.append(f"{shown}  # {source}" if value is not None else shown)
         return "\n".join(lines)
 
 
@@ -177,5 +179,9 @@ def _toml(value: Any) -> str:
         return f"[{', '.join(_toml(item) for item in value)}]"
     if isinstance(value, (int, float)):
         return repr(value)
-    escaped = str(value).replace("\\", "\\\\").replace('"', '\\"')
-    return f'"{escaped}"'
+    return toml_string(str(value))
+
+
+def toml_string(text: str) -> str:
+    """A basic string of TOML: JSON's, but that DEL is escaped and no half of a character is."""
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")

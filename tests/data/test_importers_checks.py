@@ -383,3 +383,24 @@ def test_negatives_are_sorted_the_same_in_one_pass_or_many(
 )
 def test_the_split_is_a_word_of_the_file_name(name: str, split: str) -> None:
     assert split_of(name) == split
+
+
+# -- ways of writing ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("line", "title"),
+    [
+        ("# Wing", "Wing"),
+        ("   ###### Wing  and more ##  ", "Wing  and more"),
+        ("# C#", "C#"),
+        ("# #", "t"),
+        ("####### x", "t"),
+        ("#x", "t"),
+        ("# a" + " " * 2_000 + "b" + " " * 2_000 + "c", "a" + " " * 2_000 + "b" + " " * 2_000 + "c"),
+    ],
+)
+def test_a_heading_ends_in_hashes_only_apart(tmp_path: Path, line: str, title: str) -> None:
+    write(tmp_path / "in" / "t.md", f"{line}\nbody\n")
+    table = pq.read_table(run("text", tmp_path / "in")[0] / "corpus.parquet")
+    assert table["title"].to_pylist() == [title]

@@ -14,8 +14,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from retrievo.data.corpus import Corpus, Queries
+from retrievo.data.qrels import Qrels
 from retrievo.data.run import Run
-from retrievo.data.tables import CORPUS, QRELS, ROWS_PER_GROUP, RowCache, Table, TableWriter
+from retrievo.data.tables import ANSWERS, CORPUS, QRELS, ROWS_PER_GROUP, RowCache, Table, TableWriter
 from retrievo.support.errors import RetrievoError
 
 
@@ -159,6 +160,62 @@ def test_a_missing_id_is_named_with_its_row(tmp_path: Path) -> None:
 def test_a_missing_text_is_an_empty_text(tmp_path: Path) -> None:
     path = write(tmp_path / "corpus.parquet", id=["a"], text=pa.array([None], pa.string()))
     assert Table(path, CORPUS).read().column("text").to_pylist() == [""]
+
+
+def test_a_column_without_any_value_is_a_column_of_missing_values(tmp_path: Path) -> None:
+    path = write(tmp_path / "c.parquet", id=["a"], title=pa.nulls(1), text=pa.nulls(1))
+    assert Table(path, CORPUS).read().to_pydict() == {"id": ["a"], "title": [""], "text": [""]}
+    with pytest.raises(RetrievoError, match="column 'id' is empty in row 1"):
+        Table(write(tmp_path / "d.parquet", id=pa.nulls(1), text=["x"]), CORPUS).read()
+
+
+@pytest.mark.parametrize(
+    ("column", "found"),
+    [
+        (pa.array([["x", None], None, [None]]), [["x"], None, []]),
+        (pa.array([[], None, [None]], pa.list_(pa.null())), [[], None, []]),
+        (pa.nulls(3), [None, None, None]),
+    ],
+)
+def test_an_answer_that_is_missing_is_none(tmp_path: Path, column: pa.Array, found: list) -> None:
+    path = write(tmp_path / "a.parquet", query_id=["a", "b", "c"], answers=column)
+    assert Table(path, ANSWERS).read()["answers"].to_pylist() == found
+
+
+def test_a_column_that_is_there_twice_is_refused_only_where_it_is_read(tmp_path: Path) -> None:
+    pq.write_table(pa.table([["a"], ["x"], ["y"]], names=["id", "text", "text"]), tmp_path / "c.parquet")
+    with pytest.raises(RetrievoError, match="has two columns 'text'; expected one, for the corpus; rename one of them"):
+        Table(tmp_path / "c.parquet", CORPUS)
+    pq.write_table(pa.table([["a"], ["x"], [1], [2]], names=["id", "text", "more", "more"]), tmp_path / "d.parquet")
+    assert Table(tmp_path / "d.parquet", CORPUS).read().to_pydict() == {"id": ["a"], "text": ["x"]}
+
+
+def test_grades_may_be_whole_numbers_written_as_floats(tmp_path: Path) -> None:
+    columns = {"query_id": ["q", "q"], "doc_id": ["a", "b"]}
+    path = write(tmp_path / "q.parquet", **columns, relevance=[1.0, 0.0])
+    assert Qrels.read(path).table["relevance"].to_pylist() == [1, 0]
+    for more in ({"relevance": [1.5, 0.0]}, {"score": [1.0, 0.0]}):  # the second may be a run
+        with pytest.raises(RetrievoError, match="expected int32"):
+            Qrels.read(write(tmp_path / "r.parquet", **columns, **more))
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["q 0 a 1.0\nq 0 b 0.0\n", "q\ta\t1.0\nq\tb\t0\n", "query-id\tcorpus-id\tscore\nq\ta\t1.0\nq\tb\t0.0\n"],
+)
+def test_the_same_in_text(tmp_path: Path, text: str) -> None:
+    (tmp_path / "q.txt").write_text(text)
+    assert Qrels.read(tmp_path / "q.txt").table["relevance"].to_pylist() == [1, 0]
+    (tmp_path / "q.txt").write_text(text.replace("1.0", "0.5"))
+    with pytest.raises(RetrievoError, match=r"relevance is '0\.5'; expected a whole number"):
+        Qrels.read(tmp_path / "q.txt")
+
+
+def test_parquet_is_known_by_its_content(tmp_path: Path) -> None:
+    qrels = write(tmp_path / "q.pq", query_id=["q"], doc_id=["a"], relevance=[1])
+    run = write(tmp_path / "r.dat", query_id=["q"], doc_id=["a"], score=[1.0], rank=[1])
+    assert Qrels.read(qrels).table.num_rows == Run.open(run).table.num_rows == 1
+    assert Run.open(write(tmp_path / "r.pq", **Run.open(run).table.to_pydict())).name == "r"
 
 
 def test_a_truncated_file_is_named(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from retrievo.support.artifact import BEGIN, MANIFEST, Input, Manifest, Output
+from retrievo.support.artifact import BEGIN, MANIFEST, Input, Manifest, Output, has_manifest
 from retrievo.support.errors import RetrievoError
 
 
@@ -257,3 +257,36 @@ def test_a_renamed_file_has_the_same_fingerprint_and_a_changed_one_another(tmp_p
     assert Input.of(renamed).fingerprint == before
     renamed.write_text("two")
     assert Input.of(renamed).fingerprint != before
+
+
+OURS = {"kind": "dataset", "format": 1, "created_by": "retrievo 0", "command": "", "config": {}, "inputs": {}}
+FOREIGN = [b'{"name": "a web page"}', b"[1]", b"null", json.dumps({**OURS, "created_by": "x"}).encode()]
+DAMAGED = [{"format": "1"}, {"inputs": []}, {"inputs": {"a": 1}}, {"inputs": {"a": {"path": ""}}}, {"files": {"a": 1}}]
+UNREADABLE = [b"\xff\xfe", b"{"]
+
+
+@pytest.mark.parametrize("content", [*FOREIGN, *UNREADABLE, *(json.dumps(OURS | wrong).encode() for wrong in DAMAGED)])
+def test_a_manifest_that_is_none_of_ours_is_told_and_never_in_the_way(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "source.txt").write_text("one")
+    alone = Input.of(tmp_path / "source.txt")
+    (tmp_path / MANIFEST).write_bytes(content)
+    assert Input.of(tmp_path / "source.txt") == alone
+    with pytest.raises(RetrievoError) as caught:
+        Manifest.read(tmp_path)
+    assert "install the version" not in str(caught.value)
+    assert "make the artefact again" in str(caught.value) or "not written by retrievo" in str(caught.value)
+    with pytest.raises(RetrievoError):
+        output(tmp_path, tmp_path / "source.txt", force=True).already_finished()
+
+
+@pytest.mark.parametrize("content", FOREIGN)
+def test_a_folder_with_a_foreign_manifest_is_a_folder_without_one(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / MANIFEST).write_bytes(content)
+    assert not has_manifest(tmp_path)
+
+
+def test_a_manifest_of_a_later_version_asks_for_that_version(tmp_path: Path) -> None:
+    (tmp_path / MANIFEST).write_text(json.dumps(OURS | {"more": 1}))
+    assert has_manifest(tmp_path)
+    with pytest.raises(RetrievoError, match="install the version that wrote it"):
+        Manifest.read(tmp_path)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import tomllib
 from dataclasses import FrozenInstanceError, dataclass
 from pathlib import Path
 
 import pytest
+from hypothesis import given as given_by_hypothesis
+from hypothesis import settings
+from hypothesis import strategies as st
 
 from retrievo.support.errors import UsageError
 from retrievo.support.options import Options, option, options_of
@@ -144,9 +148,19 @@ def test_the_record_holds_what_affects_the_output_and_applies() -> None:
 
 
 def test_show_config_is_toml_that_resolves_to_the_same_config() -> None:
-    import tomllib
-
     resolved = resolve(Example, [given(metrics=["map", "p@5"], kind="bm25", k1=1.2)])
+    shown = tomllib.loads(resolved.show("x"))["x"]
+    assert resolve(Example, [Layer("again", shown)]).config == resolved.config
+
+
+ODD = st.text("a #'\"\\\n\r\t\x00\x1b\x7f\x85\u2028é日😀", max_size=20)
+
+
+@settings(max_examples=50)
+@given_by_hypothesis(ODD, st.floats(0, 1, exclude_min=True), ODD)
+def test_whatever_the_values_show_config_reads_back_to_them(needed: str, rate: float, source: str) -> None:
+    layer = Layer(f"{source}\n{source}", {"needed": needed, "rate": rate, "metrics": ["a\nb", '\x7f"\\']})
+    resolved = resolve(Example, [layer])
     shown = tomllib.loads(resolved.show("x"))["x"]
     assert resolve(Example, [Layer("again", shown)]).config == resolved.config
 

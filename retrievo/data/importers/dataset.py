@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -22,6 +21,7 @@ from retrievo.data.tables import CORPUS, QRELS, QUERIES, TEXTS, RowCache, Table,
 from retrievo.support import console
 from retrievo.support.artifact import Output
 from retrievo.support.errors import RetrievoError
+from retrievo.support.settings import toml_string
 
 _CORPUS = pa.schema([("id", pa.string()), ("title", pa.string()), ("text", pa.string())])
 _QUERIES = pa.schema([("id", pa.string()), ("text", pa.string())])
@@ -282,5 +282,5 @@ def settings_text(files: set[str]) -> str:
     lines = ["# Defaults for commands that are typed in this folder; paths are relative to it."]
     for command, values in sections.items():
         if values:
-            lines += ["", f"[{command}]", *(f"{key} = {json.dumps(value)}" for key, value in values.items())]
+            lines += ["", f"[{command}]", *(f"{key} = {toml_string(value)}" for key, value in values.items())]
     return "\n".join(lines) + "\n"

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from retrievo.data.importers.dataset import DatasetWriter
 from retrievo.data.importers.records import batches, transposed
 from retrievo.data.importers.source import Member, Part
-from retrievo.data.lines import split_fields, split_words
+from retrievo.data.lines import is_number, split_fields, split_words, whole_number
 from retrievo.data.tables import QRELS
 
 _HEADER_WORDS = {name for column in QRELS.columns for name in (column.name, *column.aliases)} | {"query", "document"}
@@ -44,7 +44,7 @@ def _rows(member: Member) -> Iterator[tuple[int, str, str, int]]:
 
 
 def _is_header(fields: list[str]) -> bool:
-    return not fields[-1].lstrip("-").isdigit() and not _HEADER_WORDS.isdisjoint(field.lower() for field in fields)
+    return not is_number(fields[-1]) and not _HEADER_WORDS.isdisjoint(field.lower() for field in fields)
 
 
 def _width(member: Member, line: int, fields: list[str]) -> int:
@@ -55,7 +55,7 @@ def _width(member: Member, line: int, fields: list[str]) -> int:
 
 def _grade(member: Member, line: int, text: str) -> int:
     try:
-        grade = int(text)
+        grade = whole_number(text)
     except ValueError:
         raise member.error(line, f"its grade is '{text}'", f"a whole number: {_EXPECTED}") from None
     if not -(2**31) <= grade < 2**31:
@@ -66,4 +66,4 @@ def _grade(member: Member, line: int, text: str) -> int:
 def is_judgements(lines: list[str]) -> bool:
     """Whether the first lines of a file look like TREC judgements."""
     rows = [split_words(line) for line in lines]
-    return bool(rows) and all(len(row) == 4 and row[3].lstrip("-").isdigit() for row in rows)
+    return bool(rows) and all(len(row) == 4 and is_number(row[3]) for row in rows)

@@ -106,8 +106,12 @@ def _first_heading(member: Member) -> str:
     for _, text in member.lines():
         if re.match(r"\s{0,3}(```|~~~)", text):
             fenced = not fenced
-        elif not fenced and (match := re.match(r"\s{0,3}#{1,6}\s+(.+?)\s*#*\s*$", text)):
-            return match[1]
+        elif not fenced and (match := re.match(r"\s{0,3}#{1,6}(?=\s)", text)):
+            heading = text[match.end() :].strip()
+            closed = heading.rstrip("#")  # a heading may end in more of them, apart from its words
+            heading = heading if closed and not closed[-1].isspace() else closed.rstrip()
+            if heading:
+                return heading
     return ""
 
 
