@@ -1,12 +1,14 @@
 """`retrievo run`: a whole road as one file: steps that are commands, one after the other, each done once.
 
 A composition of verbs. Beside what the steps make lies a mark for each: its options, and the fingerprints of what it
-read and of what it made. A step whose mark still holds is passed over; one whose options or inputs changed is made
-anew; one that was stopped goes on as its own command does.
+read and of what it made. A step whose mark still holds is passed over; one that was stopped goes on as its own command
+does. One that is finished and whose options or inputs changed is made anew where that is allowed (`--force`, `--redo`),
+the way that its command has with `--force`; else nothing begins.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import json
 import os
@@ -59,10 +61,12 @@ COMMANDS = {
 SECTIONS = ("variables", "defaults", "steps")
 MARKS = ".steps"  # folder of the marks
 # options for a person at a terminal, and those that change an output which is there
-_TYPED_ONLY = ("stage", "stages", "question", "interactive", "verify_gradients", "json", "force", "continue_", "add")
+_TYPED_ONLY = (
+    *("stage", "stages", "question", "interactive", "verify_gradients", "json", "force", "restart", "continue_", "add"),
+)
 _LITERAL = ("title_template",)  # options whose braces are their own
 _NOUNS = {"corpus": "corpus", "queries": "queries", "qrels": "qrels", "judged": "qrels", "tune_on": "qrels"}
-FINISHED = "finished"
+FINISHED, AGAIN, UNFINISHED = "finished", "to do again", "unfinished, goes on"
 
 
 def _check_setting(text: str) -> None:
@@ -82,9 +86,15 @@ class RunConfig(Options):
         "Values of the recipe's variables, as in seed=1.", default=(), several=True, check=_check_setting
     )
     only: tuple[str, ...] = option("Steps to run; the others are left as they are.", default=(), several=True)
+    force: bool = option("Make finished steps anew whose options or inputs changed.", default=False)
+    redo: tuple[str, ...] = option(
+        "Finished steps to make anew where their options or inputs changed.", default=(), several=True
+    )
     dry_run: bool = option("Say what would be done, and why.", default=False)
 
     def check(self) -> None:
+        if self.force and self.redo:
+            raise UsageError("--redo", "is given together with --force, which means every step", "one of them")
         if self.file.suffix != ".toml":
             raise UsageError("FILE", f"found '{self.file}'", "a recipe that ends in .toml")
 
@@ -112,23 +122,30 @@ class Step(NamedTuple):
 def run(config: RunConfig) -> None:
     """Does every step that is not finished, in their order; then shows what the evaluations found.
 
-    Raises: UsageError for a recipe with unknown names or wrong values, before any step begins; what a step raises.
+    Raises: UsageError for a recipe with unknown names or wrong values, and RetrievoError for finished steps that would
+    be made anew and may not, before any step begins; what a step raises.
     """
     if started_together() > 1:
         fix = "start its long steps so: retrievo run --dry-run prints their commands"
         raise UsageError("retrievo run", "found several processes", "one", fix)
     steps = read_recipe(config)
     names = [step.name for step in steps]
-    for name in config.only:
-        if name not in names:
-            raise UsageError("--only", f"found '{name}'", None, did_you_mean(name, names))
+    for flag, given in (("--only", config.only), ("--redo", config.redo)):
+        for name in given:
+            if name not in names:
+                raise UsageError(flag, f"found '{name}'", None, did_you_mean(name, names))
     chosen = [step for step in steps if not config.only or step.name in config.only]
     if config.dry_run:
         _tell(steps, chosen)
+        if problem := _forbidden(config, chosen):
+            console.note(f"without --dry-run: {problem}")
         return
+    _end_publications(chosen)
     if config.only:
         _check_needs(steps, chosen)
-    if not sum([_do(step) for step in chosen]):
+    if problem := _forbidden(config, chosen):
+        raise problem
+    if not sum([_do(step, config) for step in chosen]):
         console.note(f"{config.file} is already finished; nothing to do")
     _show_results(chosen)
 
@@ -257,25 +274,29 @@ class _Reader:
 # --------------------------------------------------------------------------------------------------------- the steps
 
 
-def _do(step: Step) -> bool:
+def _do(step: Step, allowed: RunConfig) -> bool:
     """Does a step that is not finished; whether there was anything to do."""
-    from retrievo.support.files import atomic_path, remove, write_json
+    from retrievo.support.files import atomic_path, write_json
 
     work, mark = _work(step), _read_mark(step)
-    if _state(step, work) == FINISHED:
+    state = _state(step, work)
+    if state == FINISHED:
+        if "output" not in mark:  # of options that were changed and changed back
+            write_json(step.mark, mark["before"])
         console.note(f"{step.name}: finished")
         return False
-    if mark and mark["work"] != work:  # made by this recipe, of other options or inputs
-        if "output" in mark and step.output.exists() and _made_of(step) != mark["output"]:
-            fix = "move it away, and run the recipe again"
-            raise RetrievoError(step.output, "is in the way: it is not what this recipe made", None, fix)
-        for path in _made(step):
-            remove(path)
-    write_json(step.mark, {"work": work})
-    console.note(f"{step.name}: $ {as_typed(step.command, step.config)}")
+    replaces = _replaces(step, work)
+    if replaces and not _allows(allowed, step):  # what it reads came out different, which nobody could know
+        raise _stopped(allowed, {step.name: state}, {})
+    config = _permitted(step, replaces)
+    if state != UNFINISHED:  # else the mark tells what stood there when the step began
+        before = mark if "output" in mark else mark.get("before", {})
+        found = {"found": _identity(step.output), "replaces": replaces, "before": before}
+        write_json(step.mark, {"work": work, **found})
+    console.note(f"{step.name}: $ {as_typed(step.command, config)}")
     with console.inner_steps():
         module, function = COMMANDS[step.command].target.split(":")
-        outcome = getattr(importlib.import_module(module), function)(step.config)
+        outcome = getattr(importlib.import_module(module), function)(config)
     if step.command == "evaluate":
         from retrievo.evaluation.formats import FORMATS
 
@@ -283,6 +304,99 @@ def _do(step: Step) -> bool:
             temporary.write_text(FORMATS["json"](outcome, 0) + "\n", encoding="utf-8")
     write_json(step.mark, {"work": work, "output": _made_of(step)})
     return True
+
+
+def _allows(config: RunConfig, step: Step) -> bool:
+    """Whether a finished step may be made anew."""
+    return config.force or step.name in config.redo
+
+
+def _replaces(step: Step, work: Mapping[str, Any]) -> bool:
+    """Whether a step that is to do would replace what it made of other options or inputs.
+
+    Raises: RetrievoError where something else stands there.
+    """
+    mark, there = _read_mark(step), _identity(step.output)
+    if not mark or there is None:
+        return False
+    if "output" not in mark:  # stopped: what it found stands there, or what it made without living to say so
+        return bool(mark["replaces"]) if there == mark["found"] else bool(mark["work"] != work)
+    if mark["work"] == work:  # another one than it made: its command says whether that is as good
+        return False
+    if _made_of(step) != mark["output"]:
+        fix = "move it away, and run the recipe again"
+        raise RetrievoError(step.output, "is in the way: it is not what this recipe made", None, fix)
+    return True
+
+
+def _permitted(step: Step, replaces: bool) -> Options:
+    """The options of a step, with `--force` where it replaces an output or unfinished work of its own."""
+    unfinished = "output" not in _read_mark(step) and step.mark.is_file() and _identity(step.output) is None
+    if step.command == "evaluate" or not (replaces or unfinished):
+        return step.config
+    return dataclasses.replace(step.config, force=True)  # type: ignore[type-var]
+
+
+def _identity(output: Path) -> str | None:
+    """What tells an output from the one that replaces it, be its content the same; None where it is not finished."""
+    from retrievo.support.artifact import MANIFEST
+    from retrievo.support.files import fingerprint
+
+    told = output / MANIFEST if output.is_dir() else output
+    return fingerprint([told]) if told.is_file() else None
+
+
+def _forbidden(config: RunConfig, chosen: Sequence[Step]) -> RetrievoError | None:
+    """What to say where finished steps would be made anew that may not: those that changed and all that read them."""
+    surely: dict[str, str] = {}
+    perhaps: dict[str, str] = {}
+    moving: set[str] = set()  # steps whose output may come out different
+    for step in chosen:
+        before = [name for name in step.needs if name in moving]
+        work = _known_work(step)
+        state = "to do" if work is None else _state(step, work)
+        if state == FINISHED and not before:
+            continue
+        moving.add(step.name)
+        replaces = work is not None and state != FINISHED and _replaces(step, work)
+        if _allows(config, step):
+            continue
+        if replaces:
+            surely[step.name] = "what replaces it is unfinished" if state == UNFINISHED else state
+        elif state == FINISHED or (work is None and _is_finished(step)):
+            perhaps[step.name] = before[0] if before else ""
+    return _stopped(config, surely, perhaps) if surely or perhaps else None
+
+
+def _known_work(step: Step) -> dict[str, Any] | None:
+    """What decides the output of a step; None where what it reads is not there yet."""
+    try:
+        return _work(step)
+    except RetrievoError:
+        return None
+
+
+def _is_finished(step: Step) -> bool:
+    """Whether what stands there is what this step made."""
+    mark = _read_mark(step)
+    return "output" in mark and _made_of(step) == mark["output"]
+
+
+def _stopped(config: RunConfig, surely: Mapping[str, str], perhaps: Mapping[str, str]) -> RetrievoError:
+    """The error that names each finished step that would be made anew, and why."""
+    told = [f"{name} ({state.removeprefix(f'{AGAIN}: ')})" for name, state in surely.items()]
+    told += [f"{name} (if {before or 'what it reads'} comes out different)" for name, before in perhaps.items()]
+    allowed = " ".join(dict.fromkeys([*config.redo, *surely, *perhaps]))
+    found = f"finished steps would be made anew: {', '.join(told)}"
+    return RetrievoError(config.file, found, None, f"pass --force for all of them, or --redo {allowed}")
+
+
+def _end_publications(steps: Sequence[Step]) -> None:
+    """Ends what was cut short while an output was put in its place: it is neither gone nor unfinished."""
+    from retrievo.support.artifact import end_publication
+
+    for step in steps:
+        end_publication(step.output, single_file=bool(COMMANDS[step.command].suffix))
 
 
 def _check_needs(steps: Sequence[Step], chosen: Sequence[Step]) -> None:
@@ -299,11 +413,15 @@ def _state(step: Step, work: Mapping[str, Any]) -> str:
     mark = _read_mark(step)
     if not mark:
         return "to do"
+    if "output" not in mark and mark["before"] and mark["found"] == _identity(step.output):
+        before = mark["before"]
+        if before["work"] == work and before["output"] == _made_of(step):
+            return FINISHED
     if mark["work"] != work:
-        return f"to do again: {', '.join(_changes(mark['work'], work))}"
+        return f"{AGAIN}: {', '.join(_changes(mark['work'], work))}"
     if "output" not in mark:
-        return "unfinished, goes on"
-    return FINISHED if _made_of(step) == mark["output"] else "to do again: its output is gone or another one"
+        return UNFINISHED
+    return FINISHED if _made_of(step) == mark["output"] else f"{AGAIN}: its output is gone or another one"
 
 
 def _told_state(step: Step) -> str:
@@ -331,16 +449,10 @@ def _read_mark(step: Step) -> dict[str, Any]:
 
     if not step.mark.is_file():
         return {}
-    mark = json.loads(step.mark.read_text(encoding="utf-8"))
-    mark["work"]["config"] = in_force(mark["work"]["config"])  # an earlier version may have written others, all off
+    mark: dict[str, Any] = json.loads(step.mark.read_text(encoding="utf-8"))
+    for told in filter(None, (mark, mark.get("before"))):
+        told["work"]["config"] = in_force(told["work"]["config"])  # an earlier version may have written others, all off
     return mark
-
-
-def _made(step: Step) -> list[Path]:
-    """What a step leaves: its output, and what its command puts beside it."""
-    beside = [step.output.with_suffix(".dropped.parquet"), step.output.with_suffix(".audit.md")]
-    unfinished = [step.output.with_name(step.output.name + ending) for ending in (".partial", ".scores")]
-    return [step.output, *unfinished, *(beside if step.command == "mine-negatives" else [])]
 
 
 def _made_of(step: Step) -> str | None:
@@ -427,7 +539,7 @@ def _tell(steps: Sequence[Step], chosen: Sequence[Step]) -> None:
         before = [name for name in step.needs if name in waiting]
         state = _told_state(step)
         if state == FINISHED and before:
-            state = f"to do again, if {before[0]} comes out different"
+            state = f"{AGAIN}, if {before[0]} comes out different"
         elif before and not step.mark.is_file():
             state = "to do"
         if state != FINISHED:

@@ -157,14 +157,14 @@ def test_a_changed_option_does_again_exactly_what_depends_on_it(
     before: str, after: str, done_again: set[str], road: Path, retrievo: Callable
 ) -> None:
     change(road, before, after)
-    outcome = retrievo("run", road)
+    outcome = retrievo("run", road, *(["--force"] if done_again else []))
     assert outcome.code == 0, outcome.err
     assert {name for name, state in said(outcome).items() if state == "done"} == done_again
 
 
 def test_a_step_that_comes_out_the_same_ends_the_change(road: Path, retrievo: Callable) -> None:
     change(road, "depth = 30\nsamples = 4", "depth = 30\nsamples = 4\nmax_score = 1e9")  # drops nothing
-    outcome = retrievo("run", road)
+    outcome = retrievo("run", road, "--force")
     assert outcome.code == 0, outcome.err
     states = said(outcome)
     assert states["negatives"] == "done"
@@ -176,7 +176,7 @@ def test_another_input_does_again_what_reads_it(road: Path, toy_dataset: Path, r
     path = road.parent / "data" / "qrels" / "train.parquet"
     pq.write_table(pq.read_table(path).slice(0, 150), path)
     (road.parent / "data" / "notes.txt").write_text("beside the tables")
-    outcome = retrievo("run", road)
+    outcome = retrievo("run", road, "--force")
     assert outcome.code == 0, outcome.err
     redone = {name for name, state in said(outcome).items() if state == "done"}
     assert redone == {"negatives", "stage-1", "vectors-1", "stage-1-test", "results"}
@@ -196,7 +196,8 @@ def test_another_table_of_a_further_data_set_does_its_training_again(
     (tmp_path / "data" / "notes.txt").write_text("beside the tables")
     assert "both: finished" in retrievo("run", recipe).err
     pq.write_table(judged.slice(0, 50), tmp_path / "more.parquet")
-    assert "both: finished" not in retrievo("run", recipe).err
+    assert "both (another also-qrels)" in retrievo("run", recipe).err
+    assert "both: finished" not in retrievo("run", recipe, "--redo", "both").err
 
 
 def test_a_dry_run_says_what_would_be_done_and_why_and_touches_nothing(road: Path, retrievo: Callable) -> None:
@@ -211,6 +212,8 @@ def test_a_dry_run_says_what_would_be_done_and_why_and_touches_nothing(road: Pat
     assert "bm25" in states["bm25-test"]
     assert states["stage-1"] == "to do again: max_steps was 4"
     assert states["vectors-1"] == "to do again, if stage-1 comes out different"
+    told = "without --dry-run: .*finished steps would be made anew: .*stage-1 \\(max_steps was 4\\)"
+    assert re.search(told, outcome.err)
     assert stamps(road.parent) == before
     commands = [line.split("\t")[2] for line in outcome.out.splitlines()[1:]]
     assert all(command.startswith("retrievo ") for command in commands)
@@ -239,7 +242,9 @@ def test_only_some_steps_are_done_and_what_they_need_is_said(road: Path, retriev
     refused = retrievo("run", road, "--only", "vectors-1")
     assert refused.code == 1
     assert "vectors-1: needs stage-1, which is not finished (to do again: max_steps was 4)" in refused.err
-    outcome = retrievo("run", road, "--only", "stage-1", "vectors-1")
+    stopped = retrievo("run", road, "--only", "stage-1", "vectors-1")
+    assert "stage-1 (max_steps was 4), vectors-1 (if stage-1 comes out different); pass --force" in stopped.err
+    outcome = retrievo("run", road, "--only", "stage-1", "vectors-1", "--redo", "stage-1", "vectors-1")
     assert outcome.code == 0, outcome.err
     assert said(outcome) == {"stage-1": "done", "vectors-1": "done"}
     assert outcome.out == ""
@@ -272,10 +277,103 @@ def test_what_the_recipe_did_not_make_is_never_removed(road: Path, retrievo: Cal
         'index = "{vectors-1}"\njudged = "{data}"\ndepth = 20',
         'index = "{vectors-1}"\njudged = "{data}"\ndepth = 9',
     )
-    outcome = retrievo("run", road)
-    assert outcome.code == 1
-    assert "is in the way: it is not what this recipe made; move it away, and run the recipe again" in outcome.err
-    assert precious.read_bytes() == before
+    for flags in ([], ["--force"]):
+        outcome = retrievo("run", road, *flags)
+        assert outcome.code == 1
+        assert "is in the way: it is not what this recipe made; move it away, and run the recipe again" in outcome.err
+        assert precious.read_bytes() == before
+
+
+FRAME = """
+[variables]
+words = 30
+[steps.notes]
+command = "import"
+format = "text"
+source = "notes"
+passage_words = "{words}"
+[steps.bm25]
+command = "index"
+type = "bm25"
+corpus = "{notes}"
+"""
+
+
+@pytest.fixture
+def notes(tmp_path: Path, retrievo: Callable) -> Path:
+    """A finished recipe of two steps without a model, with a file of the user in what the first one made."""
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "wings.txt").write_text(" ".join(f"wing{n} flow" for n in range(100)))
+    (tmp_path / "notes.toml").write_text(FRAME)
+    made = retrievo("run", tmp_path / "notes.toml", "--output", tmp_path / "home")
+    assert made.code == 0, made.err
+    (tmp_path / "home" / "notes" / "mine.txt").write_text("mine")
+    return tmp_path
+
+
+def test_finished_steps_are_not_made_anew_without_a_word(notes: Path, retrievo: Callable) -> None:
+    command, before = ["run", notes / "notes.toml", "--output", notes / "home", "--set", "words=60"], stamps(notes)
+    stopped = retrievo(*command)
+    assert stopped.code == 1
+    told = "finished steps would be made anew: notes (passage_words was 30), bm25 (if notes comes out different); "
+    assert told + "pass --force for all of them, or --redo notes bm25" in stopped.err
+    partly = retrievo(*command, "--redo", "notes")
+    assert "made anew: bm25 (if notes comes out different); pass --force for all of them, or --redo notes" in partly.err
+    assert told in retrievo(*command, "--dry-run").err
+    assert "without --dry-run" not in retrievo(*command, "--dry-run", "--force").err
+    assert stamps(notes) == before
+    assert retrievo(*command, "--redo", "notes", "bm25").code == 0
+    assert (notes / "home" / "notes" / "mine.txt").read_text() == "mine"
+    assert retrievo(*command).err.count(": finished") == 2
+    both = retrievo(*command, "--force", "--redo", "notes")
+    assert (both.code, "--redo: is given together with --force" in both.err) == (2, True)
+    assert "--redo: found 'nots'; did you mean 'notes'?" in retrievo(*command, "--redo", "nots").err
+
+
+def test_a_step_that_fails_leaves_its_old_output(notes: Path, retrievo: Callable, monkeypatch: Any) -> None:
+    from retrievo.data.importers import dataset
+
+    def fails(*_: object) -> None:
+        raise RetrievoError("import", "fails")
+
+    command = ["run", notes / "notes.toml", "--output", notes / "home", "--set", "words=60", "--force"]
+    before = {path: path.read_bytes() for path in (notes / "home" / "notes").rglob("*") if path.is_file()}
+    monkeypatch.setattr(dataset.DatasetWriter, "finish", fails)
+    assert "import: fails" in retrievo(*command).err
+    assert {path: path.read_bytes() for path in (notes / "home" / "notes").rglob("*") if path.is_file()} == before
+    monkeypatch.undo()
+    again = retrievo(*command[:-1])
+    assert "made anew: notes (what replaces it is unfinished), bm25 (if notes comes out" in again.err
+    assert retrievo(*command).code == 0
+    assert (notes / "home" / "notes" / "mine.txt").read_text() == "mine"
+
+
+def test_unfinished_work_of_other_options_is_begun_anew(
+    notes: Path, toy_dataset: Path, tiny_model: Path, retrievo: Callable, monkeypatch: Any
+) -> None:
+    from retrievo.engine import checkpoints
+
+    saved: list[int] = []
+    save = checkpoints.save
+
+    def interrupted(folder: Path, step: int, *rest: Any) -> None:
+        save(folder, step, *rest)
+        saved.append(step)
+        if len(saved) == 1:
+            raise KeyboardInterrupt
+
+    step = (
+        f'[steps.model]\ncommand = "train"\nmodel = "{tiny_model}"\nseed = "{{seed}}"\nmax_steps = 2\nsave_every = 1\n'
+    )
+    tables = "".join(f'{noun} = "{toy_dataset}"\n' for noun in ("corpus", "queries"))
+    qrels = f'qrels = "{toy_dataset}/qrels/train.parquet"\nnegatives_per_query = 0\ndtype = "fp32"\nbatch_size = 4\n'
+    (notes / "train.toml").write_text("[variables]\nseed = 0\n" + step + tables + qrels)
+    monkeypatch.setattr(checkpoints, "save", interrupted)
+    assert retrievo("run", notes / "train.toml").code == 130
+    assert saved == [1]
+    outcome = retrievo("run", notes / "train.toml", "--set", "seed=1")
+    assert outcome.code == 0, outcome.err
+    assert saved == [1, 1, 2]
 
 
 @pytest.mark.parametrize(
@@ -407,7 +505,7 @@ def test_a_recipe_killed_at_any_moment_and_run_again_ends_in_the_same_bytes(
 
 def test_errors_of_a_step_leave_the_steps_before_it_finished(road: Path, retrievo: Callable) -> None:
     change(road, "batch_size = 32", "batch_size = 32\ndocument_max_length = 4000")
-    outcome = retrievo("run", road)
+    outcome = retrievo("run", road, "--force")
     assert outcome.code == 1
     assert "--document-max-length: 4000 tokens; expected 3 to 64 for this backbone" in outcome.err
     assert {name for name, state in said(outcome).items() if state == "finished"} == {"bm25", "bm25-test", "negatives"}

@@ -9,7 +9,6 @@ state is written; each rank reads one tensor at a time, of which it keeps its pa
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ import retrievo
 from retrievo.learning.distributed import barrier, rank
 from retrievo.learning.sharding import cut_like, gathered
 from retrievo.support.errors import RetrievoError
-from retrievo.support.files import atomic_path, remove, write_json
+from retrievo.support.files import atomic_path, remove, sync, telling_full_disk, write_json
 
 FORMAT = 2
 WEIGHTS, OPTIMIZER, OPTIMIZER_VALUES = "weights.safetensors", "optimizer.safetensors", "optimizer.json"
@@ -34,6 +33,7 @@ def save(folder: Path, step: int, module: nn.Module, optimizer: Optimizer, state
     """Writes the checkpoint of `step` finished steps from rank 0 and removes all but the latest `keep`; all ranks call.
 
     state: what else decides how training goes on (seed, schedule, data position), as JSON values.
+    Raises: RetrievoError where the disk is full; the checkpoints before stay.
     """
     final = folder / f"step-{step:06d}"
     partial = folder / f".{final.name}.partial"
@@ -41,18 +41,32 @@ def save(folder: Path, step: int, module: nn.Module, optimizer: Optimizer, state
         remove(partial)
         partial.mkdir(parents=True)
     tensors, values = _optimizer_state(module, optimizer)
-    _save_tensors(partial / WEIGHTS, _weights(module))
-    _save_tensors(partial / OPTIMIZER, tensors)
+    try:
+        _save_tensors(partial / WEIGHTS, _weights(module))
+        _save_tensors(partial / OPTIMIZER, tensors)
+        if rank() == 0:
+            write_json(partial / OPTIMIZER_VALUES, values)
+            write_json(partial / STATE, state)
+            _write_manifest(partial, step)
+            remove(final)
+            partial.rename(final)
+    except Exception:
+        if rank() == 0:
+            remove(partial)  # a full disk needs the space
+        raise
     if rank() == 0:
-        write_json(partial / OPTIMIZER_VALUES, values)
-        write_json(partial / STATE, state)
-        _write_manifest(partial, step)
-        remove(final)
-        partial.rename(final)
         for old in _finished(folder)[:-keep]:
             (old / MANIFEST).unlink()  # first, so that what is half removed is not taken for whole
             remove(old)
     barrier()
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Removes what a killed save left, and checkpoints that were being removed; from rank 0, before training begins."""
+    if rank() == 0:
+        left = [*folder.glob(".step-*.partial"), *folder.glob(".*.tmp")]
+        for path in [*left, *(old for old in folder.glob("step-*") if not (old / MANIFEST).is_file())]:
+            remove(path)
 
 
 def latest(folder: Path) -> Path | None:
@@ -182,9 +196,9 @@ def _save_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
 
 
 def _write(path: Path, tensors: dict[str, Tensor]) -> None:
-    save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, path)
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
+    with telling_full_disk(path):
+        save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, path)
+        sync(path)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -78,6 +78,7 @@ def fit(
     if config.gradient_checkpointing:
         checkpoint_activations(objective)
     means = _Means.of(config, device)
+    checkpoints.remove_unfinished(folder / CHECKPOINTS)
     start, changed = _resume(folder / CHECKPOINTS, objective, optimizer, feed, config, restart, means)
     log = _log(folder, start, changed, config)
     pauses = [n for n, _ in every]

@@ -71,6 +71,7 @@ class RefreshingFeed:
         self.home, self.checkpoints, self.steps = folder / REFRESHED, folder / CHECKPOINTS, steps
         self.dtype = dtype
         self._used = 0  # the refresh whose pool the sampler has
+        self._remove_unfinished()
         queries = feed.sampler.queries
         self._queries = queries[share(len(queries), rank(), world_size())]
         self._judged = self._relevant()
@@ -120,11 +121,15 @@ class RefreshingFeed:
 
     def _begin(self, partial: Path) -> None:
         """An empty folder to work in; what killed refreshes left goes."""
+        self._remove_unfinished()
         if rank() == 0:
-            for left in self.home.glob(".*.partial"):
-                remove(left)
             (partial / _VECTORS).mkdir(parents=True)
         barrier()
+
+    def _remove_unfinished(self) -> None:
+        """Removes what killed refreshes left."""
+        for left in self.home.glob(".*.partial") if rank() == 0 else ():
+            remove(left)
 
     def _finish(self, partial: Path, step: int) -> None:
         """Publishes a pool once every process has written its part, and removes those that no run can need again."""

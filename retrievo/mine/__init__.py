@@ -6,7 +6,6 @@ what it needs from the manifest of stage 1 and leaves `stage-2/train.toml` for `
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -196,8 +195,7 @@ def mine(config: MineConfig) -> Manifest:
     record = config.record() | model_config
     beside = {DROPPED_FILE: config.output.with_suffix(".dropped.parquet")}
     beside[AUDIT_FILE] = config.output.with_suffix(".audit.md")
-    ways: dict[str, Any] = {"force": config.force, "single_file": True, "resumes": True, "companions": beside}
-    output = Output(config.output, "negatives", record, inputs, **ways)
+    output = Output(config.output, "negatives", record, inputs, force=config.force, single_file=True, companions=beside)
     manifest = output.already_finished(lead=console.is_lead())
     if manifest is None:
         pairs = _relevant_pairs(qrels, queries, config.min_relevance)
@@ -260,12 +258,9 @@ def _judged_queries(queries: Queries, pairs: pa.Table, folder: Path) -> Path:
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
-    from retrievo.support.files import atomic_path
-
     judged = pc.is_in(queries.ids, value_set=pc.unique(pairs["query_id"]))
     table = pa.table({"id": queries.ids, "text": pa.array(queries.texts, pa.string())}).filter(judged)
-    with atomic_path(folder / "queries.parquet") as temporary:
-        pq.write_table(table, temporary)
+    pq.write_table(table, folder / "queries.parquet")
     return folder / "queries.parquet"
 
 
@@ -286,8 +281,8 @@ class _Work:
         from retrievo.retrieval.mining import Judged
 
         self.config, self.corpus, self.table, self.folder, self.vectors = config, corpus, queries, folder, vectors
-        self.searched = folder / "searched"  # finished searches, which outlive a kill
-        self.searched.mkdir(exist_ok=True)
+        self.searched = folder / "searched"
+        self.searched.mkdir()
         self.queries = Queries(queries)
         self.judged = Judged(corpus, flat_strings(self.queries.ids), pairs)
 
@@ -302,7 +297,7 @@ class _Work:
                 yield RandomMiner(self.judged, wanted, config.seed)
             elif name == RUN:
                 for number, path in enumerate(config.run):
-                    ordered = in_order(path, self.judged, config.depth, self.folder / f"run-{number}.parquet")
+                    ordered = in_order(path, self.judged, config.depth, self.searched / f"run-{number}.parquet")
                     yield RunMiner(self.judged, wanted, ordered, called[path])
             elif name == INDEX:
                 for number, path in enumerate(config.index):
@@ -315,13 +310,8 @@ class _Work:
                 yield RunMiner(self.judged, wanted, self.search(self.vectors, DENSE), DENSE)
 
     def search(self, index: Path, name: str, **bm25: float) -> Path:
-        """The run of the judged queries, made before or now."""
-        from retrievo.support.artifact import Input, Manifest
-        from retrievo.support.files import remove
-
+        """The run of the judged queries."""
         config, run = self.config, self.searched / f"{name}.parquet"
-        if run.exists() and Manifest.read(run, "run").inputs["index"]["fingerprint"] != Input.of(index).fingerprint:
-            remove(run)  # the index was made anew
         shared = {"queries": self.table, "depth": config.depth, "threads": config.threads, **_computing(config)}
         search(SearchConfig(index=(index,), output=run, **shared, **bm25), alone=True)  # type: ignore[arg-type]
         return run
@@ -381,15 +371,14 @@ def _stats(tally: Tally, negatives: int) -> dict[str, Any]:
 
 def _bm25_index(config: MineConfig, corpus: Corpus) -> Path:
     """An index in the user's cache, named after what it is made of."""
-    from retrievo.data.cache import cache_folder, made_by_verb
+    from retrievo.data.cache import cache_folder
     from retrievo.data.ids import hash_texts
-    from retrievo.support.artifact import MANIFEST
 
     key = hash_texts([f"{config.language}\0{config.title_template}"])[0]
     path = cache_folder() / "bm25" / f"{corpus.input.fingerprint}-{key:016x}"
+    path.parent.mkdir(parents=True, exist_ok=True)
     options = {"language": config.language, "title_template": config.title_template, "threads": config.threads}
-    with made_by_verb(path, MANIFEST):
-        index(IndexConfig(type=BM25, corpus=config.corpus, output=path, **options))  # type: ignore[arg-type]
+    index(IndexConfig(type=BM25, corpus=config.corpus, output=path, **options))  # type: ignore[arg-type]
     return path
 
 
@@ -403,7 +392,7 @@ def _embeddings(config: MineConfig, corpus: Corpus, model: Mapping[str, Input]) 
 
     Named after what they are made of and computed in: mining again, otherwise or on another device, makes others.
     """
-    from retrievo.data.cache import cache_folder, made_by_verb
+    from retrievo.data.cache import cache_folder
     from retrievo.data.ids import hash_texts
     from retrievo.models.computing import computing_record
     from retrievo.models.devices import resolve_device
@@ -414,10 +403,9 @@ def _embeddings(config: MineConfig, corpus: Corpus, model: Mapping[str, Input]) 
     home = Path(config.model) if has_manifest(Path(config.model)) else cache_folder()
     record = computing_record(config.dtype, resolve_device(config.device), config.chunk_tokens)
     path = home / "embeddings" / f"{corpus.input.fingerprint}-{made_by}-{hash_texts([json.dumps(record)])[0]:016x}"
+    path.parent.mkdir(parents=True, exist_ok=True)
     given: dict[str, Any] = {"model": config.model, "revision": config.revision, "corpus": config.corpus}
-    # the lead process waits for another command before it meets the others of its own in `encode`
-    with made_by_verb(path, MANIFEST) if console.is_lead() else contextlib.nullcontext():
-        encode(EncodeConfig(output=path, threads=config.threads, **given, **_computing(config)))
+    encode(EncodeConfig(output=path, threads=config.threads, **given, **_computing(config)))
     return path
 
 
