@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -183,6 +185,74 @@ def test_judged_documents_that_the_corpus_lacks_are_counted(
         assert "judgements left out, of documents that are not in the corpus: 1" in made.err
     assert "already finished" in made.err  # the BM25 index
     assert "nothing to do" not in made.err
+
+
+def test_searches_survive_a_failure_while_negatives_are_chosen(
+    toy_dataset: Path, tmp_path: Path, retrievo: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine = ["mine-negatives", *tables(toy_dataset), "--depth", 20, "--output", tmp_path / "n.parquet"]
+    searched = tmp_path / "n.parquet.searched" / "bm25.parquet"
+
+    def stop(*_: object) -> None:
+        raise RuntimeError("killed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("retrievo.retrieval.audit.report", stop)
+        with pytest.raises(RuntimeError, match="killed"):
+            retrievo(*mine)
+        kept = searched.read_bytes()
+        with pytest.raises(RuntimeError, match="killed"):
+            retrievo(*mine, "--k1", 1.5)
+        assert searched.read_bytes() != kept, "other options, another search"
+    made = retrievo(*mine, "--k1", 1.5)
+    assert made.code == 0, made.err
+    assert f"{searched} is already finished" in made.err
+    assert not searched.parent.exists()
+
+
+def test_a_folder_of_somebody_else_is_not_taken_for_searches(
+    toy_dataset: Path, tmp_path: Path, retrievo: Callable
+) -> None:
+    (tmp_path / "n.parquet.searched").mkdir()
+    (tmp_path / "n.parquet.searched" / "mine.txt").write_text("mine")
+    made = retrievo("mine-negatives", *tables(toy_dataset), "--depth", 20, "--output", tmp_path / "n.parquet")
+    assert made.code == 1
+    assert "n.parquet.searched: holds files that retrievo did not make" in made.err
+    assert (tmp_path / "n.parquet.searched" / "mine.txt").read_text() == "mine"
+
+
+@pytest.mark.slow
+def test_two_commands_that_want_one_index_and_one_encoding_at_once_both_end_well(
+    toy_dataset: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    flags = ["--source", "bm25:4,dense:4", "--model", tiny_model, "--dtype", "fp32", "--depth", 20]
+    mine = [sys.executable, "-m", "retrievo", "mine-negatives", *tables(toy_dataset), *flags, "--output"]
+    both = [
+        subprocess.Popen([*map(str, mine), str(tmp_path / name)], stderr=subprocess.PIPE, text=True)
+        for name in ("one.parquet", "two.parquet")
+    ]
+    told = [process.communicate()[1] for process in both]
+    assert [process.returncode for process in both] == [0, 0], told
+    one, two = (pq.read_table(tmp_path / name) for name in ("one.parquet", "two.parquet"))
+    assert one.equals(two)
+    assert sum("waiting for " in text for text in told) == 1
+    assert len(list((tmp_path / "cache" / "retrievo" / "bm25").glob("[!.]*"))) == 1
+
+
+@pytest.mark.slow
+def test_mining_killed_and_run_again_ends_in_the_same_negatives(kill_harness: Any, toy_dataset: Path) -> None:
+    def command(output: Path) -> list[str]:
+        mine = ["mine-negatives", *tables(toy_dataset), "--depth", 30, "--samples", 8, "--output", output]
+        return list(map(str, mine))
+
+    def same(reference: Path, other: Path) -> None:
+        assert pq.read_table(reference).equals(pq.read_table(other))
+        assert [path.name for path in sorted(other.parent.iterdir())] == [
+            path.name for path in sorted(reference.parent.iterdir())
+        ]
+
+    assert kill_harness.check(command, moments=3, output="n.parquet", same=same) >= 1
 
 
 @pytest.mark.slow

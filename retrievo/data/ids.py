@@ -38,7 +38,9 @@ class IdMap:
     """
 
     def __init__(self, table: Table):
-        folder = cached(f"ids-{FORMAT}/{table.input.fingerprint}", lambda building: _build(table, building))
+        folder = cached(
+            f"ids-{FORMAT}/{table.input.fingerprint}", lambda building: _build(table, building), [table.path]
+        )
         self.ids = _IdColumn(folder / "ids.arrow")
         self._hashes = np.load(folder / "hashes.npy", mmap_mode="r")  # sorted
         self._rows = np.load(folder / "rows.npy", mmap_mode="r")  # the row of each sorted hash

@@ -43,7 +43,7 @@ class TokenCache:
 
     def __init__(self, table: Table, tokenization: Tokenizes):
         name = f"tokens-{FORMAT}/{table.input.fingerprint}-{tokenization.fingerprint}"
-        folder = cached(name, lambda building: _build(table, tokenization, building))
+        folder = cached(name, lambda building: _build(table, tokenization, building), [table.path])
         # plain arrays over the mapped files: a slice of numpy's own class for them takes longer than its tokens do
         self.tokens, self.offsets = (np.asarray(np.load(folder / name, mmap_mode="r")) for name in _FILES)
 

@@ -6,6 +6,7 @@ what it needs from the manifest of stage 1 and leaves `stage-2/train.toml` for `
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -188,6 +189,7 @@ def mine(config: MineConfig) -> Manifest:
     from retrievo.data.qrels import Qrels
     from retrievo.models.source import model_record
     from retrievo.support.artifact import Output
+    from retrievo.support.files import remove
 
     corpus, queries, qrels = Corpus(config.corpus), Queries(config.queries), Qrels.read(config.qrels)
     model_config, model_inputs = model_record(config.model, config.revision) if config.model else ({}, {})
@@ -204,9 +206,12 @@ def mine(config: MineConfig) -> Manifest:
         if not console.is_lead():
             return output.manifest({})
         with output.build() as folder, console.inner_steps():
-            work = _Work(config, corpus, _judged_queries(queries, pairs, folder), pairs, folder, vectors)
+            searched = _begun_searches(output)
+            work = _Work(config, corpus, _judged_queries(queries, pairs, searched), pairs, folder, vectors)
             manifest = output.finish(work.write(output))
         _summary(config, manifest, output.elapsed)
+    if console.is_lead() and (_searched(config.output) / _FOR).is_file():
+        remove(_searched(config.output))
     if config.stages and console.is_lead():
         tables = {name: inputs[name] for name in ("corpus", "queries", "qrels")}
         write_stage(Path(config.stages[0]), Path(config.stages[2]), tables)
@@ -252,15 +257,45 @@ def _relevant_pairs(qrels: Qrels, queries: Queries, min_relevance: int) -> pa.Ta
     return pairs
 
 
+_FOR = "for.json"  # in the folder of finished searches: what they were made for
+
+
+def _searched(output: Path) -> Path:
+    """Where finished searches wait, through any kill, until the table that is drawn from them is there."""
+    return output.with_name(f"{output.name}.searched")
+
+
+def _begun_searches(output: Output) -> Path:
+    """The folder of searches for this very work; those for other options or inputs are removed.
+
+    Raises: RetrievoError where the folder is somebody else's.
+    """
+    from retrievo.support.errors import RetrievoError
+    from retrievo.support.files import remove, write_json
+
+    folder = _searched(output.path)
+    wanted = {"config": output.config, "inputs": {name: given.fingerprint for name, given in output.inputs.items()}}
+    if folder.exists() and not (folder / _FOR).is_file() and any(folder.iterdir()):
+        raise RetrievoError(folder, "holds files that retrievo did not make", None, "choose another --output")
+    if (folder / _FOR).is_file() and json.loads((folder / _FOR).read_text(encoding="utf-8")) != wanted:
+        remove(folder)
+    folder.mkdir(exist_ok=True)
+    write_json(folder / _FOR, wanted)
+    return folder
+
+
 def _judged_queries(queries: Queries, pairs: pa.Table, folder: Path) -> Path:
     """A table of the queries that have a relevant document: only those are trained on."""
     import pyarrow as pa
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
+    from retrievo.support.files import atomic_path
+
     judged = pc.is_in(queries.ids, value_set=pc.unique(pairs["query_id"]))
     table = pa.table({"id": queries.ids, "text": pa.array(queries.texts, pa.string())}).filter(judged)
-    pq.write_table(table, folder / "queries.parquet")
+    with atomic_path(folder / "queries.parquet") as temporary:
+        pq.write_table(table, temporary)
     return folder / "queries.parquet"
 
 
@@ -281,8 +316,6 @@ class _Work:
         from retrievo.retrieval.mining import Judged
 
         self.config, self.corpus, self.table, self.folder, self.vectors = config, corpus, queries, folder, vectors
-        self.searched = folder / "searched"
-        self.searched.mkdir()
         self.queries = Queries(queries)
         self.judged = Judged(corpus, flat_strings(self.queries.ids), pairs)
 
@@ -297,7 +330,7 @@ class _Work:
                 yield RandomMiner(self.judged, wanted, config.seed)
             elif name == RUN:
                 for number, path in enumerate(config.run):
-                    ordered = in_order(path, self.judged, config.depth, self.searched / f"run-{number}.parquet")
+                    ordered = in_order(path, self.judged, config.depth, self.folder / f"run-{number}.parquet")
                     yield RunMiner(self.judged, wanted, ordered, called[path])
             elif name == INDEX:
                 for number, path in enumerate(config.index):
@@ -310,8 +343,13 @@ class _Work:
                 yield RunMiner(self.judged, wanted, self.search(self.vectors, DENSE), DENSE)
 
     def search(self, index: Path, name: str, **bm25: float) -> Path:
-        """The run of the judged queries."""
-        config, run = self.config, self.searched / f"{name}.parquet"
+        """The run of the judged queries, made before or now."""
+        from retrievo.support.artifact import Input, Manifest
+        from retrievo.support.files import remove
+
+        config, run = self.config, self.table.with_name(f"{name}.parquet")
+        if run.exists() and Manifest.read(run, "run").inputs["index"]["fingerprint"] != Input.of(index).fingerprint:
+            remove(run)  # the index was made anew
         shared = {"queries": self.table, "depth": config.depth, "threads": config.threads, **_computing(config)}
         search(SearchConfig(index=(index,), output=run, **shared, **bm25), alone=True)  # type: ignore[arg-type]
         return run
@@ -371,14 +409,15 @@ def _stats(tally: Tally, negatives: int) -> dict[str, Any]:
 
 def _bm25_index(config: MineConfig, corpus: Corpus) -> Path:
     """An index in the user's cache, named after what it is made of."""
-    from retrievo.data.cache import cache_folder
+    from retrievo.data.cache import cache_folder, made_by_verb
     from retrievo.data.ids import hash_texts
+    from retrievo.support.artifact import MANIFEST
 
     key = hash_texts([f"{config.language}\0{config.title_template}"])[0]
     path = cache_folder() / "bm25" / f"{corpus.input.fingerprint}-{key:016x}"
-    path.parent.mkdir(parents=True, exist_ok=True)
     options = {"language": config.language, "title_template": config.title_template, "threads": config.threads}
-    index(IndexConfig(type=BM25, corpus=config.corpus, output=path, **options))  # type: ignore[arg-type]
+    with made_by_verb(path, MANIFEST):
+        index(IndexConfig(type=BM25, corpus=config.corpus, output=path, **options))  # type: ignore[arg-type]
     return path
 
 
@@ -392,7 +431,7 @@ def _embeddings(config: MineConfig, corpus: Corpus, model: Mapping[str, Input]) 
 
     Named after what they are made of and computed in: mining again, otherwise or on another device, makes others.
     """
-    from retrievo.data.cache import cache_folder
+    from retrievo.data.cache import cache_folder, made_by_verb
     from retrievo.data.ids import hash_texts
     from retrievo.models.computing import computing_record
     from retrievo.models.devices import resolve_device
@@ -403,9 +442,10 @@ def _embeddings(config: MineConfig, corpus: Corpus, model: Mapping[str, Input]) 
     home = Path(config.model) if has_manifest(Path(config.model)) else cache_folder()
     record = computing_record(config.dtype, resolve_device(config.device), config.chunk_tokens)
     path = home / "embeddings" / f"{corpus.input.fingerprint}-{made_by}-{hash_texts([json.dumps(record)])[0]:016x}"
-    path.parent.mkdir(parents=True, exist_ok=True)
     given: dict[str, Any] = {"model": config.model, "revision": config.revision, "corpus": config.corpus}
-    encode(EncodeConfig(output=path, threads=config.threads, **given, **_computing(config)))
+    # the lead process waits for another command before it meets the others of its own in `encode`
+    with made_by_verb(path, MANIFEST) if console.is_lead() else contextlib.nullcontext():
+        encode(EncodeConfig(output=path, threads=config.threads, **given, **_computing(config)))
     return path
 
 

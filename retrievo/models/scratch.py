@@ -72,7 +72,11 @@ def scratch_folder(name: str, corpora: Sequence[Corpus], seed: int) -> Path:
 
     scratch_size(name)
     key = "-".join([name.removeprefix(PREFIX), str(seed), *(corpus.input.fingerprint for corpus in corpora)])
-    return cached(f"scratch-{_FORMAT}/{key}", lambda folder: make_scratch(name, _by_turns(corpora), folder, seed))
+    return cached(
+        f"scratch-{_FORMAT}/{key}",
+        lambda folder: make_scratch(name, _by_turns(corpora), folder, seed),
+        [corpus.path for corpus in corpora],
+    )
 
 
 def _by_turns(corpora: Sequence[Corpus]) -> Iterator[str]:

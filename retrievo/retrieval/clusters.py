@@ -35,7 +35,7 @@ def topics_of(vectors: RowVectors, rows: np.ndarray, count: int, seed: int) -> n
         np.save(folder / "topics.npy", found)
 
     key = hashlib.blake2b(rows.tobytes(), digest_size=8).hexdigest()
-    folder = cached(f"topics-{FORMAT}/{vectors.input.fingerprint}-{key}-{count}-{seed}", build)
+    folder = cached(f"topics-{FORMAT}/{vectors.input.fingerprint}-{key}-{count}-{seed}", build, [vectors.input.path])
     return np.load(folder / "topics.npy")
 
 

@@ -27,7 +27,9 @@ class Shingles:
     """
 
     def __init__(self, table: Table):
-        folder = cached(f"shingles-{FORMAT}/{table.input.fingerprint}", lambda building: _build(table, building))
+        folder = cached(
+            f"shingles-{FORMAT}/{table.input.fingerprint}", lambda building: _build(table, building), [table.path]
+        )
         self._values = np.load(folder / "values.npy", mmap_mode="r")
         self._offsets = np.load(folder / "offsets.npy", mmap_mode="r")
 

@@ -18,3 +18,13 @@ def bytes_of(flag: str, text: str) -> int:
     if text.strip() == "0":
         return 0
     raise UsageError(flag, f"found '{text}'", "a number and MB, GB or TB", "write 4GB")
+
+
+def told_size(size: int) -> str:
+    """Bytes as people read them: 512 B, 3.4 MB, 13.5 GB, in units of 1,024."""
+    amount, unit = float(size), "B"
+    for larger in ("kB", "MB", "GB", "TB"):
+        if amount < 1024:
+            break
+        amount, unit = amount / 1024, larger
+    return f"{amount:,.0f} {unit}" if unit == "B" or amount >= 100 else f"{amount:.1f} {unit}"

@@ -127,7 +127,7 @@ def test_topics_are_found_once_for_all_processes(tmp_path: Path, monkeypatch: py
     calls: list[int] = []
 
     class Vectors:
-        input = type("Input", (), {"fingerprint": "f"})
+        input = type("Input", (), {"fingerprint": "f", "path": Path("vectors")})
 
         def of(self, rows: np.ndarray) -> np.ndarray:
             calls.append(len(rows))
