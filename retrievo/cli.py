@@ -10,6 +10,7 @@ from typing import Any
 import typer
 
 import retrievo
+from retrievo.cache import CacheConfig
 from retrievo.demo import DemoConfig
 from retrievo.encode import EncodeConfig
 from retrievo.export import ExportConfig
@@ -119,6 +120,12 @@ def _run(config: RunConfig) -> None:
     from retrievo.recipe import run
 
     run(config)
+
+
+def _cache(config: CacheConfig) -> None:
+    from retrievo.cache import cache
+
+    cache(config).print(as_json=config.json)
 
 
 def _demo(config: DemoConfig) -> None:
@@ -243,6 +250,12 @@ COMMANDS = {
             "retrievo run recipe.toml --dry-run",
             "retrievo run scifact-small.toml --set data=scifact model=all-MiniLM-L6-v2 --output scifact-run",
         ),
+    ),
+    "cache": Command(
+        CacheConfig,
+        _cache,
+        "List what the cache keeps of corpora and models (tokens, id maps, indexes, vectors), or make room.",
+        ("retrievo cache", "retrievo cache --prune --older-than 30", "retrievo cache --prune --max-size 20GB"),
     ),
     "demo": Command(
         DemoConfig,

@@ -92,7 +92,7 @@ def wait_for(file: Path, what: str) -> Iterator[None]:
         yield
 
 
-def take(lock: MarkerSoftFileLock) -> Holder | None:
+def take(lock: MarkerSoftFileLock, *, quietly: bool = False) -> Holder | None:
     """Takes a lock, or says who holds it; what a process of this host left behind that is gone is taken over."""
     from filelock import Timeout
 
@@ -102,7 +102,7 @@ def take(lock: MarkerSoftFileLock) -> Holder | None:
     for _ in range(3):  # it may be let go between two looks
         with contextlib.suppress(Timeout):
             lock.acquire(timeout=0)
-            if left is not None:
+            if left is not None and not quietly:
                 console.note(f"{left.file} was left behind by {left}, which is gone; taken over")
             return None
         held = holder(lock)
