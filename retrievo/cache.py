@@ -22,6 +22,7 @@ class CacheConfig(Options):
     prune: bool = option(
         "Remove what was kept, least recently used first: all of it, or as much as --older-than and --max-size say.",
         default=False,
+        decides_output=True,
     )
     older_than: float | None = option(
         "Days since its last use from which an entry is removed.", default=None, minimum=0, only=_PRUNES

@@ -884,7 +884,7 @@ CASES: dict[str, tuple[Make, int, str]] = {
     "output below a file": (
         lambda f: dense(f, "--output", text(f / "notes", "mine") / "out.trec"),
         1,
-        "notes/out.trec.partial: Not a directory",
+        "notes: is a file; expected a folder; choose another --output",
     ),
     "option of another index type": (
         lambda f: dense(f, "--ef-search", 8, index="ivf"),

@@ -189,7 +189,6 @@ def mine(config: MineConfig) -> Manifest:
     from retrievo.data.qrels import Qrels
     from retrievo.models.source import model_record
     from retrievo.support.artifact import Output
-    from retrievo.support.files import remove
 
     corpus, queries, qrels = Corpus(config.corpus), Queries(config.queries), Qrels.read(config.qrels)
     model_config, model_inputs = model_record(config.model, config.revision) if config.model else ({}, {})
@@ -197,7 +196,8 @@ def mine(config: MineConfig) -> Manifest:
     record = config.record() | model_config
     beside = {DROPPED_FILE: config.output.with_suffix(".dropped.parquet")}
     beside[AUDIT_FILE] = config.output.with_suffix(".audit.md")
-    output = Output(config.output, "negatives", record, inputs, force=config.force, single_file=True, companions=beside)
+    ways: dict[str, Any] = {"force": config.force, "single_file": True, "resumes": True, "companions": beside}
+    output = Output(config.output, "negatives", record, inputs, **ways)
     manifest = output.already_finished(lead=console.is_lead())
     if manifest is None:
         pairs = _relevant_pairs(qrels, queries, config.min_relevance)
@@ -206,12 +206,9 @@ def mine(config: MineConfig) -> Manifest:
         if not console.is_lead():
             return output.manifest({})
         with output.build() as folder, console.inner_steps():
-            searched = _begun_searches(output)
-            work = _Work(config, corpus, _judged_queries(queries, pairs, searched), pairs, folder, vectors)
+            work = _Work(config, corpus, _judged_queries(queries, pairs, folder), pairs, folder, vectors)
             manifest = output.finish(work.write(output))
         _summary(config, manifest, output.elapsed)
-    if console.is_lead() and (_searched(config.output) / _FOR).is_file():
-        remove(_searched(config.output))
     if config.stages and console.is_lead():
         tables = {name: inputs[name] for name in ("corpus", "queries", "qrels")}
         write_stage(Path(config.stages[0]), Path(config.stages[2]), tables)
@@ -257,33 +254,6 @@ def _relevant_pairs(qrels: Qrels, queries: Queries, min_relevance: int) -> pa.Ta
     return pairs
 
 
-_FOR = "for.json"  # in the folder of finished searches: what they were made for
-
-
-def _searched(output: Path) -> Path:
-    """Where finished searches wait, through any kill, until the table that is drawn from them is there."""
-    return output.with_name(f"{output.name}.searched")
-
-
-def _begun_searches(output: Output) -> Path:
-    """The folder of searches for this very work; those for other options or inputs are removed.
-
-    Raises: RetrievoError where the folder is somebody else's.
-    """
-    from retrievo.support.errors import RetrievoError
-    from retrievo.support.files import remove, write_json
-
-    folder = _searched(output.path)
-    wanted = {"config": output.config, "inputs": {name: given.fingerprint for name, given in output.inputs.items()}}
-    if folder.exists() and not (folder / _FOR).is_file() and any(folder.iterdir()):
-        raise RetrievoError(folder, "holds files that retrievo did not make", None, "choose another --output")
-    if (folder / _FOR).is_file() and json.loads((folder / _FOR).read_text(encoding="utf-8")) != wanted:
-        remove(folder)
-    folder.mkdir(exist_ok=True)
-    write_json(folder / _FOR, wanted)
-    return folder
-
-
 def _judged_queries(queries: Queries, pairs: pa.Table, folder: Path) -> Path:
     """A table of the queries that have a relevant document: only those are trained on."""
     import pyarrow as pa
@@ -316,6 +286,8 @@ class _Work:
         from retrievo.retrieval.mining import Judged
 
         self.config, self.corpus, self.table, self.folder, self.vectors = config, corpus, queries, folder, vectors
+        self.searched = folder / "searched"  # finished searches, which outlive a kill
+        self.searched.mkdir(exist_ok=True)
         self.queries = Queries(queries)
         self.judged = Judged(corpus, flat_strings(self.queries.ids), pairs)
 
@@ -347,7 +319,7 @@ class _Work:
         from retrievo.support.artifact import Input, Manifest
         from retrievo.support.files import remove
 
-        config, run = self.config, self.table.with_name(f"{name}.parquet")
+        config, run = self.config, self.searched / f"{name}.parquet"
         if run.exists() and Manifest.read(run, "run").inputs["index"]["fingerprint"] != Input.of(index).fingerprint:
             remove(run)  # the index was made anew
         shared = {"queries": self.table, "depth": config.depth, "threads": config.threads, **_computing(config)}

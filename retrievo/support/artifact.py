@@ -8,7 +8,6 @@ the old or the new one. A single Parquet file carries its manifest in its own me
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import fnmatch
 import glob
 import hashlib
@@ -25,6 +24,7 @@ import retrievo
 from retrievo.support import console, publishing
 from retrievo.support.errors import RetrievoError
 from retrievo.support.files import file_record, fingerprint, full_disk, is_parquet, remove, sync, write_json
+from retrievo.support.locks import LOCK_INSIDE, hold
 from retrievo.support.options import is_off
 from retrievo.support.publishing import Place, discard
 
@@ -304,7 +304,7 @@ class Output:
         waits = self._awaits_publication()
         barrier()
         if lead and self.place.is_cut_short:
-            with _locked(self.path):
+            with hold(self.path):
                 self.place.end(replace=waits is not None)
         barrier()
         found = self._told_finished(waits) if waits else self._look()
@@ -452,8 +452,11 @@ class Output:
         Work that ends in an error leaves nothing behind that can't be gone on with.
         Raises: RetrievoError where the disk is full, with the folder and what is free.
         """
-        self.folder.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(self.path):
+        try:
+            self.folder.parent.mkdir(parents=True, exist_ok=True)
+        except FileExistsError:
+            raise RetrievoError(self.path.parent, "is a file", "a folder", "choose another --output") from None
+        with hold(self.path):
             self._check_unchanged()
             begins_here = not self.folder.exists()
             self.folder.mkdir(exist_ok=True)
@@ -572,7 +575,7 @@ class Output:
         return manifest
 
     def _own_files(self) -> list[Path]:
-        foreign = {BEGIN, MANIFEST, *(self.beside if self.folder == self.path else ())}
+        foreign = {BEGIN, MANIFEST, LOCK_INSIDE, *(self.beside if self.folder == self.path else ())}
         found = [path for path in sorted(self.folder.rglob("*")) if path.is_file()]
         return [path for path in found if path.relative_to(self.folder).parts[0] not in foreign]
 
@@ -628,33 +631,5 @@ def end_publication(path: Path, *, single_file: bool = False) -> None:
     """
     place = Place(path, single_file)
     if place.old.exists() or (place.is_complete and place.is_free):
-        with _locked(path):
+        with hold(path):
             place.end(replace=False)
-
-
-@contextlib.contextmanager
-def _locked(output: Path) -> Iterator[None]:
-    """Holds an output against a second retrievo; the kernel lets go when this process ends, however it ends."""
-    path = output.with_name(f".{output.name}.lock")
-    descriptor = _lock(path)
-    if descriptor is None:
-        raise RetrievoError(output, "another retrievo is writing it", None, "wait for it, or choose another --output")
-    try:
-        yield
-    finally:
-        path.unlink(missing_ok=True)  # while it is held, so that nobody holds a file that has gone
-        os.close(descriptor)
-
-
-def _lock(path: Path) -> int | None:
-    """A descriptor of the lock file, held; None where another process holds it."""
-    while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(descriptor)
-            return None
-        if _stamp(path) is not None and path.stat().st_ino == os.fstat(descriptor).st_ino:
-            return descriptor
-        os.close(descriptor)  # who held it has removed it meanwhile

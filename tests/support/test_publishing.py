@@ -15,6 +15,7 @@ from retrievo.support import artifact, publishing
 from retrievo.support.artifact import BEGIN, MANIFEST, Input, Manifest, Output
 from retrievo.support.errors import RetrievoError
 from retrievo.support.files import write_json
+from retrievo.support.locks import hold
 
 
 @pytest.fixture
@@ -167,7 +168,7 @@ def test_files_that_stand_where_an_output_was_are_not_taken_for_the_new_one(plac
 
 def test_what_was_cut_short_is_ended_under_the_lock(place: Path) -> None:
     complete(output(place))
-    with artifact._locked(place), pytest.raises(RetrievoError, match="another retrievo is writing it"):
+    with hold(place), pytest.raises(RetrievoError, match="another retrievo is writing it"):
         output(place).already_finished()
     assert not place.exists()
     assert output(place).already_finished() is not None
