@@ -12,6 +12,7 @@ from retrievo.evaluation.names import CONVENTIONS, DEFAULT_CONVENTION, DEFAULT_M
 from retrievo.support import console
 from retrievo.support.errors import UsageError
 from retrievo.support.options import Options, option
+from retrievo.support.publishing import is_manifest_beside, manifest_beside
 
 if TYPE_CHECKING:
     from retrievo.data.run import Run
@@ -121,7 +122,8 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
     from retrievo.evaluation.texts import Texts
 
     _check_given(config)
-    paths = list(dict.fromkeys([*config.run, *([config.baseline] if config.baseline else [])]))
+    given = (path for path in config.run if not is_manifest_beside(path))  # `--run runs/*` finds them too
+    paths = list(dict.fromkeys([*given, *([config.baseline] if config.baseline else [])]))
     if paths == [config.baseline]:
         console.warn("--baseline: is the only run; nothing is compared")
     runs = [Run.open(path) for path in paths]
@@ -245,6 +247,7 @@ def _is_run(path: Path) -> bool:
     if path.suffix in (".trec", ".run"):
         return True
     try:
-        return path.suffix == ".parquet" and Manifest.read(path).kind == "run"
+        carries = path.suffix == ".parquet" or manifest_beside(path).is_file()
+        return carries and Manifest.read(path).kind == "run"
     except RetrievoError:
         return False

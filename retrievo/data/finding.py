@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from retrievo.support.errors import RetrievoError
+from retrievo.support.publishing import is_manifest_beside
 
 NOUNS = ("corpus", "queries", "qrels", "run", "negatives", "answers")
 _APART = ("qrels", "run")  # nouns of which several lie in a folder, each whole by itself
@@ -25,7 +26,8 @@ def table_files(path: Path, noun: str) -> list[Path]:
     if path.is_file():
         return [path]
     if not path.is_dir():
-        files = sorted(Path(found) for found in glob.glob(str(path)) if Path(found).is_file())
+        found = sorted(map(Path, glob.glob(str(path))))
+        files = [file for file in found if file.is_file() and not is_manifest_beside(file)]
         if not files:
             raise RetrievoError(path, "no such file", f"the {noun}", "check the path")
         return files

@@ -2,13 +2,15 @@
 
 Every output is either absent, unfinished (`begin.json`, no manifest) or whole (`manifest.json`, written last). Folders
 that cannot be used half-done are built in `OUTPUT.partial/` and published (`support/publishing.py`), so a reader sees
-the old or the new one. A single Parquet file carries its manifest in its own metadata.
+the old or the new one. A single Parquet file carries its manifest in its own metadata; beside any other single file (a
+run as text) lies `OUTPUT.manifest.json`, which holds for the content that it names and for no other.
 """
 
 from __future__ import annotations
 
 import contextlib
 import fnmatch
+import functools
 import glob
 import hashlib
 import json
@@ -16,7 +18,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,7 @@ from retrievo.support.errors import RetrievoError
 from retrievo.support.files import file_record, fingerprint, full_disk, is_parquet, remove, sync, write_json
 from retrievo.support.locks import LOCK_INSIDE, hold
 from retrievo.support.options import is_off
-from retrievo.support.publishing import Place, discard
+from retrievo.support.publishing import Place, discard, manifest_beside
 
 MANIFEST, BEGIN = publishing.MANIFEST, publishing.BEGIN
 METADATA_KEY = b"retrievo"
@@ -111,11 +113,12 @@ class Manifest:
 
     @classmethod
     def read(cls, path: Path, *kinds: str) -> Manifest:
-        """The manifest of an artefact folder or of a Parquet file made by retrievo, checked to be one of `kinds`.
+        """The manifest of an artefact folder or of a single file made by retrievo, checked to be one of `kinds`.
 
-        Raises: RetrievoError where there is none, where it is unfinished, of another kind, or of a newer format.
+        Raises: RetrievoError where there is none, where it is unfinished, of another kind, or of a newer format, or
+            where a file that is not Parquet has changed since.
         """
-        values = _read_parquet_metadata(path, kinds) if path.is_file() else _read_manifest_file(path)
+        values = _read_single_file(path, kinds) if path.is_file() else _read_manifest_file(path)
         if not _is_ours(values):
             raise RetrievoError(path, "its manifest was not written by retrievo", None, "check the path")
         try:
@@ -220,6 +223,27 @@ def _read_manifest_file(folder: Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:  # no JSON, or no UTF-8
         fix = "make the artefact again, or check the path"
         raise RetrievoError(folder / MANIFEST, f"is not JSON: {error}", None, fix) from None
+
+
+def _read_single_file(path: Path, kinds: Sequence[str]) -> dict[str, Any]:
+    """What a Parquet file carries, or what lies beside another one; nobody else's JSON is taken for it."""
+    beside = manifest_beside(path)
+    if is_parquet(path) or not beside.is_file():
+        return _read_parquet_metadata(path, kinds)
+    try:
+        values: dict[str, Any] = json.loads(beside.read_text(encoding="utf-8"))
+        told = list(values["files"].values())  # one, by the name that the file had then
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        raise RetrievoError(beside, "is no manifest of a file", None, "remove it, or make the file again") from None
+    if told != [_content(path, _stamp(path), path.stat().st_size)]:
+        raise RetrievoError(path, f"has changed since retrievo wrote it ({beside.name} tells another content)")
+    return values
+
+
+@functools.lru_cache(maxsize=64)
+def _content(path: Path, stamp: object, size: int) -> dict[str, Any]:
+    """Size and hash of a file that several look at; read again once it is another one or of another time."""
+    return file_record(path)
 
 
 def _read_parquet_metadata(path: Path, kinds: Sequence[str]) -> dict[str, Any]:
@@ -566,8 +590,11 @@ class Output:
         if not self.single_file:
             files = {path.relative_to(self.folder).as_posix(): self._record_of(path) for path in self._own_files()}
             manifest = Manifest(**{**manifest.as_json(), "files": files, "seconds": round(self.elapsed, 3)})
-        elif (self.folder / self.path.name).is_file():
-            sync(self.folder / self.path.name)
+        elif (made := self.folder / self.path.name).is_file():
+            sync(made)
+            if not is_parquet(made):
+                manifest = replace(manifest, files={made.name: file_record(made)}, seconds=round(self.elapsed, 3))
+                write_json(manifest_beside(made), manifest.as_json())
         write_json(self.folder / MANIFEST, manifest.as_json())
         remove(self.folder / BEGIN)
         if self.folder != self.path:

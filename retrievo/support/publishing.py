@@ -18,6 +18,7 @@ from retrievo.support.errors import RetrievoError
 from retrievo.support.files import remove
 
 MANIFEST, BEGIN = "manifest.json", "begin.json"
+BESIDE = ".manifest.json"  # added to the name of a single file that is not Parquet
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,8 @@ class Place:
             raise RetrievoError(self.path, found, None, fix) from None
 
     def _publish_file(self) -> None:
-        for name, place in {**self.companions, self.path.name: self.path}.items():
+        beside = manifest_beside(self.path)  # before the file, since it holds for this file's content only
+        for name, place in {**self.companions, beside.name: beside, self.path.name: self.path}.items():
             if (self.partial / name).exists():
                 (self.partial / name).replace(place)
         discard(self.partial)
@@ -129,6 +131,16 @@ class Place:
         remove(self.old / BEGIN)
         remove(manifest)
         remove(self.old)
+
+
+def manifest_beside(file: Path) -> Path:
+    """Where the manifest lies of a single file that has no place for it."""
+    return file.with_name(f"{file.name}{BESIDE}")
+
+
+def is_manifest_beside(path: Path) -> bool:
+    """Whether a path is no artefact itself but the manifest of the file beside it, as a pattern finds both."""
+    return path.name.endswith(BESIDE) and path.with_name(path.name.removesuffix(BESIDE)).is_file()
 
 
 def discard(folder: Path) -> None:
