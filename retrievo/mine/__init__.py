@@ -407,7 +407,7 @@ def _embeddings(config: MineConfig, corpus: Corpus, model: Mapping[str, Input]) 
     from retrievo.data.ids import hash_texts
     from retrievo.models.computing import computing_record
     from retrievo.models.devices import resolve_device
-    from retrievo.support.artifact import has_manifest
+    from retrievo.support.artifact import MANIFEST, has_manifest
 
     assert config.model is not None
     made_by = model["model"].fingerprint if model else "nothing"  # which encode refuses

@@ -246,7 +246,7 @@ def test_a_single_file_and_its_companions_outlive_a_rename_that_fails(
     (place.with_name("run.txt.partial")).mkdir()  # killed when all was in its place
     write_json(place.with_name("run.txt.partial") / MANIFEST, single(place).manifest({}).as_json())
     assert single(place, force=True).already_finished() is not None
-    assert names(place.parent) == ["dropped.txt", "run.txt", "source.txt"]
+    assert names(place.parent) == ["dropped.txt", "run.txt", "run.txt.manifest.json", "source.txt"]
 
 
 # ------------------------------------------------------------------------------- unfinished work: gone on with, or not
