@@ -15,6 +15,7 @@ from retrievo.support.options import Options, option
 from retrievo.support.publishing import is_manifest_beside, manifest_beside
 
 if TYPE_CHECKING:
+    from retrievo.data.origin import Origin
     from retrievo.data.run import Run
     from retrievo.evaluation.answers import Answers
     from retrievo.evaluation.comparison import Evaluation
@@ -128,6 +129,7 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
         console.warn("--baseline: is the only run; nothing is compared")
     runs = [Run.open(path) for path in paths]
     names = run_names(paths, [run.name for run in runs])
+    _warn_of_pairs(config, runs)
     standard, inputs = _standard(config, runs)
     baseline = names[paths.index(config.baseline)] if config.baseline else None
     metrics = {typed: Metric.parse(typed) for typed in config.metrics}
@@ -153,8 +155,64 @@ def _check_given(config: EvaluateConfig) -> None:
         raise UsageError("--qrels", "no judgements to score against", None, fix)
 
 
+def _warn_of_pairs(config: EvaluateConfig, runs: Sequence[Run]) -> None:
+    """Says what is compared that does not belong together, as far as the manifests of runs know.
+
+    Raises: RetrievoError where answers would be looked for in the texts of another corpus.
+    """
+    from retrievo.data.origin import CORPUS, QUERIES, fits, named, origins
+
+    paths = [run.path for run in runs] + ([config.reference_run] if config.reference_run else [])
+    for noun in (CORPUS, QUERIES):
+        known = [(path, found) for path in paths if (found := origins(path, noun))]
+        for path, found in known[1:]:
+            if not fits(noun, found, known[0][1]):
+                first = f"{known[0][0]} of {named(known[0][1])}"
+                console.warn(f"{path}: is a run of another {noun} ({named(found)}) than {first}".replace(*_PLURAL))
+        if noun == CORPUS and known and config.corpus is not None:
+            _check_corpus(config, *known[0])
+    for run in runs:
+        depth = _depth(run)
+        deeper = [typed for typed in config.metrics if depth and (Metric.parse(typed).cutoff or 0) > depth]
+        if deeper:
+            console.warn(f"{run.path}: was made to depth {depth:,}, less than {', '.join(deeper)} would look at")
+
+
+_PLURAL = ("another queries", "other queries")
+
+
+def _check_corpus(config: EvaluateConfig, run: Path, found: Sequence[Origin]) -> None:
+    """Texts of another corpus are another document's."""
+    from retrievo.data.finding import table_files
+    from retrievo.data.origin import CORPUS, Origin, named, part_of
+    from retrievo.support.artifact import Input
+    from retrievo.support.errors import RetrievoError
+
+    assert config.corpus is not None
+    given = Input.of(config.corpus, table_files(config.corpus, CORPUS))
+    if part_of(found, [Origin.of(CORPUS, given)]):
+        return
+    told = f"is another corpus than {run} was made from ({named(found)})"
+    if config.answers is not None:
+        raise RetrievoError(config.corpus, told, None, "pass that one to --corpus, or leave it out")
+    console.warn(f"{config.corpus}: {told}; the texts may be those of other documents")
+
+
+def _depth(run: Run) -> int | None:
+    """Documents of each query that a run was made for, as far as it says so."""
+    from retrievo.support.artifact import Manifest
+    from retrievo.support.errors import RetrievoError
+
+    try:
+        depth = Manifest.read(run.path).config.get("depth")
+    except RetrievoError:
+        return None
+    return depth if isinstance(depth, int) else None
+
+
 def _standard(config: EvaluateConfig, runs: Sequence[Run]) -> tuple[Standard, dict[str, Input]]:
     """What the runs are measured against, and the files that it was read from."""
+    from retrievo.data.origin import QUERIES, origins, warn_of_other_judgements
     from retrievo.data.qrels import Qrels
     from retrievo.data.run import Run
     from retrievo.evaluation.scan import Judgements, Scan
@@ -165,6 +223,8 @@ def _standard(config: EvaluateConfig, runs: Sequence[Run]) -> tuple[Standard, di
     if config.qrels is not None:
         qrels = Qrels.read(config.qrels)
         inputs["qrels"], judgements = qrels.input, Judgements.of(qrels.table)
+        for run in runs:
+            warn_of_other_judgements(qrels.input, run.path, origins(run.path, QUERIES))
         if judgements.grade.max(initial=0) < config.min_relevance:
             console.warn(f"{config.qrels}: no judgement reaches --min-relevance {config.min_relevance}")
     if config.reference_run is not None:

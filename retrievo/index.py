@@ -17,7 +17,7 @@ from retrievo.data.options import (
 )
 from retrievo.retrieval.index_types import BM25, INDEX_TYPES, check_type
 from retrievo.support import console
-from retrievo.support.errors import UsageError
+from retrievo.support.errors import RetrievoError, UsageError
 from retrievo.support.options import Options, option
 
 if TYPE_CHECKING:
@@ -135,7 +135,6 @@ def index_vectors(config: IndexConfig) -> Manifest:
 
 def _add_vectors(config: IndexConfig, embeddings: Embeddings, given: Input) -> Manifest:
     """The index at the output with more documents; a reader sees the old one until the new one is whole."""
-    from retrievo.models.source import check_same_model
     from retrievo.retrieval import faiss_build
     from retrievo.retrieval.embeddings import Embeddings
     from retrievo.retrieval.faiss_index import FaissIndex
@@ -150,8 +149,7 @@ def _add_vectors(config: IndexConfig, embeddings: Embeddings, given: Input) -> M
         console.note(f"{config.output} holds {config.embeddings} already; nothing to do")
         return index.manifest
     inputs = {name: Input(index.manifest.input_path(name, None), told["fingerprint"]) for name, told in held.items()}
-    first = next(iter(inputs.values())).path
-    check_same_model(embeddings.path, embeddings.manifest, first, Embeddings(first).manifest)
+    _check_alike(embeddings, Embeddings(next(iter(inputs.values())).path))
     inputs[f"{EMBEDDINGS_INPUT}-{len(held) + 1}"] = given
     output = Output(config.output, "faiss-index", index.manifest.config, inputs, force=True)
     if finished := output.already_finished():
@@ -159,6 +157,26 @@ def _add_vectors(config: IndexConfig, embeddings: Embeddings, given: Input) -> M
     manifest = faiss_build.add(index, embeddings, output, threads=config.threads)
     _summary(config, manifest, f"{index.rows:,} vectors and {embeddings.rows:,} new ones")
     return manifest
+
+
+def _check_alike(new: Embeddings, old: Embeddings) -> None:
+    """Raises RetrievoError for vectors of another model or number format than those of the index.
+
+    Says which corpus they are of, and where a model computed in another precision.
+    """
+    from retrievo.data.origin import CORPUS, named, origins, same
+    from retrievo.models.source import check_same_model
+
+    check_same_model(new.path, new.manifest, old.path, old.manifest)
+    if new.dtype != old.dtype:
+        found, fix = f"holds {new.dtype}", f"encode it again with --storage-dtype {old.dtype}"
+        raise RetrievoError(new.path, found, f"{old.dtype}, as {old.path} holds", fix)
+    computed = [one.manifest.config.get("computed_in") for one in (new, old)]
+    if computed[0] != computed[1]:
+        console.warn(f"{new.path}: was computed in {computed[0]}, {old.path} in {computed[1]}")
+    corpora = [origins(one.path, CORPUS) for one in (new, old)]
+    if all(corpora) and not same(*corpora):
+        console.note(f"documents of another corpus are added: of {named(corpora[0])} to those of {named(corpora[1])}")
 
 
 def _summary(config: IndexConfig, manifest: Manifest, content: str) -> None:

@@ -55,11 +55,14 @@ def label(config: LabelConfig) -> Manifest:
     Of several processes the lead one does all.
     Raises: RetrievoError for a run that can't be read, scores of the other kind, and where no query gets a label.
     """
+    from retrievo.data.origin import QUERIES, origins, warn_of_other_judgements
     from retrievo.data.qrels import Qrels
     from retrievo.data.run import Run
     from retrievo.support.artifact import Output
 
     run, qrels = Run.open(config.run), Qrels.read(config.qrels) if config.qrels else None
+    if qrels:
+        warn_of_other_judgements(qrels.input, config.run, origins(config.run, QUERIES))
     inputs = {"run": run.input} | ({"qrels": qrels.input} if qrels else {})
     output = Output(config.output, "labels", config.record(), inputs, force=config.force)
     if not console.is_lead():

@@ -109,6 +109,7 @@ def rerank(config: RerankConfig) -> Manifest:
     prepare_cpu(config.threads)
     corpus, queries, run = Corpus(config.corpus), Queries(config.queries), Run.open(config.run)
     qrels = Qrels.read(config.qrels) if config.qrels else None
+    _check_made_from(config, corpus, queries)
     inputs = {"run": run.input, "corpus": corpus.input, "queries": queries.input}
     inputs |= {"qrels": qrels.input} if qrels else {}
     with process_group(resolve_device(config.device)) as device:
@@ -121,6 +122,18 @@ def rerank(config: RerankConfig) -> Manifest:
         pairs = _pairs(config, run.table, qrels.table if qrels else None, corpus, queries)
         scorer = _EncoderScorer if _is_encoder(config) else _CrossEncoderScorer
         return _rerank(config, corpus, queries, pairs, scorer, output, scores, device)
+
+
+def _check_made_from(config: RerankConfig, corpus: Corpus, queries: Queries) -> None:
+    """Raises RetrievoError where the run ranks documents of another corpus, whose ids may mean other texts here."""
+    from retrievo.data.origin import CORPUS, Origin, named, origins, part_of, warn_of_others
+    from retrievo.support.errors import RetrievoError
+
+    ranked = origins(config.run, CORPUS)
+    if ranked and not part_of(ranked, [Origin.of(CORPUS, corpus.input)]):
+        found = f"was made from another corpus ({named(ranked)}) than {config.corpus}"
+        raise RetrievoError(config.run, found, None, f"pass --corpus {ranked[0]}")
+    warn_of_others(config.run, queries=queries.input)
 
 
 def _is_encoder(config: RerankConfig) -> bool:

@@ -17,6 +17,7 @@ import torch
 from retrievo.data.columns import rows_of, taken
 from retrievo.data.corpus import Corpus, Queries
 from retrievo.data.ordering import exact_similarities, first_ranked, flat_strings
+from retrievo.data.origin import read_now, warn_of_other_judgements, warn_of_others
 from retrievo.data.qrels import Qrels
 from retrievo.data.run import Run
 from retrievo.data.token_cache import TokenCache
@@ -46,6 +47,8 @@ class Pool:
         table, judged, run = Queries(queries), Qrels.read(config.dev_qrels), Run.open(config.dev_run)
         self.inputs = {"dev-qrels": judged.input, "dev-run": run.input}
         self.inputs |= {"dev-queries": table.input} if config.dev_queries else {}
+        warn_of_others(config.dev_run, corpus=corpus.input, queries=table.input)
+        warn_of_other_judgements(judged.input, queries, read_now("queries", table.input))
         relevant = judged.table.filter(pc.greater_equal(judged.table["relevance"], min_relevance))
         self.query_ids = pc.unique(flat_strings(relevant["query_id"]))
         rows = pc.index_in(self.query_ids, value_set=flat_strings(table.ids))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,9 +64,10 @@ def _follow(path: Path, name: str) -> Path | None:
     """An input of an artefact or of what it was made from; None where the trail is lost: texts are an extra."""
     try:
         manifest = Manifest.read(path)
-        if name in manifest.inputs:
-            found = manifest.input_path(name, f"--{name}")
-            return _follow(found, name) if _holds_vectors(found) else found
+        with contextlib.suppress(RetrievoError):  # where it moved, what was made from it beside it may know
+            if name in manifest.inputs:
+                found = manifest.input_path(name, f"--{name}")
+                return _follow(found, name) if _holds_vectors(found) else found
         sources = [source for source in manifest.inputs if source in ("embeddings",) or source.startswith("index")]
         trails = (_follow(manifest.input_path(source, f"--{source}"), name) for source in sources)
         return next((path for path in trails if path), None)

@@ -186,6 +186,7 @@ def mine(config: MineConfig) -> Manifest:
     Raises: RetrievoError for tables that can't be read or a stage that was not trained.
     """
     from retrievo.data.corpus import Corpus, Queries
+    from retrievo.data.origin import read_now, warn_of_other_judgements, warn_of_others
     from retrievo.data.qrels import Qrels
     from retrievo.models.source import model_record
     from retrievo.support.artifact import Output
@@ -200,11 +201,16 @@ def mine(config: MineConfig) -> Manifest:
     output = Output(config.output, "negatives", record, inputs, **ways)
     manifest = output.already_finished(lead=console.is_lead())
     if manifest is None:
+        warn_of_other_judgements(qrels.input, config.queries, read_now("queries", queries.input))
         pairs = _relevant_pairs(qrels, queries, config.min_relevance)
         with console.inner_steps():
             vectors = _embeddings(config, corpus, model_inputs) if config.model is not None else None
         if not console.is_lead():
             return output.manifest({})
+        for path in (*config.run, *([config.teacher] if config.teacher else [])):
+            warn_of_others(path, corpus=corpus.input, queries=queries.input)
+        for path in config.index:
+            warn_of_others(path, corpus=corpus.input)
         with output.build() as folder, console.inner_steps():
             work = _Work(config, corpus, _judged_queries(queries, pairs, folder), pairs, folder, vectors)
             manifest = output.finish(work.write(output))

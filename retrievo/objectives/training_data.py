@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 from retrievo.data.corpus import Corpus, Queries
 from retrievo.data.ids import IdMap, hash_texts
 from retrievo.data.negatives import Negatives, pooled
+from retrievo.data.origin import read_now, warn_of_other_judgements, warn_of_others
 from retrievo.data.pair_scores import PairScores
 from retrievo.data.qrels import Qrels
 from retrievo.data.run import Run
@@ -55,6 +56,9 @@ class TrainingData:
             "qrels": judged.input,
             **{f"negatives-{number}": pool.input for number, pool in enumerate(pools, start=1)},
         }
+        warn_of_other_judgements(judged.input, told.queries, read_now("queries", self.queries.input))
+        for path in told.negatives:
+            self._warn_of_others(path)
         relevant = judged.table.filter(pc.greater_equal(judged.table["relevance"], min_relevance))
         self.positives, self.lost_judgements = self.by_query(relevant)
         self.negatives, self.lost_negatives = self.by_query(pooled(pools))
@@ -67,12 +71,17 @@ class TrainingData:
         self.query_vectors = None if told.topics is None else self._vectors("topics", told.topics, "query")
         self.batch_teacher = BatchTeacher(told.batch_teacher, self._vectors) if told.batch_teacher else None
 
+    def _warn_of_others(self, path: Path) -> None:
+        """Says that a table of pairs was made from other tables than these."""
+        warn_of_others(path, corpus=self.corpus.input, queries=self.queries.input)
+
     def _taught_by(self, run: Run) -> PairScores:
         """What a run says of the rows here.
 
         Raises: RetrievoError where it knows none of the relevant documents.
         """
         self.inputs["teacher"] = run.input
+        self._warn_of_others(run.path)
         query, document = self._query_ids.rows(run.table["query_id"]), self.corpus.id_map.rows(run.table["doc_id"])
         teacher = PairScores(query, document, run.table["score"].to_numpy(), len(self.corpus))
         if not _share_known(teacher, self.positives):
@@ -83,6 +92,8 @@ class TrainingData:
     def _vectors(self, name: str, path: Path, role: str) -> RowVectors:
         """The vectors of all documents, or of the judged queries; an input of this name."""
         ids, needed = (self._query_ids, self._judged) if role == "query" else (self.corpus.id_map, None)
+        tables = {"queries": self.queries.input} if role == "query" else {"corpus": self.corpus.input}
+        warn_of_others(path, **tables)
         vectors = RowVectors(path, role, ids, needed)
         self.inputs[name] = vectors.input
         return vectors

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +27,14 @@ from retrievo.retrieval.feedback import FEEDBACKS
 from retrievo.retrieval.fusion import FUSIONS
 from retrievo.search.plans import DEFAULT_FUSION, FUSED, FUSED_DEPTH, OWN, TABLE_DEPTH, Plan, plan
 from retrievo.search.question import QUESTION_DEPTH, Asker
-from retrievo.search.sources import Source, accompanied, check_meaning, open_source, warn_of_changed_texts
+from retrievo.search.sources import (
+    Source,
+    accompanied,
+    check_corpora,
+    check_meaning,
+    open_source,
+    warn_of_changed_texts,
+)
 from retrievo.support import console
 from retrievo.support.errors import UsageError
 from retrievo.support.options import Options, flag_of, is_off, option
@@ -35,6 +42,7 @@ from retrievo.support.options import Options, flag_of, is_off, option
 if TYPE_CHECKING:
     from retrievo.data.run import RunWriter
     from retrievo.retrieval.answer import Answer
+    from retrievo.support.artifact import Input
 
 
 _WITH_FEEDBACK = {"feedback": tuple(FEEDBACKS)}
@@ -279,12 +287,14 @@ def converse(config: SearchConfig, questions: Iterable[str]) -> Iterator[Answer]
 def _sources(config: SearchConfig) -> list[Source]:
     sources = [open_source(path) for path in config.index]
     check_meaning(config, sources)
+    check_corpora(config, sources)
     if config.corpus is None:  # who names a corpus knows which
         warn_of_changed_texts(sources)
     return sources
 
 
 def _write_run(config: SearchConfig, plan: Plan) -> None:
+    from retrievo.data.origin import QUERIES, read_now, warn_of_other_judgements
     from retrievo.data.qrels import Qrels
     from retrievo.data.run import RunWriter
     from retrievo.models.source import model_record
@@ -298,6 +308,9 @@ def _write_run(config: SearchConfig, plan: Plan) -> None:
     judged = {name: Qrels.read(path).input for name, path in qrels.items() if path is not None}
     read = model_record(config.rerank, None)[1] if config.rerank else {}
     inputs = indexes | runs | judged | {"queries": plan.queries} | ({"ranker": read["model"]} if read else {})
+    inputs |= _corpora([*config.index, *config.run])
+    for qrels_read in judged.values():
+        warn_of_other_judgements(qrels_read, config.queries, read_now(QUERIES, plan.queries))
     record = config.record() | {"depth": config.run_depth}
     output = Output(config.output, "run", record, inputs, force=config.force, single_file=True)
     if output.already_finished():
@@ -312,6 +325,16 @@ def _write_run(config: SearchConfig, plan: Plan) -> None:
         facts["empty"] = f"{stats['without_results']:,} queries found nothing"
     facts["took"] = console.seconds(output.elapsed)
     console.summary("searched", facts, f"retrievo evaluate --run {config.output} --qrels QRELS")
+
+
+def _corpora(places: Sequence[Path]) -> dict[str, Input]:
+    """The corpora behind indexes and runs, for the manifest: who reads the run knows whose documents it ranks."""
+    from retrievo.data.origin import CORPUS, origins
+    from retrievo.support.artifact import Input
+
+    found = {one.fingerprint: one for place in places for one in origins(place, CORPUS)}
+    names = [CORPUS, *(f"{CORPUS}-{number}" for number in range(2, 1 + len(found)))]
+    return {name: Input(one.path, one.fingerprint) for name, one in zip(names, found.values(), strict=False)}
 
 
 def _write_batches(plan: Plan, writer: RunWriter) -> dict[str, int]:

@@ -14,6 +14,7 @@ from retrievo.search.sources import (
     Source,
     bm25_options,
     check_comparable,
+    check_role,
     encode,
     open_bm25,
     open_encoder,
@@ -160,6 +161,7 @@ def _plan_run(config: SearchConfig, path: Path) -> Plan:
     import pyarrow.compute as pc
 
     from retrievo.data.ordering import flat_strings
+    from retrievo.data.origin import warn_of_others
     from retrievo.data.run import Run
     from retrievo.retrieval.embeddings import Embeddings
     from retrievo.support.artifact import Input
@@ -172,6 +174,7 @@ def _plan_run(config: SearchConfig, path: Path) -> Plan:
         queries = _texts(config)
         ids, read = queries.ids, queries.input
 
+    warn_of_others(path, queries=read)
     table = given.table
     if config.judged is not None:
         table = table.filter(pc.is_in(flat_strings(table["query_id"]), value_set=flat_strings(ids)))
@@ -367,7 +370,7 @@ def _dense_queries(config: SearchConfig, source: Source) -> _DenseQueries:
         check_comparable(config.queries, vectors.manifest, source)
         return _DenseQueries(vectors.ids(), Input.of(config.queries), lambda: vectors.take(np.arange(vectors.rows)))
     queries = _texts(config)
-    source.embeddings_manifest()
+    check_role(source.path, source.embeddings_manifest(), "document")
 
     def encoded() -> np.ndarray:
         return encode(config, open_encoder(config, source), queries.texts)

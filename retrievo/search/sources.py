@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from retrievo.data.corpus import Corpus
+    from retrievo.data.origin import Origin
     from retrievo.models.encoder import Encoder
     from retrievo.retrieval.approximate import Effort
     from retrievo.retrieval.embeddings import Vectors
@@ -42,11 +43,23 @@ class Source(NamedTuple):
         return self.manifest.kind == BM25_KIND
 
     def embeddings(self) -> list[Path]:
-        """The embeddings folders of a dense index, in the order of its rows."""
+        """The embeddings folders of a dense index, in the order of its rows.
+
+        Raises: RetrievoError where one is gone, or is another one than the index was made of.
+        """
         if self.manifest.kind == EMBEDDINGS_KIND:
             return [self.path]
-        names = [name for name in self.manifest.inputs if name.startswith(EMBEDDINGS_KIND)]
-        return [self.manifest.input_path(name, "--index EMBEDDINGS") for name in names]
+        return [self._embeddings(name) for name in self.manifest.inputs if name.startswith(EMBEDDINGS_KIND)]
+
+    def _embeddings(self, name: str) -> Path:
+        from retrievo.support.artifact import Input, Manifest
+
+        path = self.manifest.input_path(name, "--index EMBEDDINGS")
+        Manifest.read(path, EMBEDDINGS_KIND)
+        if Input.of(path).fingerprint != self.manifest.inputs[name]["fingerprint"]:
+            found = f"was made of other embeddings than those that lie at {path} now"
+            raise RetrievoError(self.path, found, None, "build the index again")
+        return path
 
     def embeddings_manifest(self) -> Manifest:
         """Of the first of them: all are of one model."""
@@ -82,6 +95,46 @@ def _is_approximate(manifest: Manifest) -> bool:
     from retrievo.retrieval.index_types import type_named
 
     return manifest.kind == FAISS_KIND and not type_named(manifest.stats["type"]).exact
+
+
+def check_corpora(config: SearchConfig, sources: Sequence[Source]) -> None:
+    """Refuses to put documents of different corpora into one ranking: their ids and their scores mean other things.
+
+    Raises: RetrievoError that names both corpora.
+    """
+    from retrievo.data.origin import CORPUS, named, origins, same
+
+    places = [*(source.path for source in sources), *config.run]
+    known = [(place, found) for place in places if (found := origins(place, CORPUS))]
+    for place, found in known[1:]:
+        if not same(found, known[0][1]):
+            told = f"was made from another corpus ({named(found)}) than {known[0][0]} ({named(known[0][1])})"
+            raise RetrievoError(place, told, "one corpus", "search them apart")
+    if len(places) > 1:
+        for place in [place for place in places if place not in dict(known)]:
+            console.note(f"{place} does not say of which corpus it is; that it is that of the others can't be checked")
+    _check_given_corpus(config, known)
+
+
+def _check_given_corpus(config: SearchConfig, known: Sequence[tuple[Path, Sequence[Origin]]]) -> None:
+    """What --corpus gives texts to must have been made from it, where a cross-encoder reads them; a person is told.
+
+    Raises: RetrievoError that names both corpora.
+    """
+    from retrievo.data.finding import table_files
+    from retrievo.data.origin import CORPUS, Origin, named, part_of
+    from retrievo.support.artifact import Input
+
+    if config.corpus is None or not known:
+        return
+    given = Origin.of(CORPUS, Input.of(config.corpus, table_files(config.corpus, CORPUS)))
+    place, found = known[0]
+    if part_of([given], found) or config.corpus.resolve() in {one.path.resolve() for one in found}:
+        return  # where it was and has changed since: who names it knows that
+    told = f"is another corpus than {place} was made from ({named(found)})"
+    if config.rerank is not None:
+        raise RetrievoError(config.corpus, told, None, "pass that one to --corpus, or leave it out")
+    console.warn(f"{config.corpus}: {told}; the texts may be those of other documents")
 
 
 # option -> the kinds of index that it has a meaning for
@@ -151,6 +204,7 @@ def open_encoder(config: SearchConfig, source: Source) -> Encoder:
     from retrievo.models.source import unchanged_model
 
     documents = source.embeddings_manifest()
+    check_role(source.path, documents, "document")
     name, revision = unchanged_model(documents, "--queries EMBEDDINGS of queries by the same model")
     encoder = Encoder.load(name, revision, pooling=documents.config.get("pooling"))
     encoder.truncate(documents.config.get("truncate_dim"))
@@ -288,16 +342,27 @@ def accompanied(config: SearchConfig, sources: Sequence[Source]) -> AbstractCont
     return company(device, vectors_of, threads=config.threads)
 
 
+def check_role(path: Path, manifest: Manifest, role: str) -> None:
+    """Raises RetrievoError for vectors of queries that are searched, and for vectors of documents that ask."""
+    if manifest.stats["role"] != role:
+        raise RetrievoError(path, f"holds {manifest.stats['role']} vectors", f"{role} vectors", "check the paths")
+
+
 def check_comparable(table: Path, queries: Manifest, source: Source) -> None:
     """Raises RetrievoError for vectors of one model that would be compared with vectors of another."""
     from retrievo.models.source import check_same_model
 
     documents = source.embeddings_manifest()
     for manifest, path, role in ((documents, source.path, "document"), (queries, table, "query")):
-        if manifest.stats["role"] != role:
-            raise RetrievoError(path, f"holds {manifest.stats['role']} vectors", f"{role} vectors", "check the paths")
+        check_role(path, manifest, role)
     if not _trained_against(queries, source):
         check_same_model(table, queries, source.path, documents)
+    if "model" not in queries.inputs:
+        console.note(f"{table} and {source.path} were imported: that one model made both can't be checked")
+    similarities = [manifest.stats["similarity"] for manifest in (queries, documents)]
+    if similarities[0] != similarities[1]:
+        told = f"was made for similarity {similarities[0]}, {source.path} for {similarities[1]}"
+        console.warn(f"{table}: {told}, by which is searched")
 
 
 def _trained_against(queries: Manifest, source: Source) -> bool:

@@ -1,0 +1,154 @@
+"""Which corpus and which queries something was made from, as the manifests behind it record them.
+
+Tables are the same where their content is, wherever they lie and whatever they are called. What records nothing, such
+as a run of another tool, can't be compared: that is said, once.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from retrievo.data.finding import table_files
+from retrievo.support import console
+from retrievo.support.artifact import Input, Manifest
+from retrievo.support.errors import RetrievoError
+from retrievo.support.files import fingerprint
+
+CORPUS, QUERIES = "corpus", "queries"
+_MADE_OF = ("index", "embeddings", "run")  # inputs that have origins of their own
+
+
+@dataclass(frozen=True)
+class Origin:
+    """A table that something was made from: where it lies or lay, and its fingerprint then."""
+
+    noun: str
+    path: Path
+    fingerprint: str
+
+    @classmethod
+    def of(cls, noun: str, given: Input) -> Origin:
+        """A table that is read now."""
+        return cls(noun, given.path, given.fingerprint)
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    @functools.cached_property
+    def files(self) -> frozenset[str]:
+        """Fingerprints of its files by themselves; none where it is gone or has changed since."""
+        try:
+            found = table_files(self.path, self.noun)
+            unchanged = Input.of(self.path, found).fingerprint == self.fingerprint
+            return frozenset(fingerprint([file]) for file in found) if unchanged else frozenset()
+        except (RetrievoError, OSError):
+            return frozenset()
+
+
+def origins(path: Path, noun: str) -> tuple[Origin, ...]:
+    """The corpora, or the queries, that something was made from, through all that lies between; none where unknown."""
+    try:
+        manifest = Manifest.read(path)
+    except RetrievoError:  # a file of another tool, or an artefact that is gone
+        return ()
+    own = [name for name in manifest.inputs if re.fullmatch(rf"{noun}(-\d+)?", name)]
+    between = [name for name in manifest.inputs if re.fullmatch(rf"({'|'.join(_MADE_OF)})(-\d+)?", name)]
+    found = [_origin(manifest, noun, name) for name in own] or [_behind(manifest, noun, name) for name in between]
+    return tuple({one.fingerprint: one for several in found for one in several}.values())
+
+
+def _origin(manifest: Manifest, noun: str, name: str) -> tuple[Origin, ...]:
+    """An input that is a table of this noun, or the embeddings of one."""
+    path = _place(manifest, name)
+    behind = origins(path, noun) if path.is_dir() else ()
+    return behind or (Origin(noun, path, manifest.inputs[name]["fingerprint"]),)
+
+
+def _behind(manifest: Manifest, noun: str, name: str) -> tuple[Origin, ...]:
+    return origins(_place(manifest, name), noun)
+
+
+def _place(manifest: Manifest, name: str) -> Path:
+    """Where an input lies, else where it lay."""
+    try:
+        return manifest.input_path(name, None)
+    except RetrievoError:
+        return manifest.home / manifest.inputs[name]["path"]
+
+
+def same(one: Sequence[Origin], other: Sequence[Origin]) -> bool:
+    """Whether two things were made from the same tables, however their files are grouped."""
+    if {found.fingerprint for found in one} == {found.fingerprint for found in other}:
+        return True
+    files = [[found.files for found in several] for several in (one, other)]
+    return all(map(all, files)) and frozenset().union(*files[0]) == frozenset().union(*files[1])
+
+
+def part_of(one: Sequence[Origin], other: Sequence[Origin]) -> bool:
+    """Whether tables of one are among those of the other, or the other way round."""
+    if same(one, other) or {found.fingerprint for found in one} & {found.fingerprint for found in other}:
+        return True
+    first, second = (frozenset().union(*(found.files for found in several)) for several in (one, other))
+    return bool(first) and bool(second) and (first <= second or second <= first)
+
+
+def _agree(one: Sequence[Origin], other: Sequence[Origin]) -> bool:
+    """Whether sets of queries have ids in common, all of them with the same text: one may be a part of the other."""
+    first, second = _texts(one), _texts(other)
+    shared = first.keys() & second.keys()
+    return bool(shared) and all(first[name] == second[name] for name in shared)
+
+
+def _texts(tables: Sequence[Origin]) -> dict[str, str]:
+    """Texts by id; nothing of tables that are gone or have changed since."""
+    from retrievo.data.tables import QUERIES as COLUMNS
+    from retrievo.data.tables import Table
+
+    found: dict[str, str] = {}
+    for origin in tables:
+        if origin.files:
+            table = Table(origin.path, COLUMNS).read(["id", "text"])
+            found |= zip(table["id"].to_pylist(), table["text"].to_pylist(), strict=True)
+    return found
+
+
+def named(tables: Iterable[Origin]) -> str:
+    """What a person calls them."""
+    return " and ".join(dict.fromkeys(map(str, tables)))
+
+
+def fits(noun: str, one: Sequence[Origin], other: Sequence[Origin]) -> bool:
+    """Whether what two things were made from can be told apart by nothing: queries may be some of the others."""
+    if not one or not other:
+        return True
+    return same(one, other) or (noun == QUERIES and (part_of(one, other) or _agree(one, other)))
+
+
+def read_now(noun: str, given: Input) -> tuple[Origin, ...]:
+    """A table that is read now, or what the vectors that are read were made from."""
+    return (origins(given.path, noun) if given.path.is_dir() else ()) or (Origin.of(noun, given),)
+
+
+def warn_of_others(path: Path, **given: Input) -> None:
+    """Says that something which is read beside a corpus or queries was made from others: its ids may mean others."""
+    for noun, table in given.items():
+        found = origins(path, noun)
+        if not fits(noun, found, read_now(noun, table)):
+            told = f"was made from another {noun} ({named(found)}) than {table.path}; its ids may mean others"
+            console.warn(f"{path}: {told.replace('another queries', 'other queries')}")
+
+
+def warn_of_other_judgements(qrels: Input, what: object, queries: Sequence[Origin]) -> None:
+    """Says that judgements lie in a dataset of other queries than those of a run or a search."""
+    for file in qrels.files:
+        table = (file.parent.parent if file.parent.name == "qrels" else file.parent) / "queries.parquet"
+        if table.is_file():
+            beside = (Origin.of(QUERIES, Input.of(table, [table])),)
+            if not fits(QUERIES, beside, queries):
+                told = f"lies beside other queries ({table}) than those of {what} ({named(queries)})"
+                console.warn(f"{qrels.path}: {told}; its ids may mean others")
+                return
