@@ -241,6 +241,7 @@ def _standard(config: EvaluateConfig, runs: Sequence[Run]) -> tuple[Standard, di
 def _answers(config: EvaluateConfig, runs: Sequence[Run], judgements: Judgements, inputs: dict[str, Input]) -> Answers:
     """The answers, and the corpus that the runs were made from."""
     from retrievo.data.corpus import Corpus
+    from retrievo.data.origin import QUERIES, origins, warn_of_other_judgements
     from retrievo.data.tables import ANSWERS, Table
     from retrievo.evaluation.answers import Answers
     from retrievo.evaluation.texts import corpus_of
@@ -253,6 +254,9 @@ def _answers(config: EvaluateConfig, runs: Sequence[Run], judgements: Judgements
     alone = beside.is_file() and not (config.answers / "answers.parquet").is_file()
     table, corpus = Table(beside if alone else config.answers, ANSWERS), Corpus(path)
     inputs |= {"answers": table.input, "corpus": corpus.input}
+    if any(file.name == "queries.parquet" for file in table.files):  # a table of answers alone has no texts to compare
+        for run in runs:
+            warn_of_other_judgements(table.input, run.path, origins(run.path, QUERIES))
     return Answers.read(table, corpus, judgements.query_ids)
 
 

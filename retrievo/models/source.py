@@ -126,7 +126,9 @@ def told_model(manifest: Manifest) -> str:
     recorded = manifest.inputs.get("model")
     if recorded is None:
         return str(manifest.config.get("model", IMPORTED))
-    name = f"{recorded['name']} at commit {recorded['revision']}" if "name" in recorded else recorded["path"]
+    name = str(manifest.home / recorded["path"])
+    if "name" in recorded:
+        name = f"{recorded['name']} at commit {recorded['revision']}"
     given = {key: manifest.config[key] for key in ("pooling", "truncate_dim") if manifest.config.get(key) is not None}
     return name + "".join(f", {key} {value}" for key, value in given.items())
 
