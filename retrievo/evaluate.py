@@ -169,8 +169,8 @@ def _warn_of_pairs(config: EvaluateConfig, runs: Sequence[Run]) -> None:
             if not fits(noun, found, known[0][1]):
                 first = f"{known[0][0]} of {named(known[0][1])}"
                 console.warn(f"{path}: is a run of another {noun} ({named(found)}) than {first}".replace(*_PLURAL))
-        if noun == CORPUS and known and config.corpus is not None:
-            _check_corpus(config, *known[0])
+        for path, found in known if noun == CORPUS and config.corpus is not None else ():
+            _check_corpus(config, path, found)
     for run in runs:
         depth = _depth(run)
         deeper = [typed for typed in config.metrics if depth and (Metric.parse(typed).cutoff or 0) > depth]
@@ -184,13 +184,13 @@ _PLURAL = ("another queries", "other queries")
 def _check_corpus(config: EvaluateConfig, run: Path, found: Sequence[Origin]) -> None:
     """Texts of another corpus are another document's."""
     from retrievo.data.finding import table_files
-    from retrievo.data.origin import CORPUS, Origin, named, part_of
+    from retrievo.data.origin import CORPUS, Origin, mixes_corpora, named, part_of
     from retrievo.support.artifact import Input
     from retrievo.support.errors import RetrievoError
 
     assert config.corpus is not None
     given = Input.of(config.corpus, table_files(config.corpus, CORPUS))
-    if part_of(found, [Origin.of(CORPUS, given)]):
+    if part_of(found, [Origin.of(CORPUS, given)]) and not mixes_corpora(run):
         return
     told = f"is another corpus than {run} was made from ({named(found)})"
     if config.answers is not None:

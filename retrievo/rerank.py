@@ -126,10 +126,13 @@ def rerank(config: RerankConfig) -> Manifest:
 
 def _check_made_from(config: RerankConfig, corpus: Corpus, queries: Queries) -> None:
     """Raises RetrievoError where the run ranks documents of another corpus, whose ids may mean other texts here."""
-    from retrievo.data.origin import CORPUS, Origin, named, origins, part_of, warn_of_others
+    from retrievo.data.origin import CORPUS, Origin, mixes_corpora, named, origins, part_of, warn_of_others
     from retrievo.support.errors import RetrievoError
 
     ranked = origins(config.run, CORPUS)
+    if mixes_corpora(config.run):
+        found, fix = f"ranks documents of several corpora ({named(ranked)})", "search with --rerank --across-corpora"
+        raise RetrievoError(config.run, found, "one corpus", fix)
     if ranked and not part_of(ranked, [Origin.of(CORPUS, corpus.input)]):
         found = f"was made from another corpus ({named(ranked)}) than {config.corpus}"
         raise RetrievoError(config.run, found, None, f"pass --corpus {ranked[0]}")

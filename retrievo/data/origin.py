@@ -116,6 +116,14 @@ def _texts(tables: Sequence[Origin]) -> dict[str, str]:
     return found
 
 
+def mixes_corpora(path: Path) -> bool:
+    """Whether a run ranks documents of several corpora, so that an id alone does not say which text is meant."""
+    try:
+        return bool(Manifest.read(path).config.get("across_corpora"))
+    except RetrievoError:
+        return False
+
+
 def named(tables: Iterable[Origin]) -> str:
     """What a person calls them."""
     return " and ".join(dict.fromkeys(map(str, tables)))

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from retrievo.data.corpus import Corpus, Document
+from retrievo.data.origin import mixes_corpora
 from retrievo.data.run import Run
 from retrievo.data.tables import QUERIES, Table
 from retrievo.support.artifact import Manifest
@@ -64,6 +65,8 @@ def _follow(path: Path, name: str) -> Path | None:
     """An input of an artefact or of what it was made from; None where the trail is lost: texts are an extra."""
     try:
         manifest = Manifest.read(path)
+        if name == "corpus" and mixes_corpora(path):  # an id may be that of two texts
+            return None
         with contextlib.suppress(RetrievoError):  # where it moved, what was made from it beside it may know
             if name in manifest.inputs:
                 found = manifest.input_path(name, f"--{name}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from retrievo.retrieval.snippets import Snippet
 from retrievo.support.console import json_text, plain
@@ -15,7 +16,7 @@ _NO_TEXT = Snippet("(the text is not at hand: pass --corpus)", ())
 @dataclass(frozen=True)
 class Hit:
     """One document found: its rank from 1, its score, what there is to read, and its rank in each of several indexes
-    (None where one did not find it)."""
+    (None where one did not find it); its corpus where there are several."""
 
     rank: int
     score: float
@@ -23,11 +24,17 @@ class Hit:
     title: str
     snippet: Snippet = _NO_TEXT
     ranks: Mapping[str, int | None] = field(default_factory=dict)
+    corpus: str | None = None
 
     @property
     def found_by(self) -> str:
         """Its rank in each index, as a person reads it."""
         return ", ".join(f"{name} {rank or '-'}" for name, rank in self.ranks.items())
+
+    def as_json(self) -> dict[str, Any]:
+        """What `--json` prints; the corpus only where there are several."""
+        told = {**vars(self), "snippet": self.snippet.text, "ranks": dict(self.ranks)}
+        return {name: value for name, value in told.items() if name != "corpus" or value}
 
 
 @dataclass(frozen=True)
@@ -40,7 +47,7 @@ class Answer:
     def print(self, *, as_json: bool = False) -> None:
         """Prints to stdout: a table on a terminal, plain lines when piped, or JSON."""
         if as_json:
-            rows = [{**vars(hit), "snippet": hit.snippet.text, "ranks": dict(hit.ranks)} for hit in self.hits]
+            rows = [hit.as_json() for hit in self.hits]
             print(json_text({"question": self.question, "hits": rows}))
         elif not self.hits:
             print("no document matches")
@@ -49,7 +56,8 @@ class Answer:
         else:
             for hit in self.hits:
                 fields = [str(hit.rank), f"{hit.score:.4f}", hit.id, hit.title, hit.snippet.text]
-                print("\t".join([*fields, hit.found_by] if hit.ranks else fields))
+                fields += [hit.found_by] if hit.ranks else []
+                print("\t".join([*fields, hit.corpus] if hit.corpus else fields))
 
     def _print_table(self) -> None:
         from rich.console import Console
@@ -62,13 +70,17 @@ class Answer:
         table.add_column("document", overflow="fold", max_width=24)
         table.add_column("title and text", ratio=1)
         several = any(hit.ranks for hit in self.hits)
+        across = any(hit.corpus for hit in self.hits)
         if several:
             table.add_column("found by")
+        if across:
+            table.add_column("corpus", overflow="fold")
         for hit in self.hits:
             title = plain(f"{hit.title}\n" if hit.title else "", "bold")
             shown = plain(hit.snippet.text)
             for start, end in hit.snippet.spans:
                 shown.stylize("bold yellow", start, end)
             cells = [plain(str(hit.rank)), plain(f"{hit.score:.4f}"), plain(hit.id), Text.assemble(title, shown)]
-            table.add_row(*cells, *([plain(hit.found_by.replace(", ", "\n"))] if several else []))
+            cells += [plain(hit.found_by.replace(", ", "\n"))] if several else []
+            table.add_row(*cells, *([plain(hit.corpus or "")] if across else []))
         Console(highlight=False).print(table)

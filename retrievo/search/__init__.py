@@ -99,6 +99,11 @@ class SearchConfig(Options):
         choices=(OWN, FUSED),
         only=_WITH_FEEDBACK,
     )
+    across_corpora: bool = option(
+        "Rank documents of different corpora together; each hit tells its corpus, and its text is from there.",
+        default=False,
+        unless={"corpus": ()},
+    )
     rerank: str | None = option(
         "Cross-encoder that gives the first documents their scores and their order: folder or hub name.",
         default=None,
@@ -230,6 +235,7 @@ class SearchConfig(Options):
             ("--fuse-weights", self.fuse_weights),
             ("--tune-on", self.tune_on),
             ("--feedback-from fused", self.feedback_from == FUSED),
+            ("--across-corpora", self.across_corpora),
         ):
             if given and self.sources < 2:
                 raise UsageError(flag, "fuses several indexes, found one", None, "repeat --index for each")
@@ -250,7 +256,16 @@ class SearchConfig(Options):
         """Without what says nothing: of fusion for one index, of feedback or documents where there are none."""
         own = super().record()
         idle: list[str] = [] if self.sources > 1 else ["fuse", "fuse_weights"]
-        unset = ("nprobe", "ef_search", "rescore", "recall_target", "feedback", "doc_aggregate", "rm3")
+        unset = (
+            "nprobe",
+            "ef_search",
+            "rescore",
+            "recall_target",
+            "feedback",
+            "doc_aggregate",
+            "rm3",
+            "across_corpora",
+        )
         idle += [name for name in unset if is_off(getattr(self, name))]
         fused = {"fuse": self.fuse or DEFAULT_FUSION} if self.sources > 1 else {}
         return {name: value for name, value in (own | fused).items() if name not in idle}

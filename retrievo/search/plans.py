@@ -18,6 +18,7 @@ from retrievo.search.sources import (
     encode,
     open_bm25,
     open_encoder,
+    shelves_of,
 )
 from retrievo.support import console
 from retrievo.support.errors import RetrievoError
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from retrievo.data.corpus import Queries
     from retrievo.retrieval.lexical import Hits
     from retrievo.search import SearchConfig
+    from retrievo.search.across import Shelves
     from retrievo.support.artifact import Input
 
 HITS_AT_ONCE = 1 << 20  # of BM25, in memory before they are written
@@ -63,19 +65,54 @@ def plan(config: SearchConfig, sources: Sequence[Source]) -> Plan:
     """The search of one index or the reading of one run, or of several and their fusion; then a cross-encoder's order;
     then documents of passages.
     """
-    whole = _searched(config, sources)
+    shelves = shelves_of(config)
+    whole = _searched(config, sources, shelves)
     if config.rerank is not None:
         whole = _reranked(config, sources, whole)
-    return whole if config.doc_aggregate is None else _documents(config, whole)
+    whole = whole if config.doc_aggregate is None else _documents(config, whole)
+    return whole if shelves is None else _unmarked(shelves, whole)
 
 
-def _searched(config: SearchConfig, sources: Sequence[Source]) -> Plan:
-    """All indexes and runs, as one."""
+def _searched(config: SearchConfig, sources: Sequence[Source], shelves: Shelves | None) -> Plan:
+    """All indexes and runs, as one; of several corpora their ids are marked."""
     plans = [(_plan_texts if source.lexical else _plan_vectors)(config, source) for source in sources]
     plans += [_plan_run(config, path) for path in config.run]
+    if shelves is not None:
+        places = [*config.index, *config.run]
+        plans = [_marked(shelves.mark[place], plan) for place, plan in zip(places, plans, strict=True)]
     if config.feedback and config.feedback_from == OWN:
         plans = [_after_feedback(config, one) for one in plans]
     return plans[0] if len(plans) == 1 else _fused(config, plans)
+
+
+def _marked(mark: str, plan: Plan) -> Plan:
+    """A plan whose documents say of which corpus they are; documents of others never move its queries."""
+    from retrievo.search.across import own_rows, with_mark
+
+    def marked(batches: Iterable[Found]) -> Iterator[Found]:
+        yield from (found._replace(doc_id=with_mark(mark, found.doc_id)) for found in batches)
+
+    def again(run: pa.Table) -> Iterator[Found]:
+        assert plan.again is not None
+        return marked(plan.again(own_rows(mark, run)))
+
+    return plan._replace(batches=lambda: marked(plan.batches()), again=again if plan.again else None)
+
+
+def _unmarked(shelves: Shelves, plan: Plan) -> Plan:
+    """The results with plain ids, in the order that these have."""
+    from retrievo.data.columns import taken
+    from retrievo.data.ordering import ranked
+    from retrievo.search.across import check_told_apart, without_mark
+
+    def batches() -> Iterator[Found]:
+        for found in plan.batches():
+            plain = without_mark(found.doc_id)
+            check_told_apart(shelves, found.query, found.doc_id, plain)
+            order = ranked(found.query, found.score, plain)
+            yield Found(found.query[order], taken(plain, order), found.score[order])
+
+    return plan._replace(batches=batches)
 
 
 def _reranked(config: SearchConfig, sources: Sequence[Source], plan: Plan) -> Plan:

@@ -5,12 +5,23 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from retrievo.retrieval.fusion import fuse
+from retrievo.search.across import plain_id
 from retrievo.search.plans import DEFAULT_FUSION, FUSED_DEPTH
 from retrievo.search.reranking import Reranker
-from retrievo.search.sources import Dense, Source, bm25_options, encode, open_bm25, open_corpora, open_encoder
+from retrievo.search.sources import (
+    Dense,
+    Source,
+    bm25_options,
+    encode,
+    open_bm25,
+    open_corpora,
+    open_encoder,
+    shelves_of,
+)
 from retrievo.support.errors import RetrievoError
 
 if TYPE_CHECKING:
@@ -37,7 +48,10 @@ class Asker:
 
     def __init__(self, config: SearchConfig, sources: Sequence[Source]):
         self.config = config
-        self.corpora = _corpora(config, sources)
+        self.shelves = shelves_of(config)
+        self.texts = self.shelves.open() if self.shelves else None
+        self.corpora = [] if self.shelves else _corpora(config, sources)
+        self.marks = [self.shelves.mark[source.path] if self.shelves else "" for source in sources]
         self.ask = [(_texts_asker if source.lexical else _vectors_asker)(config, source) for source in sources]
         self.names = _names(sources)
         self.reranker = Reranker(config, sources) if config.rerank else None
@@ -50,7 +64,8 @@ class Asker:
         question = _whole(question)
         wanted = self.config.depth or QUESTION_DEPTH
         first = self.config.rerank_depth if self.reranker else wanted
-        asked = [ask(question, first if len(self.ask) == 1 else max(first, FUSED_DEPTH)) for ask in self.ask]
+        depth = first if len(self.ask) == 1 else max(first, FUSED_DEPTH)
+        asked = [_marked(mark, ask(question, depth)) for mark, ask in zip(self.marks, self.ask, strict=True)]
         best = asked[0] if len(asked) == 1 else self._fused(asked, first)
         best = self._reranked(question, best, wanted) if self.reranker else best
         places = [{doc_id: rank for rank, doc_id in enumerate(one.ids, start=1)} for one in asked]
@@ -60,9 +75,11 @@ class Asker:
         ):
             told = {name: place.get(doc_id) for name, place in zip(self.names, places, strict=True)}
             hit = Hit(rank, score, doc_id, "", ranks=told if len(asked) > 1 else {})
+            if self.shelves:
+                hit = replace(hit, id=plain_id(doc_id), corpus=self.shelves.name(doc_id))
             if document:
                 shown = snippet(document.text, best.matches(document.text[:LOOKED_AT]))
-                hit = Hit(rank, score, doc_id, document.title, shown, hit.ranks)
+                hit = replace(hit, title=document.title, snippet=shown)
             hits.append(hit)
         return Answer(question, tuple(hits))
 
@@ -91,7 +108,9 @@ class Asker:
         return _Asked([found.ids[place] for place in order], scores[order].tolist(), found.matches)
 
     def _find(self, ids: Sequence[str]) -> list[Document | None]:
-        """The texts of documents, from the first corpus that has them."""
+        """The texts of documents, from the first corpus that has them; of several corpora each from its own."""
+        if self.texts is not None:
+            return self.texts.find(ids)
         found: list[Document | None] = [None] * len(ids)
         for corpus in self.corpora:
             found = [one or other for one, other in zip(found, corpus.find(ids), strict=True)]
@@ -102,6 +121,11 @@ def _whole(question: str) -> str:
     """A question without halves of characters: bytes that the terminal's encoding did not know are read as UTF-8."""
     text = re.sub("[\ud800-\udc7f\udd00-\udfff]", "\ufffd", question)
     return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
+def _marked(mark: str, found: _Asked) -> _Asked:
+    """The same with ids that say of which corpus they are."""
+    return found._replace(ids=[mark + name for name in found.ids])
 
 
 def _corpora(config: SearchConfig, sources: Sequence[Source]) -> list[Corpus]:

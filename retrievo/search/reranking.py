@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from retrievo.search.sources import Source, open_corpora
+from retrievo.search.sources import Source, open_corpora, shelves_of
 from retrievo.support.errors import RetrievoError
 
 if TYPE_CHECKING:
@@ -31,8 +31,10 @@ class Reranker:
 
         assert config.rerank is not None
         self.config = config
-        self.corpora = open_corpora(config, sources)
-        if not self.corpora:
+        shelves = shelves_of(config)
+        self.texts = shelves.open() if shelves else None
+        self.corpora = [] if shelves else open_corpora(config, sources)
+        if not shelves and not self.corpora:
             raise RetrievoError("--rerank", "no texts to read: the index knows no corpus", None, "pass --corpus")
         self.model = prepared(CrossEncoder.load(config.rerank), config.dtype, resolve_device(config.device))
 
@@ -67,13 +69,24 @@ class Reranker:
         return self.model.scores(*rows, tick=tick, **settled)
 
     def _documents(self, ids: Sequence[str]) -> list[Document]:
-        """Documents by id, from the first corpus that holds them."""
+        """Documents by id, from the first corpus that holds them; of several corpora each from its own."""
+        if self.texts is not None:
+            return [self._held(name, document) for name, document in zip(ids, self.texts.find(ids), strict=True)]
         found: dict[str, Document] = {}
         for corpus in self.corpora:
             found |= _held(corpus, [id for id in ids if id not in found])
         if missing := [id for id in ids if id not in found]:
             raise RetrievoError(self.corpora[0].path, f"has no document '{missing[0]}'", None, "check --corpus")
         return [found[id] for id in ids]
+
+    @staticmethod
+    def _held(marked: str, document: Document | None) -> Document:
+        from retrievo.search.across import plain_id
+
+        if document is None:
+            fix = "build its index again"
+            raise RetrievoError("--across-corpora", f"no corpus has document '{plain_id(marked)}'", None, fix)
+        return document
 
 
 def _held(corpus: Corpus, ids: Sequence[str]) -> dict[str, Document]:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from retrievo.retrieval.hits import Hits
     from retrievo.retrieval.lexical import BM25Index
     from retrievo.search import SearchConfig
+    from retrievo.search.across import Shelves
     from retrievo.support.artifact import Manifest
 
 BM25_KIND, FAISS_KIND, EMBEDDINGS_KIND = "bm25-index", "faiss-index", "embeddings"
@@ -97,6 +98,13 @@ def _is_approximate(manifest: Manifest) -> bool:
     return manifest.kind == FAISS_KIND and not type_named(manifest.stats["type"]).exact
 
 
+def shelves_of(config: SearchConfig) -> Shelves | None:
+    """The corpora that are ranked together, where that was asked for."""
+    from retrievo.search.across import Shelves
+
+    return Shelves.of([*config.index, *config.run]) if config.across_corpora else None
+
+
 def check_corpora(config: SearchConfig, sources: Sequence[Source]) -> None:
     """Refuses to put documents of different corpora into one ranking: their ids and their scores mean other things.
 
@@ -105,11 +113,14 @@ def check_corpora(config: SearchConfig, sources: Sequence[Source]) -> None:
     from retrievo.data.origin import CORPUS, named, origins, same
 
     places = [*(source.path for source in sources), *config.run]
+    if config.across_corpora:
+        shelves_of(config)
+        return
     known = [(place, found) for place in places if (found := origins(place, CORPUS))]
     for place, found in known[1:]:
         if not same(found, known[0][1]):
             told = f"was made from another corpus ({named(found)}) than {known[0][0]} ({named(known[0][1])})"
-            raise RetrievoError(place, told, "one corpus", "search them apart")
+            raise RetrievoError(place, told, "one corpus", "search them apart, or pass --across-corpora")
     if len(places) > 1:
         for place in [place for place in places if place not in dict(known)]:
             console.note(f"{place} does not say of which corpus it is; that it is that of the others can't be checked")
