@@ -392,11 +392,12 @@ def _stopped(config: RunConfig, surely: Mapping[str, str], perhaps: Mapping[str,
 
 
 def _end_publications(steps: Sequence[Step]) -> None:
-    """Ends what was cut short while an output was put in its place: it is neither gone nor unfinished."""
+    """Ends what was cut short while a folder was put in its place: it is neither gone nor unfinished."""
     from retrievo.support.artifact import end_publication
 
     for step in steps:
-        end_publication(step.output, single_file=bool(COMMANDS[step.command].suffix))
+        if not COMMANDS[step.command].suffix:
+            end_publication(step.output)
 
 
 def _check_needs(steps: Sequence[Step], chosen: Sequence[Step]) -> None:

@@ -2,8 +2,8 @@
 
     python tests/kill_campaign.py FOLDER [--points 40] [--moments 10] [--only import train ...]
 
-After each kill the old or the new output must be whole and the user's own file be there; the same command again must end
-in the bytes of a run that nobody killed. Prints what was killed in which state of publication, as JSON.
+After each kill the old or the new output must be whole and the file of the user be there; the same command again must
+end in the bytes of a run that nobody killed. Prints what was killed in which state of publication, as JSON.
 
 Each run is a fork of this process, which has imported everything and started nothing. A run is killed before the n-th
 operation that renames, removes or makes something in its folder: an audit hook counts them.
@@ -227,7 +227,8 @@ def _check_same_folder(made: Path, expected: Path, *, bytes_too: bool) -> None:
     files = {path.relative_to(made) for path in made.rglob("*") if path.is_file()} - {Path(MANIFEST)}
     assert Path(MINE) in files
     if bytes_too:
-        assert files == {path.relative_to(expected) for path in expected.rglob("*") if path.is_file()} - {Path(MANIFEST)}
+        there = {path.relative_to(expected) for path in expected.rglob("*") if path.is_file()}
+        assert files == there - {Path(MANIFEST)}, files ^ there
         for name in files - {Path("metrics.jsonl"), Path("metrics.png"), Path("README.md")}:  # these tell times
             assert (made / name).read_bytes() == (expected / name).read_bytes(), name
 

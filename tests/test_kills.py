@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -73,3 +75,21 @@ def test_faiss_index_killed_20_times_ends_in_the_same_bytes(name: str, kill_harn
         return ["index", "--type", name, "--embeddings", str(tmp_path / "embeddings"), "--output", str(output)]
 
     assert kill_harness.check(command, moments=20) >= 10
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("commands", "points", "kills"), [(["import", "index", "encode", "train"], 3, 12), (["run"], 3, 3)]
+)
+def test_killed_while_they_replace_a_finished_output_commands_lose_nothing(
+    commands: list[str], points: int, kills: int, tmp_path: Path
+) -> None:
+    """The large campaign is `python tests/kill_campaign.py FOLDER`; `KILLS` multiplies the points here."""
+    if "index" in commands:
+        pytest.importorskip("faiss")
+    script = Path(__file__).with_name("kill_campaign.py")
+    wanted = ["--points", str(points * int(os.environ.get("KILLS", "1"))), "--moments", "1", "--only", *commands]
+    made = subprocess.run([sys.executable, script, tmp_path / "campaign", *wanted], check=True, capture_output=True)
+    found = json.loads(made.stdout)
+    assert {name: told["lost"] for name, told in found.items()} == {name: [] for name in commands}
+    assert sum(told["kills"] for told in found.values()) >= kills

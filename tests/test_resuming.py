@@ -107,6 +107,17 @@ def test_restart_begins_anew_and_what_it_leaves_is_gone_on_with(
     assert kept == ["step-000002", "step-000004"]
 
 
+@pytest.mark.slow
+def test_killed_after_its_last_checkpoint_a_run_still_draws_its_picture(
+    training: Callable, saved: list[int], tmp_path: Path
+) -> None:
+    saved[:] = [0]
+    assert training("--save-every", 4).code == 130
+    assert not (tmp_path / "out" / "metrics.png").exists()
+    assert training("--save-every", 4).code == 0
+    assert (tmp_path / "out" / "metrics.png").exists()
+
+
 def test_a_full_disk_while_training_is_one_line_and_leaves_no_half_checkpoint(
     training: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

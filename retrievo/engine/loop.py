@@ -83,7 +83,8 @@ def fit(
     log = _log(folder, start, changed, config)
     pauses = [n for n, _ in every]
     tick, saved = time.perf_counter(), clock()
-    if start and enough():
+    if start >= config.steps or (start and enough()):
+        log.close()  # killed after its last checkpoint, a run has not drawn its picture
         return start
     for step, batch in prefetched(feed.batch, range(start, config.steps), config.prefetch, pauses):
         waited = time.perf_counter() - tick

@@ -651,12 +651,12 @@ def _stamp(path: Path) -> tuple[int, int] | None:
     return found.st_ino, found.st_mtime_ns
 
 
-def end_publication(path: Path, *, single_file: bool = False) -> None:
-    """Ends what was cut short while an output was published, whatever it was made of; nothing else is touched.
+def end_publication(path: Path) -> None:
+    """Ends what was cut short while a folder was published, whatever it was made of; nothing else is touched.
 
     Raises: RetrievoError where another process publishes it now.
     """
-    place = Place(path, single_file)
+    place = Place(path)
     if place.old.exists() or (place.is_complete and place.is_free):
         with hold(path):
             place.end(replace=False)
