@@ -78,7 +78,6 @@ def fit(
     if config.gradient_checkpointing:
         checkpoint_activations(objective)
     means = _Means.of(config, device)
-    checkpoints.remove_unfinished(folder / CHECKPOINTS)
     start, changed = _resume(folder / CHECKPOINTS, objective, optimizer, feed, config, restart, means)
     log = _log(folder, start, changed, config)
     pauses = [n for n, _ in every]
@@ -268,6 +267,7 @@ def _resume(
     means: _Means,
 ) -> tuple[int, dict[str, list[Any]]]:
     """The number of finished steps, and what is given anew; restores objective, optimizer and means after the first."""
+    checkpoints.remove_unfinished(folder)
     checkpoint = checkpoints.latest(folder)
     saved: dict[str, Any] = checkpoints.load(checkpoint, objective, optimizer) if checkpoint else {"step": 0}
     step: int = saved["step"]
