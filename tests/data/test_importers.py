@@ -265,7 +265,7 @@ def test_trec_documents_topics_and_judgements_are_told_apart_by_content(tmp_path
 )
 def test_trec_topic_field_chooses_the_query(field: str, text: str, tmp_path: Path) -> None:
     dataset = imported("trec", folder(tmp_path / "set", {"topics": TOPICS}), topic_field=field)
-    assert dataset.rows("queries") == [("51", text), ("MB02", "")]
+    assert dataset.rows("queries") == [("051", text), ("MB02", "")]
 
 
 def test_trec_topics_as_tab_separated_lines(tmp_path: Path) -> None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
+import random
 import shutil
+import time
 import tomllib
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +79,6 @@ GOOD = document()
         ('{"_id": 2.5, "text": "y"}', "id is a number; expected text"),
         ('{"_id": true, "text": "y"}', "id is true or false; expected text"),
         ('{"_id": "2", "text": 3}', "text is a number; expected text"),
-        ('{"_id": "2", "text": "half \\ud83d"}', "text holds half a character (\\ud83d)"),
     ],
 )
 def test_a_line_that_does_not_fit_is_named(line: str, words: str, tmp_path: Path) -> None:
@@ -404,3 +407,235 @@ def test_a_heading_ends_in_hashes_only_apart(tmp_path: Path, line: str, title: s
     write(tmp_path / "in" / "t.md", f"{line}\nbody\n")
     table = pq.read_table(run("text", tmp_path / "in")[0] / "corpus.parquet")
     assert table["title"].to_pylist() == [title]
+
+
+def queries(format: str, path: Path, **options: Any) -> list[tuple[str, str]]:
+    table = pq.read_table(run(format, path, **options)[0] / "queries.parquet")
+    return list(zip(table["id"].to_pylist(), table["text"].to_pylist(), strict=True))
+
+
+SGML = "<top>\n<num> Number: {}\n<title> a wing\n</top>\n"
+
+
+@pytest.mark.parametrize(
+    ("numbers", "judged", "ids"),
+    [
+        (["001", "002"], ["001", "002"], ["001", "002"]),  # as the judgements keep them
+        (["051", "100"], ["51", "100"], ["51", "100"]),  # TREC 1 to 3
+        (["051", "052"], ["51"], ["51", "52"]),  # one that nobody judged
+        (["1", "2"], ["001"], ["001", "2"]),
+        (["MB01", "007"], ["MB01"], ["MB01", "007"]),
+        (["051"], [], ["051"]),
+    ],
+)
+def test_topics_have_the_ids_of_the_judgements_beside_them(
+    numbers: list[str], judged: list[str], ids: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(tmp_path / "in" / "topics", "".join(map(SGML.format, numbers)))
+    if judged:
+        write(tmp_path / "in" / "qrels", "".join(f"{id} 0 d 1\n" for id in judged))
+    assert [id for id, _ in queries("trec", tmp_path / "in")] == ids
+    assert ("ids such as 051 are kept; import the judgements too" in capsys.readouterr().err) == (not judged)
+
+
+XML = """<?xml version="1.0" encoding="UTF-8"?>
+<topics task="COVIDSearch">
+  <!-- <topic number="0"> -->
+  <topic number="1" type='x'>
+    <query>corona &amp; <i>virus</i></query>
+    <question>what is the
+    origin</question><narrative>seeking</narrative>
+  </topic>
+  <topic number='02'><query><![CDATA[second]]></query><question/></topic>
+</topics>
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "field", "found"),
+    [
+        (XML, "title", [("1", "corona & virus"), ("02", "second")]),
+        (XML, "description", [("1", "what is the origin"), ("02", "")]),
+        ("<topics><topic><num>7</num><title>wing</title></topic></topics>", "title", [("7", "wing")]),
+        ('<topic id="a">\n  a whole\n patient </topic>', "title", [("a", "a whole patient")]),
+    ],
+)
+def test_topics_in_xml_are_read(
+    text: str, field: str, found: list, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write(tmp_path / "topics.xml", text)
+    assert queries("trec", path, topic_field=field) == found
+    if text is XML:
+        told = {"title": "query", "description": "question"}[field]
+        assert f"the query of a topic is its <{told}>" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("<topics></topics>", "holds no whole topic"),
+        ("<topics><topic number='1'><gene>x</gene></topic></topics>", "no topic has the field 'title' (it has: gene)"),
+        ("<topics><topic><query>x</query></topic></topics>", "a topic has no number"),
+        ("<topics><topic number='1'><query>x</query>", "<topic> is not closed"),
+    ],
+)
+def test_topics_in_xml_that_can_not_be_read_are_an_error(text: str, words: str, tmp_path: Path) -> None:
+    write(tmp_path / "in" / "docs", "<DOC><DOCNO>d</DOCNO>x</DOC>")
+    write(tmp_path / "in" / "topics.xml", text)
+    refused("trec", tmp_path / "in", "topics.xml", words)
+
+
+def test_tags_that_never_end_are_passed_over_once() -> None:
+    from retrievo.data.importers.trec import _plain
+
+    start = time.process_time()
+    assert _plain("<a " * 30_000) == ("<a " * 30_000).strip()
+    assert _plain("x <!-- no --> <b>y</b> <!-- " * 2) == "x y y <!--"
+    assert time.process_time() - start < 0.5  # 2 s where each is followed to the end
+
+
+@pytest.mark.parametrize("sign", [",", ";", "\t", "|"])
+@pytest.mark.parametrize("header", [True, False])
+def test_csv_is_read_whatever_separates_the_fields(sign: str, header: bool, tmp_path: Path) -> None:
+    rows = ["id{0}text"] * header + ['1{0}"a, b; c\n| d\te"', "2{0}x"]
+    path = write(tmp_path / "c.csv", "\n".join(rows).format(sign))
+    assert texts("csv", path, header=header) == ["a, b; c\n| d\te", "x"]
+
+
+def test_a_comma_separates_where_it_can(tmp_path: Path) -> None:
+    assert texts("csv", write(tmp_path / "c.csv", "id,text;b\n1,x;y\n"), text_column="text;b") == ["x;y"]
+    alone = write(tmp_path / "d.csv", "text\na; b\nc; d\n")
+    assert texts("csv", alone, number_lines=True) == ["a; b", "c; d"]
+
+
+@pytest.mark.parametrize("indent", [None, 2])
+def test_a_json_array_is_read_as_lines_are(indent: int | None, tmp_path: Path) -> None:
+    records = [{"id": "1", "text": "x"}, {"id": 2, "title": "t", "text": "y"}]
+    path = write(tmp_path / "c.json", json.dumps(records, indent=indent))
+    found = pq.read_table(run("jsonl", path)[0] / "corpus.parquet").to_pydict()
+    assert found == {"id": ["1", "2"], "title": ["", "t"], "text": ["x", "y"]}
+    assert texts("jsonl", write(tmp_path / "e.json", json.dumps(records[:1])), number_lines=True) == ["x"]
+    refused("jsonl", write(tmp_path / "d.json", '[{"id": "1", "text": "x"}, {"id": "2"}]'), "item 2", "has no 'text'")
+
+
+def test_tevatron_is_read_from_an_array_and_with_ids_alone(tmp_path: Path) -> None:
+    asked = {"query_id": "q", "query": "x", "positive_passages": ["1"], "negative_passages": [2]}
+    write(tmp_path / "in" / "train.json", json.dumps([asked]))
+    refused("tevatron", tmp_path / "in", "train.json, item 1", "'positive_passages' holds text; expected objects")
+    write(tmp_path / "in" / "corpus.json", json.dumps([{"docid": n, "text": "y"} for n in "12"]))
+    folder, _ = run("tevatron", tmp_path / "in")
+    assert pq.read_table(folder / "qrels" / "train.parquet")["doc_id"].to_pylist() == ["1"]
+    assert pq.read_table(folder / "negatives" / "train.parquet")["doc_id"].to_pylist() == ["2"]
+
+
+HALF = "\\ud83d"
+
+
+@pytest.mark.parametrize(
+    ("format", "name", "text", "count"),
+    [
+        ("beir", "corpus.jsonl", f'{{"_id": "1", "text": "a{HALF}b"}}\n{{"_id": "2", "text": "\\ud83d\\ude00"}}\n', 1),
+        ("jsonl", "c.json", f'[{{"id": "1", "text": "a{HALF}b"}}]', 1),
+        (
+            "squad",
+            "s.json",
+            json.dumps({"data": [{"title": "t", "paragraphs": [{"context": "a\ud83db", "qas": []}]}]}),
+            1,
+        ),
+        (
+            "dpr",
+            "d.json",
+            json.dumps([{"question": "\udead", "positive_ctxs": [{"title": "", "text": "a\ud83db"}]}]),
+            2,
+        ),
+    ],
+)
+def test_halves_of_characters_are_replaced_and_counted(
+    format: str, name: str, text: str, count: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert texts(format, write(tmp_path / name, text))[0] == "a\ufffdb"
+    assert f"texts that hold half of a character: {count}; it is replaced" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("start", "encoding", "warns"),
+    [
+        (b'<meta charset="iso-8859-1">', "cp1252", False),
+        (b'<META http-equiv="Content-Type" content="text/html; charset=windows-1251">', "cp1251", False),
+        (b'<?xml version="1.0" encoding="koi8-r"?>', "koi8-r", False),
+        (b"\xff\xfe", "utf-16-le", False),
+        (b'<meta charset="gb2312">', "gb18030", False),
+        (b"", "utf-8", False),
+        (b'<meta charset="utf-8">', "cp1252", True),
+        (b'<meta charset="iso-8859-1">', "utf-8", False),  # every byte is a letter there
+        (b'<meta charset="shift_jis">', "utf-8", True),
+        (b"", "cp1252", True),
+        (b'<meta charset="x-unknown">', "utf-8", False),
+        (b'<meta charset="base64">', "utf-8", False),
+    ],
+)
+def test_a_page_is_read_as_it_declares(
+    start: bytes, encoding: str, warns: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    word = {"cp1251": "крыло", "koi8-r": "крыло", "gb18030": "機翼"}.get(encoding, "Flügelß")
+    write(tmp_path / "in" / "a.html", start + f"<title>{word}</title><p>{word} x".encode(encoding))
+    write(tmp_path / "in" / "b.txt", "fine")
+    found = pq.read_table(run("text", tmp_path / "in")[0] / "corpus.parquet").to_pylist()
+    if b"iso-8859-1" in start and encoding == "utf-8":
+        word = word.encode().decode("cp1252")
+    assert [(row["title"], row["text"]) for row in found] == [(word, f"{word} x"), ("b", "fine")]
+    assert ("HTML pages in another encoding than they declare: 1" in capsys.readouterr().err) == warns
+
+
+# a whole record of each format; below each of its values is replaced by what does not belong there
+WHOLE: dict[str, Any] = {
+    "dpr": [{
+        "question": "q", "answers": ["a"],
+        "positive_ctxs": [{"title": "t", "text": "x", "passage_id": "1", "score": 1}],
+        "hard_negative_ctxs": [{"title": "t", "text": "y", "psg_id": 2}], "negative_ctxs": [],
+    }],
+    "tevatron": [{
+        "query_id": "q", "query": "x", "answers": ["a"],
+        "positive_passages": [{"docid": "1", "title": "t", "text": "x"}],
+        "negative_passages": [{"docid": "2", "title": "t", "text": "y"}],
+    }],
+    "squad": {"data": [{"title": "t", "paragraphs": [{
+        "context": "x", "qas": [{"id": "1", "question": "q", "is_impossible": False, "answers": [{"text": "x"}]}],
+    }]}]},
+    "jsonl": [{"id": "1", "title": "t", "text": "x"}],
+}  # fmt: skip
+ODD = [None, "x", 1, 1.5, True, [], {}, ["x"], [None], [1], [["x"]], {"a": 1}, [{"text": ["x"]}], "\ud83d"]
+
+
+def mutants(value: Any) -> Iterator[Any]:
+    """The value with one of its parts, or all of it, replaced."""
+    yield from ODD
+    if isinstance(value, list):
+        for at, item in enumerate(value):
+            yield from ([*value[:at], other, *value[at + 1 :]] for other in mutants(item))
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield {name: other for name, other in value.items() if name != key}
+            yield from (value | {key: other} for other in mutants(item))
+
+
+def told_or_read(format: str, value: Any, folder: Path) -> None:
+    """Imports a file; what it can't read is an error in one line, never anything else."""
+    path = write(folder / "train.json", json.dumps(value))
+    with contextlib.suppress(RetrievoError):
+        run(format, path)
+    shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize("format", WHOLE)
+def test_a_value_that_does_not_belong_there_is_told(format: str, tmp_path: Path) -> None:
+    chosen = random.Random(0).sample(list(mutants(WHOLE[format])), 15)
+    for value in [WHOLE[format], *chosen]:
+        told_or_read(format, value, tmp_path / "in")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("format", WHOLE)
+def test_every_value_that_does_not_belong_there_is_told(format: str, tmp_path: Path) -> None:
+    for value in mutants(WHOLE[format]):
+        told_or_read(format, value, tmp_path / "in")

@@ -55,10 +55,11 @@ def _text(value: Any, name: str, place: Place, row: int) -> str | None:
 
 
 def answers_array(answers: list[list[Any]], place: Place) -> pa.Array:
-    """Lists of answers as lists of text.
+    """Lists of answers as lists of text; a missing answer is none.
 
     Raises: RetrievoError naming the place of the first answer that is no text.
     """
+    answers = [[answer for answer in some if answer is not None] for some in answers]
     try:
         return pa.array(answers, TEXTS)
     except _NO_TEXT:

@@ -1,4 +1,4 @@
-"""Comma-separated values with quotes, in which a field may hold line ends."""
+"""Comma-separated values with quotes, in which a field may hold line ends; semicolons, tabs and bars are seen."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ from typing import Any
 
 from retrievo.data.importers.columns import Choice, tables_of
 from retrievo.data.importers.dataset import DatasetWriter
-from retrievo.data.importers.separated import first_row, in_columns, read_csv
+from retrievo.data.importers.separated import delimiter_of, first_row, in_columns, read_csv
 from retrievo.data.importers.source import Part, Source
+from retrievo.support import console
 
 
 def find(source: Source) -> list[Part]:
@@ -18,9 +19,13 @@ def find(source: Source) -> list[Part]:
 def read(parts: list[Part], store: DatasetWriter, *, header: bool, **names: Any) -> None:
     """Copies the chosen columns."""
     for part in store.each(parts):
-        first = first_row(part.member)
+        sign = delimiter_of(part.member)
+        first = first_row(part.member, sign)
+        if sign != ",":
+            told = {"\t": "a tab"}.get(sign, f"'{sign}'")
+            console.note(f"{part.member}: fields are separated by {told}")
         if first:
             columns = first if header else [str(number + 1) for number in range(len(first))]
             chosen = Choice(**names, header=header).among(part.member, columns)
-            for lines, values in in_columns(part.member, read_csv(part.member), len(columns), skip=int(header)):
+            for lines, values in in_columns(part.member, read_csv(part.member, sign), len(columns), skip=int(header)):
                 chosen.write(store, part, lines, dict(zip(columns, values, strict=True)))

@@ -246,6 +246,8 @@ class DatasetWriter:
         for what, count in found.items():
             if count:
                 console.warn(f"{what}: {count:,}; kept")
+        if halved := self.parts[0].member.source.halved:
+            console.warn(f"texts that hold half of a character: {halved:,}; it is replaced by U+FFFD")
         for split, count in self._repeated.items():
             if count:
                 console.warn(f"judgements ({split}) that came again with the same grade: {count:,}; left out")

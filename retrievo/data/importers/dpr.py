@@ -9,7 +9,7 @@ from typing import Any
 from retrievo.data.ids import hash_texts
 from retrievo.data.importers.dataset import DatasetWriter
 from retrievo.data.importers.examples import Example, Passage, write_examples
-from retrievo.data.importers.records import Record, is_array, need, need_list, read_records
+from retrievo.data.importers.records import Record, need, need_list, need_objects, read_records, whole, with_unit
 from retrievo.data.importers.separated import first_row, in_columns, read_csv
 from retrievo.data.importers.source import Member, Part, Source, split_of
 from retrievo.support.errors import RetrievoError
@@ -34,7 +34,7 @@ def find(source: Source) -> list[Part]:
 
 def _part(member: Member) -> Part | None:
     if re.search(r"\.jsonl?$", member.name):
-        return Part(member, "examples", split_of(member.name), unit="item" if is_array(member) else "line")
+        return with_unit(Part(member, "examples", split_of(member.name)))
     row = first_row(member, "\t")
     if row == _HEADER:
         return Part(member, "corpus")
@@ -76,7 +76,7 @@ def _literal(member: Member, line: int, text: str) -> list[str]:
         answers = None
     if not isinstance(answers, list) or not all(isinstance(answer, str) for answer in answers):
         raise member.error(line, f"its answers are {text[:60]}", "a list such as ['Paris', 'the city of Paris']")
-    return answers
+    return whole(answers, member)
 
 
 def _read_examples(part: Part, store: DatasetWriter, has_corpus: bool) -> None:
@@ -93,7 +93,7 @@ def _example(record: Record, place: int, query_id: str, part: Part, has_corpus: 
     where = part.place(place)
 
     def passages(key: str, source: str = "") -> list[Passage]:
-        return [_passage(found, source, where, has_corpus) for found in need_list(record, key, where)]
+        return [_passage(found, source, where, has_corpus) for found in need_objects(record, key, where)]
 
     negatives = [passage for key, source in _NEGATIVES.items() for passage in passages(key, source)]
     need(record, "positive_ctxs", where)

@@ -7,24 +7,24 @@ from typing import Any
 
 from retrievo.data.importers.columns import Choice, tables_of
 from retrievo.data.importers.dataset import DatasetWriter
-from retrievo.data.importers.records import first_record, read_jsonl
+from retrievo.data.importers.records import first_record, read_columns, with_unit
 from retrievo.data.importers.source import Part, Source
 
 
 def find(source: Source) -> list[Part]:
-    """A file of any name, or the .jsonl files of a folder."""
-    return tables_of(source, ".jsonl", ".ndjson", ".json")
+    """A file of any name, or the .jsonl files of a folder; a file may be one JSON array of objects."""
+    return [with_unit(part) for part in tables_of(source, ".jsonl", ".ndjson", ".json")]
 
 
 def read(parts: list[Part], store: DatasetWriter, **names: Any) -> None:
     """Copies the chosen columns, which the first record names."""
     for part in store.each(parts):
-        keys = list(first_record(part.member))
+        keys = list(first_record(part))
         if keys:
             chosen = Choice(**names).among(part.member, keys)
             if chosen.role == "document" and chosen.title is None and chosen.text != "title":
                 chosen = replace(chosen, title="title")  # later records may have one
             required = [name for name in (chosen.id, chosen.text) if name is not None]
             optional = [] if chosen.title is None else [chosen.title]
-            for lines, columns in read_jsonl(part.member, required, optional):
+            for lines, columns in read_columns(part, required, optional):
                 chosen.write(store, part, lines, dict(zip([*required, *optional], columns, strict=True)))

@@ -7,7 +7,9 @@ read again in Python, which names the line.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -21,6 +23,8 @@ from retrievo.support.errors import RetrievoError
 Record = dict[str, Any]
 Item = TypeVar("Item")
 ROWS = 8_192  # of a batch, as of a row group
+_HALF = re.compile("[\ud800-\udfff]")
+_ESCAPED_HALF = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 class Batch(NamedTuple):
@@ -117,13 +121,44 @@ def parse_lines(block: Block) -> Iterator[tuple[int, Record]]:
             raise block.member.error(line, f"is not JSON ({error})", "one JSON object") from None
         if not isinstance(record, dict):
             raise block.member.error(line, f"is {json_kind(record)}", "one JSON object")
-        yield line, record
+        yield line, whole(record, block.member) if _ESCAPED_HALF.search(text) else record
 
 
-def first_record(member: Member) -> Record:
-    """The first object of a file of JSON Lines; an empty one where the file is empty."""
-    with member.source.paused():
-        return next((record for block in member.blocks() for _, record in parse_lines(block)), {})
+def whole(value: Any, member: Member) -> Any:
+    """A JSON value whose texts hold no half of a character: each is replaced, and the source counts such texts."""
+    if isinstance(value, str):
+        text, halves = _HALF.subn("\ufffd", value)
+        member.source.halved += halves > 0
+        return text
+    if isinstance(value, list):
+        return [whole(item, member) for item in value]
+    return {key: whole(item, member) for key, item in value.items()} if isinstance(value, dict) else value
+
+
+def with_unit(part: Part) -> Part:
+    """A part of JSON whose positions are items where it is one array, else lines."""
+    return replace(part, unit="item") if is_array(part.member) else part
+
+
+def first_record(part: Part) -> Record:
+    """The first object of JSON Lines or of an array; an empty one where there is none."""
+    with part.member.source.paused():
+        return next((record for records in read_records(part) for _, record in records), {})
+
+
+def read_columns(part: Part, keys: Sequence[str], optional: Sequence[str] = ()) -> Iterator[Batch]:
+    """The values of `keys`, then of `optional`, of the objects of JSON Lines or of an array.
+
+    Raises: RetrievoError naming the place of what is not JSON or lacks a key.
+    """
+    if part.unit == "line":
+        yield from read_jsonl(part.member, keys, optional)
+        return
+    for records in read_records(part):
+        rows = [[need(record, key, part.place(item)) for key in keys] for item, record in records]
+        more = [[record.get(key) for key in optional] for _, record in records]
+        columns = transposed([row + rest for row, rest in zip(rows, more, strict=True)], len(keys) + len(optional))
+        yield Batch([item for item, _ in records], columns)
 
 
 def need(record: Record, key: str, where: str) -> Any:
@@ -145,6 +180,23 @@ def need_list(record: Record, key: str, where: str) -> list:
     if not isinstance(value, list):
         raise RetrievoError(where, f"'{key}' is {json_kind(value)}", "a list", "mend the file")
     return value
+
+
+def need_objects(record: Record, key: str, where: str) -> list[Record]:
+    """The value of a key that holds a list of objects; an absent key or null is an empty one.
+
+    Raises: RetrievoError where it is something else.
+    """
+    found = need_list(record, key, where)
+    for item in found:
+        if not isinstance(item, dict):
+            raise not_an_object(where, key, item)
+    return found
+
+
+def not_an_object(where: str, key: str, item: Any) -> RetrievoError:
+    """A list that holds something else than objects, for raising."""
+    return RetrievoError(where, f"'{key}' holds {json_kind(item)}", "objects", "mend the file")
 
 
 def _missing(at: RetrievoError, key: str, record: Record) -> RetrievoError:
@@ -187,7 +239,7 @@ def read_items(part: Part, key: str | None = None) -> Iterator[tuple[int, Record
         value = stream.value()
         if not isinstance(value, dict):
             raise RetrievoError(part.place(number), f"is {json_kind(value)}", "an object", "mend the file")
-        yield number, value
+        yield number, whole(value, part.member)
         if not stream.has("]"):
             stream.take(",", "a comma or the end of the list")
 

@@ -14,6 +14,9 @@ from retrievo.data.importers.records import Batch, batches, transposed
 from retrievo.data.importers.source import LONGEST, Block, Member
 from retrievo.support.errors import RetrievoError
 
+_DELIMITERS = (",", ";", "\t", "|")
+_LOOKED_AT = 50  # rows that tell what separates the fields
+
 
 def read_tsv(member: Member, width: int, *, skip: int = 0) -> Iterator[Batch]:
     """The columns of tab-separated lines in which quotes are text; `skip` header lines are passed over.
@@ -91,6 +94,26 @@ def first_row(member: Member, delimiter: str = ",") -> list[str]:
     """The first row of `read_csv`, without counting progress; empty where there is none."""
     with member.source.paused():
         return next(read_csv(member, delimiter), (0, []))[1]
+
+
+def delimiter_of(member: Member) -> str:
+    """What separates the fields of a file: a comma where it fits the first rows, else the sign that makes most columns.
+
+    A sign fits where every row has the same number of columns, and more than one.
+    """
+    widths = {sign: _width(member, sign) for sign in _DELIMITERS}
+    widest = max(_DELIMITERS, key=lambda sign: widths[sign])
+    return widest if widths[","] < 2 <= widths[widest] else ","
+
+
+def _width(member: Member, delimiter: str) -> int:
+    """The number of columns that the first rows have in common; 0 where they have none."""
+    with member.source.paused():
+        try:
+            widths = {len(row) for _, row in itertools.islice(read_csv(member, delimiter), _LOOKED_AT)}
+        except RetrievoError:  # whoever reads it with the right sign says what is wrong
+            return 0
+    return widths.pop() if len(widths) == 1 else 0
 
 
 def in_columns(member: Member, rows: Iterable[tuple[int, list[str]]], width: int, *, skip: int = 0) -> Iterator[Batch]:

@@ -212,6 +212,7 @@ class Source:
         self.path, self.encoding = path, encoding
         self.is_utf8 = codecs.lookup(encoding).name == "utf-8"
         self.is_file = path.is_file() and not zipfile.is_zipfile(path)
+        self.halved = 0  # texts in which half of a character was replaced
         self._tick: Callable[[int], None] | None = None
         self._bytes = 0
         self.members = self._members(Path(os.path.abspath(output)))
@@ -257,12 +258,12 @@ class Source:
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Reading in here does not move the bar."""
-        tick, self._tick = self._tick, None
+        """Reading in here moves no bar and counts nothing."""
+        tick, self._tick, halved = self._tick, None, self.halved
         try:
             yield
         finally:
-            self._tick = tick
+            self._tick, self.halved = tick, halved
 
     def count(self, amount: int) -> None:
         """Moves the bar on by a number of bytes."""

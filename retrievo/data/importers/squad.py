@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from retrievo.data.ids import hash_texts
+from retrievo.data.importers.cells import json_kind
 from retrievo.data.importers.dataset import DatasetWriter
-from retrievo.data.importers.records import Record, need, need_list, read_records, transposed
+from retrievo.data.importers.records import Record, need, need_list, need_objects, read_records, transposed
 from retrievo.data.importers.source import Part, Source, split_of
 from retrievo.support.errors import RetrievoError
 
@@ -54,19 +55,27 @@ def read(parts: list[Part], store: DatasetWriter) -> None:
 def _paragraphs(article: Record, place: str) -> Iterator[tuple[str, str, list[Record]]]:
     """Title, text and questions of each paragraph."""
     need(article, "paragraphs", place)
-    for paragraph in need_list(article, "paragraphs", place):
+    for paragraph in need_objects(article, "paragraphs", place):
         text = need(paragraph, "context", place)
         if not isinstance(text, str):
             raise RetrievoError(place, "a 'context' is no text", "text", "mend the file")
-        yield str(article.get("title") or ""), text, need_list(paragraph, "qas", place)
+        yield str(article.get("title") or ""), text, need_objects(paragraph, "qas", place)
 
 
 def _question(number: int, question: Record, doc_id: str, part: Part) -> _Question:
     place = part.place(number)
-    answers = [need(answer, "text", place) for answer in need_list(question, "answers", place)]
+    answers = [_answer(answer, place) for answer in need_list(question, "answers", place)]
     if question.get("is_impossible"):
         answers = []
     return _Question(number, need(question, "id", place), need(question, "question", place), _once(answers), doc_id)
+
+
+def _answer(answer: Any, place: str) -> str:
+    """The text of an answer, with its place in the paragraph or alone."""
+    text = need(answer, "text", place) if isinstance(answer, dict) else answer
+    if not isinstance(text, str):
+        raise RetrievoError(place, f"an answer is {json_kind(text)}", "text", "mend the file")
+    return text
 
 
 def _once(values: list[str]) -> list[str]:

@@ -2,9 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 from retrievo.data.importers.dataset import DatasetWriter
 from retrievo.data.importers.examples import Example, Passage, write_examples
-from retrievo.data.importers.records import Record, first_record, is_array, need, need_list, read_jsonl, read_records
+from retrievo.data.importers.records import (
+    Record,
+    first_record,
+    need,
+    need_list,
+    not_an_object,
+    read_columns,
+    read_records,
+    with_unit,
+)
 from retrievo.data.importers.source import Member, Part, Source, split_of
 from retrievo.support.errors import RetrievoError
 
@@ -25,12 +37,11 @@ def find(source: Source) -> list[Part]:
 
 
 def _part(member: Member) -> Part | None:
-    if is_array(member):
-        return None
-    record = first_record(member)
+    part = with_unit(Part(member, "corpus"))
+    record = first_record(part)
     if "docid" in record:
-        return Part(member, "corpus")
-    return Part(member, "queries", split_of(member.name)) if "query_id" in record else None
+        return part
+    return replace(part, noun="queries", name=split_of(member.name)) if "query_id" in record else None
 
 
 def read(parts: list[Part], store: DatasetWriter) -> None:
@@ -38,19 +49,18 @@ def read(parts: list[Part], store: DatasetWriter) -> None:
     has_corpus = any(part.noun == "corpus" for part in parts)
     for part in store.each(parts):
         if part.noun == "corpus":
-            for lines, (ids, texts, titles) in read_jsonl(part.member, ["docid", "text"], ["title"]):
+            for lines, (ids, texts, titles) in read_columns(part, ["docid", "text"], ["title"]):
                 store.documents(lines, ids, titles, texts)
         else:
-            has_answers = "answers" in first_record(part.member)
+            given = ("answers" in first_record(part), has_corpus)
             for records in read_records(part):
-                examples = [_example(record, line, part.place(line), has_answers) for line, record in records]
+                examples = [_example(record, line, part.place(line), *given) for line, record in records]
                 write_examples(examples, part, store, documents=not has_corpus)
 
 
-def _example(record: Record, line: int, where: str, has_answers: bool) -> Example:
+def _example(record: Record, line: int, where: str, has_answers: bool, has_corpus: bool) -> Example:
     def passages(key: str, source: str = "") -> list[Passage]:
-        found = need_list(record, key, where)
-        return [Passage(need(p, "docid", where), p.get("title"), need(p, "text", where), source) for p in found]
+        return [_passage(found, key, source, where, has_corpus) for found in need_list(record, key, where)]
 
     return Example(
         line,
@@ -60,3 +70,12 @@ def _example(record: Record, line: int, where: str, has_answers: bool) -> Exampl
         passages("positive_passages"),
         passages("negative_passages", _SOURCE),
     )
+
+
+def _passage(found: Any, key: str, source: str, where: str, has_corpus: bool) -> Passage:
+    """An object with id and text, or where the corpus is at hand an id alone."""
+    if has_corpus and isinstance(found, (str, int)) and not isinstance(found, bool):
+        return Passage(found, None, None, source)
+    if not isinstance(found, dict):
+        raise not_an_object(where, key, found)
+    return Passage(need(found, "docid", where), found.get("title"), need(found, "text", where), source)

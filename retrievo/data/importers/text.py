@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import codecs
 import re
 from collections.abc import Iterable, Iterator
 from html.parser import HTMLParser
 from pathlib import PurePosixPath
+from typing import NamedTuple
 from urllib.parse import quote
 
 from retrievo.data.importers.dataset import DatasetWriter
@@ -16,6 +18,7 @@ from retrievo.support.errors import RetrievoError
 
 _PLAIN, _MARKDOWN, _HTML = (".txt",), (".md", ".markdown"), (".html", ".htm")
 _SPACES_AND_BYTES = re.compile(r"[\s\udc80-\udcff]")  # in names: what ids can't hold, and bytes that are no UTF-8
+_LOOKED_AT = 4_096  # bytes of a page that may declare its encoding
 _HIDDEN = {"script", "style", "template", "noscript", "svg"}
 _INLINE = {"a", "abbr", "b", "bdi", "bdo", "big", "cite", "code", "data", "del", "dfn", "em", "font", "i", "ins", "kbd"}
 _INLINE |= {
@@ -54,15 +57,19 @@ def find(source: Source) -> list[Part]:
 
 def read(parts: list[Part], store: DatasetWriter, *, passage_words: int, stride: int | None) -> None:
     """Writes the passages of each file; the id is the path and the passage's number from 0."""
-    empty = 0
+    empty = guessed = 0
     for part in store.each(parts):
-        title, path = _title(part.member), _SPACES_AND_BYTES.sub(_quoted, part.member.path)
-        passages = enumerate(windows(_words(part.member), passage_words, stride or passage_words))
+        page = _html_encoding(part.member) if part.member.name.endswith(_HTML) else None
+        guessed += page is not None and page.guessed
+        title, path = _title(part.member, page), _SPACES_AND_BYTES.sub(_quoted, part.member.path)
+        passages = enumerate(windows(_words(part.member, page), passage_words, stride or passage_words))
         for batch in batches(passages, lambda passage: len(passage[1])):
             numbers, texts = [number for number, _ in batch], [text for _, text in batch]
             ids = [f"{path}#{number}" for number in numbers]
             store.documents([number + 1 for number in numbers], ids, [title] * len(ids), texts)
         empty += not store.found[part]
+    if guessed:
+        console.warn(f"HTML pages in another encoding than they declare: {guessed:,}; unknown bytes are replaced")
     if empty:
         console.warn(f"files without words: {empty:,}; they give no document")
 
@@ -81,18 +88,59 @@ def windows(words: Iterable[str], size: int, stride: int) -> Iterator[str]:
         yield " ".join(window)
 
 
-def _words(member: Member) -> Iterator[str]:
-    pieces = _html_text(member) if member.name.endswith(_HTML) else (text for _, text in member.lines())
+class _Encoding(NamedTuple):
+    """How the bytes of an HTML page are read, and whether it does not fit what the page declares."""
+
+    name: str
+    guessed: bool
+
+
+def _html_encoding(member: Member) -> _Encoding:
+    """What a page declares, as browsers read it, else UTF-8, where its bytes are such; else windows-1252."""
+    with member.source.paused():
+        start = next(member.chunks(_LOOKED_AT), b"")
+        declared = _declared(start) if member.source.is_utf8 else None
+        for name in (declared, "utf-8"):
+            if name and _fits(member, name):
+                return _Encoding(name, guessed=declared is not None and name != declared)
+    return _Encoding(declared if declared and declared != "utf-8" else "cp1252", guessed=True)
+
+
+def _declared(start: bytes) -> str | None:
+    """The encoding of a byte order mark, of XML's first line or of a <meta>; None for none that is known."""
+    if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return "utf-16"
+    found = re.search(rb"<\?xml[^>]{0,200}?encoding\s*=\s*[\"']?([\w.:-]+)", start, re.IGNORECASE)
+    found = re.search(rb"<meta[^>]{0,500}?charset\s*=\s*[\"']?\s*([\w.:-]+)", start, re.IGNORECASE) or found
+    try:
+        name = codecs.lookup(found[1].decode("ascii", "replace")).name if found else None
+        "".encode(name or "utf-8")  # not base64 or the like
+    except LookupError:
+        return None
+    return {"iso8859-1": "cp1252", "ascii": "cp1252", "gb2312": "gb18030"}.get(name, name) if name else None
+
+
+def _fits(member: Member, encoding: str) -> bool:
+    try:
+        for _ in codecs.iterdecode(member.chunks(), encoding):
+            pass
+    except UnicodeError:
+        return False
+    return True
+
+
+def _words(member: Member, page: _Encoding | None) -> Iterator[str]:
+    pieces = (text for _, text in member.lines()) if page is None else _html_text(member, page)
     return (word for piece in pieces for word in piece.split())
 
 
-def _title(member: Member) -> str:
+def _title(member: Member, page: _Encoding | None) -> str:
     """The first heading, or what HTML calls the title; else the file's name."""
     with member.source.paused():
         if member.name.endswith(_MARKDOWN):
             found = _first_heading(member)
         else:
-            found = _html_title(member) if member.name.endswith(_HTML) else ""
+            found = "" if page is None else _html_title(member, page)
     name = PurePosixPath(member.path).name.removesuffix(".gz").rpartition(".")[0]
     return found or name.encode(errors="surrogateescape").decode(errors="replace")
 
@@ -115,19 +163,23 @@ def _first_heading(member: Member) -> str:
     return ""
 
 
-def _html_text(member: Member) -> Iterator[str]:
+def _decoded(member: Member, page: _Encoding) -> Iterator[str]:
+    return (text.replace("\0", "") for text in codecs.iterdecode(member.chunks(), page.name, errors="replace"))
+
+
+def _html_text(member: Member, encoding: _Encoding) -> Iterator[str]:
     page = _Page()
-    for block in member.blocks():
-        page.feed(block.text())
+    for text in _decoded(member, encoding):
+        page.feed(text)
         yield page.take()
     page.close()
     yield page.take()
 
 
-def _html_title(member: Member) -> str:
+def _html_title(member: Member, encoding: _Encoding) -> str:
     page = _Page()
-    for block in member.blocks():
-        page.feed(block.text())
+    for text in _decoded(member, encoding):
+        page.feed(text)
         if page.title:
             break
     return " ".join((page.title or page.heading).split())

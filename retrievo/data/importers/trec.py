@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from retrievo.data.importers.dataset import DatasetWriter
@@ -12,6 +12,8 @@ from retrievo.data.importers.judgements import copy_judgements, is_judgements
 from retrievo.data.importers.records import batches
 from retrievo.data.importers.separated import read_tsv
 from retrievo.data.importers.source import LONGEST, Member, Part, Source, split_of
+from retrievo.data.lines import split_fields
+from retrievo.support import console
 from retrievo.support.errors import RetrievoError
 
 _LOOKED_AT = 20  # lines that tell what a file is
@@ -22,13 +24,20 @@ _LABELS = {  # field of a topic: its tag, and the word that may stand before its
     "description": ("desc", "Description:"),
     "narrative": ("narr", "Narrative:"),
 }
+_XML_TAGS = {  # the same in XML, as tracks have topics since 2009: the first that a file has
+    "title": ("query", "title"),
+    "description": ("description", "desc", "question", "summary"),
+    "narrative": ("narrative", "narr", "note"),
+}
+_XML_NUMBERS = ("number", "num", "id")  # an attribute of a topic, or an element in it
 
 
 class _Element(NamedTuple):
-    """What stands between two tags, with the line of the first."""
+    """What stands between two tags, with the line of the first and the attributes there."""
 
     line: int
     text: str
+    attributes: str
 
 
 def find(source: Source) -> list[Part]:
@@ -38,9 +47,9 @@ def find(source: Source) -> list[Part]:
     """
     parts = [Part(member, noun, split_of(member.name)) for member in source.members if (noun := _noun(member))]
     if not parts:
-        expected = "<DOC> documents, <top> topics, or 4-column judgements"
+        expected = "<DOC> documents, <top> or <topic> topics, or 4-column judgements"
         raise RetrievoError(source.path, "holds no TREC files", expected, "check the path and --encoding")
-    nouns = ["corpus", "topics", "queries", "qrels"]
+    nouns = ["corpus", "topics", "XML topics", "queries", "qrels"]
     return sorted(parts, key=lambda part: nouns.index(part.noun))
 
 
@@ -51,6 +60,8 @@ def _noun(member: Member) -> str:
         return "corpus"
     if re.search(r"<top>", start, re.IGNORECASE):
         return "topics"
+    if re.search(r"<topics?[\s>]", start, re.IGNORECASE):
+        return "XML topics"
     if is_judgements(lines):
         return "qrels"
     tabbed = lines and all(line.count("\t") == 1 for line in lines)
@@ -59,11 +70,14 @@ def _noun(member: Member) -> str:
 
 def read(parts: list[Part], store: DatasetWriter, *, topic_field: str) -> None:
     """Copies documents, the chosen field of the topics, and judgements."""
+    judged = _judged(parts)
     for part in store.each(parts):
         if part.noun == "corpus":
             _read_documents(part.member, store)
         elif part.noun == "topics":
-            _read_topics(part.member, store, *_LABELS[topic_field])
+            _write_topics(part.member, store, judged, _topics(part.member, *_LABELS[topic_field]))
+        elif part.noun == "XML topics":
+            _write_topics(part.member, store, judged, _xml_topics(part.member, topic_field))
         elif part.noun == "queries":
             for lines, (ids, texts) in read_tsv(part.member, 2):
                 store.queries(lines, ids, texts)
@@ -71,22 +85,22 @@ def read(parts: list[Part], store: DatasetWriter, *, topic_field: str) -> None:
             copy_judgements(part, store)
 
 
-def _elements(member: Member, tag: str) -> Iterator[_Element]:
-    """The contents of `<tag>` ... `</tag>`, one at a time.
+def _elements(member: Member, tag: str, lines: Iterable[tuple[int, str]] | None = None) -> Iterator[_Element]:
+    """The contents of `<tag>` ... `</tag>`, one at a time, in the lines of a file.
 
     Raises: RetrievoError where one is not closed.
     """
-    opened, closed = re.compile(rf"<{tag}>", re.IGNORECASE), re.compile(rf"</{tag}>", re.IGNORECASE)
+    opened, closed = re.compile(rf"<{tag}(\s[^>]*)?>", re.IGNORECASE), re.compile(rf"</{tag}>", re.IGNORECASE)
     kept: list[str] = []
-    start, size = 0, 0
-    for line, text in member.lines():
+    start, size, attributes = 0, 0, ""
+    for line, text in member.lines() if lines is None else lines:
         at = 0
         while found := (closed if start else opened).search(text, at):
             if start:
-                yield _Element(start, "\n".join([*kept, text[at : found.start()]]))
+                yield _Element(start, "\n".join([*kept, text[at : found.start()]]), attributes)
                 start = 0
             else:
-                start, size, kept = line, 0, []
+                start, size, kept, attributes = line, 0, [], found[1] or ""
             at = found.end()
         if start:
             kept.append(text[at:])
@@ -127,15 +141,76 @@ def _body(text: str) -> str:
 
 def _plain(text: str) -> str:
     """Without tags and comments, entities resolved, white space single."""
-    bare = re.sub(r"<!--.*?-->|</?[A-Za-z][^>]*>", " ", text, flags=re.DOTALL)
+    text = _without_comments(text)
+    last = text.rfind(">") + 1  # beyond it no tag ends: each that begins there would be followed to the end
+    bare = re.sub(r"</?[A-Za-z][^>]*>", " ", text[:last]) + text[last:]
     return " ".join(html.unescape(bare).split())
 
 
-def _read_topics(member: Member, store: DatasetWriter, tag: str, label: str) -> None:
-    for batch in batches(_elements(member, "top"), lambda element: len(element.text)):
-        lines = [element.line for element in batch]
-        ids = [_topic_number(member, element) for element in batch]
-        store.queries(lines, ids, [_field(element.text, tag, label) for element in batch])
+def _without_comments(text: str) -> str:
+    """Each comment is a space, and the line ends in it; one that does not end is text."""
+    pieces, at = [], 0
+    while (start := text.find("<!--", at)) >= 0 and (end := text.find("-->", start + 4)) >= 0:
+        pieces.append(text[at:start] + "\n" * text.count("\n", start, end))
+        at = end + 3
+    return " ".join([*pieces, text[at:]])
+
+
+def _judged(parts: list[Part]) -> set[str]:
+    """The query ids of the judgements beside the topics, where there are topics."""
+    if not any(part.noun.endswith("topics") for part in parts):
+        return set()
+    found: set[str] = set()
+    for part in parts:
+        if part.noun == "qrels":
+            with part.member.source.paused():
+                found.update(words[0] for _, text in part.member.lines() if (words := split_fields(text)))
+    return found
+
+
+def _write_topics(member: Member, store: DatasetWriter, judged: set[str], topics: list[tuple[int, str, str]]) -> None:
+    """Hands on line, number and text of all topics of a file.
+
+    Raises: RetrievoError where there are none.
+    """
+    if not topics:
+        raise RetrievoError(
+            member, "holds no whole topic", "<top> ... </top> or <topic> ... </topic>", "check the file"
+        )
+    lines, numbers, texts = map(list, zip(*topics, strict=True))
+    ids = _as_judged(numbers, judged)
+    changed = [(number, id) for number, id in zip(numbers, ids, strict=True) if number != id]
+    if changed:
+        console.note(
+            f"{member}: {len(changed):,} topics have their ids as in the judgements ({' is '.join(changed[0])})"
+        )
+    if not judged and (padded := [number for number in numbers if number.isdecimal() and number[0] == "0"]):
+        console.warn(
+            f"{member}: ids such as {padded[0]} are kept; import the judgements too, which may write them otherwise"
+        )
+    store.queries(lines, ids, texts)
+
+
+def _as_judged(numbers: list[str], judged: set[str]) -> list[str]:
+    """Ids of topics as the judgements beside them write them: trec_eval compares them letter by letter.
+
+    A number that is not judged stands as in the file, or without leading zeros where others lost theirs.
+    """
+    by_value = {int(id): id for id in judged if id.isdecimal()}
+    known = [id if id in judged or not id.isdecimal() else by_value.get(int(id)) for id in numbers]
+    shorter = any(id is not None and len(id) < len(number) for number, id in zip(numbers, known, strict=True))
+    return [
+        (str(int(number)) if shorter else number) if id is None else id
+        for number, id in zip(numbers, known, strict=True)
+    ]
+
+
+def _topics(member: Member, tag: str, label: str) -> list[tuple[int, str, str]]:
+    """Line, number and text of topics in SGML."""
+    return [
+        (element.line, _topic_number(member, element), _field(element.text, tag, label))
+        for element in _elements(member, "top")
+    ]
 
 
 def _field(topic: str, tag: str, label: str) -> str:
@@ -145,8 +220,43 @@ def _field(topic: str, tag: str, label: str) -> str:
 
 
 def _topic_number(member: Member, element: _Element) -> str:
-    """`Number: 051` is 51: TREC's judgements have no leading zeros."""
+    """The id of a topic in SGML, as it stands after `Number:`."""
     number = _field(element.text, "num", "Number:")
     if not number:
         raise member.error(element.line, "a topic has no <num>", "<num> Number: 301", "mend the file")
-    return str(int(number)) if number.isdigit() else number
+    return number
+
+
+def _xml_topics(member: Member, field: str) -> list[tuple[int, str, str]]:
+    """Line, number and text of topics in XML; a topic without elements is its text.
+
+    Raises: RetrievoError where none of them has the field.
+    """
+    whole = _without_comments("\n".join(text for _, text in member.lines()))
+    elements = list(_elements(member, "topic", enumerate(whole.split("\n"), start=1)))
+    tags = [name for name in _XML_TAGS[field] if any(_element(element.text, name) for element in elements)]
+    bare = [element for element in elements if not re.search(r"</[a-z]", element.text, re.IGNORECASE)]
+    if elements and not tags and len(bare) < len(elements):
+        has = ", ".join(dict.fromkeys(re.findall(r"</([a-z_:-]+)>", elements[0].text, re.IGNORECASE)))
+        expected = " or ".join(f"<{name}>" for name in _XML_TAGS[field])
+        fix = "pass another --topic-field"
+        raise member.error(elements[0].line, f"no topic has the field '{field}' (it has: {has})", expected, fix)
+    if tags:
+        console.note(f"{member}: the query of a topic is its <{tags[0]}>")
+    text = (lambda topic: _element(topic, tags[0])) if tags else _plain
+    return [(element.line, _xml_number(member, element), text(element.text)) for element in elements]
+
+
+def _element(topic: str, tag: str) -> str:
+    """The text of an element in XML, without markup; empty where it is not there."""
+    match = re.search(rf"<{tag}(?:\s[^>]*)?>(.*?)</{tag}>", topic, re.IGNORECASE | re.DOTALL)
+    return _plain(match[1].replace("<![CDATA[", "").replace("]]>", "")) if match else ""
+
+
+def _xml_number(member: Member, element: _Element) -> str:
+    for name in _XML_NUMBERS:
+        match = re.search(rf"\b{name}\s*=\s*[\"']([^\"']*)", element.attributes, re.IGNORECASE)
+        found = match[1].strip() if match else _element(element.text, name).removeprefix("Number:").strip()
+        if found:
+            return found
+    raise member.error(element.line, "a topic has no number", '<topic number="1">', "mend the file")
