@@ -116,6 +116,11 @@ CASES: dict[str, tuple[Make, int, str]] = {
     ),
     "missing id": (lambda f: index_corpus(f, id=["a", None], text=["x", "y"]), 1, "column 'id' is empty in row 2"),
     "empty id": (lambda f: index_corpus(f, id=["a", ""], text=["x", "y"]), 1, "column 'id' is empty in row 2"),
+    "id that Lucene can't hold": (
+        lambda f: index_corpus(f, id=["a", "x" * 32_767], text=["x", "y"]),
+        1,
+        f"document 2: its id has 32,767 bytes ('{'x' * 40}...'); expected at most 32,766, as Lucene has it; shorten it",
+    ),
     "index of no documents": (
         lambda f: index_corpus(f, id=pa.array([], pa.string()), text=pa.array([], pa.string())),
         1,

@@ -26,6 +26,8 @@ from retrievo.data.tables import Table
 from retrievo.support import console
 from retrievo.support.errors import RetrievoError
 
+# an escape, a repetition of any sign, a special group, alternatives in a group, a repeated set
+_PATTERN = re.compile(r"\\[sSdDwWbB.?()\[\]]|\.[*+?]|\(\?|\([^()]*\|[^()]*\)|\[[^\[\]]+\][*+?]")
 NEVER = np.iinfo(np.int32).max
 _ROWS_AT_ONCE = 4_096  # documents in memory at a time
 
@@ -75,6 +77,12 @@ class Answers:
             raise RetrievoError(table.path, "has no answers for the judged queries", None, "check --answers")
         found = [answers or [] for answers in columns["answers"].to_pylist()]
         return cls(flat_strings(columns["query_id"]), found, corpus)
+
+    def patterns(self) -> tuple[int, str]:
+        """How many queries have an answer that is written as a regular expression, as CuratedTREC has them, and one."""
+        found = [next((answer for answer in some if _PATTERN.search(answer)), None) for some in self.answers]
+        written = [answer for answer in found if answer is not None]
+        return len(written), next(iter(written), "")
 
     @functools.cached_property
     def _phrases(self) -> list[list[str]]:

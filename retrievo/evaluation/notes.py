@@ -12,7 +12,19 @@ from retrievo.evaluation.scoring import PerQuery, Standard
 def notes(evaluation: Evaluation, convention: str) -> list[str]:
     """What the means are taken over where that is not plain, and where another convention gives other numbers."""
     lines = [line for name, found in evaluation.runs.items() for line in _notes(name, found, evaluation.standard)]
+    lines += _answer_notes(evaluation.standard)
     return lines + [line for name in evaluation.runs for line in _footnotes(evaluation, name, convention)]
+
+
+def _answer_notes(standard: Standard) -> list[str]:
+    """Where most answers are regular expressions, which are not tried."""
+    if standard.answers is None:
+        return []
+    count, example = standard.answers.patterns()
+    if 2 * count <= len(standard.answers.answers):
+        return []
+    found = f"answers: those of {count:,} queries look like regular expressions ('{example[:60]}')"
+    return [f"{found}; they are looked for letter by letter, so most count as not found: give them as plain text"]
 
 
 def _footnotes(evaluation: Evaluation, name: str, convention: str) -> list[str]:

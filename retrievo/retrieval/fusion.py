@@ -43,9 +43,11 @@ def reciprocal_ranks(run: Ranking) -> Shares:
 
 
 def z_scores(run: Ranking) -> Shares:
-    """(score - mean) / standard deviation over the run's documents of a query; 0 where all of them score the same.
+    """(score - mean) / standard deviation over the run's documents of a query.
 
     A document that the run lacks gets the lowest value of the query: it scored no higher than the last one found.
+    Where all documents score the same, as an only one does, there is no deviation; that they were found is all that the
+    run says, so they get 1 and the others -1, the z-scores of two values.
     """
     import numpy as np
 
@@ -55,10 +57,12 @@ def z_scores(run: Ranking) -> Shares:
     mean = np.bincount(run.query, score, run.queries) / size
     centred = score - mean[run.query]
     deviation = np.sqrt(np.bincount(run.query, centred**2, run.queries) / size)
-    deviation[run.query[first[score[first] == score[last]]]] = np.inf  # the mean may be off by a rounding
-    normalized = centred / deviation[run.query]
+    flat = np.zeros(run.queries, bool)
+    flat[run.query[first]] = score[first] == score[last]  # of which the deviation may be off from 0 by a rounding
+    deviation[flat | (deviation == 0)] = 1
+    normalized = np.where(flat[run.query], 1.0, centred / deviation[run.query])
     lowest = np.zeros(run.queries)
-    lowest[run.query[last]] = normalized[last]
+    lowest[run.query[last]] = np.where(flat[run.query[last]], -1.0, normalized[last])
     return Shares(normalized, lowest)
 
 

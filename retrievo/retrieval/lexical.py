@@ -76,6 +76,7 @@ LANGUAGES = {
 
 _BATCH_CHARACTERS = 1 << 18  # of documents handed to one Java thread at a time
 _BATCH_DOCUMENTS = 256
+_LONGEST_ID = 32_766  # bytes of a term in Lucene
 _BATCH_QUERIES = 64  # ranked at once in Python, which then reports progress
 _BATCH_HITS = 1 << 20
 _SPARE_HITS = 32  # fetched beyond the depth, since ties at it must be seen to their end
@@ -176,7 +177,10 @@ def _batches(documents: Iterable[tuple[str, str]]) -> Iterator[list[tuple[str, s
     """Documents in batches of bounded number and size; checks their ids."""
     batch: list[tuple[str, str]] = []
     characters = 0
-    for doc_id, text in documents:
+    for row, (doc_id, text) in enumerate(documents, start=1):
+        if len(doc_id) > _LONGEST_ID // 4 and (size := len(doc_id.encode())) > _LONGEST_ID:
+            found = f"its id has {size:,} bytes ('{doc_id[:40]}...')"
+            raise RetrievoError(f"document {row:,}", found, f"at most {_LONGEST_ID:,}, as Lucene has it", "shorten it")
         if "\0" in doc_id:
             raise RetrievoError(f"document {doc_id!r}", "a NUL in its id", "an id of printable characters")
         batch.append((doc_id, text))

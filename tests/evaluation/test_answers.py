@@ -11,8 +11,10 @@ import pytest
 from retrievo.data.corpus import Corpus
 from retrievo.data.tables import ANSWERS, Table
 from retrievo.evaluation.answers import Answers, tokens
-from retrievo.evaluation.names import Metric
-from retrievo.evaluation.scoring import PerQuery, evaluate
+from retrievo.evaluation.names import CONVENTIONS, DEFAULT_CONVENTION, Metric
+from retrievo.evaluation.notes import _answer_notes
+from retrievo.evaluation.scan import Judgements
+from retrievo.evaluation.scoring import PerQuery, Standard, evaluate
 from retrievo.support.errors import RetrievoError, UsageError
 
 
@@ -101,3 +103,19 @@ def test_documents_that_the_corpus_lacks_are_counted_and_refused_where_it_lacks_
 def test_without_answers_the_metric_says_what_it_needs() -> None:
     with pytest.raises(UsageError, match="pass --answers"):
         evaluate(RUN, None, [Metric.parse("answer-recall@1")])
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"q1": [r"2\s?,?000"], "q2": ["(Paris|Lyon)"]}, 2),
+        ({"q1": ["plain", r"Mt\. Everest"]}, 1),
+        ({"q1": [r"Mt\. Everest"], "q2": ["plain"]}, 0),  # not most of them
+        ({"q1": [r"a.*b"], "q2": ["Who is it? (a song)"], "q3": ["$5.00 [1]"]}, 0),
+    ],
+)
+def test_answers_written_as_regular_expressions_are_told(corpus: Corpus, given: dict, told: int) -> None:
+    rules = CONVENTIONS[DEFAULT_CONVENTION].rules
+    lines = _answer_notes(Standard((), Judgements.of(None), rules, 1, None, answers(corpus, **given)))
+    assert len(lines) == (told > 0)
+    assert not told or f"those of {told} queries look like regular expressions" in lines[0]

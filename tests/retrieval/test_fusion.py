@@ -53,8 +53,10 @@ def rrf_share(scores: dict[str, float], document: str) -> float:
 
 
 def zscore_share(scores: dict[str, float], document: str) -> float:
-    if len(set(scores.values())) < 2:
+    if not scores:
         return 0.0
+    if len(set(scores.values())) < 2:
+        return 1.0 if document in scores else -1.0
     value = scores.get(document, min(scores.values()))
     return (value - statistics.fmean(scores.values())) / statistics.pstdev(scores.values())
 
@@ -153,8 +155,16 @@ def test_empty_runs_give_an_empty_run(method: str) -> None:
     assert fuse(method, [table({}), table({})]).num_rows == 0
 
 
-def test_equal_scores_say_nothing_even_where_their_mean_is_rounded() -> None:
-    assert fused("zscore", {"q": {"a": 0.1, "b": 0.1, "c": 0.1}}) == {"q": {"c": 0.0, "b": 0.0, "a": 0.0}}
+def test_equal_scores_say_that_they_were_found_even_where_their_mean_is_rounded() -> None:
+    assert fused("zscore", {"q": {"a": 0.1, "b": 0.1, "c": 0.1}}) == {"q": {"c": 1.0, "b": 1.0, "a": 1.0}}
+
+
+def test_an_only_hit_has_weight() -> None:
+    many = {"a": 3.0, "b": 2.0, "c": 1.0}
+    found = fused("zscore", {"q": many}, {"q": {"b": 9.0}})["q"]
+    assert next(iter(found)) == "b"
+    assert found["b"] == pytest.approx(1.0)
+    assert found["a"] == pytest.approx(zscore_share(many, "a") - 1)
 
 
 def test_ids_of_any_arrow_type_are_fused() -> None:
