@@ -174,6 +174,7 @@ def _encode_shards(config: EncodeConfig, table: Table, output: Output, device: t
     from retrievo.models.computing import prepared
     from retrievo.models.encoder import Encoder
     from retrievo.retrieval.embeddings import (
+        CHUNK_TOKENS,
         EMPTY,
         TRUNCATED,
         embeddings_stats,
@@ -194,6 +195,8 @@ def _encode_shards(config: EncodeConfig, table: Table, output: Output, device: t
         stats = embeddings_stats(table.rows, encoder.dim, config.storage_dtype, config.role, encoder.spec.similarity)
         told = [shard_metadata(folder / shard_name(number)) for number in range(len(shard_bounds(table.rows)))]
         stats["truncated"] = sum(int(shard[TRUNCATED]) for shard in told)
+        split = {str(number): int(shard[CHUNK_TOKENS]) for number, shard in enumerate(told) if CHUNK_TOKENS in shard}
+        stats |= {"chunk_tokens_of_shards": split} if split else {}
         if empty := sum(int(shard.get(EMPTY, 0)) for shard in told):
             console.warn(f"{table.path}: {empty:,} {config.role} texts are empty; they are encoded all the same")
         manifest = output.finish(stats)
@@ -209,10 +212,15 @@ def _encode_missing(
     folder: Path,
     own: list[tuple[int, tuple[int, int]]],
 ) -> None:
-    """Reads and tokenizes the next shard and writes the last one while this one is encoded."""
+    """Reads and tokenizes the next shard and writes the last one while this one is encoded.
+
+    A shard whose chunks do not fit begins with the budget of the config as every other: what it becomes depends on its
+    rows and the memory alone, not on which shards this process had before.
+    """
     from retrievo.models.computing import computing
+    from retrievo.models.splits import noted_splits
     from retrievo.models.vectors import encode_tokens
-    from retrievo.retrieval.embeddings import EMPTY, TRUNCATED, shard_name, write_shard
+    from retrievo.retrieval.embeddings import CHUNK_TOKENS, EMPTY, TRUNCATED, shard_name, write_shard
 
     missing = [(number, bounds) for number, bounds in own if not (folder / shard_name(number)).exists()]
     total = sum(end - first for _, (first, end) in own)
@@ -222,10 +230,13 @@ def _encode_missing(
         written = None
         shards = _ahead(_tokenized(table, encoder, config.role, [bounds for _, bounds in missing]))
         for (number, _), (ids, rows, empty) in zip(missing, shards, strict=True):
-            vectors = encode_tokens(encoder, config.role, rows.tokens, rows.offsets, tick=tick, **settled)
+            with noted_splits() as splits:
+                vectors = encode_tokens(encoder, config.role, rows.tokens, rows.offsets, tick=tick, **settled)
             if written is not None:
                 written.result()
             told = {TRUNCATED: str(rows.truncated)} | ({EMPTY: str(empty)} if empty else {})
+            if splits.tokens:
+                told[CHUNK_TOKENS] = str(splits.tokens[0])
             written = writer.submit(write_shard, folder / shard_name(number), ids, vectors.astype(storage), told)
         if written is not None:
             written.result()

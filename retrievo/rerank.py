@@ -6,9 +6,10 @@ whichever process makes it. So a killed run goes on with the shards that are mis
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from retrievo.data.options import (
     corpus_option,
@@ -21,11 +22,12 @@ from retrievo.data.options import (
 )
 from retrievo.data.run_files import check_run_suffix
 from retrievo.models.options import chunk_tokens_option, device_option, dtype_option, model_option, revision_option
+from retrievo.models.splits import Splits, noted_splits
 from retrievo.support import console
 from retrievo.support.options import Options, option
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     import numpy as np
     import pyarrow as pa
@@ -166,7 +168,7 @@ def _outputs(config: RerankConfig, inputs: dict[str, Input], device: torch.devic
     beside = config.output.with_name(config.output.name + ".scores")
     output = Output(config.output, "run", record, inputs, force=config.force, restart=config.restart, single_file=True)
     scores = Output(
-        beside, "pair-scores", record, inputs, restart=config.restart, in_place=True, unfinished=("shard-*.npy",)
+        beside, "pair-scores", record, inputs, restart=config.restart, in_place=True, unfinished=("shard-*",)
     )
     scores.force = config.restart or (config.force and not scores.holds_same_work())
     return output, scores
@@ -241,7 +243,8 @@ def _rerank(
         values = np.empty(len(pairs.query), np.float32)
         for name, places in shards:
             values[places] = np.load(scores.path / name)
-        stats = _write_run(config, corpus, queries, pairs, values, folder / config.output.name, output)
+        split = _splits(scores.path, shards)
+        stats = _write_run(config, corpus, queries, pairs, values, folder / config.output.name, output, split)
         manifest = output.finish(stats)
     discard(scores.path)
     _summary(config, manifest, output.elapsed)
@@ -254,16 +257,33 @@ def _score_missing(
     """Scores the shards of this process that are not there yet."""
     import numpy as np
 
-    from retrievo.support.files import atomic_path
+    from retrievo.support.files import atomic_path, remove, write_json
 
     with console.progress("reranking", sum(len(shard.places) for shard in own), "pairs") as tick:
         for name, places in own:
             if (folder / name).exists():
                 tick(len(places))
                 continue
-            scores = scorer.scores(pairs.at(places), tick)
+            with noted_splits() as splits:
+                scores = scorer.scores(pairs.at(places), tick)
+            if told := splits.stats() | scorer.splits.stats("chunk_tokens_of_queries"):
+                write_json(_beside(folder / name), told)
+            else:
+                remove(_beside(folder / name))  # of a try that was cut off
             with atomic_path(folder / name) as temporary, temporary.open("wb") as file:
                 np.save(file, scores, allow_pickle=False)
+
+
+def _beside(shard: Path) -> Path:
+    """What stands beside the scores of a shard whose chunks were halved for want of memory."""
+    return shard.with_suffix(".json")
+
+
+def _splits(folder: Path, shards: Sequence[Shard]) -> dict[str, Any]:
+    """The shards whose chunks were halved, for the manifest; empty where there are none."""
+    files = [_beside(folder / name) for name, _ in shards]
+    told = {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in files if file.is_file()}
+    return {"chunk_tokens_of_shards": told} if told else {}
 
 
 def _cut(places: np.ndarray, starts: np.ndarray) -> list[Shard]:
@@ -288,6 +308,7 @@ class _CrossEncoderScorer:
         self.computing = computing(config.dtype, device, config.chunk_tokens)
         self.queries = TokenCache(queries.table, self.tokenization.query)
         self.documents = TokenCache(corpus.table, self.tokenization.document)
+        self.splits = Splits()  # of vectors of queries, which there are none
 
     @staticmethod
     def shards(pairs: Pairs) -> list[Shard]:
@@ -317,7 +338,8 @@ class _EncoderScorer:
         self.documents = TokenCache(corpus.table, self.encoder.tokenization("document"))
         self.asked = np.unique(pairs.query)
         own = TokenCache(queries.table, self.encoder.tokenization("query"))
-        self.queries = self._vectors("query", own, self.asked)
+        with noted_splits() as self.splits:
+            self.queries = self._vectors("query", own, self.asked)
 
     @staticmethod
     def shards(pairs: Pairs) -> list[Shard]:
@@ -349,8 +371,15 @@ class _EncoderScorer:
 
 
 def _write_run(
-    config: RerankConfig, corpus: Corpus, queries: Queries, pairs: Pairs, values: np.ndarray, path: Path, output: Output
-) -> dict[str, int]:
+    config: RerankConfig,
+    corpus: Corpus,
+    queries: Queries,
+    pairs: Pairs,
+    values: np.ndarray,
+    path: Path,
+    output: Output,
+    split: Mapping[str, Any],
+) -> dict[str, Any]:
     import numpy as np
     import pyarrow as pa
 
@@ -363,7 +392,7 @@ def _write_run(
     query = pairs.query[order]
     query_ids = taken(queries.ids, query)
     answered = len(np.unique(query))
-    stats = {"queries": len(queries), "without_results": len(queries) - answered, "rows": len(query)}
+    stats = {"queries": len(queries), "without_results": len(queries) - answered, "rows": len(query), **split}
     with RunWriter(path, format_of=config.output) as writer:
         writer.write(query_ids, doc_ids.take(pa.array(order)), values[order], ranks(query))
         writer.close(output.manifest(stats))

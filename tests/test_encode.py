@@ -5,9 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
+
+from retrievo.models.encoder import Encoder
+from retrievo.retrieval.embeddings import Embeddings
+from retrievo.support.artifact import Manifest
 
 
 @pytest.fixture
@@ -58,3 +64,28 @@ def test_texts_without_a_word_are_counted(tiny_model: Path, tmp_path: Path, retr
     assert "1 query texts are empty" in done.err
     found = retrievo("search", "--index", tmp_path / "vectors", "--queries", tmp_path, "--output", tmp_path / "r.trec")
     assert (found.code, "1 queries have no text; they are kept" in found.err) == (0, True)
+
+
+def test_a_shard_whose_chunks_do_not_fit_is_encoded_in_smaller_ones_and_says_so(
+    tiny_model: Path, tmp_path: Path, retrievo: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = ["wing " * 12] * 40 + ["flow"] * 4_960  # two shards, of which the first one has the long texts
+    pq.write_table(pa.table({"id": [f"d{n}" for n in range(5_000)], "text": texts}), tmp_path / "corpus.parquet")
+    encode, short = Encoder.encode, []
+
+    def crowded(self: Encoder, role: str, input_ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        if input_ids.shape[1] > 8 and input_ids.numel() > 256:
+            raise torch.OutOfMemoryError("no room")
+        short.append(input_ids.numel())
+        return encode(self, role, input_ids, mask)
+
+    monkeypatch.setattr(Encoder, "encode", crowded)
+    shared = ["--model", tiny_model, "--corpus", tmp_path / "corpus.parquet", "--pooling", "mean", "--dtype", "fp32"]
+    done = retrievo("encode", *shared, "--chunk-tokens", 1024, "--output", tmp_path / "crowded")
+    assert (done.code, "out of memory: computed anew in chunks of 256 tokens" in done.err) == (0, True)
+    assert Manifest.read(tmp_path / "crowded").stats["chunk_tokens_of_shards"] == {"0": 256}
+    assert max(short) > 256, "the second shard begins with the budget that was given"
+    assert retrievo("encode", *shared, "--chunk-tokens", 256, "--output", tmp_path / "small").code == 0
+    assert "chunk_tokens_of_shards" not in Manifest.read(tmp_path / "small").stats
+    found, expected = (Embeddings(tmp_path / name).take(np.arange(5_000)) for name in ("crowded", "small"))
+    np.testing.assert_array_equal(found, expected)

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 import retrievo.rerank as verb
 from retrievo.support.artifact import Manifest
@@ -251,6 +252,32 @@ def test_a_typed_question_is_answered_in_the_order_of_the_cross_encoder(
     hits = json.loads(asked.out)["hits"]
     assert [hit["id"] for hit in hits] == [row["doc_id"] for row in rows[:4]]
     assert hits[0]["snippet"]
+
+
+def test_where_memory_runs_out_pairs_are_scored_in_smaller_chunks_and_the_run_says_so(
+    home: Path, toy_dataset: Path, tmp_path: Path, retrievo: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from retrievo.models.cross_encoder import CrossEncoder
+
+    forward = CrossEncoder.forward
+
+    def crowded(self: CrossEncoder, input_ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        if input_ids.numel() > 600:
+            raise torch.OutOfMemoryError("no room")
+        return forward(self, input_ids, mask)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(CrossEncoder, "forward", crowded)
+        assert retrievo(*reranking(home, toy_dataset, tmp_path / "crowded.parquet")).code == 0
+        assert retrievo(*searching(home, toy_dataset, tmp_path / "searched.parquet", "--rerank-depth", 5)).code == 0
+    assert retrievo(*reranking(home, toy_dataset, tmp_path / "small.parquet", "--chunk-tokens", 512)).code == 0
+    crowded_, small, searched = (
+        Manifest.read(tmp_path / f"{name}.parquet").stats for name in ("crowded", "small", "searched")
+    )
+    halved = {"chunk_tokens_of_calls": {"0": 512}}
+    assert crowded_ == small | {"chunk_tokens_of_shards": {"shard-00000": halved}}
+    assert searched["chunk_tokens_of_calls"] == {"0": 512}
+    assert pq.read_table(tmp_path / "crowded.parquet").equals(pq.read_table(tmp_path / "small.parquet"))
 
 
 @pytest.mark.parametrize(

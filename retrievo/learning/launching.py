@@ -9,6 +9,7 @@ from collections.abc import Callable
 from multiprocessing.connection import wait
 from typing import Any
 
+from retrievo.models.tokens import tokenizing_environment
 from retrievo.support.errors import RetrievoError, told_by_system
 
 
@@ -20,7 +21,8 @@ def run_together(function: Callable[..., Any], *arguments: Any, processes: int) 
     """
     context = multiprocessing.get_context("spawn")  # a fork of a process with threads can hang
     problems = context.SimpleQueue()
-    told = {"WORLD_SIZE": processes, "MASTER_ADDR": "localhost", "MASTER_PORT": _free_port()}
+    told = {"WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
+    told |= {"MASTER_ADDR": "localhost", "MASTER_PORT": _free_port(), **tokenizing_environment(processes)}
     started = [
         context.Process(
             target=_run, args=({**told, "RANK": n, "LOCAL_RANK": n}, problems, function, arguments), daemon=True

@@ -18,7 +18,9 @@ from retrievo.models.attention import PlainAttention
 from retrievo.models.chunks import cut_chunks, pad
 from retrievo.models.devices import is_shard, return_freed_memory, sent
 from retrievo.models.precision import recorded_dtype, resolve_dtype
+from retrievo.models.splits import begin_call, say_halved
 from retrievo.support.console import Tick
+from retrievo.support.errors import RetrievoError
 
 _MANY = 16  # chunks, which are worth the milliseconds of giving their memory back
 
@@ -40,11 +42,16 @@ def prepared(module: Module, dtype: str, device: str | torch.device) -> Module:
 
     They take half of the memory then, and nothing is cast between products. Buffers keep their precision, which rotary
     positions need. Of float16, which sums between layers may overflow, only products are made.
+    Raises: RetrievoError where the device has no room for them.
     """
     if resolve_dtype(dtype, device) == torch.bfloat16:
         for parameter in module.parameters():
             parameter.data = parameter.data.to(torch.bfloat16)
-    return module.to(device).eval()
+    try:
+        return module.to(device).eval()
+    except torch.OutOfMemoryError:
+        fix = "free the device, or choose a larger one or --dtype bfloat16"
+        raise RetrievoError(device, "has no room for the weights of the model", None, fix) from None
 
 
 def computing_record(dtype: str, device: str | torch.device, chunk_tokens: int | str) -> dict[str, Any]:
@@ -67,15 +74,43 @@ def compute_rows(
 ) -> None:
     """out[rows] = forward(input_ids [n, L], attention_mask [n, L]) for all rows, cut by `cut_chunks`; dropout is off.
 
+    Where memory runs out, all rows are computed anew in chunks of half as many tokens, and `noted_splits` hears of it.
+
     On a CPU threads take chunks of their own, which is quicker than all threads on one chunk after the other: 1.2 x
     on two cores.
 
     module: what computes, on the device of `out` [N, ...]; tokens: flat token ids [T]; offsets: [N + 1]; chunk_tokens:
-    most rows x longest row of a chunk; dtype: of the matrix products; tick: told how many rows were just computed.
+    most rows x longest row of a chunk; dtype: of the matrix products; tick: told how many rows were just computed, less
+    those that are computed anew.
+    Raises: RetrievoError where one row alone does not fit.
     """
+    splits, budget = begin_call(), chunk_tokens
+    while full := _compute(module, forward, tokens, offsets, out, pad_id, budget, dtype, tick):
+        if min(full) == 1 or _is_cut(module):  # processes that compute each chunk together would have to agree
+            found = "has no room for one text" if min(full) == 1 else f"has no room for chunks of {budget:,} tokens"
+            fix = "free the device, or choose a larger one, a smaller model or a shorter maximal length"
+            raise RetrievoError(out.device, found, None, fix)
+        budget //= 2
+        splits.tokens[splits.calls - 1] = budget
+        say_halved(budget)
+
+
+def _compute(
+    module: nn.Module,
+    forward: Callable[[Tensor, Tensor], Tensor],
+    tokens: npt.ArrayLike,
+    offsets: npt.ArrayLike,
+    out: Tensor,
+    pad_id: int,
+    chunk_tokens: int,
+    dtype: torch.dtype,
+    tick: Tick | None,
+) -> list[int]:
+    """`compute_rows` once; the number of rows of each chunk for which there was no room, after which none is begun."""
     offsets, place = np.asarray(offsets), out.device
     waiting, telling = deque(cut_chunks(np.diff(offsets), chunk_tokens)), threading.Lock()
     chunks, cut = len(waiting), _is_cut(module)
+    told, full = [0], list[int]()
 
     @torch.no_grad()  # not inference_mode, under which autocast casts the weights again for every chunk
     def work() -> None:
@@ -87,10 +122,15 @@ def compute_rows(
         ):
             for rows in _until_empty(waiting):
                 padded = pad(tokens, offsets, rows, pad_id)
-                input_ids, mask = (sent(torch.from_numpy(array), place) for array in padded)
-                out[sent(torch.from_numpy(rows), place)] = forward(input_ids, mask)
+                try:
+                    input_ids, mask = (sent(torch.from_numpy(array), place) for array in padded)
+                    out[sent(torch.from_numpy(rows), place)] = forward(input_ids, mask)
+                except torch.OutOfMemoryError:
+                    full.append(len(rows))
+                    return
                 if tick:
                     with telling:
+                        told[0] += len(rows)
                         tick(len(rows))
 
     in_order = place.type != "cpu" or cut
@@ -102,6 +142,9 @@ def compute_rows(
             work()
     if place.type == "cpu" and chunks > _MANY:
         return_freed_memory()
+    if full and tick:
+        tick(-told[0])
+    return full
 
 
 def _is_cut(module: nn.Module) -> bool:

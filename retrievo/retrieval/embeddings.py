@@ -23,6 +23,7 @@ ROLES = ("document", "query")
 SIMILARITIES = ("dot", "cosine")
 TRUNCATED = "truncated"  # key of a shard's metadata: how many of its texts were cut at the maximal length
 EMPTY = "empty"  # the same: how many of its texts have no word; absent where there are none
+CHUNK_TOKENS = "chunk_tokens"  # the same: the budget that memory left, where it was not the one of the config
 DTYPES = {"float16": pa.float16(), "float32": pa.float32()}
 
 _SMALLEST_SHARD, _LARGEST_SHARD, _SHARDS = 4_096, 131_072, 64

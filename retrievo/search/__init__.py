@@ -22,6 +22,7 @@ from retrievo.data.options import (
 from retrievo.data.run_files import check_run_suffix
 from retrievo.evaluation.names import check_metric
 from retrievo.models.options import chunk_tokens_option, device_option, dtype_option
+from retrievo.models.splits import noted_splits
 from retrievo.retrieval.aggregation import AGGREGATIONS
 from retrievo.retrieval.feedback import FEEDBACKS
 from retrievo.retrieval.fusion import FUSIONS
@@ -332,7 +333,9 @@ def _write_run(config: SearchConfig, plan: Plan) -> None:
         return
     with output.build() as folder:
         with RunWriter(folder / config.output.name, format_of=config.output) as writer:
-            stats = _write_batches(plan, writer)
+            with noted_splits() as splits:
+                stats = _write_batches(plan, writer)
+            stats |= splits.stats()
             writer.close(output.manifest(stats))
         output.finish(stats)
     facts = {"made": f"{config.output} ({stats['rows']:,} rows for {stats['queries']:,} queries)"}
@@ -352,7 +355,7 @@ def _corpora(places: Sequence[Path]) -> dict[str, Input]:
     return {name: Input(one.path, one.fingerprint) for name, one in zip(names, found.values(), strict=False)}
 
 
-def _write_batches(plan: Plan, writer: RunWriter) -> dict[str, int]:
+def _write_batches(plan: Plan, writer: RunWriter) -> dict[str, Any]:
     import numpy as np
 
     from retrievo.data.columns import taken

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import multiprocessing
 import time
 from pathlib import Path
 
 import pytest
 from launched import add_up, one_dies, one_fails, one_finds_the_disk_full
+from tokenizing import tokenize
 
 from retrievo.learning.launching import run_together
 from retrievo.support.errors import RetrievoError
@@ -33,3 +36,25 @@ def test_one_that_dies_ends_all(tmp_path: Path) -> None:
 def test_what_the_system_refuses_one_is_told_as_such(tmp_path: Path) -> None:
     with pytest.raises(RetrievoError, match=f"{tmp_path.name}: No space left on device"):
         run_together(one_finds_the_disk_full, tmp_path, processes=2)
+
+
+@pytest.mark.parametrize("switch", [None, "false"])
+def test_each_tokenizes_on_its_part_of_the_cores_unless_the_user_says_otherwise(
+    switch: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: range(7))
+    for name in ("TOKENIZERS_PARALLELISM", "RAYON_NUM_THREADS"):
+        monkeypatch.delenv(name, raising=False)
+    if switch:
+        monkeypatch.setenv("TOKENIZERS_PARALLELISM", switch)
+    run_together(tokenize, tmp_path, processes=2)
+    found = [json.loads((tmp_path / rank).read_text()) for rank in ("0", "1")]
+    assert [told["threads"] for told in found] == ([0, 0] if switch else [3, 3])
+
+
+def test_a_worker_of_another_kind_tokenizes_on_one_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "true")
+    worker = multiprocessing.get_context("spawn").Process(target=tokenize, args=(tmp_path,))
+    worker.start()
+    worker.join()
+    assert json.loads((tmp_path / "alone").read_text())["threads"] == 0

@@ -13,7 +13,9 @@ from torch import nn
 
 from retrievo.models.computing import compute_rows, computing, computing_record, prepared
 from retrievo.models.encoder import Encoder
+from retrievo.models.splits import noted_splits, say_halved
 from retrievo.models.vectors import encode_tokens
+from retrievo.support.errors import RetrievoError
 
 
 def flat(rows):
@@ -96,6 +98,56 @@ def test_weights_that_are_cut_among_ranks_see_the_chunks_in_order(threads, monke
     monkeypatch.setattr("retrievo.models.computing.is_shard", lambda tensor: tensor is module.weight)
     sums(module)
     assert module.calls == [(threading.get_ident(), 4)] * 9
+
+
+class Crowded(Sums):
+    """Of a device that has no room for so many tokens."""
+
+    def __init__(self, room):
+        super().__init__()
+        self.room = room
+
+    def forward(self, input_ids, mask):
+        if input_ids.numel() > self.room:
+            raise torch.OutOfMemoryError("no room")
+        return super().forward(input_ids, mask)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_where_memory_runs_out_chunks_are_halved_and_that_is_noted(threads, count, capsys):
+    say_halved.cache_clear()
+    threads(count)
+    told = []
+    with noted_splits() as splits:
+        expected = sums(Sums(), chunk_tokens=50)
+        assert sums(Crowded(50), chunk_tokens=200, tick=told.append).tolist() == expected.tolist()
+        sums(Crowded(50), chunk_tokens=100)
+    assert sum(told) == len(ROWS[1]) - 1, "what is computed anew does not count twice"
+    assert splits.stats() == {"chunk_tokens_of_calls": {"1": 50, "2": 50}}
+    warned = capsys.readouterr().err
+    assert warned.count("out of memory: computed anew in chunks of 50 tokens; --chunk-tokens 50 spares the try") == 1
+
+
+def test_a_text_for_which_there_is_no_room_is_an_error_with_what_to_do():
+    with pytest.raises(RetrievoError, match=r"^cpu: has no room for one text; free the device, or choose a larger one"):
+        sums(Crowded(39), chunk_tokens=200)
+
+
+def test_processes_that_share_each_chunk_do_not_halve_it_alone(monkeypatch):
+    module = Crowded(50)
+    monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
+    monkeypatch.setattr("retrievo.models.computing.is_shard", lambda tensor: tensor is module.weight)
+    with pytest.raises(RetrievoError, match="has no room for chunks of 200 tokens"):
+        sums(module, chunk_tokens=200)
+
+
+def test_weights_for_which_there_is_no_room_are_told(monkeypatch):
+    def full(self, device):
+        raise torch.OutOfMemoryError("no room")
+
+    monkeypatch.setattr(Sums, "to", full)
+    with pytest.raises(RetrievoError, match="has no room for the weights of the model"):
+        prepared(Sums(), "float32", "cpu")
 
 
 def test_auto_is_settled_for_the_device_and_recorded():
