@@ -21,7 +21,7 @@ def run_together(function: Callable[..., Any], *arguments: Any, processes: int) 
     """
     context = multiprocessing.get_context("spawn")  # a fork of a process with threads can hang
     problems = context.SimpleQueue()
-    told = {"WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
+    told: dict[str, Any] = {"WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
     told |= {"MASTER_ADDR": "localhost", "MASTER_PORT": _free_port(), **tokenizing_environment(processes)}
     started = [
         context.Process(
