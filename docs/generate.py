@@ -27,8 +27,9 @@ Every option is also a key of the command's section in `retrievo.toml` (or `--co
 `min_relevance = 2` under `[evaluate]`. A flag wins over the file, the file over the default. `--show-config` prints
 every value with its source. Options that take several values accept commas, a repeated flag, and a list in TOML; those
 marked *several* also accept values one after another: `--metrics mrr@10 recall@100`. What a command writes or
-replaces (`--output`, `--report`, `--per-query`, `--force`, `--add`, `--continue`, a stage, a recipe) is typed, or
-stands in a file that `--config` names: a `retrievo.toml` that only lies in the working folder may not set it.
+replaces (`--output`, `--report`, `--per-query`, `--force`, `--restart`, `--redo`, `--prune`, `--add`, `--continue`, a
+stage, a recipe) is typed, or stands in a file that `--config` names: a `retrievo.toml` that only lies in the working
+folder may not set it.
 """
 
 COMMON = """

@@ -86,9 +86,14 @@ class RunConfig(Options):
         "Values of the recipe's variables, as in seed=1.", default=(), several=True, check=_check_setting
     )
     only: tuple[str, ...] = option("Steps to run; the others are left as they are.", default=(), several=True)
-    force: bool = option("Make finished steps anew whose options or inputs changed.", default=False)
+    force: bool = option(
+        "Make finished steps anew whose options or inputs changed.", default=False, decides_output=True
+    )
     redo: tuple[str, ...] = option(
-        "Finished steps to make anew where their options or inputs changed.", default=(), several=True
+        "Finished steps to make anew where their options or inputs changed.",
+        default=(),
+        several=True,
+        decides_output=True,
     )
     dry_run: bool = option("Say what would be done, and why.", default=False)
 

@@ -52,7 +52,7 @@ def force_option() -> Any:
 def restart_option() -> Any:
     """`--restart`."""
     help = "Begin anew where unfinished work lies, instead of going on with it or refusing it."
-    return option(help, default=False, affects_output=False)
+    return option(help, default=False, affects_output=False, decides_output=True)
 
 
 def threads_option(**declared: Any) -> Any:
