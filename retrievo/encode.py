@@ -153,7 +153,7 @@ def _output(config: EncodeConfig, table: Table, device: torch.device) -> Output:
     from retrievo.support.artifact import Output
 
     model_config, model_inputs = model_record(config.model, config.revision)
-    record = config.record() | model_config | {"role": config.role}
+    record = config.record() | model_config | {"role": config.role, "pooling": _pooling(config)}
     record |= computing_record(config.dtype, device, config.chunk_tokens)
     inputs = model_inputs | {"corpus" if config.corpus else "queries": table.input}
     return Output(
@@ -166,6 +166,16 @@ def _output(config: EncodeConfig, table: Table, device: torch.device) -> Output:
         in_place=True,
         unfinished=(ANY_SHARD,),
     )
+
+
+def _pooling(config: EncodeConfig) -> str:
+    """How vectors come about in the end: vectors are compared by it, whether the folder or a flag says it."""
+    from retrievo.models.opening import locate, read_folder
+    from retrievo.models.spec import EncoderSpec
+
+    chosen = ("pooling",) if config.pooling else ()
+    stated = read_folder(locate(config.model, config.revision), config.model, chosen).stated
+    return str(stated.get("pooling") or config.pooling or EncoderSpec.pooling)
 
 
 def _encode_shards(config: EncodeConfig, table: Table, output: Output, device: torch.device) -> Manifest:

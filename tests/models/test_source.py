@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from retrievo.models.encoder import Encoder
 from retrievo.models.source import model_record, recorded_model
 from retrievo.support.artifact import Manifest
 from retrievo.support.errors import RetrievoError
@@ -120,6 +121,22 @@ def test_a_copy_is_the_same_model_and_a_changed_folder_is_not(
     asked = ("--queries", toy_dataset, "--output", tmp_path / "texts.trec", "--dtype", "float32")
     found = retrievo("search", "--index", documents, *asked)
     assert (found.code, f"{model}: has changed since it encoded these vectors" in found.err) == (1, True), found.err
+
+
+def test_pooling_counts_as_it_is_and_not_as_it_was_said(
+    encoded: Callable, tiny_model: Path, toy_dataset: Path, tmp_path: Path, retrievo: Callable
+) -> None:
+    """A folder that states mean pooling makes the same vectors with and without the flag; a bare one does not."""
+    Encoder.load(tiny_model, pooling="mean").save(tmp_path / "stated")
+    for model, code in ((tmp_path / "stated", 0), (tiny_model, 1)):
+        name = model.name
+        documents = encoded(model, "corpus", f"{name}-documents")
+        asked = ("--model", model, "--queries", toy_dataset, "--output", tmp_path / f"{name}-queries", *PLAIN[2:])
+        assert retrievo("encode", *asked).code == 0
+        queries, out = tmp_path / f"{name}-queries", tmp_path / f"{name}.trec"
+        found = retrievo("search", "--index", documents, "--queries", queries, "--output", out)
+        assert found.code == code, found.err
+        assert ("pooling cls" in found.err) == bool(code)
 
 
 @pytest.mark.parametrize("name", ["retrievo.json", "1_Pooling/config.json", "tokenizer.json", W, "query/config.json"])
