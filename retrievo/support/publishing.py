@@ -58,7 +58,12 @@ class Place:
     @property
     def is_cut_short(self) -> bool:
         """Whether a publication was begun and not ended."""
-        return self.is_complete or self.old.exists() or _has_both_marks(self.path)
+        return self.is_complete or self.old.exists() or _has_both_marks(self.path) or self._is_emptied
+
+    @property
+    def _is_emptied(self) -> bool:
+        """Whether nothing but the work folder itself is left to remove."""
+        return self.partial.is_dir() and not any(self.partial.iterdir())
 
     def publish(self) -> None:
         """Puts complete work in its place; only by who holds the lock, and again where it was cut short.
@@ -108,6 +113,8 @@ class Place:
             self._end_swap()
         if self.is_complete and (replace or self.is_free):
             self.publish()
+        if self._is_emptied:
+            self.partial.rmdir()
 
     def _end_swap(self) -> None:
         if self.is_free:

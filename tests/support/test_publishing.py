@@ -166,6 +166,13 @@ def test_files_that_stand_where_an_output_was_are_not_taken_for_the_new_one(plac
     assert (place / "thesis.txt").read_text() == "mine"
 
 
+def test_an_empty_work_folder_of_a_finished_output_goes(place: Path) -> None:
+    make(output(place), "data")
+    place.with_name("out.partial").mkdir()  # killed as it was removed
+    assert output(place).already_finished() is not None
+    assert names(place.parent) == ["out", "source.txt"]
+
+
 def test_what_was_cut_short_is_ended_under_the_lock(place: Path) -> None:
     complete(output(place))
     with hold(place), pytest.raises(RetrievoError, match="another retrievo is writing it"):
