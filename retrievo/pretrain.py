@@ -272,9 +272,10 @@ def _masked(config: PretrainConfig, name: str, revision: str | None, options: di
 
 def _plain(config: PretrainConfig, name: str, revision: str | None, options: dict[str, Any]) -> Encoder:
     """A backbone without heads, pooled and compared as its folder says, else as Contriever is."""
+    from retrievo.models.checkpoints import locate
     from retrievo.models.decoders import attend_both_ways
     from retrievo.models.encoder import Encoder
-    from retrievo.models.opening import locate, read_folder
+    from retrievo.models.opening import read_folder
 
     chosen: dict[str, Any] = {"pooling": config.pooling}
     if config.normalize is not None:

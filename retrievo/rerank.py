@@ -146,7 +146,8 @@ def _is_encoder(config: RerankConfig) -> bool:
 
     Raises: UsageError for options that only a cross-encoder has.
     """
-    from retrievo.models.opening import locate, says_encoder
+    from retrievo.models.checkpoints import locate
+    from retrievo.models.opening import says_encoder
     from retrievo.support.errors import UsageError
 
     found = says_encoder(locate(config.model, config.revision))

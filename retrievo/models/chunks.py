@@ -28,7 +28,7 @@ def cut_chunks(lengths: npt.ArrayLike, chunk_tokens: int) -> list[np.ndarray]:
 def pad(
     tokens: npt.ArrayLike, offsets: npt.ArrayLike, rows: npt.ArrayLike, pad_id: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Padded rows out of flat tokens: `input_ids`, `attention_mask`, both int64 `[n, L]`, L = the longest of `rows`.
+    """Padded rows out of flat tokens: `input_ids`, `attention_mask`, int64 `[n, L]`, L >= 1 the longest of `rows`.
 
     tokens: flat token ids `[T]`; offsets: row i is `tokens[offsets[i]:offsets[i + 1]]`, `[N + 1]`; rows: `[n]`.
     Padding stands on the right. Tensors on the CPU are taken as they are, without a copy.
@@ -36,7 +36,7 @@ def pad(
     tokens, offsets, rows = np.asarray(tokens), np.asarray(offsets), np.asarray(rows)
     starts = offsets[rows]
     lengths = offsets[rows + 1] - starts
-    positions = np.arange(lengths.max(initial=0))
+    positions = np.arange(lengths.max(initial=1))
     mask = positions < lengths[:, None]  # [n, L]
     input_ids = np.full(mask.shape, pad_id, dtype=np.int64)
     input_ids[mask] = tokens[(starts[:, None] + positions)[mask]]

@@ -135,7 +135,7 @@ def _compute(
 
     in_order = place.type != "cpu" or cut
     workers = 1 if in_order else min(torch.get_num_threads(), chunks)
-    with _evaluating(module):
+    with evaluating(module):
         if workers > 1:
             _side_by_side(work, waiting, workers)
         else:
@@ -183,7 +183,7 @@ def _side_by_side(work: Callable[[], None], waiting: deque[np.ndarray], workers:
 
 
 @contextlib.contextmanager
-def _evaluating(module: nn.Module) -> Iterator[None]:
+def evaluating(module: nn.Module) -> Iterator[None]:
     """Dropout off, then all as it was: validation runs in the middle of training."""
     training = module.training
     module.eval()

@@ -14,7 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from retrievo.models import opening
+from retrievo.models import checkpoints, opening
 from retrievo.models.encoder import Encoder
 from retrievo.models.saving import write_folder
 from retrievo.models.spec import EncoderSpec
@@ -73,7 +73,7 @@ class CondenserHead(nn.Module):
         if not 0 <= self.early_layer <= depth:
             raise RetrievoError("--early-layer", f"found {self.early_layer}", f"0 to {depth} for this backbone")
         parts = BACKBONES[self.config.model_type]
-        with opening.seeded():
+        with checkpoints.seeded():
             stack = backbone.get_submodule(parts.layers)
             self.layers = nn.ModuleList(_fresh_layer(stack, self.config, layers - number) for number in range(layers))
             self.layers.apply(backbone._init_weights)
@@ -195,7 +195,7 @@ class MaskedEncoder(Encoder):
         if not plain.spec.tied:
             raise RetrievoError(str(name), "an encoder each for queries and documents", "one for both to pre-train")
         _check_type(plain.backbone.config.model_type)
-        folder = opening.read_folder(opening.locate(str(name), revision), str(name)).backbones["document"]
+        folder = opening.read_folder(checkpoints.locate(str(name), revision), str(name)).backbones["document"]
         encoder = cls(_open_language_model(folder, str(name), notify), plain.tokenizer, plain.spec)
         if (folder / HEAD_FILE).is_file():
             encoder.condenser = CondenserHead.load(folder / HEAD_FILE, encoder.backbone)
@@ -224,15 +224,7 @@ def _open_language_model(folder: Path, name: str, notify: Callable[[str], None])
     """The masked language model of a checkpoint that is known to hold the whole backbone."""
     from transformers import AutoModelForMaskedLM
 
-    with opening.quiet(), opening.seeded():
-        model, info = AutoModelForMaskedLM.from_pretrained(
-            folder,
-            dtype=torch.float32,
-            local_files_only=True,
-            trust_remote_code=False,
-            use_safetensors=True,
-            output_loading_info=True,
-        )
+    model, info = checkpoints.open_checkpoint(folder, name, AutoModelForMaskedLM)
     if info["missing_keys"]:
         notify(f"{name}: has no masked-language-model head; it starts from a fresh one")
     return model

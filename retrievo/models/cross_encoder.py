@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,13 +15,14 @@ import torch
 from torch import Tensor, nn
 
 from retrievo.data.options import TITLE_TEMPLATE
-from retrievo.models import opening
+from retrievo.models import checkpoints, opening
 from retrievo.models.card import cross_encoder_card
 from retrievo.models.computing import compute_rows
-from retrievo.models.encoder import position_limit
+from retrievo.models.encoder import position_limit, seen_tokens
 from retrievo.models.pairs import PairTokenization
 from retrievo.models.saving import move_into_place, write_tokenizer
 from retrievo.models.spec import CROSS_ENCODER_FILE
+from retrievo.support import console
 from retrievo.support.errors import RetrievoError
 from retrievo.support.files import remove
 
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 DEFAULT_LENGTH = 512  # tokens of a pair, for a model that has no limit
+UNLIMITED = 1_000_000  # transformers says that a tokenizer has no limit by a greater number
 # what sentence-transformers applies to logits, by the last part of the name that a folder gives it
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"Identity": lambda logits: logits, "Sigmoid": torch.sigmoid}
 
@@ -38,10 +41,11 @@ class CrossEncoderSpec:
     """The properties of a cross-encoder that are kept with it (`cross-encoder.json`).
 
     max_length: tokens of a pair, special tokens included. title_template: how title and text of a document become one
-    text. activation: what turns logits into scores, a name in `ACTIVATIONS`.
+    text. activation: what turns logits into scores, a name in `ACTIVATIONS`. query_prefix: text put before each query.
     """
 
     max_length: int
+    query_prefix: str = ""
     title_template: str = TITLE_TEMPLATE
     activation: str = "Identity"
     format: int = FORMAT
@@ -59,22 +63,29 @@ class CrossEncoder(nn.Module):
         self.pad_id: int = tokenizer.pad_token_id
         segments = "token_type_ids" in tokenizer.model_input_names and getattr(model.config, "type_vocab_size", 0) > 1
         self.type_stride: int = model.config.vocab_size if segments else 0
+        # where a decoder's head looks for the last token that is no padding
+        model.config.get_text_config().pad_token_id = self.pad_id
+        opening.check_vocabulary("--model", tokenizer, model)
         _check_length(spec.max_length, tokenizer, model)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Logits [n] float32 of padded rows [n, L] of a `PairTokenization`."""
-        arguments = {"attention_mask": attention_mask}
+        """Logits [n] float32 of padded rows [n, L] of a `PairTokenization`; 0 for a pair without any token."""
+        seen, absent = seen_tokens(attention_mask)
+        arguments = {"attention_mask": seen}
         if self.type_stride:
             arguments["token_type_ids"] = input_ids // self.type_stride
             input_ids = input_ids % self.type_stride
         logits: Tensor = self.model(input_ids=input_ids, **arguments).logits  # [n, 1]
-        return logits[:, 0].float()
+        return logits[:, 0].float().masked_fill(absent, 0)
 
     @property
     def tokenization(self) -> PairTokenization:
         """How pairs become tokens: for workers and caches, which never hold the model."""
         tokenizer_json = self.tokenizer.backend_tokenizer.to_str()
-        return PairTokenization(tokenizer_json, self.spec.max_length, self.spec.title_template, self.type_stride)
+        spec = self.spec
+        return PairTokenization(
+            tokenizer_json, spec.max_length, spec.title_template, self.type_stride, spec.query_prefix
+        )
 
     def scores(self, tokens: npt.ArrayLike, offsets: npt.ArrayLike, **options: Any) -> np.ndarray:
         """Scores float32 [n] of n rows of flat tokens, in their order; options as in `compute_rows`."""
@@ -84,21 +95,30 @@ class CrossEncoder(nn.Module):
 
     @classmethod
     def load(
-        cls, name: str | Path, revision: str | None = None, *, train: bool = False, **overrides: Any
+        cls,
+        name: str | Path,
+        revision: str | None = None,
+        notify: Callable[[str], None] = console.warn,
+        *,
+        train: bool = False,
+        **overrides: Any,
     ) -> CrossEncoder:
         """Opens a cross-encoder of retrievo, sentence-transformers or transformers; `train`: any checkpoint will do.
 
         train: a checkpoint without a classification head gets a fresh, seeded one, and scores will be logits.
         overrides: fields of CrossEncoderSpec that replace what the folder says; None = as the folder says.
+        notify: told what was assumed, or is there and not used.
 
         Raises: RetrievoError for a model that is not there, or gives more or less than one score.
         """
-        folder = opening.locate(str(name), revision)
-        if not (folder / "config.json").is_file():
-            raise RetrievoError(str(name), "no checkpoint (it has no config.json)", "a cross-encoder")
-        tokenizer = opening.open_tokenizer(folder)
-        model = _open_classifier(folder, str(name), fresh_head=train)
-        spec = asdict(_read_spec(folder, tokenizer, model))
+        folder = checkpoints.locate(str(name), revision)
+        reading = opening.read_cross_encoder(folder, str(name), fresh_head=train)
+        body = reading.backbones["document"]
+        tokenizer = opening.open_tokenizer(body, reading.lowercase)
+        model = _open_classifier(body, str(name), fresh_head=train)
+        spec = asdict(_read_own_spec(folder) if reading.own else _their_spec(reading, folder, tokenizer, model))
+        for notice in reading.notices:
+            notify(notice)
         if train:
             spec["activation"] = "Identity"
         chosen = {key: value for key, value in overrides.items() if value is not None}
@@ -112,8 +132,10 @@ class CrossEncoder(nn.Module):
         activation = type(nn.Identity() if self.spec.activation == "Identity" else nn.Sigmoid())
         path = f"{activation.__module__}.{activation.__name__}"
         self.model.config.sentence_transformers = {"activation_fn": path}
-        with opening.quiet():
+        with checkpoints.quiet():
             self.model.save_pretrained(staging)
+        if self.spec.query_prefix:
+            _write_prompt(staging, self.spec.query_prefix, path)
         write_tokenizer(staging, self.spec.max_length, self.tokenizer)
         (staging / "README.md").write_text(cross_encoder_card(self.spec.title_template, facts or {}), encoding="utf-8")
         (staging / CROSS_ENCODER_FILE).write_text(json.dumps(asdict(self.spec), indent=2) + "\n", encoding="utf-8")
@@ -127,27 +149,40 @@ def _check_length(length: int, tokenizer: PreTrainedTokenizerBase, model: PreTra
         raise RetrievoError("--max-length", f"{length} tokens", f"{expected} for this model")
 
 
+def _write_prompt(folder: Path, prompt: str, activation: str) -> None:
+    """What sentence-transformers reads a prompt for queries from: only there, and only beside its modules."""
+    kind = "sentence_transformers.base.modules.transformer.Transformer"
+    settings = {
+        "modules.json": [{"idx": 0, "name": "0", "path": "", "type": kind}],
+        "sentence_bert_config.json": {
+            "transformer_task": "sequence-classification",
+            "modality_config": {"text": {"method": "forward", "method_output_name": "logits"}},
+            "module_output_name": "scores",
+        },
+        "config_sentence_transformers.json": {
+            "model_type": "CrossEncoder",
+            "activation_fn": activation,
+            "prompts": {"query": prompt},
+            "default_prompt_name": "query",
+        },
+    }
+    for name, value in settings.items():
+        (folder / name).write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
 def _open_classifier(folder: Path, name: str, *, fresh_head: bool) -> PreTrainedModel:
     """A sequence classifier with one label in float32."""
-    from transformers import AutoConfig, AutoModelForSequenceClassification
+    from transformers import AutoModelForSequenceClassification
 
-    opening.require_safetensors(folder, name)
-    try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        labels = 1 if fresh_head else config.num_labels
-        with opening.quiet(), opening.seeded():
-            model, info = AutoModelForSequenceClassification.from_pretrained(
-                folder,
-                num_labels=labels,
-                dtype=torch.float32,
-                local_files_only=True,
-                trust_remote_code=False,
-                use_safetensors=True,
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,  # a head for other labels; a body of other sizes is told below
-            )
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise RetrievoError(folder, f"not a checkpoint that transformers opens ({error})") from error
+    def arguments(config: Any) -> dict[str, Any]:
+        told = any(kind.endswith("ForSequenceClassification") for kind in config.architectures or ())
+        if fresh_head or not told:  # as sentence-transformers takes it
+            config.num_labels = 1
+        # a head for other labels; a body of other sizes is told below
+        return {"ignore_mismatched_sizes": True}
+
+    model, info = checkpoints.open_checkpoint(folder, name, AutoModelForSequenceClassification, arguments)
+    labels = model.config.num_labels
     missing = sorted([*info["missing_keys"], *map(str, info["mismatched_keys"])])
     if not fresh_head and (missing or labels != 1):
         absent = sorted(info["missing_keys"])
@@ -159,27 +194,37 @@ def _open_classifier(folder: Path, name: str, *, fresh_head: bool) -> PreTrained
     return model
 
 
-def _read_spec(folder: Path, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> CrossEncoderSpec:
-    """What the folder says; of a foreign one the length of its tokenizer and the activation that it names."""
+def _read_own_spec(folder: Path) -> CrossEncoderSpec:
     path = folder / CROSS_ENCODER_FILE
-    if path.is_file():
-        values = json.loads(path.read_text(encoding="utf-8"))
-        if values.get("format") != FORMAT:
-            fix = "install the retrievo that wrote this model"
-            raise RetrievoError(path, f"format {values.get('format')}", f"format {FORMAT}", fix)
-        return CrossEncoderSpec(**values)
-    limit = position_limit(model) or DEFAULT_LENGTH
-    return CrossEncoderSpec(max_length=min(tokenizer.model_max_length, limit), activation=_activation(folder, model))
+    values = checkpoints.read_json(path)
+    if not isinstance(values, dict) or values.get("format") != FORMAT:
+        found = values.get("format") if isinstance(values, dict) else None
+        fix = "install the retrievo that wrote this model"
+        raise RetrievoError(path, f"format {found}", f"format {FORMAT}", fix)
+    known = asdict(CrossEncoderSpec(max_length=0)).keys()
+    if values.keys() - known or "max_length" not in values:
+        raise RetrievoError(path, f"the keys {', '.join(values)}", f"those of {', '.join(known)}")
+    return CrossEncoderSpec(**values)
 
 
-def _activation(folder: Path, model: PreTrainedModel) -> str:
-    """As sentence-transformers finds it: in one of three places, else a sigmoid."""
-    path = folder / "config_sentence_transformers.json"
-    own = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+def _their_spec(
+    reading: opening.Reading, folder: Path, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel
+) -> CrossEncoderSpec:
+    """What a foreign folder says: the length of its settings or its tokenizer, its prompt, its activation."""
+    length = min(reading.max_length or tokenizer.model_max_length, position_limit(model) or sys.maxsize)
+    return CrossEncoderSpec(
+        max_length=length if length < UNLIMITED else DEFAULT_LENGTH,
+        query_prefix=reading.stated.get("query_prefix", ""),
+        activation=_activation(folder, model, reading.stated.get("activation")),
+    )
+
+
+def _activation(folder: Path, model: PreTrainedModel, stated: str | None) -> str:
+    """As sentence-transformers finds it: beside its modules, or in the config by one of two names, else a sigmoid."""
     told = getattr(model.config, "sentence_transformers", None) or {}
     old = getattr(model.config, "sbert_ce_default_activation_function", None)
-    named = own.get("activation_fn") or told.get("activation_fn") or old or "Sigmoid"
-    activation = str(named).rsplit(".", 1)[-1]
-    if activation not in ACTIVATIONS:
-        raise RetrievoError(folder, f"the activation {named}", f"one of {', '.join(ACTIVATIONS)}")
+    named = str(stated or told.get("activation_fn") or old or "torch.nn.Sigmoid")
+    activation = named.rsplit(".", 1)[-1]
+    if activation not in ACTIVATIONS or not named.startswith("torch."):
+        raise RetrievoError(folder, f"the activation {named}", f"one of torch's {', '.join(ACTIVATIONS)}")
     return activation

@@ -7,10 +7,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from retrievo.models import opening
+from retrievo.models import checkpoints, opening
+from retrievo.models.computing import evaluating
 from retrievo.models.saving import write_folder
 from retrievo.models.spec import POOLINGS, ROLES, EncoderSpec
 from retrievo.models.tokens import Tokenization, bare
@@ -48,13 +50,18 @@ class Encoder(nn.Module):
         _check_fit(spec, backbone, tokenizer)
 
     def encode(self, role: str, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Vectors `[n, D]` float32 of padded rows `[n, L]` (padding on the right); role: `query` or `document`."""
+        """Vectors `[n, D]` float32 of padded rows `[n, L]` (padding on the right); role: `query` or `document`.
+
+        A text without any token has the zero vector, which scores 0 with every other.
+        """
         return self(role, input_ids, attention_mask)  # through __call__, where hooks (sharded parameters) hang
 
     def forward(self, role: str, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        hidden = self.backbone_of(role)(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        seen, absent = seen_tokens(attention_mask)
+        hidden = self.backbone_of(role)(input_ids=input_ids, attention_mask=seen).last_hidden_state
         vectors = POOLINGS[self.spec.pooling](hidden, attention_mask)[:, : self.dim]  # [n, L, H] -> [n, D]
-        return functional.normalize(vectors, dim=-1) if self.spec.normalize else vectors
+        vectors = functional.normalize(vectors, dim=-1) if self.spec.normalize else vectors
+        return vectors.masked_fill(absent[:, None], 0)
 
     def truncate(self, dim: int | None) -> None:
         """Keeps the first `dim` numbers of each vector, scaled to unit length where the model's are; None = all.
@@ -103,7 +110,7 @@ class Encoder(nn.Module):
         UsageError for overrides that contradict the folder, where it is to be used as stated.
         """
         name, chosen = str(name), {key: value for key, value in overrides.items() if value is not None}
-        folder = opening.locate(name, revision)
+        folder = checkpoints.locate(name, revision)
         reading = opening.read_folder(folder, name, chosen)
         if as_stated:
             _refuse_contradictions(reading.stated, chosen)
@@ -117,7 +124,10 @@ class Encoder(nn.Module):
             _check_same_tokenizer(reading, tokenizer)
         for notice in reading.notices:
             notify(notice)
-        return cls(backbones["document"], tokenizer, spec, backbones.get("query"))
+        encoder = cls(backbones["document"], tokenizer, spec, backbones.get("query"))
+        if not reading.own:
+            _check_tells_texts_apart(encoder, name)
+        return encoder
 
     def save(self, folder: str | Path, facts: Mapping[str, object] | None = None) -> None:
         """Writes a folder that opens here, in transformers and in sentence-transformers with the same vectors.
@@ -127,6 +137,17 @@ class Encoder(nn.Module):
         roles = ("document",) if self.spec.tied else ROLES
         backbones = {role: self.backbone_of(role) for role in roles}
         write_folder(Path(folder), self.spec, backbones, self.tokenizer, facts or {})
+
+
+def seen_tokens(attention_mask: Tensor) -> tuple[Tensor, Tensor]:
+    """The mask that a model can compute with, and which rows have no token at all [n]; they are given one of padding.
+
+    Attention over nothing is not a number in some implementations, and in others depends on what shares the chunk.
+    """
+    absent = ~attention_mask.bool().any(dim=1)
+    seen = attention_mask.clone()
+    seen[:, 0] |= absent
+    return seen, absent
 
 
 def position_limit(backbone: PreTrainedModel) -> int | None:
@@ -142,9 +163,7 @@ def position_limit(backbone: PreTrainedModel) -> int | None:
 
 
 def _check_fit(spec: EncoderSpec, backbone: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    if len(tokenizer) > backbone.config.vocab_size:
-        expected = f"at most the {backbone.config.vocab_size} that the backbone has vectors for"
-        raise RetrievoError("--model", f"{len(tokenizer)} tokens in the tokenizer", expected)
+    opening.check_vocabulary("--model", tokenizer, backbone)
     least, most = tokenizer.num_special_tokens_to_add() + 1, position_limit(backbone)
     for role in ROLES:
         length = spec.max_length(role)
@@ -195,7 +214,7 @@ def _assume_meaning(
     name: str, stated: dict[str, Any], overrides: Mapping[str, Any], backbone: PreTrainedModel, notices: list[str]
 ) -> None:
     if "pooling" not in stated and "pooling" not in overrides:
-        stated["pooling"] = "last" if _is_causal(backbone.config) else "cls"
+        stated["pooling"] = "cls" if sees_later_tokens(backbone) else "last"
         assumed = f"'{stated['pooling']}' is assumed (--pooling says otherwise)"
         notices.append(f"{name}: does not say how it pools; {assumed}")
     if "similarity" not in stated and "similarity" not in overrides and "normalize" in stated:
@@ -203,6 +222,47 @@ def _assume_meaning(
         notices.append(f"{name}: does not say how it compares vectors; cosine is assumed (--similarity says otherwise)")
 
 
-def _is_causal(config: Any) -> bool:
-    named = any(name.endswith("ForCausalLM") for name in config.architectures or ())
-    return named and getattr(config, "is_causal", True)
+@torch.no_grad()
+def sees_later_tokens(backbone: PreTrainedModel) -> bool:
+    """Whether the first token's vector changes with the second token: measured, whatever names and settings say."""
+    pair = torch.tensor([[0, 0], [0, 1]], device=backbone.device)
+    with evaluating(backbone):
+        first = backbone(input_ids=pair, attention_mask=torch.ones_like(pair)).last_hidden_state[:, 0]
+    return not _same(*first)
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    return bool((one - other).norm() <= 1e-4 * one.norm())  # but for rounding
+
+
+@torch.no_grad()
+def _check_tells_texts_apart(encoder: Encoder, name: str) -> None:
+    """Two texts of two tokens that differ in the second must differ as vectors.
+
+    Raises: RetrievoError that names the ways of pooling which tell them apart.
+    """
+    rows = _two_texts(encoder.tokenizer).to(encoder.backbone.device)
+    with evaluating(encoder):
+        hidden = encoder.backbone(input_ids=rows, attention_mask=torch.ones_like(rows)).last_hidden_state
+    apart = [key for key, pool in POOLINGS.items() if not _same(*pool(hidden, torch.ones_like(rows)))]
+    pooling = encoder.spec.pooling
+    if pooling not in apart:
+        fix = (
+            f"pass --pooling {' or '.join(apart)}, or mend the folder"
+            if apart
+            else "take other weights: these give all texts one vector"
+        )
+        found = f"texts that begin alike have one vector with the pooling '{pooling}'"
+        raise RetrievoError(name, found, "another vector for another text", fix)
+
+
+def _two_texts(tokenizer: PreTrainedTokenizerBase) -> Tensor:
+    """Tokens [2, L] of two texts that differ in their last word, between the special tokens."""
+    backend = tokenizer.backend_tokenizer
+    probe = backend.encode("a")
+    special = probe.special_tokens_mask
+    before = special.index(0) if 0 in special else 0
+    after = len(special) - special[::-1].index(0) if 0 in special else 0
+    words = sorted(set(backend.get_vocab(with_added_tokens=False).values()) - set(tokenizer.all_special_ids))
+    first, middle = words[len(words) // 3], len(words) // 2  # neither reserved nor rare ones, which stand at the ends
+    return torch.tensor([[*probe.ids[:before], first, word, *probe.ids[after:]] for word in words[middle : middle + 2]])

@@ -6,14 +6,20 @@ checkpoints. What a folder does not state is taken from `MODEL_CARDS`, else gues
 
 from __future__ import annotations
 
-import contextlib
-import json
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from retrievo.models.checkpoints import (
+    ADAPTER_FILE,
+    adapters_in_subfolders,
+    base_folder,
+    open_checkpoint,
+    quiet,
+    read_json,
+)
 from retrievo.models.spec import CROSS_ENCODER_FILE, ROLES, SPEC_FILE, EncoderSpec
 from retrievo.support.artifact import is_unfinished
 from retrievo.support.errors import RetrievoError
@@ -49,7 +55,6 @@ POOLING_FLAGS = {
     "pooling_mode_weightedmean_tokens": "weightedmean",
 }
 PROMPTS = {"query_prefix": ("query",), "document_prefix": ("document", "passage", "corpus")}
-DOWNLOADS = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
 
 
 @dataclass
@@ -62,34 +67,6 @@ class Reading:
     lowercase: bool = False
     own: bool = False
     notices: list[str] = field(default_factory=list)
-
-
-def locate(name: str, revision: str | None, *, fetch: bool = True) -> Path:
-    """The folder that a model name means: itself, or a copy of a hub model in the local cache.
-
-    fetch: whether a hub model that the cache lacks is fetched.
-    Raises: RetrievoError where there is no such folder and no such hub model, or it can't be fetched.
-    """
-    path = Path(name).expanduser()
-    if path.is_dir():
-        return path
-    looks_local = name.startswith((".", "/", "~")) or name.count("/") > 1 or path.exists()
-    if looks_local or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
-        raise _not_found(name, "is a file" if path.is_file() else "no folder of this name")
-    try:
-        from huggingface_hub import snapshot_download
-
-        skip = ["onnx/*", "openvino/*"]
-        given: dict[str, Any] = {"allow_patterns": DOWNLOADS, "ignore_patterns": skip, "local_files_only": not fetch}
-        return Path(snapshot_download(name, revision=revision, **given))
-    except Exception as error:  # the hub's errors share no base class with those of its HTTP library
-        reason = f"no folder of this name, and not to be had from the Hugging Face hub ({type(error).__name__})"
-        raise _not_found(name, reason) from error
-
-
-def _not_found(name: str, reason: str) -> RetrievoError:
-    fix = "give --model PATH of a model folder, or begin from nothing: retrievo pretrain --model scratch:small"
-    return RetrievoError(name, reason, fix=fix)
 
 
 def read_folder(folder: Path, name: str, chosen: Collection[str] = ()) -> Reading:
@@ -105,14 +82,60 @@ def read_folder(folder: Path, name: str, chosen: Collection[str] = ()) -> Readin
         return _read_own(folder)
     if (folder / "modules.json").is_file():
         reading = _read_sentence_transformers(folder)
+    elif base := base_folder(folder):
+        return _read_adapter(folder, name, read_folder(base, str(base), chosen))
     elif (folder / "config.json").is_file():
         reading = Reading({"document": folder})
-    elif is_unfinished(folder):
-        raise RetrievoError(name, "is unfinished", None, "run the command that makes it again")
     else:
-        raise RetrievoError(name, "no model", f"{SPEC_FILE}, modules.json or config.json in this folder")
+        raise _no_model(folder, name, SPEC_FILE)
     _add_model_card(reading, name, chosen)
+    _tell_unused_adapters(reading, name)
     return reading
+
+
+def read_cross_encoder(folder: Path, name: str, *, fresh_head: bool) -> Reading:
+    """Reads what the folder of a cross-encoder says: where its checkpoint is, and how it reads pairs.
+
+    fresh_head: an encoder will do, of which nothing but the checkpoint and its tokenizer's settings counts.
+
+    Raises: RetrievoError for a folder that is no model, or means something that a cross-encoder here can't do.
+    """
+    if (folder / CROSS_ENCODER_FILE).is_file():
+        return Reading({"document": folder}, own=True)
+    if (folder / "modules.json").is_file():
+        reading = _read_their_cross_encoder(folder, name, fresh_head)
+    elif base := base_folder(folder):
+        reading = _read_adapter(folder, name, read_cross_encoder(base, str(base), fresh_head=True))
+    elif (folder / "config.json").is_file():
+        reading = Reading({"document": folder})
+    else:
+        raise _no_model(folder, name, CROSS_ENCODER_FILE)
+    _tell_unused_adapters(reading, name)
+    return reading
+
+
+def _no_model(folder: Path, name: str, own: str) -> RetrievoError:
+    if is_unfinished(folder):
+        return RetrievoError(name, "is unfinished", None, "run the command that makes it again")
+    return RetrievoError(name, "no model", f"{own}, modules.json, config.json or {ADAPTER_FILE} in this folder")
+
+
+def _read_adapter(folder: Path, name: str, base: Reading) -> Reading:
+    """The model of another folder with an adapter in this one, read as the other folder means it."""
+    if "query" in base.backbones:
+        raise RetrievoError(name, "an adapter of an encoder with a model for each role", "one of a single model")
+    base.notices.append(
+        f"{name}: an adapter of {base.backbones['document']}, merged into it and read as that folder says"
+    )
+    base.backbones, base.own = {"document": folder}, False
+    return base
+
+
+def _tell_unused_adapters(reading: Reading, name: str) -> None:
+    for folder in reading.backbones.values():
+        if not (folder / ADAPTER_FILE).is_file() and (unused := adapters_in_subfolders(folder)):
+            where = "lies in a folder of its own" if len(unused) == 1 else "lie in folders of their own"
+            reading.notices.append(f"{name}: {', '.join(unused)} {where} there as adapter and is not applied")
 
 
 def says_encoder(folder: Path) -> bool:
@@ -161,17 +184,51 @@ def _add_model_card(reading: Reading, name: str, chosen: Collection[str]) -> Non
 
 def _read_sentence_transformers(folder: Path) -> Reading:
     modules = {_kind(str(module["type"])): folder / module["path"] for module in _modules(folder)}
-    kinds = list(modules)
+    kinds = [_kind(str(module["type"])) for module in _modules(folder)]
     if kinds not in (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"]):
         found = f"the modules {', '.join(kinds)}"
         raise RetrievoError(folder / "modules.json", found, "Transformer, Pooling and, at most, Normalize")
     reading = Reading({"document": modules["Transformer"]})
     # Normalize keeps nothing on disk: packages that cannot carry an empty folder name one that is not there
     reading.stated["normalize"] = "Normalize" in modules
+    if reading.stated["normalize"]:
+        _check_normalize(modules["Normalize"] / "config.json")
     _read_pooling(modules["Pooling"] / "config.json", reading)
     _read_prompts_and_similarity(folder / "config_sentence_transformers.json", reading)
-    _read_lengths(modules["Transformer"], reading)
+    _read_transformer(modules["Transformer"], reading, "feature-extraction")
     return reading
+
+
+def _read_their_cross_encoder(folder: Path, name: str, fresh_head: bool) -> Reading:
+    """A cross-encoder of sentence-transformers since 5.4; with `fresh_head` the checkpoint of an encoder too."""
+    modules = {_kind(str(module["type"])): folder / module["path"] for module in _modules(folder)}
+    path = folder / "config_sentence_transformers.json"
+    config = read_json(path) if path.is_file() else {}
+    if fresh_head and "Transformer" in modules and config.get("model_type") != "CrossEncoder":
+        reading = Reading({"document": modules["Transformer"]})
+        _read_transformer(modules["Transformer"], reading, "feature-extraction")
+        return reading
+    if len(_modules(folder)) != 1 or "Transformer" not in modules:
+        fix = "train one: retrievo train --kind cross-encoder"
+        raise RetrievoError(name, f"is no cross-encoder: it has the modules {', '.join(modules)}", "Transformer", fix)
+    reading = Reading({"document": modules["Transformer"]})
+    _read_transformer(modules["Transformer"], reading, "sequence-classification")
+    default, prompts = config.get("default_prompt_name"), config.get("prompts") or {}
+    if default and default not in prompts:
+        raise RetrievoError(path, f"default_prompt_name = {default!r}", f"one of its prompts ({', '.join(prompts)})")
+    reading.stated["query_prefix"] = (
+        prompts.get(default) if default else ""
+    ) or ""  # they put it before the first text
+    if config.get("activation_fn"):
+        reading.stated["activation"] = config["activation_fn"]
+    return reading
+
+
+def _check_normalize(path: Path) -> None:
+    config = read_json(path) if path.is_file() else {}
+    for key, value in config.items():
+        if value not in (None, "sentence_embedding"):
+            raise RetrievoError(path, f"{key} = {value!r}", "Normalize of whole vectors (sentence_embedding)")
 
 
 def _kind(module: str) -> str:
@@ -180,14 +237,14 @@ def _kind(module: str) -> str:
 
 
 def _modules(folder: Path) -> list[dict[str, Any]]:
-    modules = _json(folder / "modules.json")
+    modules = read_json(folder / "modules.json")
     if not isinstance(modules, list) or not all(isinstance(m, dict) and {"type", "path"} <= m.keys() for m in modules):
         raise RetrievoError(folder / "modules.json", "no list of modules", "what sentence-transformers writes")
     return modules
 
 
 def _read_pooling(path: Path, reading: Reading) -> None:
-    config = _json(path)
+    config = read_json(path)
     modes = config.get("pooling_mode") or [mode for flag, mode in POOLING_FLAGS.items() if config.get(flag)]
     modes = [modes] if isinstance(modes, str) else list(modes)
     if len(modes) != 1 or modes[0] not in POOLING_NAMES:
@@ -198,7 +255,7 @@ def _read_pooling(path: Path, reading: Reading) -> None:
 
 
 def _read_prompts_and_similarity(path: Path, reading: Reading) -> None:
-    config = _json(path) if path.is_file() else {}
+    config = read_json(path) if path.is_file() else {}
     if config.get("truncate_dim"):
         raise RetrievoError(path, f"truncate_dim = {config['truncate_dim']}", "vectors of full length")
     if (kind := config.get("model_type", "SentenceTransformer")) != "SentenceTransformer":
@@ -224,25 +281,50 @@ def _read_prompts(path: Path, prompts: Mapping[str, str], reading: Reading) -> N
         )
 
 
-def _read_lengths(folder: Path, reading: Reading) -> None:
+def _read_transformer(folder: Path, reading: Reading, task: str) -> None:
+    """Lengths and lower-casing out of a Transformer module's settings, of which none that counts is passed over."""
     found = sorted(folder.glob("sentence_*_config.json"))  # sentence_bert_config.json, in old ones sentence_roberta_...
-    config = _json(found[0]) if found else {}
+    if not found:
+        return
+    config = read_json(found[0])
     arguments = config.get("processor_kwargs") or config.get("tokenizer_args") or {}
-    task = config.get("transformer_task", "feature-extraction")
-    if task != "feature-extraction" or "message" in (config.get("modality_config") or {}):
-        raise RetrievoError(found[0], "a chat or generation model", "an encoder of plain text")
+    _check_transformer(found[0], config, task)
     reading.max_length = arguments.get("model_max_length") or config.get("max_seq_length")
     reading.lowercase = bool(config.get("do_lower_case"))
-    for role in ROLES:
+    for role in ROLES if task == "feature-extraction" else ():
         if length := config.get(f"{role}_length"):
             reading.stated[f"{role}_max_length"] = length
 
 
-def _json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError) as error:
-        raise RetrievoError(path, f"not readable ({error})", "a JSON file") from error
+# the settings of their Transformer module: each with the keys that are read, or change no number here, inside
+_SETTINGS: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(("max_seq_length", "do_lower_case", "query_length", "document_length", "unpad_inputs"), ()),
+    **dict.fromkeys(("transformer_task", "modality_config", "module_output_name"), ()),
+    **dict.fromkeys(("processor_kwargs", "tokenizer_args"), ("model_max_length", "padding_side", "use_fast")),
+    **dict.fromkeys(("model_kwargs", "model_args"), ("dtype", "torch_dtype", "attn_implementation", "use_safetensors")),
+    **dict.fromkeys(("config_kwargs", "config_args"), ("use_cache",)),
+}
+_ALWAYS_FINE = ("trust_remote_code", "token", "cache_dir", "revision", "local_files_only", "subfolder")
+_OUTPUTS = {"feature-extraction": "last_hidden_state", "sequence-classification": "logits"}
+
+
+def _check_transformer(path: Path, config: Mapping[str, Any], task: str) -> None:
+    forward = (config.get("modality_config") or {}).get("text")
+    output = (forward or {}).get("method_output_name", _OUTPUTS[task])
+    if config.get("transformer_task", task) != task or "message" in (config.get("modality_config") or {}):
+        kind = "an encoder" if task == "feature-extraction" else "a sequence classifier"
+        raise RetrievoError(path, "a chat or generation model", f"{kind} of plain text")
+    if output != _OUTPUTS[task]:
+        raise RetrievoError(path, f"method_output_name = {output!r}", f"{_OUTPUTS[task]!r}")
+    for key, value in config.items():
+        known = (*_SETTINGS.get(key, ()), *_ALWAYS_FINE)
+        inside = [name for name in value if name not in known] if isinstance(value, dict) else []
+        if value and key not in _SETTINGS:
+            raise RetrievoError(path, f"{key} = {value!r}", "settings of a Transformer module that are known here")
+        if key != "modality_config" and any(value[name] is not None for name in inside):
+            raise RetrievoError(
+                path, f"{key} with {', '.join(inside)}", "settings that leave the model as its files are"
+            )
 
 
 # Opening checkpoints
@@ -253,45 +335,19 @@ def open_backbone(folder: Path, name: str | None = None) -> PreTrainedModel:
 
     name: what the user calls it, where that is not the folder.
 
-    Raises: RetrievoError for weights that are not safetensors or do not fill the model, and for unfit architectures.
+    Raises: RetrievoError for weights that do not fill the model, unfit architectures, and as `open_checkpoint` does.
     """
-    import torch
-    from transformers import MODEL_MAPPING, AutoConfig, AutoModel
+    from transformers import MODEL_MAPPING, AutoModel
 
-    require_safetensors(folder, name or str(folder))
-    try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        arguments = {"add_pooling_layer": False} if _takes_pooler(MODEL_MAPPING.get(type(config), None)) else {}
+    def arguments(config: Any) -> dict[str, Any]:
         _refuse_unfit(folder, config)
-        with quiet():
-            model, info = AutoModel.from_pretrained(
-                folder,
-                config=config,
-                dtype=torch.float32,
-                local_files_only=True,
-                trust_remote_code=False,
-                use_safetensors=True,
-                output_loading_info=True,
-                **arguments,
-            )
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise RetrievoError(folder, f"not a checkpoint that transformers opens ({error})") from error
+        return {"add_pooling_layer": False} if _takes_pooler(MODEL_MAPPING.get(type(config), None)) else {}
+
+    model, info = open_checkpoint(folder, name or str(folder), AutoModel, arguments)
     if missing := sorted([*info["missing_keys"], *map(str, info["mismatched_keys"])]):
         found = f"{len(missing)} weights are not in the checkpoint or of another shape ({missing[0]}, ...)"
         raise RetrievoError(folder, found, "a checkpoint that holds the whole model")
     return model
-
-
-def require_safetensors(folder: Path, name: str) -> None:
-    """Raises RetrievoError where a checkpoint has no weights in safetensors, with the way to convert it."""
-    if any((folder / file).is_file() for file in ("model.safetensors", "model.safetensors.index.json")):
-        return
-    steps = f"from transformers import AutoModel as M, AutoTokenizer as T; n='{name}'; "
-    steps += "M.from_pretrained(n).save_pretrained('converted'); T.from_pretrained(n).save_pretrained('converted')"
-    fix = (
-        f'pickled weights (.bin) can run code: if you trust them, convert once: python -c "{steps}"; --model converted'
-    )
-    raise RetrievoError(name, "no weights in safetensors", "model.safetensors", fix)
 
 
 def _takes_pooler(model_class: Any) -> bool:
@@ -314,8 +370,13 @@ def open_tokenizer(folder: Path, lowercase: bool = False) -> PreTrainedTokenizer
     from transformers import AutoTokenizer
 
     # transformers 5 makes up a tokenizer of five tokens where there is none
-    if not any(any(folder.glob(pattern)) for pattern in ("tokenizer.json", "vocab.*", "*.model", "tekken.json")):
+    if not _has_tokenizer(folder) and (base := base_folder(folder)):
+        return open_tokenizer(base, lowercase)
+    if not _has_tokenizer(folder):
         raise RetrievoError(folder, "no tokenizer", "tokenizer.json, or a vocabulary that transformers reads")
+    path = folder / "tokenizer_config.json"
+    if custom := (read_json(path) if path.is_file() else {}).get("auto_map"):
+        raise RetrievoError(path, f"code that comes with the tokenizer ({custom})", "a tokenizer of transformers")
     try:
         with quiet():
             tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
@@ -334,34 +395,20 @@ def open_tokenizer(folder: Path, lowercase: bool = False) -> PreTrainedTokenizer
     return tokenizer
 
 
+def _has_tokenizer(folder: Path) -> bool:
+    return any(any(folder.glob(pattern)) for pattern in ("tokenizer.json", "vocab.*", "*.model", "tekken.json"))
+
+
+def check_vocabulary(name: str, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> None:
+    """Raises RetrievoError where a tokenizer has tokens that a model has no vector for."""
+    last, vectors = max(tokenizer.get_vocab().values()), model.get_input_embeddings().weight.shape[0]
+    if last >= vectors:
+        found = f"{last + 1} tokens in the tokenizer"
+        raise RetrievoError(name, found, f"at most the {vectors} that the backbone has vectors for")
+
+
 def _add_lowercase(tokenizer: PreTrainedTokenizerBase) -> None:
     from tokenizers.normalizers import Lowercase, Sequence
 
     backend = tokenizer.backend_tokenizer
     backend.normalizer = Sequence([Lowercase(), *([backend.normalizer] if backend.normalizer else [])])
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """No bars, and no reports: heads that are dropped are meant to be, and what is missing is an error."""
-    from transformers.utils import logging
-
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()
-
-
-@contextlib.contextmanager
-def seeded() -> Iterator[None]:
-    """The same fresh weights every time, and the caller's random state left alone."""
-    import torch
-
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(0)
-        yield

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -29,18 +29,19 @@ class PairTokenization:
     tokenizer_json: content of a `tokenizer.json`. max_length: most tokens of a pair, special tokens included; the
     longer of the two texts is truncated, as transformers' `longest_first` does. title_template: of documents.
     type_stride: where segments count, a token of segment 1 is its id + type_stride, so that a row carries both; 0 =
-    the model knows no segments.
+    the model knows no segments. query_prefix: text put before each query.
     """
 
     tokenizer_json: str
     max_length: int
     title_template: str
     type_stride: int
+    query_prefix: str = ""
 
     @cached_property
     def query(self) -> Tokenization:
         """Queries without special tokens."""
-        return Tokenization(self.tokenizer_json, self.max_length, special_tokens=False)
+        return Tokenization(self.tokenizer_json, self.max_length, self.query_prefix, special_tokens=False)
 
     @cached_property
     def document(self) -> Tokenization:
@@ -83,7 +84,7 @@ class PairTokenization:
         return Frame((ids[start], ids[middle], ids[end]), segments)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: vars(self)[name] for name in ("tokenizer_json", "max_length", "title_template", "type_stride")}
+        return {field.name: vars(self)[field.name] for field in fields(self)}
 
 
 def kept_lengths(first: int, second: int, room: int) -> tuple[int, int]:

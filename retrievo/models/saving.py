@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from retrievo.models.card import model_card
-from retrievo.models.opening import POOLING_FLAGS, POOLING_NAMES, quiet
+from retrievo.models.checkpoints import quiet
+from retrievo.models.opening import POOLING_FLAGS, POOLING_NAMES
 from retrievo.models.spec import ROLES, SPEC_FILE, EncoderSpec
 from retrievo.models.tokens import bare
 from retrievo.support.files import atomic_path, remove

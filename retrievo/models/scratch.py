@@ -96,7 +96,7 @@ def make_scratch(name: str, texts: Iterable[str], folder: Path, seed: int) -> No
     import torch
     from transformers import BertConfig, BertForMaskedLM, BertTokenizer
 
-    from retrievo.models.opening import quiet
+    from retrievo.models.checkpoints import quiet
 
     size = scratch_size(name)
     if size is None:

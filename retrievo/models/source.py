@@ -6,6 +6,7 @@ two commits of one name are not.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
@@ -13,7 +14,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from retrievo.models.opening import assumed, locate
+from retrievo.models.checkpoints import base_folder, locate
+from retrievo.models.opening import assumed
 from retrievo.models.scratch import PREFIX
 from retrievo.models.spec import ROLES
 from retrievo.support.artifact import BEGIN, MANIFEST, Input, Manifest
@@ -88,9 +90,21 @@ def _fingerprint(folder: Path, files: tuple[Path, ...], name: str) -> str:
             for number in range(_SAMPLES):
                 file.seek((size - _SAMPLE) * number // (_SAMPLES - 1))
                 digest.update(file.read(_SAMPLE))
+    for base in _bases(folder):
+        digest.update(
+            _fingerprint(base, tuple(path for part in _parts(base) for path in _files(part)), str(base)).encode()
+        )
     if facts := assumed(folder, name):
         digest.update(json.dumps(facts, sort_keys=True).encode())
     return digest.hexdigest()
+
+
+def _bases(folder: Path) -> Iterator[Path]:
+    """Where the weights are that adapters in a model folder belong to, if not beside them."""
+    for part in _parts(folder):
+        with contextlib.suppress(RetrievoError):  # whoever opens the model says what is wrong with it
+            if (base := base_folder(part)) is not None:
+                yield base
 
 
 def recorded_model(manifest: Manifest, flag: str) -> tuple[str, str | None]:

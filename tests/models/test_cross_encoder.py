@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -87,7 +88,7 @@ def test_what_is_no_cross_encoder_is_refused(bert_folder: Path, saved: Path, tmp
         CrossEncoder.load(bert_folder)
     with pytest.raises(RetrievoError, match="is a cross-encoder; expected a model that gives vectors"):
         Encoder.load(saved)
-    with pytest.raises(RetrievoError, match="no checkpoint"):
+    with pytest.raises(RetrievoError, match="no model; expected cross-encoder.json"):
         CrossEncoder.load(tmp_path)
     with pytest.raises(RetrievoError, match="--max-length: 65 tokens; expected 5 to 64"):
         CrossEncoder.load(bert_folder, train=True, max_length=65)
@@ -117,3 +118,129 @@ def test_a_tokenization_travels_to_workers(saved: Path) -> None:
     query, document = np.array([7, 8]), np.arange(5, 60)
     assert np.array_equal(there.row(query, document), tokenization.row(query, document))
     assert len(there.row(query, document)) == 40
+
+
+def theirs_of(folder: Path, **settings: object) -> object:
+    """sentence-transformers' cross-encoder of a folder."""
+    library = pytest.importorskip("sentence_transformers", minversion="6")
+    return library.CrossEncoder(str(folder), device="cpu", local_files_only=True, **settings)
+
+
+def change(path: Path, **values: object) -> None:
+    path.write_text(json.dumps({**(json.loads(path.read_text()) if path.is_file() else {}), **values}))
+
+
+@pytest.fixture
+def their_folder(saved: Path, tmp_path: Path) -> Path:
+    """A cross-encoder as sentence-transformers 6 writes it, with a prompt that it puts before the first text."""
+    model = theirs_of(saved, prompts={"q": "Query about: ", "other": "no"}, default_prompt_name="q")
+    model.save_pretrained(str(tmp_path / "theirs"))
+    return tmp_path / "theirs"
+
+
+def test_settings_of_their_folders_count_as_they_do_there(their_folder: Path, texts: list[str], tmp_path: Path) -> None:
+    """A default prompt, a length and lower-casing of their own; all of them stay when the model is saved here."""
+    change(their_folder / "sentence_bert_config.json", max_seq_length=24, do_lower_case=True)
+    pairs = [(query, text.upper()) for query, text in pairs_of(texts)]
+    expected = theirs_of(their_folder).predict(pairs)
+    ours = CrossEncoder.load(their_folder)
+    assert (ours.spec.query_prefix, ours.spec.max_length) == ("Query about: ", 24)
+    np.testing.assert_allclose(scores_of(ours, pairs), expected, atol=1e-5)
+    plain = CrossEncoder.load(their_folder, query_prefix="")
+    assert np.abs(scores_of(plain, pairs) - expected).max() > 1e-3
+    ours.save(tmp_path / "ours")
+    assert CrossEncoder.load(tmp_path / "ours").spec == ours.spec
+    np.testing.assert_allclose(scores_of(CrossEncoder.load(tmp_path / "ours"), pairs), expected, atol=1e-5)
+    np.testing.assert_allclose(theirs_of(tmp_path / "ours").predict(pairs), expected, atol=1e-5)
+
+
+def test_a_prompt_that_is_no_default_is_none_of_theirs(their_folder: Path, texts: list[str]) -> None:
+    change(their_folder / "config_sentence_transformers.json", default_prompt_name=None)
+    ours = CrossEncoder.load(their_folder)
+    assert ours.spec.query_prefix == ""
+    np.testing.assert_allclose(
+        scores_of(ours, pairs_of(texts)), theirs_of(their_folder).predict(pairs_of(texts)), atol=1e-5
+    )
+
+
+@pytest.mark.parametrize(
+    ("file", "values", "message"),
+    [
+        ("sentence_bert_config.json", {"transformer_task": "text-generation"}, "a chat or generation model"),
+        ("sentence_bert_config.json", {"processing_kwargs": {"text": {"max_length": 9}}}, "processing_kwargs = "),
+        ("sentence_bert_config.json", {"config_kwargs": {"is_decoder": True}}, "config_kwargs with is_decoder"),
+        ("sentence_bert_config.json", {"processor_kwargs": {"do_lower_case": True}}, "processor_kwargs with do_lower"),
+        ("config_sentence_transformers.json", {"activation_fn": "torch.nn.Tanh"}, r"the activation torch\.nn\.Tanh"),
+        ("config_sentence_transformers.json", {"activation_fn": "own.Sigmoid"}, r"the activation own\.Sigmoid"),
+        ("config_sentence_transformers.json", {"default_prompt_name": "absent"}, "default_prompt_name = 'absent'"),
+    ],
+)
+@pytest.mark.parametrize("saved", ["bert"], indirect=True)
+def test_settings_that_can_not_be_followed_are_refused(
+    their_folder: Path, file: str, values: dict, message: str
+) -> None:
+    change(their_folder / file, **values)
+    with pytest.raises(RetrievoError, match=message):
+        CrossEncoder.load(their_folder)
+
+
+@pytest.mark.parametrize("saved", ["bert"], indirect=True)
+def test_modules_that_make_another_score_are_refused_by_name(their_folder: Path) -> None:
+    modules = json.loads((their_folder / "modules.json").read_text())
+    modules.append({"idx": 1, "name": "1", "path": "1_LogitScore", "type": "sentence_transformers.x.LogitScore"})
+    (their_folder / "modules.json").write_text(json.dumps(modules))
+    with pytest.raises(RetrievoError, match="it has the modules Transformer, LogitScore; expected Transformer"):
+        CrossEncoder.load(their_folder)
+
+
+@pytest.mark.parametrize("train", [False, True])
+@pytest.mark.parametrize("saved", ["bert"], indirect=True)
+def test_tokens_without_a_vector_are_refused_before_anything_is_computed(saved: Path, train: bool) -> None:
+    path = saved / "tokenizer.json"
+    values = json.loads(path.read_text())
+    values["added_tokens"].append({**values["added_tokens"][0], "id": 9999, "content": "[far]"})
+    path.write_text(json.dumps(values))
+    with pytest.raises(RetrievoError, match="tokens in the tokenizer; expected at most the 239"):
+        CrossEncoder.load(saved, train=train)
+
+
+@pytest.mark.parametrize("saved", ["bert"], indirect=True)
+def test_training_starts_from_the_checkpoint_of_an_encoder_in_a_folder_below(
+    saved: Path, bert_folder: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "encoder"
+    (folder / "1_Pooling").mkdir(parents=True)
+    shutil.copytree(bert_folder, folder / "0_Transformer")
+    modules = [
+        {"idx": n, "name": str(n), "path": path, "type": f"sentence_transformers.models.{path[2:]}"}
+        for n, path in enumerate(("0_Transformer", "1_Pooling"))
+    ]
+    (folder / "modules.json").write_text(json.dumps(modules))
+    change(folder / "0_Transformer" / "sentence_bert_config.json", max_seq_length=20, do_lower_case=False)
+    model = CrossEncoder.load(folder, train=True)
+    assert (model.spec.max_length, model.spec.activation) == (20, "Identity")
+    with pytest.raises(RetrievoError, match="is no cross-encoder: it has the modules Transformer, Pooling"):
+        CrossEncoder.load(folder)
+
+
+def test_a_decoder_scores_a_pair_whatever_shares_its_chunk(tmp_path: Path, tokenizers: dict, texts: list[str]) -> None:
+    """Its head takes the last token that is no padding; decoders are published without a padding token."""
+    from transformers import LlamaConfig, LlamaForSequenceClassification
+
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    vocabulary = len(tokenizers["word pieces"])
+    config = LlamaConfig(vocab_size=vocabulary, max_position_embeddings=64, num_labels=1, pad_token_id=None, **sizes)
+    LlamaForSequenceClassification(config).save_pretrained(tmp_path)
+    tokenizers["word pieces"].save_pretrained(tmp_path)
+    model, pairs = CrossEncoder.load(tmp_path), pairs_of(texts)
+    one_by_one = scores_of(model, pairs, chunk_tokens=1)
+    assert np.ptp(one_by_one) > 1e-3
+    np.testing.assert_allclose(scores_of(model, pairs, chunk_tokens=4096), one_by_one, atol=1e-5)
+
+
+@pytest.mark.parametrize("saved", ["bert"], indirect=True)
+def test_an_own_file_that_was_changed_is_told(saved: Path) -> None:
+    change(saved / "cross-encoder.json", max_lenght=5)
+    with pytest.raises(RetrievoError, match=r"cross-encoder.json: the keys .*max_lenght"):
+        CrossEncoder.load(saved)

@@ -269,7 +269,9 @@ def test_a_path_that_is_not_there_is_not_looked_for_on_the_hub(load, no_network,
 
 
 def test_a_folder_without_a_model_says_what_was_expected(load, tmp_path):
-    with pytest.raises(RetrievoError, match=r"expected retrievo.json, modules.json or config.json"):
+    with pytest.raises(
+        RetrievoError, match=r"expected retrievo.json, modules.json, config.json or adapter_config.json"
+    ):
         load(tmp_path)
 
 
