@@ -10,6 +10,7 @@ import contextlib
 import importlib.util
 import json
 import re
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -169,7 +170,8 @@ def _merge_adapter(folder: Path, model: PreTrainedModel) -> set[str]:
     with safe_open(folder / ADAPTER_WEIGHTS, "pt") as file:
         given = set(file.keys())
     try:
-        with quiet():
+        with quiet(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what does not meet is an error below
             adapted = PeftModel.from_pretrained(model, str(folder), local_files_only=True)
             expected = set(get_peft_model_state_dict(adapted, save_embedding_layers=False))
             stray = sorted((given - expected - adapted.state_dict().keys()) | (expected - given))

@@ -25,6 +25,7 @@ from retrievo.support.artifact import is_unfinished
 from retrievo.support.errors import RetrievoError
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 # what the authors' model cards say and their folders do not, by the last part of the model's name
@@ -209,7 +210,7 @@ def _read_their_cross_encoder(folder: Path, name: str, fresh_head: bool) -> Read
         _read_transformer(modules["Transformer"], reading, "feature-extraction")
         return reading
     if len(_modules(folder)) != 1 or "Transformer" not in modules:
-        fix = "train one: retrievo train --kind cross-encoder"
+        fix = None if fresh_head else "train one: retrievo train --kind cross-encoder"
         raise RetrievoError(name, f"is no cross-encoder: it has the modules {', '.join(modules)}", "Transformer", fix)
     reading = Reading({"document": modules["Transformer"]})
     _read_transformer(modules["Transformer"], reading, "sequence-classification")
@@ -401,7 +402,8 @@ def _has_tokenizer(folder: Path) -> bool:
 
 def check_vocabulary(name: str, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> None:
     """Raises RetrievoError where a tokenizer has tokens that a model has no vector for."""
-    last, vectors = max(tokenizer.get_vocab().values()), model.get_input_embeddings().weight.shape[0]
+    weight: Tensor = model.get_input_embeddings().weight
+    last, vectors = max(tokenizer.get_vocab().values()), len(weight)
     if last >= vectors:
         found = f"{last + 1} tokens in the tokenizer"
         raise RetrievoError(name, found, f"at most the {vectors} that the backbone has vectors for")

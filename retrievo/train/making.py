@@ -138,7 +138,7 @@ def _cross_encoder(config: TrainConfig, data: Sequence[TrainingData]) -> tuple[A
     from retrievo.models.cross_encoder import CrossEncoder
     from retrievo.objectives.cross_encoder import PairFeed
 
-    options = {"max_length": config.max_length, "title_template": config.title_template}
+    options: dict[str, Any] = {"max_length": config.max_length, "title_template": config.title_template}
     model = CrossEncoder.load(_start(config, data), config.revision, train=True, **options)
     objective = objective_class(f"{CROSS_ENCODER}-{config.pair_loss}")(config, model)
     feeds = [PairFeed(data_set, model, objective.collator(), **_drawing(config)) for data_set in data]

@@ -183,7 +183,7 @@ def test_the_base_of_an_adapter_is_part_of_what_a_manifest_knows(
         (
             "tokenizer_config.json",
             {"auto_map": {"AutoTokenizer": ["own.T", None]}},
-            "code that comes with the tokenizer",
+            "code that comes with the token",
         ),
     ],
 )

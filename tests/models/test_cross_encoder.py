@@ -88,7 +88,7 @@ def test_what_is_no_cross_encoder_is_refused(bert_folder: Path, saved: Path, tmp
         CrossEncoder.load(bert_folder)
     with pytest.raises(RetrievoError, match="is a cross-encoder; expected a model that gives vectors"):
         Encoder.load(saved)
-    with pytest.raises(RetrievoError, match="no model; expected cross-encoder.json"):
+    with pytest.raises(RetrievoError, match=r"no model; expected cross-encoder.json"):
         CrossEncoder.load(tmp_path)
     with pytest.raises(RetrievoError, match="--max-length: 65 tokens; expected 5 to 64"):
         CrossEncoder.load(bert_folder, train=True, max_length=65)

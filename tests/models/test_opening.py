@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from retrievo.models import opening
+from retrievo.models.saving import write_tokenizer
 from retrievo.models.vectors import encode_tokens
 from retrievo.support.errors import RetrievoError, UsageError
 
@@ -269,9 +270,7 @@ def test_a_path_that_is_not_there_is_not_looked_for_on_the_hub(load, no_network,
 
 
 def test_a_folder_without_a_model_says_what_was_expected(load, tmp_path):
-    with pytest.raises(
-        RetrievoError, match=r"expected retrievo.json, modules.json, config.json or adapter_config.json"
-    ):
+    with pytest.raises(RetrievoError, match=r"expected retrievo.json, modules.json, config.json or adapter"):
         load(tmp_path)
 
 
@@ -325,16 +324,77 @@ def test_a_tokenizer_with_more_tokens_than_the_backbone_is_refused(load, bert_fo
         load(tmp_path / "mixed")
 
 
-def test_a_causal_language_model_pools_its_last_token(load, notices, bert_folder, tmp_path, tokenizers):
-    from transformers import LlamaConfig, LlamaForCausalLM
+# decoders by the class that their checkpoints are saved with: of the language model, or of its body alone
+DECODERS = {
+    "LlamaForCausalLM": {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2},
+    "LlamaModel": {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2},
+    "MistralModel": {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    | {"num_key_value_heads": 2},
+    "Qwen2Model": {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    | {"num_key_value_heads": 2},
+    "GPT2Model": {"n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 64},
+    "BertModel": {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    | {"is_decoder": True, "max_position_embeddings": 64},
+}
+
+
+def saved_decoder(folder: Path, tokenizer: Any, kind: str, **settings: Any) -> Path:
+    import transformers
 
     torch.manual_seed(0)
-    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-    config = LlamaConfig(vocab_size=len(tokenizers["word pieces"]), max_position_embeddings=64, **sizes)
-    LlamaForCausalLM(config).save_pretrained(tmp_path / "causal")
-    tokenizers["word pieces"].save_pretrained(tmp_path / "causal")
-    assert load(tmp_path / "causal").spec.pooling == "last"
+    model_class = getattr(transformers, kind)
+    # transformers adds a token of its own to every tokenizer of a Qwen2
+    config = model_class.config_class(vocab_size=len(tokenizer) + 1, pad_token_id=0, **(DECODERS[kind] | settings))
+    model_class(config).save_pretrained(folder)
+    write_tokenizer(folder, 64, tokenizer)  # one that is read as it stands, whatever the type of the model
+    return folder
+
+
+@pytest.mark.parametrize("kind", DECODERS)
+def test_a_decoder_pools_its_last_token_whatever_its_checkpoint_is_called(
+    load, notices, tmp_path, tokenizers, kind, vectors_of
+):
+    encoder = load(saved_decoder(tmp_path, tokenizers["word pieces"], kind))
+    assert encoder.spec.pooling == "last"
     assert "'last' is assumed" in notices[0]
+    one, other = vectors_of(encoder, "query", ["a short one", "Zürich is a city"])
+    assert np.abs(one - other).max() > 1e-3
+
+
+@pytest.mark.parametrize(("kind", "setting"), [("LlamaModel", "is_causal"), ("BertModel", "is_decoder")])
+def test_a_decoder_that_attends_both_ways_is_an_encoder(load, tmp_path, tokenizers, kind, setting):
+    folder = saved_decoder(tmp_path, tokenizers["word pieces"], kind, **{setting: False})
+    assert load(folder).spec.pooling == "cls"
+
+
+def test_a_decoder_gives_the_vectors_of_sentence_transformers(load, tmp_path, tokenizers, texts, assert_same_vectors):
+    bare = saved_decoder(tmp_path / "bare", tokenizers["word pieces"], "MistralModel")
+    saved_by_sentence_transformers(tmp_path / "theirs", bare, "lasttoken", normalize=False, similarity_fn_name="dot")
+    assert_same_vectors(load(tmp_path / "theirs"), tmp_path / "theirs", texts)
+    encoder = load(bare, similarity="dot")
+    encoder.save(tmp_path / "ours")
+    assert_same_vectors(encoder, tmp_path / "ours", texts)
+
+
+def test_a_pooling_that_gives_all_texts_one_vector_is_refused_with_those_that_do_not(load, tmp_path, tokenizers):
+    folder = saved_decoder(tmp_path / "bare", tokenizers["word pieces"], "Qwen2Model")
+    message = "have one vector with the pooling 'cls'; expected another .* pass --pooling mean or last"
+    with pytest.raises(RetrievoError, match=message):
+        load(folder, pooling="cls")
+    with pytest.raises(RetrievoError, match=message):
+        load(saved_by_sentence_transformers(tmp_path / "theirs", folder, "cls", normalize=False))
+
+
+def test_weights_that_give_all_texts_one_vector_are_refused(load, bert_folder, tmp_path):
+    from transformers import AutoModel
+
+    shutil.copytree(bert_folder, tmp_path / "flat")
+    model = AutoModel.from_pretrained(bert_folder)
+    with torch.no_grad():
+        model.embeddings.word_embeddings.weight.zero_()
+    model.save_pretrained(tmp_path / "flat")
+    with pytest.raises(RetrievoError, match=r"one vector with the pooling 'last'; .*take other weights"):
+        load(tmp_path / "flat")
 
 
 @pytest.mark.parametrize(
