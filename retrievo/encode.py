@@ -183,10 +183,12 @@ def _encode_shards(config: EncodeConfig, table: Table, output: Output, device: t
     from retrievo.learning.distributed import barrier, rank, world_size
     from retrievo.models.computing import prepared
     from retrievo.models.encoder import Encoder
+    from retrievo.models.tokens import warn_of_texts_without_tokens
     from retrievo.retrieval.embeddings import (
         CHUNK_TOKENS,
         EMPTY,
         TRUNCATED,
+        WITHOUT_TOKENS,
         embeddings_stats,
         shard_bounds,
         shard_metadata,
@@ -209,6 +211,8 @@ def _encode_shards(config: EncodeConfig, table: Table, output: Output, device: t
         stats |= {"chunk_tokens_of_shards": split} if split else {}
         if empty := sum(int(shard.get(EMPTY, 0)) for shard in told):
             console.warn(f"{table.path}: {empty:,} {config.role} texts are empty; they are encoded all the same")
+        without = sum(int(shard.get(WITHOUT_TOKENS, 0)) for shard in told)
+        warn_of_texts_without_tokens(table.path, without, config.role)
         manifest = output.finish(stats)
     _summary(config, manifest, encoder.spec.max_length(config.role))
     return manifest
@@ -230,7 +234,7 @@ def _encode_missing(
     from retrievo.models.computing import computing
     from retrievo.models.splits import noted_splits
     from retrievo.models.vectors import encode_tokens
-    from retrievo.retrieval.embeddings import CHUNK_TOKENS, EMPTY, TRUNCATED, shard_name, write_shard
+    from retrievo.retrieval.embeddings import CHUNK_TOKENS, EMPTY, TRUNCATED, WITHOUT_TOKENS, shard_name, write_shard
 
     missing = [(number, bounds) for number, bounds in own if not (folder / shard_name(number)).exists()]
     total = sum(end - first for _, (first, end) in own)
@@ -244,7 +248,8 @@ def _encode_missing(
                 vectors = encode_tokens(encoder, config.role, rows.tokens, rows.offsets, tick=tick, **settled)
             if written is not None:
                 written.result()
-            told = {TRUNCATED: str(rows.truncated)} | ({EMPTY: str(empty)} if empty else {})
+            counts = {EMPTY: empty, WITHOUT_TOKENS: rows.without_tokens}
+            told = {TRUNCATED: str(rows.truncated)} | {name: str(count) for name, count in counts.items() if count}
             if splits.tokens:
                 told[CHUNK_TOKENS] = str(splits.tokens[0])
             written = writer.submit(write_shard, folder / shard_name(number), ids, vectors.astype(storage), told)

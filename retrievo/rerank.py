@@ -321,7 +321,10 @@ class _CrossEncoderScorer:
     def scores(self, pairs: Pairs, tick: console.Tick) -> np.ndarray:
         """Float32 scores, [n]."""
         rows = [(self.queries.row(q), self.documents.row(d)) for q, d in zip(*pairs, strict=True)]
-        return self.model.scores(*self.tokenization.rows(rows), tick=tick, **self.computing)
+        tokens, offsets = self.tokenization.rows(rows)
+        if lost := int((offsets[1:] == offsets[:-1]).sum()):
+            console.warn(f"{lost:,} pairs have no token for this model; their logit is 0")
+        return self.model.scores(tokens, offsets, tick=tick, **self.computing)
 
 
 class _EncoderScorer:
@@ -366,9 +369,13 @@ class _EncoderScorer:
 
     def _vectors(self, role: str, cache: TokenCache, rows: np.ndarray) -> np.ndarray:
         """Vectors float32 [n, D] of rows of a table."""
+        from retrievo.models.tokens import warn_of_texts_without_tokens
         from retrievo.models.vectors import encode_tokens
 
-        return encode_tokens(self.encoder, role, *cache.rows(rows), **self.computing)
+        tokens, offsets = cache.rows(rows)
+        lost = int((offsets[1:] == offsets[:-1]).sum())
+        warn_of_texts_without_tokens("--model", lost, role)
+        return encode_tokens(self.encoder, role, tokens, offsets, **self.computing)
 
 
 def _write_run(

@@ -467,6 +467,19 @@ CASES: dict[str, tuple[Make, int, str]] = {
         1,
         "c.jsonl: is a file; give --model PATH of a model folder",
     ),
+    "adapter whose model is not there": (
+        lambda f: [
+            *(
+                "encode",
+                "--model",
+                text(f / "a" / "adapter_config.json", '{"base_model_name_or_path": "/no/m"}').parent,
+            ),
+            *("--corpus", HOUSE, "--output", f / "out"),
+        ],
+        1,
+        "adapter_config.json: an adapter of the model '/no/m': no folder of this name; expected its weights; "
+        "write the folder of that model into base_model_name_or_path there",
+    ),
     "model whose training was cut short": (
         lambda f: [
             *("encode", "--model", text(f / "t1" / "begin.json", "{}").parent),

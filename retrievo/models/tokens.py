@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from retrievo.support import console
 from retrievo.support.processes import started_together
 
 if TYPE_CHECKING:
@@ -51,6 +52,11 @@ class Tokenized(NamedTuple):
     tokens: np.ndarray  # [T] int32
     offsets: np.ndarray  # [n + 1] int64
     truncated: int  # how many texts were longer than the limit
+
+    @property
+    def without_tokens(self) -> int:
+        """How many texts have no token at all, as empty ones where a tokenizer adds no special tokens."""
+        return int(np.count_nonzero(np.diff(self.offsets) == 0))
 
     def row(self, text: int) -> np.ndarray:
         """The tokens of one text."""
@@ -132,6 +138,12 @@ class Tokenization:
 
     def __getstate__(self) -> dict[str, Any]:
         return asdict(self)  # the Rust object is built again where it is needed
+
+
+def warn_of_texts_without_tokens(where: object, count: int, role: str) -> None:
+    """Tells, where there are any, that texts have no token that the model reads."""
+    if count:
+        console.warn(f"{where}: {count:,} {role} texts have no token for this model; they score 0 with all")
 
 
 def _offsets(lengths: np.ndarray) -> np.ndarray:

@@ -190,15 +190,21 @@ class GroupFeed:
         self.query_tokens = TokenCache(data.queries.table, tokenizations[0])
         self.document_tokens = TokenCache(data.corpus.table, tokenizations[1])
         self.hashes = data.corpus.id_map.text_hashes
+        no_query, no_document = (np.diff(cache.offsets) == 0 for cache in (self.query_tokens, self.document_tokens))
+        positives, negatives = data.positives, data.negatives
+        if no_query.any() or no_document.any():
+            positives, negatives = (_with_tokens(pairs, no_query, no_document) for pairs in (positives, negatives))
+            counts = f"{int(no_query.sum()):,} queries and {int(no_document.sum()):,} documents"
+            console.warn(f"left out, of texts without any token for this model: {counts}")
         self.sampler = GroupSampler(
-            data.positives,
-            data.negatives,
+            positives,
+            negatives,
             documents=len(data.corpus),
             batch_size=batch_size,
             negatives_per_query=negatives_per_query,
             seed=seed,
             hard_share=hard_share,
-            empty=np.flatnonzero(data.empty),
+            empty=np.flatnonzero(data.empty | no_document),
             topics=topics,
             balanced_margins=balanced_margins,
             teacher=data.teacher,
@@ -224,6 +230,14 @@ class GroupFeed:
     def example(self, draw: Draw) -> Any:
         """What the collator takes of one group."""
         raise NotImplementedError
+
+
+def _with_tokens(pairs: Ragged, no_query: np.ndarray, no_document: np.ndarray) -> Ragged:
+    """The documents of each query where both have tokens."""
+    query = np.repeat(np.arange(pairs.size), np.diff(pairs.offsets))
+    kept = ~no_query[query] & ~no_document[pairs.values]
+    counts = np.bincount(query[kept], minlength=pairs.size)
+    return Ragged(pairs.values[kept], np.cumsum([0, *counts], dtype=np.int64))
 
 
 def _of(data: TrainingData, encoder: Encoder, role: str) -> Tokenization:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 ROLES = ("document", "query")
 SIMILARITIES = ("dot", "cosine")
 TRUNCATED = "truncated"  # key of a shard's metadata: how many of its texts were cut at the maximal length
+WITHOUT_TOKENS = "without-tokens"  # the same: how many of its texts have no token, whose vectors are zero
 EMPTY = "empty"  # the same: how many of its texts have no word; absent where there are none
 CHUNK_TOKENS = "chunk_tokens"  # the same: the budget that memory left, where it was not the one of the config
 DTYPES = {"float16": pa.float16(), "float32": pa.float32()}

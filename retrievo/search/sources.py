@@ -225,10 +225,13 @@ def open_encoder(config: SearchConfig, source: Source) -> Encoder:
 def encode(config: SearchConfig, encoder: Encoder, texts: Sequence[str]) -> np.ndarray:
     """Vectors [Q, D] of queries."""
     from retrievo.models.computing import computing
-    from retrievo.models.vectors import encode_texts
+    from retrievo.models.tokens import warn_of_texts_without_tokens
+    from retrievo.models.vectors import encode_tokens
 
     settled = computing(config.dtype, encoder.backbone.device, config.chunk_tokens)
-    return encode_texts(encoder, "query", texts, **settled)
+    rows = encoder.tokenization("query").tokenize(texts)
+    warn_of_texts_without_tokens("queries", rows.without_tokens, "query")
+    return encode_tokens(encoder, "query", rows.tokens, rows.offsets, **settled)
 
 
 class Dense:

@@ -90,3 +90,21 @@ def test_weights_are_cast_once_and_not_for_every_chunk(encoder, threads):
 
     rows = flat([[5, 6, 7]] * 8)
     assert casts(6) == casts(24) == 2  # the layers' inner weights [64, 32]
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("pooling", ["cls", "mean", "last"])
+def test_a_text_without_tokens_has_the_zero_vector_whatever_shares_its_chunk(bert_folder, pooling, training):
+    encoder = Encoder.load(bert_folder, pooling=pooling, normalize=True, notify=lambda text: None)
+    rows = [[], [5, 6, 7], [], [8], []]
+    for budget in (1, 4096):
+        vectors = encode_tokens(encoder, "query", *flat(rows), chunk_tokens=budget)
+        assert not vectors[[0, 2, 4]].any()
+        np.testing.assert_allclose(np.linalg.norm(vectors[[1, 3]], axis=1), 1, atol=1e-6)
+    alone = encode_tokens(encoder, "query", *flat([[], []]), chunk_tokens=8)
+    assert not alone.any()
+    ids, mask = torch.tensor([[5, 6], [0, 0]]), torch.tensor([[1, 1], [0, 0]])
+    encoder.train(training).encode("query", ids, mask)[1].sum().backward()
+    gradients = [parameter.grad for parameter in encoder.parameters() if parameter.grad is not None]
+    assert gradients
+    assert not any(gradient.any() for gradient in gradients)
