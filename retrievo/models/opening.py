@@ -25,7 +25,6 @@ from retrievo.support.artifact import is_unfinished
 from retrievo.support.errors import RetrievoError
 
 if TYPE_CHECKING:
-    from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 # what the authors' model cards say and their folders do not, by the last part of the model's name
@@ -402,8 +401,8 @@ def _has_tokenizer(folder: Path) -> bool:
 
 def check_vocabulary(name: str, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> None:
     """Raises RetrievoError where a tokenizer has tokens that a model has no vector for."""
-    weight: Tensor = model.get_input_embeddings().weight
-    last, vectors = max(tokenizer.get_vocab().values()), len(weight)
+    embeddings: Any = model.get_input_embeddings()
+    last, vectors = max(tokenizer.get_vocab().values()), len(embeddings.weight)
     if last >= vectors:
         found = f"{last + 1} tokens in the tokenizer"
         raise RetrievoError(name, found, f"at most the {vectors} that the backbone has vectors for")

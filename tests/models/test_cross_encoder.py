@@ -200,7 +200,7 @@ def test_tokens_without_a_vector_are_refused_before_anything_is_computed(saved: 
     values = json.loads(path.read_text())
     values["added_tokens"].append({**values["added_tokens"][0], "id": 9999, "content": "[far]"})
     path.write_text(json.dumps(values))
-    with pytest.raises(RetrievoError, match="tokens in the tokenizer; expected at most the 239"):
+    with pytest.raises(RetrievoError, match="tokens in the tokenizer; expected at most the"):
         CrossEncoder.load(saved, train=train)
 
 
