@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
@@ -13,28 +11,22 @@ from retrievo.support.artifact import Input
 from retrievo.support.errors import RetrievoError
 
 
-@dataclass(frozen=True)
 class Negatives:
-    """A pool of negatives as a table of query_id, doc_id, score, rank, source."""
+    """A pool of negatives, of which query_id and doc_id are read when they are asked for.
 
-    path: Path
-    table: pa.Table
-    input: Input
+    Raises: RetrievoError naming file and column of what does not fit.
+    """
 
-    @classmethod
-    def read(cls, path: Path) -> Negatives:
-        """Reads one Parquet file, a folder of them, or a glob.
-
-        Raises: RetrievoError naming file and column of what does not fit.
-        """
-        source = Table(path, NEGATIVES)
-        for part in source.parts:
+    def __init__(self, path: Path):
+        self.path, self.source = path, Table(path, NEGATIVES)
+        for part in self.source.parts:
             if "rule" in part.schema.names:
                 raise RetrievoError(part.file, "holds dropped candidates", "negatives", "name the tables to train on")
-        return cls(path, source.read(["query_id", "doc_id"]), source.input)
 
+    @property
+    def input(self) -> Input:
+        return self.source.input
 
-def pooled(pools: Sequence[Negatives]) -> pa.Table:
-    """The pairs (query_id, doc_id) of several pools together; a pair may occur in more than one."""
-    schema = pa.schema([("query_id", pa.string()), ("doc_id", pa.string())])
-    return pa.concat_tables([pool.table for pool in pools]) if pools else schema.empty_table()
+    def read(self) -> pa.Table:
+        """All pairs in memory."""
+        return self.source.read(["query_id", "doc_id"])

@@ -112,7 +112,7 @@ class RefreshingFeed:
     def _use(self, refresh: int) -> None:
         """Lets the sampler draw from the pool of a refresh."""
         if refresh != self._used:
-            pairs = Negatives.read(self._path(refresh)).table
+            pairs = Negatives(self._path(refresh)).read()
             self.feed.sampler.negatives, _ = self.data.by_query(pairs)
             self._used = refresh
 

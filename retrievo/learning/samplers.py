@@ -17,7 +17,7 @@ _NONE = np.empty(0, np.int64)
 class Ragged(NamedTuple):
     """Lists of integers of different lengths: list i is `values[offsets[i]:offsets[i + 1]]`."""
 
-    values: np.ndarray  # [T] int64
+    values: np.ndarray  # [T] int64; of mapped pools int32
     offsets: np.ndarray  # [n + 1] int64
 
     @classmethod
@@ -132,7 +132,7 @@ class GroupSampler:
         without a pool has in-batch negatives only, unless a share says that most negatives are any documents.
         """
         positives = self.positives.list(query)
-        pool = np.setdiff1d(self.negatives.list(query), positives)  # sorted and unique
+        pool = np.setdiff1d(self.negatives.list(query).astype(np.int64), positives)  # sorted and unique
         wanted = self.negatives_per_query if len(pool) or self.hard_share is not None else 0
         random = self._random(_WALK, query)
         positive = random.permutation(positives)[epoch % len(positives)]

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 
 from retrievo.data.corpus import Corpus, Queries
 from retrievo.data.ids import IdMap, hash_texts
-from retrievo.data.negatives import Negatives, pooled
+from retrievo.data.negatives import Negatives
 from retrievo.data.origin import read_now, warn_of_other_judgements, warn_of_others
 from retrievo.data.pair_scores import PairScores
 from retrievo.data.qrels import Qrels
@@ -29,6 +29,7 @@ from retrievo.objectives.batch_teacher import BatchTeacher
 from retrievo.objectives.choices import QUERIES_PER_TOPIC
 from retrievo.objectives.data_set import DataSetConfig
 from retrievo.objectives.finetune import Example, FinetuneCollator
+from retrievo.objectives.pools import mapped_pools
 from retrievo.retrieval.by_row import RowVectors
 from retrievo.retrieval.clusters import topics_of
 from retrievo.support import console
@@ -49,7 +50,7 @@ class TrainingData:
     def __init__(self, told: DataSetConfig, min_relevance: int):
         self.prefixes = {"query": told.query_prefix, "document": told.document_prefix}
         self.corpus, self.queries = Corpus(told.corpus), Queries(told.queries)
-        judged, pools = Qrels.read(told.qrels), [Negatives.read(path) for path in told.negatives]
+        judged, pools = Qrels.read(told.qrels), [Negatives(path) for path in told.negatives]
         self.inputs: dict[str, Input] = {
             "corpus": self.corpus.input,
             "queries": self.queries.input,
@@ -61,7 +62,8 @@ class TrainingData:
             self._warn_of_others(path)
         relevant = judged.table.filter(pc.greater_equal(judged.table["relevance"], min_relevance))
         self.positives, self.lost_judgements = self.by_query(relevant)
-        self.negatives, self.lost_negatives = self.by_query(pooled(pools))
+        tables = (self.queries.table, self._query_ids), (self.corpus.table, self.corpus.id_map)
+        self.negatives, self.lost_negatives = mapped_pools([pool.source for pool in pools], *tables, self.empty)
         self.pairs = len(self.positives.values)
         self.judged = len(self._judged)
         if not self.pairs:
