@@ -170,7 +170,8 @@ def _output(config: EncodeConfig, table: Table, device: torch.device) -> Output:
 
 def _pooling(config: EncodeConfig) -> str:
     """How vectors come about in the end: vectors are compared by it, whether the folder or a flag says it."""
-    from retrievo.models.opening import locate, read_folder
+    from retrievo.models.checkpoints import locate
+    from retrievo.models.opening import read_folder
     from retrievo.models.spec import EncoderSpec
 
     chosen = ("pooling",) if config.pooling else ()
