@@ -262,12 +262,15 @@ def _tokenized(
     table: Table, encoder: Encoder, role: str, bounds: list[tuple[int, int]]
 ) -> Iterator[tuple[pa.Array, Tokenized, int]]:
     """Ids and tokens of each shard, and how many of its texts have no word."""
+    from retrievo.data.text_identity import is_empty
+
     tokenization = encoder.tokenization(role)
     names = [name for name in ("id", "title", "text") if table.has(name)]
     for rows in table.slices(names, bounds):
         titles = rows["title"].to_pylist() if "title" in names else None
         texts = rows["text"].to_pylist()
-        empty = sum(not text.strip() and not (titles and titles[row].strip()) for row, text in enumerate(texts))
+        shown = titles if "{title}" in (tokenization.title_template or "") else None
+        empty = sum(is_empty(text) and (not shown or is_empty(shown[at])) for at, text in enumerate(texts))
         yield rows["id"].combine_chunks(), tokenization.tokenize(texts, titles), empty
 
 

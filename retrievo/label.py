@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from retrievo.data.options import force_option, output_option
+from retrievo.data.options import corpus_option, force_option, output_option, queries_option
 from retrievo.support import console
 from retrievo.support.errors import UsageError
 from retrievo.support.options import Options, option
@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from retrievo.data.qrels import Qrels
     from retrievo.data.run import Run
     from retrievo.retrieval.labelling import Tally
-    from retrievo.support.artifact import Manifest, Output
+    from retrievo.retrieval.mining import Judged
+    from retrievo.support.artifact import Input, Manifest, Output
 
 LOGITS, PROBABILITIES = "logits", "probabilities"
 JUDGEMENTS, NEGATIVES = "qrels.parquet", "negatives.parquet"
@@ -28,6 +29,8 @@ class LabelConfig(Options):
 
     run: Path = option("Run with a cross-encoder's scores (retrievo rerank).")
     qrels: Path | None = option("Judgements that are there: their queries keep them and get no labels.", default=None)
+    corpus: Path | None = corpus_option(default=None, hidden_default="as the run's manifest says")
+    queries: Path | None = queries_option(default=None, hidden_default="as the run's manifest says")
     output: Path = output_option(f"Folder to make, with {JUDGEMENTS} and {NEGATIVES}.")
     positive_above: float = option(
         "Documents of a higher probability become relevant ones.", default=0.9, minimum=0, maximum=1
@@ -35,11 +38,12 @@ class LabelConfig(Options):
     negative_below: float = option(
         "Documents of a lower probability become negatives.", default=0.1, minimum=0, maximum=1
     )
-    scores: str = option(
+    scores: str | None = option(
         "What the run's scores are: logits, which a sigmoid turns into probabilities, or these themselves "
         "(rerank --activation sigmoid).",
-        default=LOGITS,
+        default=None,
         choices=(LOGITS, PROBABILITIES),
+        hidden_default="as the run's manifest says, else guessed by their range",
     )
     force: bool = force_option()
 
@@ -47,12 +51,15 @@ class LabelConfig(Options):
         if self.negative_below > self.positive_above:
             expected = f"at most --positive-above ({self.positive_above:g})"
             raise UsageError("--negative-below", f"found {self.negative_below:g}", expected)
+        if (self.corpus is None) != (self.queries is None):
+            raise UsageError("--corpus", "goes with --queries", "both or none")
 
 
 def label(config: LabelConfig) -> Manifest:
     """Labels the queries of the run that --qrels does not judge, or finds them labelled; judgements there are stay.
 
     Of several processes the lead one does all.
+    A document that is the query itself gets no label, where texts are known: of the run's manifest or of the options.
     Raises: RetrievoError for a run that can't be read, scores of the other kind, and where no query gets a label.
     """
     from retrievo.data.origin import QUERIES, origins, warn_of_other_judgements
@@ -63,19 +70,90 @@ def label(config: LabelConfig) -> Manifest:
     run, qrels = Run.open(config.run), Qrels.read(config.qrels) if config.qrels else None
     if qrels:
         warn_of_other_judgements(qrels.input, config.run, origins(config.run, QUERIES))
-    inputs = {"run": run.input} | ({"qrels": qrels.input} if qrels else {})
+    made = _recorded(config.run)
+    config = dataclasses.replace(config, scores=_unit(config, run, made))
+    texts, read = _texts(config, made)
+    inputs = {"run": run.input} | ({"qrels": qrels.input} if qrels else {}) | read
     output = Output(config.output, "labels", config.record(), inputs, force=config.force)
     if not console.is_lead():
         return output.manifest({})
     if finished := output.already_finished():
         return finished
     with output.build() as folder:
-        manifest = output.finish(_write(config, run, qrels, folder, output))
+        manifest = output.finish(_write(config, run, qrels, texts, folder, output))
     _summary(config, manifest)
     return manifest
 
 
-def _write(config: LabelConfig, run: Run, qrels: Qrels | None, folder: Path, output: Output) -> dict[str, Any]:
+def _recorded(run: Path) -> Manifest | None:
+    """What a run says of how it was made; None for a foreign one."""
+    from retrievo.support.artifact import Manifest
+    from retrievo.support.errors import RetrievoError
+
+    try:
+        return Manifest.read(run, "run")
+    except RetrievoError:
+        return None
+
+
+def _unit(config: LabelConfig, run: Run, made: Manifest | None) -> str:
+    """What the scores are: as the run says, as the user says, or a guess that is told.
+
+    Raises: RetrievoError where they are no cross-encoder's, or of the other unit than the user says.
+    """
+    import pyarrow.compute as pc
+
+    from retrievo.support.errors import RetrievoError
+
+    known = made.stats.get("scores") if made else None
+    if known is not None and known != (config.scores or known):
+        raise RetrievoError(
+            "--scores", f"found {config.scores}", f"{known}, as {config.run} says", "leave --scores out"
+        )
+    if known not in (None, LOGITS, PROBABILITIES):
+        raise RetrievoError(config.run, f"holds {known}", "scores of a cross-encoder", "retrievo rerank --model RANKER")
+    if unit := known or config.scores:
+        return unit
+    bounds = [pc.min_max(batch["score"]).as_py() for batch in run.batches() if batch.num_rows]
+    low, high = min((b["min"] for b in bounds), default=0.0), max((b["max"] for b in bounds), default=0.0)
+    unit = PROBABILITIES if 0 <= low <= high <= 1 else LOGITS
+    other = LOGITS if unit == PROBABILITIES else PROBABILITIES
+    console.warn(
+        f"{config.run} does not say what its scores are; they lie between {low:g} and {high:g} and are taken for "
+        f"{unit}: pass --scores {unit}, or {other}"
+    )
+    return unit
+
+
+def _texts(config: LabelConfig, made: Manifest | None) -> tuple[Judged | None, dict[str, Input]]:
+    """The queries of the run beside the corpus, to know which documents are queries themselves; and what was read."""
+    import pyarrow as pa
+
+    from retrievo.data.corpus import Corpus, Queries
+    from retrievo.retrieval.mining import Judged
+    from retrievo.support.errors import RetrievoError
+
+    given = {"corpus": config.corpus, "queries": config.queries}
+    try:
+        if config.corpus is None and made and given.keys() <= made.inputs.keys():
+            given = {name: made.input_path(name, f"--{name}") for name in given}
+    except RetrievoError as error:
+        console.warn(str(error))
+    if given["corpus"] is None or given["queries"] is None:
+        console.warn(
+            "texts are not known, so a document that is the query itself may become relevant: pass --corpus C "
+            "--queries Q"
+        )
+        return None, {}
+    corpus, queries = Corpus(given["corpus"]), Queries(given["queries"])
+    none = pa.table({"query_id": pa.array([], pa.string()), "doc_id": pa.array([], pa.string())})
+    texts = Judged(corpus, queries.ids.combine_chunks(), queries.texts, none)
+    return texts, {"corpus": corpus.input, "queries": queries.input}
+
+
+def _write(
+    config: LabelConfig, run: Run, qrels: Qrels | None, texts: Judged | None, folder: Path, output: Output
+) -> dict[str, Any]:
     """Writes both tables, the judgements that are there before the labels; returns the figures."""
     import pyarrow as pa
     import pyarrow.compute as pc
@@ -94,7 +172,7 @@ def _write(config: LabelConfig, run: Run, qrels: Qrels | None, folder: Path, out
         if qrels:
             judgements.write(qrels.table)
         for block in run.whole_queries():
-            labels = label(run, block, bounds, judged, tally)
+            labels = label(run, block, bounds, judged, tally, texts)
             judgements.write(labels.positives)
             negatives.write(labels.negatives)
         _check(config, tally)
@@ -105,14 +183,12 @@ def _write(config: LabelConfig, run: Run, qrels: Qrels | None, folder: Path, out
 
 
 def _check(config: LabelConfig, tally: Tally) -> None:
-    """Raises RetrievoError where the scores are not what --scores says, and where nothing was labelled."""
+    """Raises RetrievoError where the scores can't be what --scores says, and where nothing was labelled."""
     from retrievo.support.errors import RetrievoError
 
     found = f"its scores lie between {tally.lowest:g} and {tally.highest:g}"
     if config.scores == PROBABILITIES and (tally.lowest < 0 or tally.highest > 1):
         raise RetrievoError(config.run, found, "0 to 1", "pass --scores logits, or rerank with --activation sigmoid")
-    if config.scores == LOGITS and 0 <= tally.lowest <= tally.highest <= 1:
-        raise RetrievoError(config.run, found, "logits, some of them below 0", "pass --scores probabilities")
     if not tally.labelled:
         found = (
             f"no query gets a label: {tally.judged:,} are judged, {tally.unsure:,} have no document above "
@@ -122,7 +198,8 @@ def _check(config: LabelConfig, tally: Tally) -> None:
 
 
 def _stats(tally: Tally, judgements: int) -> dict[str, Any]:
-    counts = {name: value for name, value in vars(tally).items() if name not in ("lowest", "highest")}
+    hidden = ("lowest", "highest", *(("query_text",) if not tally.query_text else ()))
+    counts = {name: value for name, value in vars(tally).items() if name not in hidden}
     return {**counts, "judgements": judgements}
 
 
@@ -133,6 +210,7 @@ def _summary(config: LabelConfig, manifest: Manifest) -> None:
         "positives": f"{told['positives']:,} ({told['positives'] / told['labelled']:.1f} for each labelled query)",
         "negatives": f"{told['negatives']:,} ({told['without_negatives']:,} labelled queries have none)",
         "left out": f"{told['judged']:,} judged queries, {told['unsure']:,} without a document above {above}",
+        **({"query-text": f"{found:,} documents are their query"} if (found := told.get("query_text")) else {}),
         **({"joined": f"{told['judgements']:,} judgements of {config.qrels}"} if config.qrels else {}),
         "took": console.seconds(manifest.seconds or 0.0),
     }

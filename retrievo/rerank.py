@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
 PAIRS_PER_SHARD = 8_192  # a minute or so of a small model on 2 cores: what a killed run loses at most
 ACTIVATIONS = {"none": "Identity", "sigmoid": "Sigmoid"}
+UNITS = {"Identity": "logits", "Sigmoid": "probabilities"}  # what a cross-encoder's scores are, by its activation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -231,21 +232,24 @@ def _rerank(
     from retrievo.support.publishing import discard
 
     scored, shards = scores.already_finished(lead=rank() == 0, barrier=barrier), scorer.shards(pairs)
+    unit = scored.stats.get("scores") if scored else None
     if scored is None:
         with scores.build_together(lead=rank() == 0, barrier=barrier) as folder:
             own = shards[rank() :: world_size()]
-            _score_missing(own, pairs, scorer(config, corpus, queries, pairs, device), folder)
+            ready = scorer(config, corpus, queries, pairs, device)
+            unit = ready.unit
+            _score_missing(own, pairs, ready, folder)
             barrier()
             if rank() == 0:
-                scores.finish({"pairs": len(pairs.query)})
+                scores.finish({"pairs": len(pairs.query), "scores": unit})
     if rank() != 0:
         return output.manifest({})
     with output.build() as folder:
         values = np.empty(len(pairs.query), np.float32)
         for name, places in shards:
             values[places] = np.load(scores.path / name)
-        split = _splits(scores.path, shards)
-        stats = _write_run(config, corpus, queries, pairs, values, folder / config.output.name, output, split)
+        told = _splits(scores.path, shards) | ({"scores": unit} if unit else {})
+        stats = _write_run(config, corpus, queries, pairs, values, folder / config.output.name, output, told)
         manifest = output.finish(stats)
     discard(scores.path)
     _summary(config, manifest, output.elapsed)
@@ -310,6 +314,7 @@ class _CrossEncoderScorer:
         self.queries = TokenCache(queries.table, self.tokenization.query)
         self.documents = TokenCache(corpus.table, self.tokenization.document)
         self.splits = Splits()  # of vectors of queries, which there are none
+        self.unit = UNITS[model.spec.activation]
 
     @staticmethod
     def shards(pairs: Pairs) -> list[Shard]:
@@ -329,6 +334,8 @@ class _CrossEncoderScorer:
 
 class _EncoderScorer:
     """A model that gives vectors: each text of the run is encoded once, pairs are scored as exact search does."""
+
+    unit = "similarities"
 
     def __init__(self, config: RerankConfig, corpus: Corpus, queries: Queries, pairs: Pairs, device: torch.device):
         import numpy as np
@@ -386,7 +393,7 @@ def _write_run(
     values: np.ndarray,
     path: Path,
     output: Output,
-    split: Mapping[str, Any],
+    told: Mapping[str, Any],
 ) -> dict[str, Any]:
     import numpy as np
     import pyarrow as pa
@@ -400,7 +407,7 @@ def _write_run(
     query = pairs.query[order]
     query_ids = taken(queries.ids, query)
     answered = len(np.unique(query))
-    stats = {"queries": len(queries), "without_results": len(queries) - answered, "rows": len(query), **split}
+    stats = {"queries": len(queries), "without_results": len(queries) - answered, "rows": len(query), **told}
     with RunWriter(path, format_of=config.output) as writer:
         writer.write(query_ids, doc_ids.take(pa.array(order)), values[order], ranks(query))
         writer.close(output.manifest(stats))

@@ -16,13 +16,14 @@ from retrievo.data.ids import IdMap
 from retrievo.data.options import TITLE_TEMPLATE
 from retrievo.data.ordering import flat_strings
 from retrievo.data.tables import CORPUS, QUERIES, RowCache, Table
+from retrievo.data.text_identity import Identities, identities, own_documents
 from retrievo.support.artifact import Input
 from retrievo.support.errors import RetrievoError
 
 
 def fill_template(template: str, title: str, text: str) -> str:
     """One text from a title and a body; a missing title leaves no space behind."""
-    return template.replace("{title}", title).replace("{text}", text).strip()
+    return template.format(title=title, text=text).strip()
 
 
 class Document(NamedTuple):
@@ -36,11 +37,12 @@ class Document(NamedTuple):
 class Corpus:
     """Documents with an id, an optional title and a text.
 
+    titles: whether who reads them sees titles; where not, documents with the same text are the same.
     Raises: RetrievoError where the table is not a corpus.
     """
 
-    def __init__(self, path: Path):
-        self.path = path
+    def __init__(self, path: Path, *, titles: bool = True):
+        self.path, self._titles = path, titles
         self.table = Table(path, CORPUS)
         self._names = tuple(name for name in ("id", "title", "text") if self.table.has(name))
         self._cache = RowCache(self.table, self._names)
@@ -56,6 +58,21 @@ class Corpus:
     def id_map(self) -> IdMap:
         """Rows of document ids; building it checks that no id occurs twice."""
         return IdMap(self.table)
+
+    @functools.cached_property
+    def identities(self) -> Identities:
+        """What documents read as: equal ones are copies of one another."""
+        found = Identities.of(self.table)
+        return found if self._titles else found.without_titles()
+
+    def that_are_queries(self, ids: Sequence[str] | pa.Array, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Pairs (position of a query, row of a document) [n] each where the document is the query itself, by query.
+
+        It reads as the query, or its text does; or it has the query's id, and its title reads as the query. Equal ids
+        alone say nothing: many collections count both from 1. Of documents that read the same, one stands for all.
+        """
+        rows = self.id_map.rows(ids)
+        return own_documents(self.identities, identities(texts), rows)
 
     def check_unique_ids(self) -> None:
         """Raises RetrievoError where an id occurs twice, naming it and both rows."""

@@ -1,7 +1,7 @@
 """From ids to rows: a memory-mapped sorted hash map, built once per table and kept in the user's cache folder.
 
-A Python dictionary of 1 M ids takes 115 MB; this takes 16 bytes per id on disk (20 with the text hash) and next to
-nothing in memory. It also carries a hash of every text, for identity masking and for duplicates.
+A Python dictionary of 1 M ids takes 115 MB; this takes 12 bytes per id on disk beside the ids, and next to nothing in
+memory. When two texts are one is asked of `data/text_identity.py`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from retrievo.support import console
 from retrievo.support.errors import RetrievoError
 from retrievo.support.files import remove
 
-FORMAT = 1
+FORMAT = 2
 
 
 def hash_texts(texts: Iterable[str]) -> np.ndarray:
@@ -32,7 +32,7 @@ def hash_texts(texts: Iterable[str]) -> np.ndarray:
 
 
 class IdMap:
-    """Rows of ids in a table with an `id` column, and the ids and text hashes of rows.
+    """Rows of ids in a table with an `id` column, and the ids of rows.
 
     Raises: RetrievoError where an id occurs twice, naming it and both rows.
     """
@@ -44,7 +44,6 @@ class IdMap:
         self.ids = _IdColumn(folder / "ids.arrow")
         self._hashes = np.load(folder / "hashes.npy", mmap_mode="r")  # sorted
         self._rows = np.load(folder / "rows.npy", mmap_mode="r")  # the row of each sorted hash
-        self.text_hashes = np.load(folder / "texts.npy", mmap_mode="r")  # in row order
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -84,19 +83,17 @@ def _build(table: Table, building: Path) -> None:
 
 
 def _write_columns(table: Table, building: Path) -> None:
-    """One pass over the table: ids as they are, hashes of ids and of texts in row order."""
+    """One pass over the ids of the table: as they are, and their hashes in row order."""
     schema = pa.schema([("id", pa.string())])
     with (
         pa.OSFile(str(building / "ids.arrow"), "wb") as sink,
         pa.ipc.new_file(sink, schema) as writer,
         GrowingArray(building / "unsorted.npy", "<u8") as unsorted,
-        GrowingArray(building / "texts.npy", "<u8") as hashes,
         console.progress(f"reading ids of {table.path}", table.rows, "rows") as tick,
     ):
-        for batch in table.batches(["id", "text"]):
-            writer.write_batch(batch.select(["id"]))
+        for batch in table.batches(["id"]):
+            writer.write_batch(batch)
             unsorted.append(hash_texts(batch.column("id").to_pylist()))
-            hashes.append(hash_texts(batch.column("text").to_pylist()))
             tick(batch.num_rows)
 
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from retrievo.engine.contrast import Contrast
 from retrievo.engine.settings import DEVELOPMENT, METRICS, PLOT, TENSORBOARD
 from retrievo.learning.distributed import rank
 from retrievo.support.errors import RetrievoError
@@ -24,24 +25,33 @@ _SMOOTHED = 50  # points of the bold line, each the mean of so many parts of the
 class Log:
     """`metrics.jsonl` of rank 0; lines after the step that training goes on from are dropped.
 
+    contrast: what its lines say of what there was to learn.
     Raises: RetrievoError where TensorBoard is asked for and not installed.
     """
 
     def __init__(self, folder: Path, start: int, *, tensorboard: bool = False):
-        self.path = folder / METRICS
+        self.path, self.contrast = folder / METRICS, Contrast()
         self._events: Any = None
         if rank() != 0:
             return
         folder.mkdir(parents=True, exist_ok=True)
         lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True) if self.path.exists() else []
-        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= start]
+        kept = [line for line in lines if line.endswith("\n") and self._keeps(json.loads(line), start)]
         with atomic_path(self.path) as temporary:  # killed here, a run still knows its history
             temporary.write_text("".join(kept), encoding="utf-8")
         if tensorboard:
             self._events = _summary_writer()(str(folder / TENSORBOARD), purge_step=start + 1)
 
+    def _keeps(self, record: Mapping[str, Any], start: int) -> bool:
+        """Whether a line is of a step that stays, which then counts."""
+        kept = bool(record["step"] <= start)
+        if kept:
+            self.contrast.add(record)
+        return kept
+
     def write(self, record: Mapping[str, Any]) -> None:
         """Adds a line; its numbers are scalars of TensorBoard at its step."""
+        self.contrast.add(record)
         if rank() != 0:
             return
         with self.path.open("a", encoding="utf-8") as file:

@@ -70,7 +70,8 @@ def fit(
     restart: the finished steps of a run that goes on: from there on the schedule of the learning rate begins anew.
     clock: seconds, by which checkpoints are written where `save_every` is None.
     Returns the number of finished steps.
-    Raises: RetrievoError where the loss is not finite, or where the checkpoint is of another run.
+    Raises: RetrievoError where the loss is not finite, where the checkpoint is of another run, and where nothing was
+    learned.
     """
     objective.to(device)
     broadcast_state(objective)
@@ -94,10 +95,14 @@ def fit(
         log.write(record)
         progress(record)
         called = [callback for n, callback in every if (step + 1) % n == 0]
+        asked = bool(called) and all(callback is not feed for _, callback in every)  # a feed brings other batches
+        log.contrast.check(folder, device, ends=False, asked=asked)
         for callback in called:  # before the checkpoint: a run killed here calls them again
             if values := callback(step + 1):
                 log.write({"step": step + 1, **values})
         ends = step + 1 == config.steps or (bool(called) and enough())
+        if ends:
+            log.contrast.check(folder, device)
         if ends or _is_due(config, step + 1, clock() - saved, device):
             state = _state(feed, config, step + 1, restart) | means.state()
             checkpoints.save(folder / CHECKPOINTS, step + 1, objective, optimizer, state, config.keep_checkpoints)

@@ -155,7 +155,8 @@ class RefreshingFeed:
         row = np.concatenate([np.empty(0, np.int64), *lists])
         documents = self.data.corpus.id_map.ids.column()
         pairs = {"query_id": ids.take(pa.array(query)), "doc_id": taken(documents, row)}
-        return Judged(self.data.corpus, ids.take(pa.array(self._queries)), pa.table(pairs))
+        texts = [self.data.queries.texts[query] for query in self._queries]
+        return Judged(self.data.corpus, ids.take(pa.array(self._queries)), texts, pa.table(pairs))
 
     def _encoded(self, folder: Path) -> Vectors:
         """The vectors of all documents, on disk; this rank encodes its share of the shards."""

@@ -30,6 +30,7 @@ from retrievo.learning.sharding import is_sharded
 from retrievo.models.computing import computing
 from retrievo.models.encoder import Encoder
 from retrievo.models.vectors import encode_tokens
+from retrievo.support import console
 from retrievo.support.errors import RetrievoError
 
 
@@ -44,6 +45,7 @@ class Pool:
     def __init__(self, config: ValidationConfig, corpus: Corpus, queries: Path, min_relevance: int):
         assert config.dev_qrels is not None
         assert config.dev_run is not None
+        self._qrels = config.dev_qrels
         table, judged, run = Queries(queries), Qrels.read(config.dev_qrels), Run.open(config.dev_run)
         self.inputs = {"dev-qrels": judged.input, "dev-run": run.input}
         self.inputs |= {"dev-queries": table.input} if config.dev_queries else {}
@@ -69,10 +71,25 @@ class Pool:
         )
         query = pc.index_in(query_id, value_set=self.query_ids).to_numpy().astype(np.int64)
         row = corpus.id_map.rows(doc_id)
+        self._check_relevant(corpus.path, relevant, row[found.num_rows :] >= 0)
         pairs = np.unique(np.stack([query, row], axis=1)[row >= 0], axis=0)
         self.documents, self.document = np.unique(pairs[:, 1], return_inverse=True)
         self.query = pairs[:, 0]
         self.doc_ids = taken(corpus.id_map.ids.column(), self.documents)
+
+    def _check_relevant(self, corpus: Path, relevant: pa.Table, there: np.ndarray) -> None:
+        """Queries whose relevant documents are not there [r] measure 0 whatever the model: some are told, all an error.
+
+        Raises: RetrievoError where the corpus has no relevant document at all.
+        """
+        if not there.any():
+            found = f"judges {len(there):,} documents relevant, and {corpus} has none of them"
+            raise RetrievoError(self._qrels, found, "judgements of this corpus", "check --dev-qrels and --corpus")
+        answered = pc.count_distinct(flat_strings(relevant["query_id"]).filter(pa.array(there))).as_py()
+        if lost := len(self.query_ids) - answered:
+            console.warn(
+                f"{self._qrels}: {lost:,} of {len(self.query_ids):,} queries have no relevant document in {corpus}"
+            )
 
     def __len__(self) -> int:
         return len(self.query)
@@ -165,6 +182,11 @@ class Validation:
     def best(self) -> tuple[int, float]:
         """Step and value of the first best measure; step 0 where there is none."""
         return _best(self.history())
+
+    def says_nothing(self) -> bool:
+        """Whether several measures are all the same."""
+        values = [value for _, value in self.history()]
+        return len(values) > 1 and len(set(values)) == 1
 
     def is_enough(self) -> bool:
         """Whether the last `patience` measures brought nothing better; the same on all ranks."""

@@ -15,9 +15,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from retrievo.data.corpus import Corpus
-from retrievo.data.ids import hash_texts
 from retrievo.data.sampling import random_keys
 from retrievo.data.tables import CORPUS, TableWriter
+from retrievo.data.text_identity import identities, is_empty
 from retrievo.support.artifact import Output
 from retrievo.support.errors import RetrievoError
 
@@ -75,8 +75,8 @@ def _draw(corpus: Corpus, kind: str, count: int, seed: int) -> np.ndarray:
     for batch in corpus.table.batches(names):
         texts = batch.column("text").to_pylist()
         asked = batch.column("title").to_pylist() if kind == "title" else texts
-        hashes.append(hash_texts([text.strip().lower() for text in asked]))
-        usable += [bool(one.strip()) and _fits(kind, text) for one, text in zip(asked, texts, strict=True)]
+        hashes.append(identities(asked))
+        usable += [not is_empty(one) and _fits(kind, text) for one, text in zip(asked, texts, strict=True)]
     every = np.concatenate([np.zeros(0, np.uint64), *hashes])
     _, back, repeats = np.unique(every, return_inverse=True, return_counts=True)
     rows = np.flatnonzero((repeats[back] == 1) & np.array(usable, bool))
@@ -87,7 +87,7 @@ def _draw(corpus: Corpus, kind: str, count: int, seed: int) -> np.ndarray:
 
 
 def _fits(kind: str, text: str) -> bool:
-    return bool(text.strip()) if kind == "title" else len(text.split()) >= _LEAST_WORDS
+    return not is_empty(text) if kind == "title" else len(text.split()) >= _LEAST_WORDS
 
 
 def _without_what_is_asked(corpus: Corpus, drawn: _Drawn, asked: dict[str, list]) -> Iterator[pa.Table]:

@@ -55,11 +55,19 @@ class Chunk(NamedTuple):
 
 
 class Relevant(NamedTuple):
-    """Every relevant document of each query, by row number in the corpus and by text hash."""
+    """Every document that is no negative of each query, by row number in the corpus and by text identity."""
 
     ids: Tensor  # [R]
     hashes: Tensor  # [R]
     offsets: Tensor  # [B + 1]; query i: offsets[i]:offsets[i + 1]
+    itself: Tensor | None = None  # [R] bool: what is the query itself, and so is no positive either; None = nothing is
+
+    def themselves(self) -> Relevant | None:
+        """Those that are a query itself alone; None where there are none."""
+        if self.itself is None or not self.itself.any():
+            return None
+        before = torch.cat([self.offsets[:1], self.itself.cumsum(0)])  # [R + 1]
+        return Relevant(self.ids[self.itself], self.hashes[self.itself], before[self.offsets])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +79,7 @@ class Batch:
     counts:   what sums are divided by (`pairs`, masked tokens ...). A collator counts its own part; the engine puts
               the sums over all ranks in their place before an objective sees the batch.
     ids:      row number of each sequence of a named set in its table [n] int64.
-    hashes:   text hash of each sequence of a named set [n] int64.
+    hashes:   text identity of each sequence of a named set [n] int64.
     groups:   documents of each query, its positive first [B]; sums to the number of documents.
     relevant: what must not count as a negative of each query.
     teacher:  a teacher's score of each document of a group [n], NaN where it has none.
@@ -103,7 +111,7 @@ class Batch:
             ids=moved(self.ids),
             hashes=moved(self.hashes),
             groups=sent(self.groups, device),
-            relevant=self.relevant and Relevant(*(sent(tensor, device) for tensor in self.relevant)),
+            relevant=self.relevant and Relevant(*(None if of is None else sent(of, device) for of in self.relevant)),
             teacher=None if self.teacher is None else sent(self.teacher, device),
             teacher_vectors=moved(self.teacher_vectors),
             labels=moved(self.labels),

@@ -26,6 +26,7 @@ class Contest:
     """The queries of one rank and the documents of all ranks, which are the candidates of each query.
 
     masked: (query, document) pairs that are no negatives; may repeat, never the own positive.
+    itself: those of them whose document is the query itself, and so no positive either.
     own: columns of each query's own documents, its positive first; the positive again where a query has fewer than G.
     teacher: what a teacher says of them; NaN where it says nothing, and where a query has fewer than G.
     teacher_queries, teacher_documents: vectors of another teacher, which scores every document of the batch.
@@ -39,6 +40,7 @@ class Contest:
     teacher: Tensor | None = None  # [B, G]
     teacher_queries: Tensor | None = None  # [B, Dt]
     teacher_documents: Tensor | None = None  # [P, Dt]
+    itself: Tensor | None = None  # [2, m]
 
     def truncated(self, dim: int) -> Contest:
         """The same contest of the first `dim` dimensions."""
@@ -69,6 +71,12 @@ class Tile(NamedTuple):
     own: Tensor | None  # [t, G]
     teacher: Tensor | None  # [t, G]
     batch_teacher: Tensor | None = None  # [t, P] what the teacher with vectors says of all documents
+    itself: Tensor | None = None  # [t, P] bool: what of the masked is the query itself
+
+    @property
+    def rival(self) -> Tensor:
+        """The highest score of another candidate than the own positive [t]; -inf where there is none."""
+        return self.scores.detach().scatter(1, self.positives[:, None], float("-inf")).amax(1)
 
     @property
     def positive(self) -> Tensor:
@@ -95,13 +103,13 @@ def multi_positive(tile: Tile, settings: LossSettings) -> Tensor:
     """The mean over all relevant documents p of the batch of -log(exp s_p / (exp s_p + sum of exp s_n)).
 
     Positives do not compete with one another (Khosla et al. 2020, eq. 2, without the other positives in the
-    denominator); what InfoNCE masks is a positive here. InfoNCE where a query has one.
+    denominator); what InfoNCE masks is a positive here, save the query itself. InfoNCE where a query has one.
     """
     import torch
 
     own = torch.zeros_like(tile.masked).scatter_(1, tile.positives[:, None], True)
     negatives = tile.scores.masked_fill(own, NEVER).clamp_min(NEVER).logsumexp(1)  # finite: -inf has no gradient
-    relevant = own | tile.masked
+    relevant = own | (tile.masked if tile.itself is None else tile.masked & ~tile.itself)
     query, document = relevant.nonzero(as_tuple=True)
     lost = torch.nn.functional.softplus(negatives[query] - tile.similarities[query, document] / tile.temperature)
     return torch.zeros_like(negatives).index_add(0, query, lost) / relevant.sum(1)
@@ -210,12 +218,29 @@ GROUPED = ("group", "pairwise", "margin-mse")  # these learn from a query's own 
 WITHOUT_TEMPERATURE = ("margin-mse", "batch-margin-mse")
 
 
+def contested(tile: Tile, name: str, settings: LossSettings, rival: Tensor) -> Tensor:
+    """Which queries a loss can learn from [t]: those with something that their positive is told apart from.
+
+    rival: `tile.rival`. All other queries have loss and gradient 0, whatever the model.
+    """
+    if name in ("group", "pairwise"):
+        return (_own_negatives(tile) > NEVER / 2).any(1)
+    if name not in TAUGHT:
+        return rival > float("-inf")
+    _, known, columns = _taught(tile)
+    if name == "margin-mse":
+        return (known[:, 1:] & known[:, :1]).any(1)
+    known = known & tile.scores.gather(1, columns).isfinite()
+    return known.any(1) & (rival > float("-inf")) if settings.soft_label_scope == "batch" else known.sum(1) > 1
+
+
 class Outcome(NamedTuple):
     """Sums over the queries of a contest."""
 
     total: Tensor  # the weighted sum of all losses; differentiable
     losses: dict[str, Tensor]  # each loss alone, without its weight
     correct: Tensor  # how many own positives score above every other candidate
+    contested: dict[str, Tensor]  # of each loss, how many queries it can learn from
 
 
 def weighed(
@@ -225,10 +250,11 @@ def weighed(
 
     The gradient reaches queries, documents and a temperature that is a tensor.
     """
-    total, sums, correct = _function().apply(
+    total, sums, correct, learned = _function().apply(
         contest.queries, contest.documents, temperature, contest, dict(weights), settings
     )
-    return Outcome(total, dict(zip(weights, sums.unbind(), strict=True)), correct)
+    by_name = (dict(zip(weights, values.unbind(), strict=True)) for values in (sums, learned))
+    return Outcome(total, next(by_name), correct, next(by_name))
 
 
 def _function() -> Any:
@@ -239,10 +265,10 @@ def _function() -> Any:
 
 
 def identity_mask(relevant: Relevant, ids: Tensor, hashes: Tensor, positives: Tensor) -> Tensor:
-    """The (query, document) pairs [2, m] where a document is, or reads the same as, a relevant one of the query.
+    """The (query, document) pairs [2, m] where a document is, or reads the same as, a relevant one or the query itself.
 
-    ids, hashes: row numbers and text hashes of the candidates [P]. positives: each query's own positive [B], never in
-    the result. Duplicates among true negatives are no pairs: they stay. Memory grows with the pairs, not with B x P.
+    ids, hashes: row numbers and text identities of the candidates [P]. positives: each query's own positive [B], never
+    in the result. Duplicates among true negatives are no pairs: they stay. Memory grows with the pairs, not with B x P.
     """
     import torch
 

@@ -8,11 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from retrievo.learning.losses import LOSSES, TILE, Contest, LossSettings, Tile
+from retrievo.learning.losses import LOSSES, TILE, Contest, LossSettings, Tile, contested
 
 
 class TiledLoss(torch.autograd.Function):
-    """(queries [B, D], documents [P, D], T) -> the weighted sum of losses, each loss alone [k], correct queries.
+    """(queries [B, D], documents [P, D], T) -> the weighted sum of losses, each loss alone [k], correct queries, and how
+    many each loss learns from [k].
 
     Scores live for one tile only. Their gradient G [t, P] is worked out at once, and what it means for the vectors,
     G documents and G^T queries, is kept: nothing is computed twice.
@@ -27,11 +28,15 @@ class TiledLoss(torch.autograd.Function):
         contest: Contest,
         weights: Mapping[str, float],
         settings: LossSettings,
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         of_queries, of_documents = torch.zeros_like(queries), torch.zeros_like(documents)
         learned = [temperature.detach().requires_grad_()] if isinstance(temperature, Tensor) else []
         of_learned = [torch.zeros_like(scalar) for scalar in learned]
-        sums, correct = queries.new_zeros(len(weights)), queries.new_zeros(())
+        sums, correct, learned_from = (
+            queries.new_zeros(len(weights)),
+            queries.new_zeros(()),
+            queries.new_zeros(len(weights)),
+        )
         for rows, tile in _tiles(contest, queries, documents, learned[0] if learned else temperature):
             with torch.enable_grad():
                 values = torch.stack([LOSSES[name](tile, settings).sum() for name in weights])
@@ -42,10 +47,12 @@ class TiledLoss(torch.autograd.Function):
             for gradient, of_tile in zip(of_learned, rest, strict=True):
                 gradient += of_tile
             sums += values.detach()
-            correct += _correct(tile)
+            rival = tile.rival
+            correct += (tile.positive.detach() > rival).sum()
+            learned_from += torch.stack([contested(tile, name, settings, rival).sum() for name in weights])
         ctx.save_for_backward(of_queries, of_documents, of_learned[0] if of_learned else None)
-        ctx.mark_non_differentiable(sums, correct)
-        return sums @ sums.new_tensor(list(weights.values())), sums, correct
+        ctx.mark_non_differentiable(sums, correct, learned_from)
+        return sums @ sums.new_tensor(list(weights.values())), sums, correct, learned_from
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
@@ -69,8 +76,8 @@ def _tiles(
         with torch.enable_grad():
             scores = (similarities / temperature).masked_fill(out, float("-inf"))
         own, teacher = (None if tensor is None else tensor[rows] for tensor in (contest.own, contest.teacher))
-        taught = _batch_teacher(contest, rows)
-        yield rows, Tile(similarities, scores, temperature, contest.positives[rows], out, own, teacher, taught)
+        taught, itself = _batch_teacher(contest, rows), _itself(contest, rows, out)
+        yield rows, Tile(similarities, scores, temperature, contest.positives[rows], out, own, teacher, taught, itself)
 
 
 def _batch_teacher(contest: Contest, rows: slice) -> Tensor | None:
@@ -80,8 +87,11 @@ def _batch_teacher(contest: Contest, rows: slice) -> Tensor | None:
     return contest.teacher_queries[rows] @ contest.teacher_documents.T
 
 
-def _correct(tile: Tile) -> Tensor:
-    """How many own positives score above every other candidate."""
-    scores = tile.scores.detach()
-    others = scores.scatter(1, tile.positives[:, None], float("-inf"))
-    return (tile.positive.detach() > others.amax(1)).sum()
+def _itself(contest: Contest, rows: slice, masked: Tensor) -> Tensor | None:
+    """Which documents are the query itself [t, P]; None where no document of the contest is."""
+    if contest.itself is None:
+        return None
+    query, document = contest.itself[:, (contest.itself[0] >= rows.start) & (contest.itself[0] < rows.stop)]
+    found = torch.zeros_like(masked)
+    found[query - rows.start, document] = True
+    return found

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
     from retrievo.data.corpus import Corpus, Queries
     from retrievo.data.qrels import Qrels
-    from retrievo.retrieval.mining import Filters, RandomMiner, RunMiner, Tally
+    from retrievo.retrieval.mining import Filters, Judged, RandomMiner, RunMiner, Tally
     from retrievo.support.artifact import Input, Manifest, Output
 
 DROPPED_FILE, AUDIT_FILE = "dropped.parquet", "audit.md"  # in the work folder
@@ -188,10 +188,11 @@ def mine(config: MineConfig) -> Manifest:
     from retrievo.data.corpus import Corpus, Queries
     from retrievo.data.origin import read_now, warn_of_other_judgements, warn_of_others
     from retrievo.data.qrels import Qrels
-    from retrievo.models.source import model_record
+    from retrievo.models.source import model_record, shows_titles
     from retrievo.support.artifact import Output
 
-    corpus, queries, qrels = Corpus(config.corpus), Queries(config.queries), Qrels.read(config.qrels)
+    titles = shows_titles(config.model, None if config.model else config.title_template)
+    corpus, queries, qrels = Corpus(config.corpus, titles=titles), Queries(config.queries), Qrels.read(config.qrels)
     model_config, model_inputs = model_record(config.model, config.revision) if config.model else ({}, {})
     inputs = {"corpus": corpus.input, "queries": queries.input, "qrels": qrels.input, **model_inputs, **_drawn(config)}
     record = config.record() | model_config
@@ -295,7 +296,7 @@ class _Work:
         self.searched = folder / "searched"  # finished searches, which outlive a kill
         self.searched.mkdir(exist_ok=True)
         self.queries = Queries(queries)
-        self.judged = Judged(corpus, flat_strings(self.queries.ids), pairs)
+        self.judged = Judged(corpus, flat_strings(self.queries.ids), self.queries.texts, pairs)
 
     def miners(self) -> Iterator[RandomMiner | RunMiner]:
         """The miners in their order; what they search is kept for later."""
@@ -353,7 +354,7 @@ class _Work:
                 named = pa.array(RULES).take(pa.array(part.rules))
                 dropped.write(part.dropped.table(self.judged).append_column("rule", named))
                 doubts.add(part)
-            stats = _stats(tally, writer.rows)
+            stats = _stats(tally, writer.rows, self.judged)
             writer.close(output.manifest(stats))
             dropped.close(dataclasses.replace(output.manifest(stats), kind="dropped-candidates"))
         text = report(config.output.name, tally, doubts, self.judged, self.queries.texts, self.corpus)
@@ -376,11 +377,12 @@ class _Work:
             console.warn(f"the teacher has no score for {tally.unscored:,} candidates, which stay")
 
 
-def _stats(tally: Tally, negatives: int) -> dict[str, Any]:
+def _stats(tally: Tally, negatives: int, judged: Judged) -> dict[str, Any]:
     """The figures of the manifest."""
     from retrievo.retrieval.mining import RULES
 
     counts = {"negatives": negatives, "queries": tally.queries, "short": tally.short, "without": tally.without}
+    counts |= {"queries_that_are_documents": judged.documents} if judged.documents else {}
     dropped = {rule: count for rule in RULES if (count := tally.rule(rule))}
     return {**counts, "candidates": dict(tally.looked_at), "kept": dict(tally.kept), "dropped": dropped}
 
@@ -428,6 +430,8 @@ def _embeddings(config: MineConfig, corpus: Corpus, model: Mapping[str, Input]) 
 
 
 def _summary(config: MineConfig, manifest: Manifest, seconds: float) -> None:
+    from retrievo.data.text_identity import self_retrieval
+
     told = manifest.stats
     by_source = ", ".join(f"{count:,} {name}" for name, count in told["kept"].items())
     dropped = ", ".join(f"{count:,} {rule}" for rule, count in told["dropped"].items())
@@ -435,6 +439,7 @@ def _summary(config: MineConfig, manifest: Manifest, seconds: float) -> None:
         "made": f"{config.output} ({told['negatives']:,} negatives of {told['queries']:,} queries: {by_source})",
         "dropped": dropped or "nothing",
         "short": f"{told['short']:,} queries keep fewer than asked for, {told['without']:,} of them none",
+        **self_retrieval(told.get("queries_that_are_documents", 0), told["queries"]),
         "audit": config.output.with_suffix(".audit.md"),
         "took": console.seconds(seconds),
     }

@@ -17,7 +17,7 @@ from typing import Any
 from retrievo.models.checkpoints import base_folder, locate
 from retrievo.models.opening import assumed
 from retrievo.models.scratch import PREFIX
-from retrievo.models.spec import ROLES
+from retrievo.models.spec import CROSS_ENCODER_FILE, ROLES, SPEC_FILE
 from retrievo.support.artifact import BEGIN, MANIFEST, Input, Manifest
 from retrievo.support.errors import RetrievoError
 
@@ -161,3 +161,14 @@ def check_same_model(path: Path, one: Manifest, other_path: Path, other: Manifes
     if makes_vectors(one) != makes_vectors(other):
         found = f"was encoded by another model than {other_path}: by {told_model(one)}; that by {told_model(other)}"
         raise RetrievoError(path, found, "vectors of one model", "encode it again")
+
+
+def shows_titles(name: str | None, template: str | None) -> bool:
+    """Whether documents are read with their titles: by the title template given, else by that of a model folder.
+
+    Models that state no template are given titles.
+    """
+    files = [Path(name) / file for file in (SPEC_FILE, CROSS_ENCODER_FILE)] if name else []
+    if template is None and (stated := next((file for file in files if file.is_file()), None)):
+        template = json.loads(stated.read_text(encoding="utf-8")).get("title_template")
+    return template is None or "{title}" in template

@@ -31,7 +31,7 @@ class FixedDocuments:
     """Vectors [N, D] of a corpus that do not change, and each query's best among them that are not relevant to it.
 
     vectors: in the order of the corpus; they stay in the memory map, and go to a CUDA device for good where they fill
-    at most half of what is free there. hashes: of the texts [N]. left_out: ascending rows that are never found.
+    at most half of what is free there. hashes: their identities [N]. left_out: ascending rows that are never found.
     """
 
     def __init__(self, vectors: Vectors, hashes: np.ndarray, left_out: np.ndarray):
@@ -149,6 +149,8 @@ class Adore(Finetune):
         positives = torch.searchsorted(rows, own)
         hashes = self.documents.hashes[rows.cpu()].to(rows.device)
         masked = identity_mask(batch.relevant, rows, hashes, positives)
+        themselves = batch.relevant.themselves()
+        itself = None if themselves is None else identity_mask(themselves, rows, hashes, positives)
         places = torch.searchsorted(rows, found).where(found >= 0, positives[:, None])  # [B, K]
         groups = torch.cat([positives[:, None], places], dim=1)
-        return Contest(queries, self.documents.take(rows), positives, masked, groups)
+        return Contest(queries, self.documents.take(rows), positives, masked, groups, itself=itself)

@@ -22,7 +22,7 @@ from retrievo.objectives.choices import IctConfig, SimClrConfig, ViewsConfig
 from retrievo.objectives.corruption import Corruption
 from retrievo.objectives.framing import Document, Frame, frame, framed
 from retrievo.objectives.masking import Vocabulary
-from retrievo.objectives.objective import Objective, encoded
+from retrievo.objectives.objective import CONTESTED, Objective, encoded
 from retrievo.objectives.views import (
     LEAST_SPAN,
     Spans,
@@ -211,6 +211,7 @@ def among_all(
     outcome = weighed(contest, {"infonce": 1.0}, temperature, LossSettings(label_smoothing))
     loss = outcome.total / total
     stats = {"contrastive_loss": loss.detach(), "accuracy": outcome.correct / total}
+    stats[f"contrastive{CONTESTED}"] = outcome.contested["infonce"] / total
     if paired:
         rows, keys, every, total = rows[::2], rows[1::2], every[1::2], total // 2
     return loss, stats | figures(rows, keys, every, total)

@@ -16,7 +16,7 @@ from retrievo.learning.batch import Batch, Chunk, Rows, Stats
 from retrievo.learning.samplers import Draw
 from retrievo.models.cross_encoder import CrossEncoder
 from retrievo.objectives.choices import CrossEncoderConfig
-from retrievo.objectives.objective import Objective
+from retrievo.objectives.objective import CONTESTED, Objective
 from retrievo.objectives.training_data import GroupFeed, TrainingData
 
 PAIR = "pair"
@@ -69,12 +69,13 @@ class GroupCrossEncoder(Objective):
         groups = vectors[PAIR][:, 0].split(batch.groups.tolist())
         if not groups:  # a rank without rows
             zero = vectors[PAIR].sum()
-            return zero, {"accuracy": zero.detach()}
+            return zero, {"accuracy": zero.detach(), f"group{CONTESTED}": zero.detach()}
         scores = pad_sequence(list(groups), batch_first=True, padding_value=float("-inf"))  # [B, G]
         losses = scores.logsumexp(1) - scores[:, 0]
         best_other = functional.pad(scores.detach()[:, 1:], (0, 1), value=float("-inf")).amax(1)
         correct = scores.detach()[:, 0] > best_other
-        return losses.sum() / batch.counts["pairs"], {"accuracy": correct.sum() / batch.counts["pairs"]}
+        stats = {"accuracy": correct.sum(), f"group{CONTESTED}": (batch.groups > 1).sum()}
+        return losses.sum() / batch.counts["pairs"], {name: of / batch.counts["pairs"] for name, of in stats.items()}
 
 
 class BinaryCrossEncoder(Objective):
@@ -92,6 +93,9 @@ class BinaryCrossEncoder(Objective):
     def encode(self, chunk: Chunk) -> tuple[None, tuple[Tensor, Tensor]]:
         return None, (self.model(chunk.input_ids, chunk.attention_mask), chunk.rows)
 
+    def figures(self, batch: Batch) -> Stats:
+        return {f"binary{CONTESTED}": (batch.groups > 1).sum() / batch.counts["pairs"]}
+
     def local_loss(self, rest: tuple[Tensor, Tensor], batch: Batch) -> Tensor:
         logits, rows = rest
         positives = batch.groups.cumsum(0) - batch.groups
@@ -103,7 +107,7 @@ class PairFeed(GroupFeed):
     """Groups for a cross-encoder.
 
     There are no in-batch negatives, so a query whose pool is too small gets other documents instead, and what reads as
-    a relevant document is left out of the group.
+    a relevant document, or is the query itself, is left out of the group.
     """
 
     def __init__(
@@ -121,6 +125,7 @@ class PairFeed(GroupFeed):
 
     def example(self, draw: Draw) -> Group:
         query, (positive, *others) = self.query_tokens.row(draw.query), draw.documents
-        relevant = self.hashes[self.data.positives.list(draw.query)]
-        documents = [positive, *(other for other in others if self.hashes[other] not in relevant)]
+        known = [*self.data.positives.list(draw.query), *self.data.themselves.list(draw.query)]
+        no_negatives = self.hashes[known]
+        documents = [positive, *(other for other in others if self.hashes[other] not in no_negatives)]
         return Group([self.tokenization.row(query, self.document_tokens.row(document)) for document in documents])

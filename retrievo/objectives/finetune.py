@@ -18,7 +18,7 @@ from retrievo.learning.distributed import gather_counts, gather_rows, rank
 from retrievo.learning.losses import Contest, LossSettings, Outcome, identity_mask, weighed
 from retrievo.models.encoder import Encoder
 from retrievo.objectives.choices import FinetuneConfig
-from retrievo.objectives.objective import Objective, encoded
+from retrievo.objectives.objective import CONTESTED, Objective, encoded
 from retrievo.support.errors import RetrievoError
 
 _COSINE_TEMPERATURE = 0.05  # cosines lie within -1 to 1, where a softmax tells little apart (SimCLR, table 5)
@@ -30,10 +30,11 @@ class Example(NamedTuple):
     query: np.ndarray  # [L]
     documents: Sequence[np.ndarray]  # [G] of [L]
     document_ids: np.ndarray  # [G] row numbers in the corpus
-    document_hashes: np.ndarray  # [G] text hashes
-    relevant_ids: np.ndarray  # [r] all relevant documents of the query
+    document_hashes: np.ndarray  # [G] text identities
+    relevant_ids: np.ndarray  # [r] all relevant documents of the query, then those that are the query itself
     relevant_hashes: np.ndarray  # [r]
     teacher: np.ndarray | None = None  # [G] a teacher's scores of the documents, NaN where it has none
+    themselves: int = 0  # how many of the last relevant ones are the query itself
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,7 @@ class FinetuneCollator:
             ids=flat([item.relevant_ids for item in items]),
             hashes=flat([item.relevant_hashes for item in items]),
             offsets=torch.tensor([0, *(len(item.relevant_ids) for item in items)]).cumsum(0),
+            itself=flat([_at_the_end(len(item.relevant_ids), item.themselves) for item in items]).bool(),
         )
         documents = [document for item in items for document in item.documents]
         return Batch(
@@ -61,6 +63,11 @@ class FinetuneCollator:
         )
 
 
+def _at_the_end(length: int, count: int) -> np.ndarray:
+    """Whether each of so many places is one of the last [length]."""
+    return np.arange(length) >= length - count
+
+
 def _scores(arrays: Sequence[np.ndarray]) -> Tensor | None:
     return torch.from_numpy(np.concatenate(arrays).astype(np.float32)) if arrays else None
 
@@ -69,7 +76,8 @@ class Finetune(Objective):
     """The weighted sum of losses over a rank's queries [B, D] against the documents of all ranks [P, D].
 
     The mean over the queries of the global batch, in shares that sum over ranks (coCondenser, eq. 14; DPR, eq. 2).
-    With `matryoshka` the mean over vectors cut to each dimension (Kusupati et al. 2022, eq. 1, with equal weights).
+    With `matryoshka` the mean over vectors cut to each dimension and whole ones (Kusupati et al. 2022, eq. 1, with
+    equal weights): what is cut to no dimension would be exported untrained.
     Raises: RetrievoError for dimensions that the vectors do not have.
     """
 
@@ -82,6 +90,7 @@ class Finetune(Objective):
         if config.matryoshka and max(config.matryoshka) > encoder.dim:
             found = f"found {max(config.matryoshka)}"
             raise RetrievoError("--matryoshka", found, f"at most {encoder.dim}, the dimension of the model's vectors")
+        self.dims = (*config.matryoshka, *({encoder.dim} - set(config.matryoshka))) if config.matryoshka else ()
         self.settings = LossSettings(config.label_smoothing, config.teacher_temperature, config.soft_label_scope)
         self._cosines = encoder.spec.similarity == "cosine" or encoder.spec.normalize
         self._temperature = config.temperature or (_COSINE_TEMPERATURE if self._cosines else 1.0)
@@ -101,12 +110,14 @@ class Finetune(Objective):
 
     def contrast(self, vectors: dict[str, Tensor], batch: Batch) -> tuple[Tensor, Stats]:
         contest = self._contest(vectors, batch)
-        outcomes = [self._outcome(self._of_unit_length(contest.truncated(dim))) for dim in self.config.matryoshka]
+        outcomes = [self._outcome(self._of_unit_length(contest.truncated(dim))) for dim in self.dims]
         outcomes = outcomes or [self._outcome(contest)]
         pairs = batch.counts["pairs"] * len(outcomes)
         losses = {name: torch.stack([outcome.losses[name] for outcome in outcomes]) for name in self.config.loss}
         stats = {name: values.sum() / pairs for name, values in losses.items()}
         stats["accuracy"] = outcomes[0].correct / batch.counts["pairs"]  # of the first dimension given
+        contested = outcomes[0].contested.items()
+        stats |= {f"{name}{CONTESTED}": count / batch.counts["pairs"] for name, count in contested}
         return torch.stack([outcome.total for outcome in outcomes]).sum() / pairs, stats
 
     def _outcome(self, contest: Contest) -> Outcome:
@@ -126,11 +137,13 @@ class Finetune(Objective):
         counts = gather_counts(len(documents), documents.device)
         starts = batch.groups.cumsum(0) - batch.groups  # [B] each query's first document on this rank
         first = sum(counts[: rank()])  # column of this rank's first document
-        identities = torch.stack([batch.ids["document"], batch.hashes["document"]], dim=1)
-        ids, hashes = gather_rows(identities, counts).unbind(1)  # [P], [P]
+        told = torch.stack([batch.ids["document"], batch.hashes["document"]], dim=1)
+        ids, hashes = gather_rows(told, counts).unbind(1)  # [P], [P]
         assert batch.relevant is not None, "fine-tuning needs the relevant documents of each query"
         positives = first + starts
-        masked = identity_mask(batch.relevant, ids.contiguous(), hashes.contiguous(), positives)
+        identities = ids.contiguous(), hashes.contiguous()
+        masked = identity_mask(batch.relevant, *identities, positives)
+        themselves = batch.relevant.themselves()
         own, inside = _own(batch.groups, starts)
         teacher = None if batch.teacher is None else batch.teacher[own].where(inside, float("nan"))
         taught = batch.teacher_vectors
@@ -143,6 +156,7 @@ class Finetune(Objective):
             teacher,
             taught.get("query"),
             gather_rows(taught["document"], counts) if taught else None,
+            None if themselves is None else identity_mask(themselves, *identities, positives),
         )
 
 

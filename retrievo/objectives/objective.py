@@ -12,6 +12,7 @@ from torch.nn import functional
 from retrievo.learning.batch import Batch, Chunk, Stats
 from retrievo.models.encoder import Encoder
 
+CONTESTED = "_contested"  # what figures end with that say which share of the rows a loss has anything to learn from
 Collator = Callable[[Sequence[Any]], Batch]
 
 

@@ -20,7 +20,7 @@ from retrievo.objectives.choices import CoCondenserConfig, CondenserConfig, MlmC
 from retrievo.objectives.contrastive import among_all
 from retrievo.objectives.framing import Document, Frame, frame, framed
 from retrievo.objectives.masking import IGNORED, Vocabulary
-from retrievo.objectives.objective import Objective
+from retrievo.objectives.objective import CONTESTED, Objective
 from retrievo.objectives.views import LEAST_SPAN, cut_pairs, cut_windows, gather, whole_sentences
 from retrievo.support import console
 from retrievo.support.errors import RetrievoError
@@ -277,4 +277,5 @@ class CoCondenser(Condenser):
     def contrast(self, vectors: dict[str, Tensor], batch: Batch) -> tuple[Tensor, Stats]:
         super().contrast(vectors, batch)
         loss, stats = among_all(vectors[SPAN], vectors[SPAN], paired=True)
-        return self.config.weights["contrastive"] * loss, stats
+        weight = self.config.weights["contrastive"]
+        return weight * loss, stats if weight else {k: v for k, v in stats.items() if not k.endswith(CONTESTED)}

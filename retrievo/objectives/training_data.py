@@ -13,15 +13,18 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from retrievo.data.corpus import Corpus, Queries
-from retrievo.data.ids import IdMap, hash_texts
+from retrievo.data.ids import IdMap
 from retrievo.data.negatives import Negatives
 from retrievo.data.origin import read_now, warn_of_other_judgements, warn_of_others
 from retrievo.data.pair_scores import PairScores
 from retrievo.data.qrels import Qrels
 from retrievo.data.run import Run
+from retrievo.data.sampling import random_keys
+from retrievo.data.text_identity import EMPTY, self_retrieval
 from retrievo.data.token_cache import TokenCache
 from retrievo.learning.batch import Batch
 from retrievo.learning.distributed import rank, world_size
+from retrievo.learning.losses import GROUPED
 from retrievo.learning.samplers import Draw, GroupSampler, Ragged
 from retrievo.models.encoder import Encoder
 from retrievo.models.tokens import Tokenization
@@ -36,20 +39,23 @@ from retrievo.support import console
 from retrievo.support.artifact import Input
 from retrievo.support.errors import RetrievoError
 
+_BLOCK = 1 << 20  # pairs looked at at once
+
 
 class TrainingData:
     """The tables of a training run, with every id turned into a row number.
 
     Judgements and negatives of queries or documents that are not there are counted and left out; a document without
-    text is never trained on.
+    title and text is never trained on.
 
-    topics: embeddings folder of the queries. batch_teacher: one of the documents and one of the queries, in any order.
+    titles: whether the model is shown titles. topics: embeddings folder of the queries. batch_teacher: one of the
+    documents and one of the queries, in any order.
     Raises: RetrievoError for tables that can't be read, and where no judged pair is left.
     """
 
-    def __init__(self, told: DataSetConfig, min_relevance: int):
+    def __init__(self, told: DataSetConfig, min_relevance: int, *, titles: bool = True):
         self.prefixes = {"query": told.query_prefix, "document": told.document_prefix}
-        self.corpus, self.queries = Corpus(told.corpus), Queries(told.queries)
+        self.corpus, self.queries = Corpus(told.corpus, titles=titles), Queries(told.queries)
         judged, pools = Qrels.read(told.qrels), [Negatives(path) for path in told.negatives]
         self.inputs: dict[str, Input] = {
             "corpus": self.corpus.input,
@@ -69,6 +75,7 @@ class TrainingData:
         if not self.pairs:
             found = f"none of its {relevant.num_rows:,} relevant pairs has its query and its document"
             raise RetrievoError(told.qrels, found, None, "check --queries, --corpus and --min-relevance")
+        self._qrels = told.qrels
         self.teacher = None if told.teacher is None else self._taught_by(Run.open(told.teacher))
         self.query_vectors = None if told.topics is None else self._vectors("topics", told.topics, "query")
         self.batch_teacher = BatchTeacher(told.batch_teacher, self._vectors) if told.batch_teacher else None
@@ -142,8 +149,43 @@ class TrainingData:
 
     @cached_property
     def empty(self) -> np.ndarray:
-        """Whether a document has no text, [N]."""
-        return self.corpus.id_map.text_hashes == hash_texts([""])[0]
+        """Whether a document shows nothing, [N]."""
+        return self.corpus.identities.whole == EMPTY
+
+    @cached_property
+    def themselves(self) -> Ragged:
+        """Documents that are a judged query itself, by query row; none that is, or reads as, a relevant one of it."""
+        ids = self.queries.ids.take(pa.array(self._judged))
+        asked, row = self.corpus.that_are_queries(ids, [self.queries.texts[query] for query in self._judged])
+        query, hashes = self._judged[asked], self.corpus.identities.whole
+        relevant = [hashes[self.positives.list(at)] for at in query]
+        kept = np.array([hashes[own] not in known for own, known in zip(row, relevant, strict=True)], bool)
+        offsets = np.concatenate([[0], np.cumsum(np.bincount(query[kept], minlength=len(self.queries)))])
+        return Ragged(row[kept], offsets.astype(np.int64))
+
+    def check_contrast(self, losses: Sequence[str]) -> None:
+        """Raises RetrievoError where no query can ever meet a negative, as groups are drawn from pools alone.
+
+        losses: those of `GROUPED` learn from a query's own pool alone, the others from all documents of a batch.
+        """
+        hashes, pool = self.corpus.identities.whole, self.negatives
+        if set(losses) == {"margin-mse"} and self.teacher and not _share_known(self.teacher, pool):
+            found = "the teacher has a score for none of the negatives, which margin-mse learns from"
+            raise RetrievoError(self.queries.path, found, None, "score the negatives too (retrievo rerank)")
+        query = np.repeat(np.arange(self.positives.size), np.diff(self.positives.offsets))
+        relevant = np.unique(np.stack([query.astype(np.uint64), hashes[self.positives.values]]), axis=1)
+        fewest = np.bincount(relevant[0].astype(np.int64))[self._judged].min()
+        if not set(losses) <= set(GROUPED) and fewest < len(np.unique(relevant[1])):
+            return
+        asked = np.repeat(np.arange(pool.size), np.diff(pool.offsets))
+        known = np.sort(random_keys(0, *relevant))
+        for start in range(0, len(asked), _BLOCK):
+            part = slice(start, start + _BLOCK)
+            keys = random_keys(0, asked[part], hashes[pool.values[part]])
+            if (np.isin(asked[part], self._judged) & ~np.isin(keys, known)).any():
+                return
+        found = f"leaves none of its {self.judged:,} judged queries a negative: all that they meet is relevant to them"
+        raise RetrievoError(self._qrels, found, None, "pass --negatives POOL, or judge more queries")
 
     def say_counts(self) -> None:
         """What will be trained on, and what was left out."""
@@ -153,6 +195,9 @@ class TrainingData:
             f"{self.judged:,} judged queries with {self.pairs:,} relevant documents; {with_pool:,} of them have "
             f"hard negatives ({pool.sum() / max(1, with_pool):.0f} on average)"
         )
+        found = int(np.count_nonzero(np.diff(self.themselves.offsets)))
+        for line in self_retrieval(found, self.judged).values():
+            console.note(line)
         if self.teacher is not None:
             positives, negatives = (_share_known(self.teacher, pairs) for pairs in (self.positives, self.negatives))
             console.note(
@@ -160,7 +205,7 @@ class TrainingData:
             )
         for what, lost in (("judgements", self.lost_judgements), ("negatives", self.lost_negatives)):
             if lost:
-                console.warn(f"{what} left out, of unknown queries or documents or of empty texts: {lost:,}")
+                console.warn(f"{what} left out, of unknown queries or documents or of empty ones: {lost:,}")
 
 
 def _share_known(teacher: PairScores, pairs: Ragged) -> float:
@@ -191,7 +236,7 @@ class GroupFeed:
         self.data, self.collator = data, collator
         self.query_tokens = TokenCache(data.queries.table, tokenizations[0])
         self.document_tokens = TokenCache(data.corpus.table, tokenizations[1])
-        self.hashes = data.corpus.id_map.text_hashes
+        self.hashes = data.corpus.identities.whole
         no_query, no_document = (np.diff(cache.offsets) == 0 for cache in (self.query_tokens, self.document_tokens))
         positives, negatives = data.positives, data.negatives
         if no_query.any() or no_document.any():
@@ -259,7 +304,8 @@ class TrainingFeed(GroupFeed):
         return batch if teacher is None else dataclasses.replace(batch, teacher_vectors=teacher.vectors(draws))
 
     def example(self, draw: Draw) -> Example:
-        relevant = self.data.positives.list(draw.query)
+        themselves = self.data.themselves.list(draw.query)
+        relevant = np.concatenate([self.data.positives.list(draw.query), themselves])
         return Example(
             query=self.query_tokens.row(draw.query),
             documents=[self.document_tokens.row(document) for document in draw.documents],
@@ -268,4 +314,5 @@ class TrainingFeed(GroupFeed):
             relevant_ids=relevant,
             relevant_hashes=self.hashes[relevant],
             teacher=None if self.data.teacher is None else self.data.teacher.of(draw.query, draw.documents),
+            themselves=len(themselves),
         )

@@ -18,6 +18,7 @@ from retrievo.data.columns import rows_of, table_of
 from retrievo.data.ordering import flat_strings, ranked, ranks, repeated
 from retrievo.data.run import Run
 from retrievo.data.tables import NEGATIVES, QRELS
+from retrievo.retrieval.mining import Judged
 from retrievo.support.errors import RetrievoError
 
 
@@ -49,6 +50,7 @@ class Tally:
     without_negatives: int = 0  # queries with a positive that have none
     judged: int = 0  # queries left out: they have judgements
     unsure: int = 0  # queries left out: no document is surely relevant
+    query_text: int = 0  # documents left out: they are the query itself
     lowest: float = math.inf  # score of a query that is not judged
     highest: float = -math.inf
 
@@ -60,10 +62,12 @@ class Labels(NamedTuple):
     negatives: pa.Table
 
 
-def label(run: Run, block: pa.Table, bounds: Bounds, judged: pa.Array, tally: Tally) -> Labels:
+def label(
+    run: Run, block: pa.Table, bounds: Bounds, judged: pa.Array, tally: Tally, texts: Judged | None = None
+) -> Labels:
     """The labels of a block of whole queries; they do not depend on the order of its rows.
 
-    judged: ids of queries that get none.
+    judged: ids of queries that get none. texts: queries and corpus, by which a document that is the query gets none.
     Raises: RetrievoError for a pair that occurs twice, and for a score that is not finite.
     """
     query_ids = flat_strings(block["query_id"])
@@ -71,6 +75,10 @@ def label(run: Run, block: pa.Table, bounds: Bounds, judged: pa.Array, tally: Ta
     judged_here = pc.count_distinct(query_ids.filter(left_out)).as_py()
     tally.queries, tally.judged = tally.queries + judged_here, tally.judged + judged_here
     block = block.filter(pc.invert(left_out))
+    if texts is not None:
+        itself = _themselves(block, texts)
+        tally.query_text += int(itself.sum())
+        block = block.filter(pa.array(~itself))
     coded, doc_id = flat_strings(block["query_id"]).dictionary_encode(), flat_strings(block["doc_id"])
     query, score = coded.indices.to_numpy().astype(np.int64), block["score"].to_numpy()
     _check_rows(run, coded, query, doc_id, score)
@@ -82,6 +90,15 @@ def label(run: Run, block: pa.Table, bounds: Bounds, judged: pa.Array, tally: Ta
     _count(tally, positives, np.bincount(query[below], minlength=len(positives)), score)
     block = block.drop_columns("rank").append_column("rank", pa.array(ranks(query)))
     return Labels(_judgements(block.filter(pa.array(above))), _negatives(block.filter(pa.array(below)), run.name))
+
+
+def _themselves(block: pa.Table, texts: Judged) -> np.ndarray:
+    """Which documents are their query itself, [n]."""
+    query, row = texts.numbers(block["query_id"]), texts.corpus.id_map.rows(block["doc_id"])
+    known = np.flatnonzero((query >= 0) & (row >= 0))
+    found = np.zeros(block.num_rows, bool)
+    found[known] = texts.is_the_query(query[known], row[known])
+    return found
 
 
 def _check_rows(

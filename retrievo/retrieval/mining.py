@@ -36,6 +36,7 @@ RULES = (
     "unknown",  # not in the corpus
     "relevant",
     "same-text",  # as a relevant document
+    "query-text",  # the query itself, where queries are documents
     "near-duplicate",  # of a relevant document
     "below-min-score",
     "above-max-score",
@@ -82,11 +83,12 @@ class Filters:
 class Judged:
     """The judged queries by number, in the order of their table, and the relevant documents of each.
 
-    ids: query ids [Q]. pairs: relevant (query_id, doc_id); a document that the corpus lacks can't be found either.
-    lost: how many pairs are of such documents.
+    ids, texts: of the queries [Q]. pairs: relevant (query_id, doc_id); a document that the corpus lacks can't be found
+    either.
+    lost: how many pairs are of such documents. documents: how many queries are documents themselves, not relevant ones.
     """
 
-    def __init__(self, corpus: Corpus, ids: pa.Array, pairs: pa.Table):
+    def __init__(self, corpus: Corpus, ids: pa.Array, texts: Sequence[str], pairs: pa.Table):
         self.corpus, self.ids = corpus, ids
         self.hashes = hash_texts(ids.to_pylist())
         rows = corpus.id_map.rows(pairs["doc_id"])
@@ -98,6 +100,9 @@ class Judged:
         self._offsets = np.concatenate([[0], np.cumsum(np.bincount(self._query, minlength=len(ids)))])
         self._documents = np.sort(self._keys(_DOCUMENT, self._query, self._rows))
         self._texts = np.sort(self._keys(_TEXT, self._query, self.text(self._rows)))
+        asked, itself = corpus.that_are_queries(ids, texts)
+        self._itself = np.sort(self._keys(_TEXT, asked, self.text(itself)))
+        self.documents = len(np.unique(asked[~self.has_text_of_relevant(asked, itself)]))
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -115,8 +120,8 @@ class Judged:
         return np.argsort(self.hashes, kind="stable")
 
     def text(self, rows: np.ndarray) -> np.ndarray:
-        """Hashes of the texts of documents by row; of unknown ones anything."""
-        return self.corpus.id_map.text_hashes[rows]
+        """Identities of documents by row; of unknown ones anything."""
+        return self.corpus.identities.whole[rows]
 
     def relevant(self, query: int) -> np.ndarray:
         """Rows of the relevant documents of a query."""
@@ -129,6 +134,10 @@ class Judged:
     def has_text_of_relevant(self, query: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """Whether each document reads as a relevant one of the query beside it, [n]."""
         return _among(self._keys(_TEXT, query, self.text(rows)), self._texts)
+
+    def is_the_query(self, query: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        """Whether each document is the query beside it, or reads as the document that is, [n]."""
+        return _among(self._keys(_TEXT, query, self.text(rows)), self._itself)
 
     def _keys(self, stream: int, query: np.ndarray, values: np.ndarray) -> np.ndarray:
         return random_keys(stream, self.hashes[query], values)
@@ -303,11 +312,12 @@ class Rules:
         unknown = found.row < 0
         relevant = ~unknown & self.judged.is_relevant(found.query, found.row)
         same_text = ~unknown & self.judged.has_text_of_relevant(found.query, found.row)
+        itself = ~unknown & self.judged.is_the_query(found.query, found.row)
         scores = found.score.astype(np.float64)
         taught = self.teacher.of(found.query, found.row) if self.teacher else np.full(len(scores), np.nan)
-        masks = {"unknown": unknown, "relevant": relevant, "same-text": same_text}
+        masks = {"unknown": unknown, "relevant": relevant, "same-text": same_text, "query-text": itself}
         masks |= self._bounds(scores, taught) | self._margins(found.query, scores, relevant)
-        decided = unknown | relevant | same_text
+        decided = unknown | relevant | same_text | itself
         masks["near-duplicate"] = self._near_duplicates(found, ~decided)
         rule = np.full(len(scores), -1, np.int8)
         for number in reversed(range(len(RULES))):

@@ -120,12 +120,14 @@ def _fit(
     from retrievo.learning.sharding import shard
     from retrievo.models.adapters import merge_adapters
 
+    if config.draws_from_pools:
+        for data_set in data:
+            data_set.check_contrast(config.loss)
     with output.build_together(lead=rank() == 0, barrier=barrier) as folder:
         model, objective, feed = made(config, data)
         planned = dataclasses.replace(config, epochs=None, max_steps=_steps(config, feed.batches_per_epoch))
         if rank() == 0:
-            for data_set in data:
-                data_set.say_counts()
+            _say(data, objective)
         validation = _validation(config, pool, model, objective, feed, folder) if pool else None
         if config.shard:
             shard(objective, device)
@@ -159,6 +161,17 @@ def _fit(
     return manifest
 
 
+def _say(data: Sequence[TrainingData], objective: Objective) -> None:
+    """What will be trained on, and what of the vectors."""
+    from retrievo.objectives.finetune import Finetune
+
+    for data_set in data:
+        data_set.say_counts()
+    if isinstance(objective, Finetune) and objective.dims:
+        *cut, last = map(str, objective.dims)
+        console.note(f"vectors of {', '.join(cut)} and {last} numbers are trained")
+
+
 def _validation(
     config: TrainConfig, pool: Pool, encoder: Encoder, objective: Objective, feed: Any, folder: Path
 ) -> Validation:
@@ -190,6 +203,11 @@ def _best(validation: Validation | None, objective: Objective) -> dict[str, Any]
         return {}
     validation.restore_best(objective)
     step, value = validation.best()
+    if validation.says_nothing():
+        console.warn(
+            f"every validation gave {validation.metric} {value:.4f}, which tells no step from another: check "
+            "--dev-qrels, --dev-run and --dev-metric"
+        )
     console.note(f"the model of step {step:,} is kept, with {validation.metric} {value:.4f}")
     return {"best_step": step, validation.key: value}
 

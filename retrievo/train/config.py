@@ -223,6 +223,9 @@ class TrainConfig(FitConfig, AdoreConfig, CrossEncoderConfig, ValidationConfig, 
             raise UsageError(
                 f"--loss {grouped[0]}", "learns from each query's own negatives, of which there are none", None, fix
             )
+        if self.batch_size == 1 and not has_own and self.kind == ENCODER and not self.also:
+            found = "is 1, and a query has no negatives of its own: there is nothing to tell its document from"
+            raise UsageError("--batch-size", found, "2 or more, or --negatives POOL")
         if self.topic_count and self.topics is None:
             raise UsageError("--topic-count", "counts the clusters of vectors", None, "pass --topics EMBEDDINGS")
 
@@ -248,6 +251,12 @@ class TrainConfig(FitConfig, AdoreConfig, CrossEncoderConfig, ValidationConfig, 
         aside |= set() if self.also else {"mix"}
         aside |= _beside_fixed_documents() if self.fixed_documents is not None else set()
         return {name: value for name, value in super().record().items() if name not in aside}
+
+    @property
+    def draws_from_pools(self) -> bool:
+        """Whether all negatives are those of the pools and of the batch: no others are found or drawn on the way."""
+        fills = self.kind == CROSS_ENCODER or self.hard_share is not None
+        return not (fills or self.refresh_every or self.fixed_documents is not None)
 
     @property
     def folder(self) -> Path | None:

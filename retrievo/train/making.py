@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from retrievo.models.source import FIXED_DOCUMENTS
+from retrievo.models.source import FIXED_DOCUMENTS, shows_titles
 from retrievo.objectives.choices import objective_class
 from retrievo.objectives.data_set import STAGE_SETTINGS
 from retrievo.support.errors import RetrievoError, UsageError
@@ -38,7 +38,8 @@ def data_sets(config: TrainConfig) -> list[TrainingData]:
                 raise UsageError(f"--also {path}", f"has no {name}", None, f"give its {STAGE_SETTINGS} one too")
         if config.kind == CROSS_ENCODER and (data_set.query_prefix or data_set.document_prefix):
             raise UsageError(f"--also {path}", "has a prefix", None, "leave it out: cross-encoders read bare texts")
-    data = [TrainingData(data_set, config.min_relevance) for data_set in chosen]
+    titles = shows_titles(config.model, config.title_template)
+    data = [TrainingData(data_set, config.min_relevance, titles=titles) for data_set in chosen]
     if config.fixed_documents is not None:
         data[0].inputs[FIXED_DOCUMENTS] = Input.of(_fixed_documents(config, data[0]).path)
     return data
@@ -127,7 +128,7 @@ def _query_encoder(config: TrainConfig, data: Sequence[TrainingData]) -> tuple[A
     encoder = Encoder.load(config.model, config.revision, **options, pooling=vectors.manifest.config.get("pooling"))
     if config.lora_rank:
         add_adapters(encoder, config.lora_rank, config.lora_alpha or 2 * config.lora_rank, config.seed)
-    documents = FixedDocuments(vectors, data[0].corpus.id_map.text_hashes, data[0].empty.nonzero()[0])
+    documents = FixedDocuments(vectors, data[0].corpus.identities.whole, data[0].empty.nonzero()[0])
     objective = objective_class("adore")(config, encoder, documents)
     drawing = _drawing(config) | {"negatives_per_query": 0}
     return encoder, objective, TrainingFeed(data[0], encoder, objective.collator(), **drawing)

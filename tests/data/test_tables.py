@@ -245,7 +245,7 @@ def test_the_id_map_finds_rows_and_documents(tmp_path: Path) -> None:
     assert corpus.id_map.rows(["ü", "nope", "b", "ü"]).tolist() == [2, -1, 0, 2]
     assert corpus.id_map.rows([]).tolist() == []
     assert corpus.find(["a", "nope"]) == [("a", "A", "y"), None]
-    hashes = corpus.id_map.text_hashes
+    hashes = corpus.identities.text
     assert hashes[0] == hashes[2] != hashes[1]
 
 

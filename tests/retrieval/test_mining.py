@@ -65,10 +65,10 @@ def everything(queries: list[str], depth: int = 40) -> dict[str, list[str]]:
     return {query: [f"d{n}" for n in range(depth)] for query in queries}
 
 
-def judged_by(corpus: Corpus, pairs: dict[str, list[str]]) -> Judged:
+def judged_by(corpus: Corpus, pairs: dict[str, list[str]], asked: list[str] | None = None) -> Judged:
     flat = [(query, document) for query, documents in pairs.items() for document in documents]
     table = pa.table({"query_id": [query for query, _ in flat], "doc_id": [document for _, document in flat]})
-    return Judged(corpus, pa.array(list(pairs)), table)
+    return Judged(corpus, pa.array(list(pairs)), asked or [f"question {n}" for n in range(len(pairs))], table)
 
 
 class Mined:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import shutil
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -27,7 +28,8 @@ _CORPUS = pa.schema([("id", pa.string()), ("title", pa.string()), ("text", pa.st
 _QUERIES = pa.schema([("id", pa.string()), ("text", pa.string())])
 _SCHEMAS = {"corpus": CORPUS, "queries": QUERIES}
 _SINGULAR = {"corpus": "document", "queries": "query"}
-_BLANK = r"^\s*$"
+_SHOWN = ("title", "text")
+_BLANK = r"^[\s\p{Z}\p{Cf}]*$"  # of white space, and characters without width
 _POSITION_BITS = 40  # of a place: part number above, position in the part below
 
 
@@ -148,7 +150,8 @@ class DatasetWriter:
         if writer.schema.names != schema.names:
             raise RetrievoError(self._part.member, "some queries have answers and some have none", "one or the other")
         writer.write(table)
-        self._blank[noun] += pc.sum(pc.match_substring_regex(table["text"], _BLANK)).as_py() or 0
+        shown = [pc.invert(pc.match_substring_regex(table[name], _BLANK)) for name in schema.names if name in _SHOWN]
+        self._blank[noun] += table.num_rows - (pc.sum(functools.reduce(pc.or_, shown)).as_py() or 0)
         self.found[self._part]["documents" if noun == "corpus" else noun] += table.num_rows
 
     def _first_of_each(self, noun: str, texts: dict[str, Any], hashes: np.ndarray, places: np.ndarray) -> np.ndarray:

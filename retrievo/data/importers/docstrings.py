@@ -24,6 +24,7 @@ import pyarrow as pa
 
 from retrievo.data.importers.dataset import settings_text
 from retrievo.data.tables import CORPUS, QRELS, QUERIES, Schema, TableWriter
+from retrievo.data.text_identity import canonical
 from retrievo.support import console
 from retrievo.support.artifact import Manifest, Output
 from retrievo.support.errors import RetrievoError
@@ -183,10 +184,10 @@ def _usable(docstrings: Iterable[Docstring], left_out: Counter[str]) -> Iterator
 
 
 def _distinct(docstrings: Iterable[Docstring], left_out: Counter[str]) -> list[Docstring]:
-    """The first docstring of each body (white space aside)."""
+    """The first docstring of each body, by what it reads as."""
     first: dict[bytes, Docstring] = {}
     for docstring in docstrings:
-        key = hashlib.blake2b(" ".join(docstring.body.split()).encode(), digest_size=16).digest()
+        key = hashlib.blake2b(canonical(docstring.body), digest_size=16).digest()
         left_out["repeated bodies"] += key in first
         first.setdefault(key, docstring)
     return list(first.values())

@@ -1,0 +1,166 @@
+"""When two texts are one: a 64-bit hash of what a reader sees, so that copies are recognized however they are written.
+
+The identity of a text is that of its characters after NFKC and case folding, without those that have no width, white
+space collapsed to single spaces. That of a document is the identity of its title and its text, joined by a space.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import re
+import unicodedata
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from retrievo.data.cache import GrowingArray, cached
+from retrievo.data.tables import Table
+from retrievo.support import console
+
+FORMAT = 1
+# soft hyphen, grapheme joiner, Mongolian separators, zero-width space and joiners, marks of direction, word joiner,
+# invisible operators, variation selectors, byte order mark
+_WITHOUT_WIDTH = re.compile(
+    "[\u00ad\u034f\u061c\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufe00-\ufe0f\ufeff]"
+)
+_SPACES = re.compile("[\x85\u1680\u2028\u2029]")  # white space that NFKC leaves as it is
+_SPACES_OF_ASCII = b"\t\n\v\f\r\x1c\x1d\x1e\x1f"
+_ASCII = bytes(range(128))
+_FOLDED = bytes.maketrans(bytes(range(65, 91)) + _SPACES_OF_ASCII, bytes(range(97, 123)) + b" " * len(_SPACES_OF_ASCII))
+
+
+def canonical(text: str) -> bytes:
+    """What the identity of a text is the hash of, in UTF-8; empty for a text that shows nothing."""
+    return _collapsed(text.encode()) if text.isascii() else _canonical(text)
+
+
+def _collapsed(text: bytes) -> bytes:
+    """With ASCII's letters small and its white space collapsed."""
+    folded = text.translate(_FOLDED).strip()
+    return b" ".join(folded.split()) if b"  " in folded else folded
+
+
+def _canonical(text: str) -> bytes:
+    """The same for a text that is not all ASCII; most need no more than a look at what is not."""
+    encoded = text.encode("utf-8", "surrogatepass")
+    rest = encoded.translate(None, _ASCII).decode("utf-8", "surrogatepass")
+    if _WITHOUT_WIDTH.search(rest):
+        text = _WITHOUT_WIDTH.sub("", text)  # before NFKC, so that a letter meets its accent
+    elif rest.casefold() == rest and not _SPACES.search(rest):
+        folded = encoded.translate(_FOLDED)
+        if unicodedata.is_normalized("NFKC", folded.decode("utf-8", "surrogatepass")):
+            return _collapsed(folded)
+    text = _SPACES.sub(" ", text) if _SPACES.search(rest) else text
+    folded_text = unicodedata.normalize("NFKC", text).casefold()
+    text = unicodedata.normalize("NFKC", folded_text)  # again: case folding takes some letters apart
+    return _collapsed(text.encode("utf-8", "surrogatepass"))
+
+
+def is_empty(text: str) -> bool:
+    """Whether a text shows nothing; a long one is looked at from its start."""
+    return not any(canonical(text[start : start + _LOOKED_AT]) for start in range(0, len(text), _LOOKED_AT))
+
+
+def identities(texts: Iterable[str]) -> np.ndarray:
+    """The identity of each text, [n] uint64 (blake2b: stable over machines and Python versions)."""
+    return _hashes(map(canonical, texts))
+
+
+def _hashes(texts: Iterable[bytes]) -> np.ndarray:
+    blake2b = hashlib.blake2b
+    return np.frombuffer(b"".join([blake2b(text, digest_size=8).digest() for text in texts]), "<u8")
+
+
+_LOOKED_AT = 64  # characters
+TOLD_FROM = 0.01  # share of queries that are documents, above which a summary says so
+EMPTY = identities([""])[0]  # of texts that show nothing
+
+
+class Identities(NamedTuple):
+    """Identities of documents by row, memory-mapped [N] uint64 each: as a whole, of the text and of the title alone.
+
+    A corpus without titles has three times the same.
+    """
+
+    whole: np.ndarray
+    text: np.ndarray
+    title: np.ndarray
+
+    @classmethod
+    def of(cls, table: Table) -> Identities:
+        """Those of a corpus, worked out once for each table and kept in the user's cache: 8 to 24 bytes a row."""
+        folder = cached(f"identities-{FORMAT}/{table.input.fingerprint}", lambda building: _build(table, building))
+        names = cls._fields if table.has("title") else ("text",) * 3
+        return cls(*(np.load(folder / f"{name}.npy", mmap_mode="r") for name in names))
+
+    def without_titles(self) -> Identities:
+        """The same for a reader to whom titles are not shown."""
+        return self._replace(whole=self.text)
+
+
+def _build(table: Table, folder: Path) -> None:
+    """One pass over the table."""
+    names, made = (("title", "text"), ("title", "text", "whole")) if table.has("title") else (("text",), ("text",))
+    with contextlib.ExitStack() as files:
+        arrays = [files.enter_context(GrowingArray(folder / f"{name}.npy", "<u8")) for name in made]
+        tick = files.enter_context(console.progress(f"comparing texts of {table.path}", table.rows, "rows"))
+        for batch in table.batches(names):
+            columns = [list(map(canonical, batch.column(name).to_pylist())) for name in names]
+            if len(names) > 1:
+                columns.append([b" ".join(filter(None, parts)) for parts in zip(*columns, strict=True)])
+            for array, column in zip(arrays, columns, strict=True):
+                array.append(_hashes(column))
+            tick(batch.num_rows)
+
+
+def own_documents(documents: Identities, asked: np.ndarray, same_id: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Pairs (query, row) [n] each of documents that are a query themselves, by query, then row.
+
+    asked: identities of the queries [Q]; same_id: row of the document with a query's id [Q], -1 = none. A document is
+    one where it reads as the query or its text does, or where it has the query's id and its title reads as the query.
+    Of documents that read the same one is told.
+    """
+    distinct = np.setdiff1d(asked, [EMPTY])
+    pairs = [_reading(distinct, column) for column in {id(c): c for c in (documents.whole, documents.text)}.values()]
+    known, row = (np.concatenate(parts) for parts in zip(*pairs, strict=True))  # place in `distinct`, row
+    _, once = np.unique(np.stack([known.astype(np.uint64), documents.whole[row]]), axis=1, return_index=True)
+    known, row = known[once], row[once]  # by place
+    query = np.flatnonzero(asked != EMPTY)
+    place = np.searchsorted(distinct, asked[query])
+    first, end = np.searchsorted(known, place), np.searchsorted(known, place, side="right")
+    of_query, of_row = np.repeat(query, end - first), row[_ranges(first, end)]
+    titled = np.flatnonzero((same_id >= 0) & (asked != EMPTY))
+    titled = titled[documents.title[same_id[titled]] == asked[titled]]
+    both = np.stack([np.concatenate([of_query, titled]), np.concatenate([of_row, same_id[titled]])])
+    found = np.unique(both, axis=1)
+    return found[0], found[1]
+
+
+def _reading(distinct: np.ndarray, column: np.ndarray, block: int = 1 << 20) -> tuple[np.ndarray, np.ndarray]:
+    """(place in sorted `distinct`, row) [n] each where a column has one of these identities; a block at a time."""
+    places, rows = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
+    for start in range(0, len(column) if len(distinct) else 0, block):
+        part = column[start : start + block]
+        place = np.minimum(np.searchsorted(distinct, part), len(distinct) - 1)
+        there = np.flatnonzero(distinct[place] == part)
+        places.append(place[there])
+        rows.append(there + start)
+    return np.concatenate(places), np.concatenate(rows)
+
+
+def _ranges(first: np.ndarray, end: np.ndarray) -> np.ndarray:
+    """All integers from each `first` up to its `end`, one range after the other."""
+    sizes = end - first
+    before = np.repeat(np.cumsum(sizes) - sizes, sizes)
+    return np.repeat(first, sizes) + np.arange(int(sizes.sum())) - before
+
+
+def self_retrieval(found: int, queries: int) -> dict[str, str]:
+    """The line of a summary that says how many queries are documents themselves; none where they are few."""
+    if found <= TOLD_FROM * queries:
+        return {}
+    told = f"{found:,} of {queries:,} queries ({found / queries:.0%}) are documents of the corpus"
+    return {"self-retrieval": f"{told}; no document is a negative of itself"}
