@@ -92,7 +92,8 @@ class Identities(NamedTuple):
     @classmethod
     def of(cls, table: Table) -> Identities:
         """Those of a corpus, worked out once for each table and kept in the user's cache: 8 to 24 bytes a row."""
-        folder = cached(f"identities-{FORMAT}/{table.input.fingerprint}", lambda building: _build(table, building))
+        name = f"identities-{FORMAT}/{table.input.fingerprint}"
+        folder = cached(name, lambda building: _build(table, building), [table.path])
         names = cls._fields if table.has("title") else ("text",) * 3
         return cls(*(np.load(folder / f"{name}.npy", mmap_mode="r") for name in names))
 

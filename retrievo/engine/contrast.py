@@ -40,14 +40,11 @@ class Contrast:
                 self.rows[name] += count
                 self.without[name] += round((1 - record[name]) * count)
 
-    def check(self, folder: Path, device: torch.device, *, ends: bool = True, asked: bool = True) -> None:
+    def check(self, folder: Path, device: torch.device, *, ends: bool = True) -> None:
         """Raises RetrievoError on all ranks where nothing was learned so far, by the log of rank 0; warns at the end.
 
-        Gradients of 0 are an error at the end only: momentum contrast begins with an empty queue. asked: whether it
-        is asked before the end, which is when a model is measured.
+        Gradients of 0 are an error at the end only: momentum contrast begins with an empty queue.
         """
-        if not asked:
-            return
         never = bool(self.rows) and all(self.without[name] == self.rows[name] for name in self.rows)
         if as_rank_0_says(self.steps > 0 and (never or (ends and not self.moved)), device):
             why = f"none of the {self.unit} had a negative" if never else "the gradient was 0"

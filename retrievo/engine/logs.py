@@ -6,13 +6,16 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from retrievo.engine.contrast import Contrast
 from retrievo.engine.settings import DEVELOPMENT, METRICS, PLOT, TENSORBOARD
 from retrievo.learning.distributed import rank
 from retrievo.support.errors import RetrievoError
 from retrievo.support.files import atomic_path
+
+if TYPE_CHECKING:
+    import torch
 
 _PANELS = (  # title of the panel, and the columns of the log that it shows where they are there
     ("loss", ("loss", "local_loss")),
@@ -62,8 +65,9 @@ class Log:
                     self._events.add_scalar(name, value, record["step"])
             self._events.flush()
 
-    def close(self) -> None:
-        """Ends TensorBoard's file and draws the picture, from the log of rank 0."""
+    def close(self, device: torch.device) -> None:
+        """Checks that something was learned, ends TensorBoard's file and draws the picture, from the log of rank 0."""
+        self.contrast.check(self.path.parent, device)
         if rank() == 0:
             draw(self.path, self.path.with_name(PLOT))
         if self._events:

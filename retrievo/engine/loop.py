@@ -70,8 +70,7 @@ def fit(
     restart: the finished steps of a run that goes on: from there on the schedule of the learning rate begins anew.
     clock: seconds, by which checkpoints are written where `save_every` is None.
     Returns the number of finished steps.
-    Raises: RetrievoError where the loss is not finite, where the checkpoint is of another run, and where nothing was
-    learned.
+    Raises: RetrievoError where the loss is not finite, nothing was learned, or the checkpoint is of another run.
     """
     objective.to(device)
     broadcast_state(objective)
@@ -81,12 +80,11 @@ def fit(
     means = _Means.of(config, device)
     start, changed = _resume(folder / CHECKPOINTS, objective, optimizer, feed, config, restart, means)
     log = _log(folder, start, changed, config)
-    pauses = [n for n, _ in every]
     tick, saved = time.perf_counter(), clock()
     if start >= config.steps or (start and enough()):
         log.close()  # killed after its last checkpoint, a run has not drawn its picture
         return start
-    for step, batch in prefetched(feed.batch, range(start, config.steps), config.prefetch, pauses):
+    for step, batch in prefetched(feed.batch, range(start, config.steps), config.prefetch, [n for n, _ in every]):
         waited = time.perf_counter() - tick
         rate = learning_rate(config, step - restart, config.steps - restart)
         stats = _update(objective, optimizer, batch, config, step, rate, means)
@@ -95,23 +93,27 @@ def fit(
         log.write(record)
         progress(record)
         called = [callback for n, callback in every if (step + 1) % n == 0]
-        asked = bool(called) and all(callback is not feed for _, callback in every)  # a feed brings other batches
-        log.contrast.check(folder, device, ends=False, asked=asked)
+        _check_so_far(log, device, feed, every if called else ())
         for callback in called:  # before the checkpoint: a run killed here calls them again
             if values := callback(step + 1):
                 log.write({"step": step + 1, **values})
         ends = step + 1 == config.steps or (bool(called) and enough())
         if ends:
-            log.contrast.check(folder, device)
+            log.close(device)
         if ends or _is_due(config, step + 1, clock() - saved, device):
             state = _state(feed, config, step + 1, restart) | means.state()
             checkpoints.save(folder / CHECKPOINTS, step + 1, objective, optimizer, state, config.keep_checkpoints)
             saved = clock()
         if ends:
-            log.close()
             return step + 1
         tick = time.perf_counter()
     return start
+
+
+def _check_so_far(log: Log, device: torch.device, feed: Feed, called: Sequence[tuple[int, Callback]]) -> None:
+    """Before a measure; a feed that is a callback itself will bring other batches."""
+    if called and all(callback is not feed for _, callback in called):
+        log.contrast.check(log.path.parent, device, ends=False)
 
 
 def now_and_then(callback: Callback, steps: int, often: int | None = None) -> list[tuple[int, Callback]]:

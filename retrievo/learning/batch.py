@@ -62,6 +62,11 @@ class Relevant(NamedTuple):
     offsets: Tensor  # [B + 1]; query i: offsets[i]:offsets[i + 1]
     itself: Tensor | None = None  # [R] bool: what is the query itself, and so is no positive either; None = nothing is
 
+    def to(self, device: torch.device) -> Relevant:
+        """The same on a device."""
+        ids, hashes, offsets = (sent(tensor, device) for tensor in (self.ids, self.hashes, self.offsets))
+        return Relevant(ids, hashes, offsets, None if self.itself is None else sent(self.itself, device))
+
     def themselves(self) -> Relevant | None:
         """Those that are a query itself alone; None where there are none."""
         if self.itself is None or not self.itself.any():
@@ -111,7 +116,7 @@ class Batch:
             ids=moved(self.ids),
             hashes=moved(self.hashes),
             groups=sent(self.groups, device),
-            relevant=self.relevant and Relevant(*(None if of is None else sent(of, device) for of in self.relevant)),
+            relevant=self.relevant and self.relevant.to(device),
             teacher=None if self.teacher is None else sent(self.teacher, device),
             teacher_vectors=moved(self.teacher_vectors),
             labels=moved(self.labels),

@@ -12,8 +12,8 @@ from retrievo.learning.losses import LOSSES, TILE, Contest, LossSettings, Tile, 
 
 
 class TiledLoss(torch.autograd.Function):
-    """(queries [B, D], documents [P, D], T) -> the weighted sum of losses, each loss alone [k], correct queries, and how
-    many each loss learns from [k].
+    """(queries [B, D], documents [P, D], T) -> the weighted sum of losses, each loss alone [k], correct queries, and
+    how many each loss learns from [k].
 
     Scores live for one tile only. Their gradient G [t, P] is worked out at once, and what it means for the vectors,
     G documents and G^T queries, is kept: nothing is computed twice.
