@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 KINDS = {  # the part of an entry's path before its name, without the number of its format
     "ids": "id map",
+    "identities": "identities of texts",
     "tokens": "tokens",
     "shingles": "word shingles",
     "topics": "topics of queries",

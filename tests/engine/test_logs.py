@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from retrievo.engine.logs import Log, draw
 
@@ -36,7 +37,7 @@ def test_a_picture_is_drawn_of_any_log(tmp_path: Path, steps: int) -> None:
         log.write(record(step))
         if step % 3 == 0:
             log.write({"step": step, "dev mrr@10": 0.5})
-    log.close()
+    log.close(torch.device("cpu"))
     assert (tmp_path / "metrics.png").read_bytes().startswith(b"\x89PNG")
 
 
