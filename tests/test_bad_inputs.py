@@ -712,11 +712,6 @@ CASES: dict[str, tuple[Make, int, str]] = {
         1,
         "its scores lie between 2.5 and 2.5; expected 0 to 1; pass --scores logits",
     ),
-    "labels from logits that are probabilities": (
-        lambda f: ["label", "--run", text(f / "r.trec", "q1 Q0 d1 1 0.7 x\n"), "--output", f / "out"],
-        1,
-        "its scores lie between 0.7 and 0.7; expected logits, some of them below 0; pass --scores probabilities",
-    ),
     "labels of which nobody is sure": (
         lambda f: [
             *("label", "--run", text(f / "r.trec", "q1 Q0 d1 1 1.5 x\nq2 Q0 d1 1 -3 x\nq3 Q0 d1 1 9 x\n")),
