@@ -64,7 +64,7 @@ def lines(folder: Path) -> list[dict[str, Any]]:
 # ------------------------------------------------------------------------------------------------ copies, and queries
 
 
-@pytest.mark.parametrize("title, text", COPIES.values(), ids=COPIES)
+@pytest.mark.parametrize(("title", "text"), COPIES.values(), ids=COPIES)
 def test_mining_takes_no_copy_of_a_relevant_document(title: str, text: str, tmp_path: Path, retrievo: Callable) -> None:
     documents = {"d1": ("", PLAIN), "copy": (title, text), "other": ("", "harbor tides")}
     flags = tables(tmp_path / "data", documents, {"q": "tea"}, [("q", "d1")])
@@ -152,7 +152,7 @@ PAIRS = [(f"q{n}", f"d{n}") for n in range(4)]
 
 
 @pytest.mark.parametrize(
-    "pairs, flags, code, told",
+    ("pairs", "flags", "code", "told"),
     [
         (PAIRS, ["--batch-size", 1], 2, "--batch-size: is 1, and a query has no negatives of its own"),
         (PAIRS[:1], [], 1, "leaves none of its 1 judged queries a negative"),

@@ -32,7 +32,7 @@ def test_the_short_cuts_give_what_the_definition_gives() -> None:
         assert canonical(text) == slowly(text), ascii(text)
 
 
-@pytest.mark.parametrize("title, text", COPIES.values(), ids=COPIES)
+@pytest.mark.parametrize(("title", "text"), COPIES.values(), ids=COPIES)
 def test_a_copy_has_the_identity_of_the_document(title: str, text: str, tmp_path: Path) -> None:
     columns = {"id": ["a", "b", "c"], "title": ["", title, "another"], "text": [PLAIN, text, PLAIN]}
     pq.write_table(pa.table(columns), tmp_path / "corpus.parquet")
