@@ -68,8 +68,7 @@ def fit(
     may change what `feed` gives from the next step on, and what it returns is logged.
     enough: asked after the callbacks, and before the first step of a run that goes on: whether training ends here.
     restart: the finished steps of a run that goes on: from there on the schedule of the learning rate begins anew.
-    clock: seconds, by which checkpoints are written where `save_every` is None.
-    Returns the number of finished steps.
+    clock: seconds, by which checkpoints are written where `save_every` is None. Returns the number of finished steps.
     Raises: RetrievoError where the loss is not finite, nothing was learned, or the checkpoint is of another run.
     """
     objective.to(device)
