@@ -81,7 +81,7 @@ def fit(
     log = _log(folder, start, changed, config)
     tick, saved = time.perf_counter(), clock()
     if start >= config.steps or (start and enough()):
-        log.close()  # killed after its last checkpoint, a run has not drawn its picture
+        log.close(device)  # killed after its last checkpoint, a run has not drawn its picture
         return start
     for step, batch in prefetched(feed.batch, range(start, config.steps), config.prefetch, [n for n, _ in every]):
         waited = time.perf_counter() - tick
