@@ -34,7 +34,8 @@ def mapped_pools(
     if not pools:
         return Ragged(np.empty(0, np.int32), np.zeros(len(queries[1]) + 1, np.int64)), 0
     tables = [queries[0], documents[0], *pools]
-    name = hashlib.blake2b("".join(table.input.fingerprint for table in tables).encode(), digest_size=16).hexdigest()
+    made_of = "".join(table.input.fingerprint for table in tables).encode() + np.packbits(empty).tobytes()
+    name = hashlib.blake2b(made_of, digest_size=16).hexdigest()
 
     def build(folder: Path) -> None:
         _build(pools, queries[1], documents[1], empty, folder)
