@@ -169,14 +169,18 @@ def _output(config: EncodeConfig, table: Table, device: torch.device) -> Output:
 
 
 def _pooling(config: EncodeConfig) -> str:
-    """How vectors come about in the end: vectors are compared by it, whether the folder or a flag says it."""
+    """How vectors are pooled, whether the folder states it, a flag does, or it is assumed of the opened model.
+
+    Vectors are compared by it, and queries are encoded with it.
+    """
     from retrievo.models.checkpoints import locate
+    from retrievo.models.encoder import Encoder
     from retrievo.models.opening import read_folder
-    from retrievo.models.spec import EncoderSpec
 
     chosen = ("pooling",) if config.pooling else ()
     stated = read_folder(locate(config.model, config.revision), config.model, chosen).stated
-    return str(stated.get("pooling") or config.pooling or EncoderSpec.pooling)
+    known = stated.get("pooling") or config.pooling
+    return str(known or Encoder.load(config.model, config.revision, notify=lambda notice: None).spec.pooling)
 
 
 def _encode_shards(config: EncodeConfig, table: Table, output: Output, device: torch.device) -> Manifest:

@@ -89,3 +89,22 @@ def test_a_shard_whose_chunks_do_not_fit_is_encoded_in_smaller_ones_and_says_so(
     assert "chunk_tokens_of_shards" not in Manifest.read(tmp_path / "small").stats
     found, expected = (Embeddings(tmp_path / name).take(np.arange(5_000)) for name in ("crowded", "small"))
     np.testing.assert_array_equal(found, expected)
+
+
+def test_queries_are_pooled_as_the_documents_were_where_nobody_said_how(
+    tiny_decoder: Path, toy_dataset: Path, tmp_path: Path, retrievo: Callable
+) -> None:
+    """A decoder's folder states no pooling: the last token is taken, and the record must not say otherwise."""
+    shared = ["--model", tiny_decoder, "--dtype", "fp32", "--storage-dtype", "float32"]
+    done = retrievo("encode", *shared, "--corpus", toy_dataset, "--output", tmp_path / "documents")
+    assert done.code == 0, done.err
+    assert Manifest.read(tmp_path / "documents").config["pooling"] == "last"
+    said = retrievo("encode", *shared, "--queries", toy_dataset, "--pooling", "last", "--output", tmp_path / "queries")
+    assert said.code == 0, said.err
+    runs = []
+    for queries in (toy_dataset, tmp_path / "queries"):
+        runs.append(tmp_path / f"{len(runs)}" / "run.trec")
+        asked = ["search", "--index", tmp_path / "documents", "--queries", queries, "--depth", 5, "--dtype", "fp32"]
+        found = retrievo(*asked, "--output", runs[-1])
+        assert found.code == 0, found.err
+    assert runs[0].read_text() == runs[1].read_text()
