@@ -130,6 +130,7 @@ def _texts(config: LabelConfig, made: Manifest | None) -> tuple[Judged | None, d
     import pyarrow as pa
 
     from retrievo.data.corpus import Corpus, Queries
+    from retrievo.data.ordering import flat_strings
     from retrievo.retrieval.mining import Judged
     from retrievo.support.errors import RetrievoError
 
@@ -147,7 +148,7 @@ def _texts(config: LabelConfig, made: Manifest | None) -> tuple[Judged | None, d
         return None, {}
     corpus, queries = Corpus(given["corpus"]), Queries(given["queries"])
     none = pa.table({"query_id": pa.array([], pa.string()), "doc_id": pa.array([], pa.string())})
-    texts = Judged(corpus, queries.ids.combine_chunks(), queries.texts, none)
+    texts = Judged(corpus, flat_strings(queries.ids), queries.texts, none)
     return texts, {"corpus": corpus.input, "queries": queries.input}
 
 
