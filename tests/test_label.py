@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -156,6 +157,55 @@ def test_labels_are_trained_on(tiny_model: Path, toy_dataset: Path, tmp_path: Pa
     recorded = Manifest.read(labels, "labels").files
     assert inputs["qrels"]["fingerprint"] == recorded["qrels.parquet"]["blake2b"]
     assert inputs["negatives-1"]["fingerprint"] == recorded["negatives.parquet"]["blake2b"]
+
+
+def reranked(home: Path, rows: list[tuple[str, str, float]], **stats: str) -> Path:
+    """A run that says what its scores are, as `retrievo rerank` writes it."""
+    columns = [pa.array(column) for column in zip(*rows, strict=True)]
+    table = pa.table([*columns, pa.array([0] * len(rows), pa.int32())], names=["query_id", "doc_id", "score", "rank"])
+    told = {
+        "kind": "run",
+        "format": 1,
+        "created_by": "retrievo 0",
+        "command": "x",
+        "config": {},
+        "inputs": {},
+        "stats": stats,
+    }
+    pq.write_table(table.replace_schema_metadata({"retrievo": json.dumps(told)}), home / "told.parquet")
+    return home / "told.parquet"
+
+
+def test_the_unit_of_scores_is_what_the_run_says(home: Path, retrievo: Callable) -> None:
+    young = [("q2", "d2", 0.9), ("q2", "d3", 0.2), ("q2", "d4", 0.1)]
+    command = ["label", "--run", reranked(home, young, scores="logits"), "--positive-above", 0.7]
+    made = retrievo(*command, "--negative-below", 0.54, "--output", home / "labels")
+    assert made.code == 0, made.err
+    assert "taken for" not in made.err
+    assert pairs(home / "labels" / "qrels.parquet") == [("q2", "d2", 1)]  # a probability of 0.71
+    assert Manifest.read(home / "labels", "labels").config["scores"] == "logits"
+    other = retrievo(*command, "--scores", "probabilities", "--output", home / "other")
+    assert (other.code, "--scores: found probabilities; expected logits, as" in other.err) == (1, True)
+    reranked(home, young, scores="similarities")
+    assert "holds similarities; expected scores of a cross-encoder" in retrievo(*command, "--output", home / "no").err
+
+
+def test_the_unit_of_a_foreign_run_is_guessed_and_said(home: Path, retrievo: Callable) -> None:
+    made = retrievo(*labelling(home))
+    assert "they lie between -6 and 9 and are taken for logits" in made.err
+    write_run(home / "sure.trec", [("q2", "d2", 0.95), ("q2", "d3", 0.05)])
+    assert "are taken for probabilities" in retrievo(*labelling(home, run="sure.trec", output="sure")).err
+
+
+def test_a_document_that_is_the_query_gets_no_label(home: Path, retrievo: Callable) -> None:
+    pq.write_table(pa.table({"id": ["d2", "d3"], "text": ["Is  it so?", "It is."]}), home / "corpus.parquet")
+    pq.write_table(pa.table({"id": ["q2"], "text": ["is it so?"]}), home / "queries.parquet")
+    write_run(home / "own.trec", [("q2", "d2", 9.0), ("q2", "d3", 8.0)])
+    texts = ["--corpus", home / "corpus.parquet", "--queries", home / "queries.parquet"]
+    assert retrievo("label", "--run", home / "own.trec", "--output", home / "labels", *texts).code == 0
+    assert pairs(home / "labels" / "qrels.parquet") == [("q2", "d3", 1)]
+    assert Manifest.read(home / "labels", "labels").stats["query_text"] == 1
+    assert "may become relevant" in retrievo("label", "--run", home / "own.trec", "--output", home / "bare").err
 
 
 @pytest.mark.slow

@@ -79,6 +79,7 @@ def test_reranked_is_every_pair_of_the_run_by_the_scores_of_sentence_transformer
     made = retrievo(*reranking(home, toy_dataset, home / "reranked.parquet", "--depth", 5))
     assert made.code == 0, made.err
     assert not (home / "reranked.parquet.scores").exists()
+    assert Manifest.read(home / "reranked.parquet", "run").stats["scores"] == "logits"
     rows, before = (pq.read_table(home / name).to_pylist() for name in ("reranked.parquet", "bm25.parquet"))
     assert {(row["query_id"], row["doc_id"]) for row in rows} == {
         (row["query_id"], row["doc_id"]) for row in before if row["rank"] <= 5
@@ -347,6 +348,7 @@ def test_an_encoder_gives_pairs_the_scores_of_exact_search(
     ):
         made = retrievo(*arguments, *alone)
         assert made.code == 0, made.err
+    assert Manifest.read(scored, "run").stats["scores"] == "similarities"
     searched, found = scores_of(every), scores_of(scored)
     wanted = {*scores_of(home / "bm25.parquet"), *((f"q{n}", f"d{n}") for n in range(160))}
     assert found == {pair: searched[pair] for pair in wanted}
