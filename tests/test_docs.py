@@ -16,7 +16,6 @@ from retrievo.support.options import options_of
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 PAGES = sorted([*CHECKOUT.glob("*.md"), *(CHECKOUT / "docs").glob("*.md")])
-SOURCE = "\n".join(path.read_text(encoding="utf-8") for path in sorted((CHECKOUT / "retrievo").rglob("*.py")))
 
 
 def test_the_reference_of_commands_is_fresh() -> None:
@@ -54,15 +53,3 @@ def test_every_line_to_type_uses_known_commands_and_flags(line: str) -> None:
     known = {option.flag for option in options_of(COMMANDS[command].config)} | {"--help", "--config", "--show-config"}
     typed = [argument.partition("=")[0] for argument in spread([command, *arguments], several_flags())[1:]]
     assert {argument for argument in typed if argument.startswith("--")} <= known
-
-
-@pytest.mark.parametrize(
-    ("command", "name"),
-    [(name, option.name) for name, command in COMMANDS.items() for option in options_of(command.config)],
-)
-def test_no_option_is_dead(command: str, name: str) -> None:
-    """Each is read somewhere: as an attribute, or by name where several are read at once."""
-    read = re.findall(rf"(?:config|given|self|planned)\.{name}\b|[\"']{name}[\"']|\*, .*\b{name}: ", SOURCE)
-    read += re.findall(rf"def read\([^)]*\b{name}: ", SOURCE)  # importers take their options as keywords
-    by_parts = name.startswith(("query_", "document_"))  # joined from role and property in train/config.py
-    assert read or by_parts, f"retrievo {command} --{name.replace('_', '-')} is declared and never read"

@@ -200,6 +200,7 @@ def write_files(folder: Path) -> Path:
 RECIPE = """
 [variables]
 depth = 4
+shards = 1
 [steps.vectors]
 command = "search"
 index = "{index}"
@@ -208,6 +209,7 @@ depth = "{{depth}}"
 [steps.other]
 command = "index"
 embeddings = "{index}"
+shards = "{{shards}}"
 """
 
 
@@ -221,6 +223,7 @@ class Bench:
         self.home, self.runs = home, 0
         self.made: dict[str, str] = {"tiny": str(tiny), "decoder": str(decoder)}
         self.done: dict[tuple[object, ...], Any] = {}
+        self.repeated: set[tuple[str, str]] = set()
 
     def named(self, name: str) -> str:
         """The path of what `{name}` in a line stands for."""
@@ -267,6 +270,8 @@ class Bench:
             patch.setattr("retrievo.engine.logs.draw", lambda *paths: None)  # most of the time of two steps
             patch.setattr("torch.cuda.is_available", lambda: False)
             patch.setattr("typer.main.get_command", COMMAND)
+            patch.setattr("os.fsync", lambda file: None)
+            patch.setattr("torch.cuda.manual_seed_all", lambda seed: None)  # notes down where it was called
             patch.chdir(self.home)
             torch.set_num_threads(1)
             return run_here(*self.words(line, folder))
@@ -290,6 +295,13 @@ class Bench:
             shown = outcome.out.replace(str(folder), "FOLDER")
             self.done[key] = Done(folder, outcome, (outcome.code, shown, found), counted)
         return self.done[key]
+
+    def comes_out_again(self, base: str, line: str, before: Done, *, then: str, typed: str) -> None:
+        """Once for each base: the same line gives the same, or no difference would say anything."""
+        if (base, then) not in self.repeated:
+            self.repeated.add((base, then))
+            same = self.ran(line, then=then, typed=typed, again=1)
+            assert same.seen == before.seen, f"what comes out differs by itself: {line}"
 
 
 @dataclass(frozen=True)
@@ -404,8 +416,7 @@ class Acts:
         assert after.outcome.code == 0, after.told
         assert after.seen != before.seen, f"{self.flags} changed nothing of: {base} {self.instead}"
         assert any((before.seen[1], before.seen[2])), "nothing came out that could differ"
-        same = bench.ran(f"{base} {self.instead}", **options, again=1)
-        assert same.seen == before.seen, f"what comes out differs by itself: {base} {self.instead}"
+        bench.comes_out_again(self.base or command, f"{base} {self.instead}", before, **options)
 
 
 @dataclass(frozen=True)
@@ -517,6 +528,38 @@ def checkpoints(flags: str, expected: list[str], beside: str = "--max-steps 3") 
             assert done.outcome.code == 0, done.told
             found.append(sorted(path.name[-1] for path in (done.folder / "out" / "checkpoints").glob("step-*")))
         assert found[1] == expected != found[0]
+
+    return Does(check)
+
+
+def begins_anew(target: str, beside: str = "") -> Does:
+    """The second call of a function is stopped by Ctrl-C: the same command has one call left, with --restart both."""
+
+    def check(bench: Bench, command: str) -> None:
+        module, _, attribute = target.partition(":")
+        *owner, name = attribute.split(".")
+        place = getattr(importlib.import_module(module), owner[0]) if owner else importlib.import_module(module)
+        real, line = getattr(place, name), f"{BASES[command]} {beside}"
+        found = []
+        for flags in ("", "--restart"):
+            folder, calls, stops = bench.fresh(), [0], [True]
+
+            def call(*args: Any, calls: list[int] = calls, stops: list[bool] = stops, **options: Any) -> Any:
+                calls[0] += 1
+                if stops[0] and calls[0] == 2:
+                    raise KeyboardInterrupt
+                return real(*args, **options)
+
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(place, name, call)
+                patch.setattr("retrievo.retrieval.embeddings.shard_bounds", lambda rows: [(0, 9), (9, rows)])
+                patch.setattr("retrievo.rerank.PAIRS_PER_SHARD", 60)
+                assert bench.here(line, folder).code == 130
+                calls[0], stops[0] = 0, False
+                done = bench.here(f"{line} {flags}", folder)
+            assert done.code == 0, done.err
+            found.append(calls[0])
+        assert found == [1, 2]
 
     return Does(check)
 
@@ -685,6 +728,29 @@ def exports_again(bench: Bench, command: str) -> None:
     assert everything(folder) != before
 
 
+def makes_changed_steps_anew(flags: str, made: list[str]) -> Does:
+    """Two finished steps whose options changed: nothing begins without the flag."""
+
+    def check(bench: Bench, command: str) -> None:
+        folder = bench.fresh()
+        line = "run {files}/recipe.toml --output {folder}/out"
+        assert bench.here(line, folder).code == 0
+
+        def times() -> dict[str, int]:
+            paths = [folder / "out" / "vectors.parquet", folder / "out" / "other" / "manifest.json"]
+            return {path.relative_to(folder / "out").parts[0].split(".")[0]: path.stat().st_mtime_ns for path in paths}
+
+        before, changed = times(), f"{line} --set depth=2 shards=2"
+        only = "" if len(made) == 2 else "--only vectors"
+        assert bench.here(f"{changed} {only}", folder).code == 1
+        assert times() == before
+        done = bench.here(f"{changed} {only} {flags}", folder)
+        assert done.code == 0, done.err
+        assert [name for name, time in times().items() if time != before[name]] == made
+
+    return Does(check)
+
+
 def reads_the_recipe(bench: Bench, command: str) -> None:
     folder = bench.fresh()
     text = (Path(bench.named("files")) / "recipe.toml").read_text()
@@ -792,10 +858,11 @@ FIT: dict[str, Probe] = {
     "dtype": Acts("--dtype bfloat16"),
     "chunk_tokens": Acts("--chunk-tokens 64"),
     "graph_memory": Counted("--graph-memory 0", "forward passes"),
-    "gradient_checkpointing": Counted("--gradient-checkpointing", "layers", beside="--graph-memory 0"),
+    "gradient_checkpointing": Counted("--gradient-checkpointing", "layers", instead="--graph-memory 0"),
     "max_gradient_norm": Acts("--max-gradient-norm 1e-3"),
     "save_every": checkpoints("--save-every 1", ["2", "3"]),
     "keep_checkpoints": checkpoints("--keep-checkpoints 3", ["1", "2", "3"], beside="--max-steps 3 --save-every 1"),
+    "restart": begins_anew("retrievo.engine.loop:gradient_step", "--save-every 1"),
     "tensorboard": Does(writes_for_tensorboard),
     "prefetch": Does(makes_batches_ahead),
     "device": ON_CUDA,
@@ -987,6 +1054,7 @@ PROBES: dict[str, dict[str, Probe]] = {
         "device": ON_CUDA,
         "threads": Counted("--threads 3", "threads of torch", value=3),
         "processes": Does(starts_processes),
+        "restart": begins_anew("retrievo.models.vectors:encode_tokens"),
         "force": forces("--truncate-dim 8"),
     },
     "index": {
@@ -1020,7 +1088,7 @@ PROBES: dict[str, dict[str, Probe]] = {
         "fuse": Acts("--fuse minmax", base="search-both"),
         "fuse_weights": Acts("--fuse-weights 5,1", base="search-both"),
         "tune_on": Acts("--tune-on {small}", base="search-both"),
-        "tune_metric": Acts("--tune-metric p@1", base="search-both", beside="--tune-on {small}"),
+        "tune_metric": Acts("--tune-metric recall@3", base="search-both", beside="--tune-on {small}"),
         "feedback": Acts("--feedback average"),
         "feedback_depth": Acts("--feedback-depth 1", beside="--feedback average"),
         "feedback_weight": Acts("--feedback-weight 0.9", beside="--feedback rocchio"),
@@ -1062,6 +1130,7 @@ PROBES: dict[str, dict[str, Probe]] = {
         "depth": Acts("--depth 2"),
         "min_relevance": Acts("--min-relevance 2", beside="--qrels {small}/qrels/train.parquet"),
         "max_length": Acts("--max-length 9"),
+        "restart": begins_anew("retrievo.rerank:_CrossEncoderScorer.scores"),
         "activation": Acts("--activation sigmoid"),
         "dtype": Acts("--dtype bf16"),
         "chunk_tokens": Counted("--chunk-tokens 64", "chunks"),
@@ -1125,6 +1194,8 @@ PROBES: dict[str, dict[str, Probe]] = {
         "output": lands_where_it_says(),
         "set_": Acts("--set depth=2"),
         "only": Acts("--only vectors"),
+        "force": makes_changed_steps_anew("--force", ["vectors", "other"]),
+        "redo": makes_changed_steps_anew("--redo vectors", ["vectors"]),
         "dry_run": Acts("--dry-run"),
     },
     "demo": {

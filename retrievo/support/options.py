@@ -7,6 +7,7 @@ all come from that field. Standard library only, so that `retrievo --help` stays
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import types
 import typing
@@ -228,6 +229,7 @@ def _plain(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
+@functools.cache
 def options_of(config: type) -> tuple[Option, ...]:
     """The options of a Config in the order of their declaration, positionals first."""
     hints = typing.get_type_hints(config)
