@@ -12,9 +12,11 @@ import hashlib
 import importlib
 import io
 import json
+import os
 import re
 import shlex
 import sys
+import time
 import types
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -160,6 +162,7 @@ BASES = {
     "evaluate-suite": "evaluate --suite {suite} --model {model} --depth 6 --dtype fp32 --output {folder}/out",
     "evaluate-known": "evaluate --known-item title --known-items 12 --corpus {small} --model {model} --depth 6 "
     "--dtype fp32 --output {folder}/out",
+    "cache": "cache",
     "run": "run {files}/recipe.toml --output {folder}/out",
     "demo": "demo --output {folder}/out",
 }
@@ -751,6 +754,37 @@ def makes_changed_steps_anew(flags: str, made: list[str]) -> Does:
     return Does(check)
 
 
+def leaves_in_the_cache(flags: str, left: set[str], beside: str = "") -> Does:
+    """Of an entry of 3,000 bytes that was used ten days ago, and one of 1,000 bytes that was used now."""
+
+    def check(bench: Bench, command: str) -> None:
+        from retrievo.data import cache
+
+        found = []
+        for more in (beside, f"{beside} {flags}"):
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setenv("XDG_CACHE_HOME", str(bench.fresh()))
+                patch.setattr(cache, "_USED", {})
+                for name, size, days in (("old", 3_000, 10), ("new", 1_000, 0)):
+                    cache.cached(f"tokens-1/{name}", lambda folder, s=size: fill(folder, s), [])  # type: ignore[misc]
+                    done = cache.cache_folder() / "tokens-1" / name / cache.DONE
+                    os.utime(done, (time.time() - days * 86_400,) * 2)
+                for mark in cache._USED.values():  # as at the end of a process
+                    mark.release()
+                cache._USED.clear()
+                listed = bench.here(f"cache {more}", bench.home)
+                assert listed.code == 0, listed.err
+                there = cache.cache_folder() / "tokens-1"
+                found.append({path.parent.name for path in there.glob("*/tokens.npy")})
+        assert found == [set() if beside else {"old", "new"}, left]
+
+    return Does(check)
+
+
+def fill(folder: Path, size: int) -> None:
+    (folder / "tokens.npy").write_bytes(bytes(size))
+
+
 def reads_the_recipe(bench: Bench, command: str) -> None:
     folder = bench.fresh()
     text = (Path(bench.named("files")) / "recipe.toml").read_text()
@@ -1188,6 +1222,12 @@ PROBES: dict[str, dict[str, Probe]] = {
         "chunk_tokens": Counted("--chunk-tokens 64", "chunks", base="evaluate-suite"),
         "device": Refused("--device cuda", "torch sees no CUDA device", base="evaluate-suite"),
         "threads": Counted("--threads 3", "threads of torch", base="evaluate-suite", value=3),
+    },
+    "cache": {
+        "prune": leaves_in_the_cache("--prune", set()),
+        "older_than": leaves_in_the_cache("--older-than 5", {"new"}, beside="--prune"),
+        "max_size": leaves_in_the_cache("--max-size 2KB", {"new"}, beside="--prune"),
+        "json": Acts("--json"),
     },
     "run": {
         "file": Does(reads_the_recipe),
