@@ -229,9 +229,13 @@ def _plain(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
-@functools.cache
 def options_of(config: type) -> tuple[Option, ...]:
     """The options of a Config in the order of their declaration, positionals first."""
+    return _options_of(config)
+
+
+@functools.cache
+def _options_of(config: Any) -> tuple[Option, ...]:
     hints = typing.get_type_hints(config)
     found = [_option_of(spec, hints[spec.name]) for spec in dataclasses.fields(config)]
     return tuple(sorted(found, key=lambda known: not known.declaration.positional))
