@@ -785,6 +785,15 @@ def fill(folder: Path, size: int) -> None:
     (folder / "tokens.npy").write_bytes(bytes(size))
 
 
+def ranks_across_corpora(bench: Bench, command: str) -> None:
+    """Indexes of two corpora are refused, unless it is said that both are meant."""
+    folder = bench.fresh()
+    assert bench.here("index --type bm25 --corpus {reworded} --output {folder}/index", folder).code == 0
+    line = "search --index {bm25} --index {folder}/index --queries {small} --depth 8 --output {folder}/run.trec"
+    refused, done = (bench.here(f"{line} {flags}", folder) for flags in ("", "--across-corpora"))
+    assert (refused.code, done.code) == (1, 0), refused.err + done.err
+
+
 def reads_the_recipe(bench: Bench, command: str) -> None:
     folder = bench.fresh()
     text = (Path(bench.named("files")) / "recipe.toml").read_text()
@@ -1121,6 +1130,7 @@ PROBES: dict[str, dict[str, Probe]] = {
         "depth": Acts("--depth 3", base="search-bm25"),
         "fuse": Acts("--fuse minmax", base="search-both"),
         "fuse_weights": Acts("--fuse-weights 5,1", base="search-both"),
+        "across_corpora": Does(ranks_across_corpora),
         "tune_on": Acts("--tune-on {small}", base="search-both"),
         "tune_metric": Acts("--tune-metric recall@3", base="search-both", beside="--tune-on {small}"),
         "feedback": Acts("--feedback average"),
@@ -1157,7 +1167,7 @@ PROBES: dict[str, dict[str, Probe]] = {
         "run": Acts("--run {dense.trec}"),
         "model": Acts("--model {model}"),
         "revision": asks_the_hub(),
-        "corpus": Acts("--corpus {reworded}"),
+        "corpus": Refused("--corpus {reworded}", "was made from another corpus"),
         "queries": Acts("--queries {reworded}"),
         "qrels": Acts("--qrels {small}/qrels/train.parquet"),
         "output": lands_where_it_says(name="run.trec"),
@@ -1198,10 +1208,10 @@ PROBES: dict[str, dict[str, Probe]] = {
             beside="--metrics answer-recall@1 --corpus {small}",
             instead="--answers {files}/answers-1.parquet",
         ),
-        "corpus": Acts(
+        "corpus": Refused(
             "--corpus {reworded}",
+            "is another corpus than",
             beside="--metrics answer-recall@1 --answers {files}/answers-1.parquet",
-            instead="--corpus {small}",
         ),
         "per_query": Acts("--per-query {folder}/values.parquet"),
         "report": Acts("--report {folder}/page.html"),
