@@ -45,11 +45,13 @@ RECORDED = ("learning_rate", "chunk_tokens", "memory_bytes")  # in the log: told
 # ------------------------------------------------------------------------------------------------------ what is there
 
 
-def write_dataset(folder: Path, count: int, seed: int, own: bool = False) -> Path:
+def write_dataset(
+    folder: Path, count: int, seed: int, own: bool = False, letter: str = "d", echo: bool = False
+) -> Path:
     """Documents of 24 to 34 words, every fourth one nearly its neighbour; queries of their words, each with two judged
     documents, of grades 2 and 1.
 
-    own: queries have the ids of documents.
+    own: queries have the ids of documents. letter: what ids begin with. echo: queries are the documents' very texts.
     """
     rng = np.random.default_rng(seed)
     words = [f"{topic}{number}" for topic in TOPICS for number in range(8)]
@@ -61,9 +63,10 @@ def write_dataset(folder: Path, count: int, seed: int, own: bool = False) -> Pat
         chosen = rng.choice(words, 6)
         drawn = rng.choice([*chosen, *FILLERS], rng.integers(24, 34))
         texts.append(" ".join(f"{word}." if place % 7 == 6 else str(word) for place, word in enumerate(drawn)))
-    ids = [f"d{row // 2}#{row % 2}" for row in range(count)]
-    titles = [f"wing{row % 8} heat{row // 8}" for row in range(count)]
+    ids = [f"{letter}{row // 2}#{row % 2}" for row in range(count)]
+    titles = ["" if echo else f"wing{row % 8} heat{row // 8}" for row in range(count)]
     queries = [" ".join([*text.replace(".", "").split()[:5], "over the wings"]) for text in texts]
+    queries = texts if echo else queries
     (folder / "qrels").mkdir(parents=True)
     pq.write_table(pa.table({"id": ids, "title": titles, "text": texts}), folder / "corpus.parquet")
     query_ids = ids if own else [f"q{row}" for row in range(count)]
@@ -219,6 +222,15 @@ shards = "{{shards}}"
 COMMAND = functools.cache(typer.main.get_command)  # 0.1 s each time
 
 
+DATASETS: dict[str, dict[str, Any]] = {
+    "small": {"count": 40, "seed": 1},
+    "other": {"count": 20, "seed": 2},
+    "reworded": {"count": 40, "seed": 5},
+    "apart": {"count": 20, "seed": 6, "letter": "e"},
+    "echo": {"count": 20, "seed": 1, "echo": True},
+}
+
+
 class Bench:
     """Runs lines, each once, over files that are made when a line first names them."""
 
@@ -246,7 +258,7 @@ class Bench:
                 scores = [float(line.split()[4]) for line in Path(self.named("dense.trec")).read_text().splitlines()]
                 path = repr(float(np.median(scores)))  # type: ignore[assignment]
             else:
-                write_dataset(path, *{"small": (40, 1), "other": (20, 2), "reworded": (40, 5)}[name])
+                write_dataset(path, **DATASETS[name])
             self.made[name] = str(path)
         return self.made[name]
 
@@ -788,7 +800,7 @@ def fill(folder: Path, size: int) -> None:
 def ranks_across_corpora(bench: Bench, command: str) -> None:
     """Indexes of two corpora are refused, unless it is said that both are meant."""
     folder = bench.fresh()
-    assert bench.here("index --type bm25 --corpus {reworded} --output {folder}/index", folder).code == 0
+    assert bench.here("index --type bm25 --corpus {apart} --output {folder}/index", folder).code == 0
     line = "search --index {bm25} --index {folder}/index --queries {small} --depth 8 --output {folder}/run.trec"
     refused, done = (bench.here(f"{line} {flags}", folder) for flags in ("", "--across-corpora"))
     assert (refused.code, done.code) == (1, 0), refused.err + done.err
@@ -1185,6 +1197,8 @@ PROBES: dict[str, dict[str, Probe]] = {
     "label": {
         "run": Acts("--run {files}/other.trec"),
         "qrels": Acts("--qrels {files}/judged.txt"),
+        "corpus": Acts("--corpus {reworded}", beside="--queries {echo}", instead="--corpus {echo}"),
+        "queries": Acts("--queries {small}", beside="--corpus {echo}", instead="--queries {echo}"),
         "output": lands_where_it_says(),
         "positive_above": Acts("--positive-above 0.99"),
         "negative_below": Acts("--negative-below 0.01"),
