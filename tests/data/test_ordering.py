@@ -15,6 +15,7 @@ from retrievo.data.ordering import (
     exact_cosines,
     exact_scores,
     exact_similarities,
+    first_ranked,
     flat_strings,
     ranked,
     ranks,
@@ -129,6 +130,13 @@ class TestRepeated:
         assert repeated(np.zeros(len(ids), np.int32), ids) == (0, 10_002)
 
 
+def test_the_first_of_each_group_are_those_at_the_head_of_its_order():
+    group, score = np.array([1, 0, 1, 0, 1, 0]), np.array([1, 5, 3, 5, 2, 4], np.float32)
+    doc_id = pa.array(["a", "b", "c", "d", "e", "f"])
+    assert first_ranked(group, score, doc_id, 2).tolist() == [3, 1, 2, 4]
+    assert first_ranked(group, score, doc_id, 9).tolist() == [3, 1, 5, 2, 4, 0]
+
+
 def test_flat_strings_reads_dictionaries_and_integers():
     chunked = pa.chunked_array([["b", "a"], ["b"]]).dictionary_encode()
     assert flat_strings(chunked).to_pylist() == ["b", "a", "b"]
@@ -211,6 +219,13 @@ class TestExactScores:
         vectors = np.array([[3, 4], [30, 40], [-3, -4], [4, -3], [0, 0]], np.float32)
         assert exact_cosines(query, vectors).tolist() == [1, 1, -1, 0, 0]
         assert exact_cosines(np.zeros(2, np.float32), vectors).tolist() == [0] * 5
+
+    @pytest.mark.parametrize("length", [1e-6, 0.5, 1e6])
+    def test_cosines_of_vectors_of_any_length_are_those_of_unit_length(self, length):
+        vectors = np.array([[3, 4], [4, 3], [-3, -4]], np.float32) / 5
+        query = (vectors[0] * length).astype(np.float32)
+        found = exact_cosines(query, (vectors * length).astype(np.float32))
+        np.testing.assert_allclose(found, [1, 0.96, -1], rtol=1e-6)
 
     @pytest.mark.parametrize(("similarity", "expected"), [("dot", [25, 250, 0]), ("cosine", [1, 1, 0])])
     def test_a_similarity_means_its_own_scores(self, similarity, expected):
