@@ -251,6 +251,20 @@ def test_an_input_that_was_a_glob_is_found_wherever_the_output_lies(tmp_path: Pa
         manifest.input_path("source", "--source")
 
 
+def test_a_file_of_an_artefact_that_was_changed_is_another_input_than_its_manifest_recorded(
+    tmp_path: Path, source: Path
+) -> None:
+    make(output(tmp_path / "out", source))
+    file = tmp_path / "out" / "data.txt"
+    recorded = Manifest.read(tmp_path / "out").files["data.txt"]["blake2b"]
+    assert Input.of(file).fingerprint == recorded
+    file.write_text("data and more")
+    changed = Input.of(file).fingerprint
+    assert changed != recorded
+    (tmp_path / "alone.txt").write_text("data and more")
+    assert changed == Input.of(tmp_path / "alone.txt").fingerprint
+
+
 def test_a_renamed_file_has_the_same_fingerprint_and_a_changed_one_another(tmp_path: Path, source: Path) -> None:
     before = Input.of(source).fingerprint
     renamed = source.rename(tmp_path / "renamed.txt")
