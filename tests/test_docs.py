@@ -29,6 +29,17 @@ def test_links_lead_somewhere(page: Path) -> None:
         assert target.startswith("https://") or (page.parent / target).exists(), f"{page.name}: {target}"
 
 
+def test_every_test_that_the_page_on_reliability_names_is_there() -> None:
+    page = (CHECKOUT / "docs" / "reliability.md").read_text(encoding="utf-8")
+    files = sorted((CHECKOUT / "tests").rglob("*.py"))
+    known = {path.stem for path in files}.union(
+        *(re.findall(r"def (test_\w+)", path.read_text(encoding="utf-8")) for path in files)
+    )
+    named = {name.rstrip("_") for name in re.findall(r"\btest_\w+", page)}
+    assert len(named) > 50
+    assert {name for name in named if not any(other.startswith(name) for other in known)} == set()
+
+
 def lines_typed() -> list[str]:
     """Every `retrievo ...` line of the pages and of the commands' own examples."""
     pages = re.sub(r"\\\n\s*", "", "\n".join(page.read_text(encoding="utf-8") for page in PAGES))
