@@ -222,7 +222,7 @@ def test_the_index_does_not_depend_on_threads_or_batches(folder: Path, tmp_path:
     [
         ([("a", "x"), ("b", "y"), ("a", "z")], "1 of 3 have the id of another"),
         ([("a\0b", "x")], "a NUL in its id"),
-        ([("a", "x"), ("i" * 40_000, "y")], "at most 32766"),
+        ([("a", "x"), ("i" * 40_000, "y")], "at most 32,766"),
     ],
 )
 def test_documents_that_cannot_be_kept_are_errors(
