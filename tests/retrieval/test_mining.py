@@ -116,6 +116,9 @@ def test_only_ranks_of_the_window_and_the_best_of_them_with_top(corpus: Corpus, 
     run = write_run(tmp_path / "run.parquet", everything(["q1"]))
     found = mined(corpus, run, {"q1": ["d30"]}, skip=10, depth=20, samples=4, sampling="top")
     assert [(row["doc_id"], row["rank"]) for row in found.rows] == [("d10", 11), ("d11", 12), ("d12", 13), ("d13", 14)]
+    assert (found.tally.short, found.tally.without) == (0, 0)
+    one = mined(corpus, run, {"q1": ["d30"]}, skip=10, depth=20, samples=1)
+    assert (len(one.rows), one.tally.short, one.tally.without) == (1, 0, 0)
     found = mined(corpus, run, {"q1": ["d30"]}, skip=10, depth=20, samples=40)
     assert [row["rank"] for row in found.rows] == list(range(11, 21))
 
