@@ -54,7 +54,7 @@ def test_tensorboard_gets_every_figure_once_also_of_a_resumed_run(tmp_path: Path
         log.write(record(step))
     again = Log(tmp_path, 2, tensorboard=True)
     again.write(record(3))
-    again.close()
+    again.close(torch.device("cpu"))
     events = accumulator.EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     assert [event.step for event in events.Scalars("loss")] == [1, 2, 3]
     assert events.Scalars("loss")[0].value == pytest.approx(3.0)
