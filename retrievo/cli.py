@@ -10,23 +10,23 @@ from typing import Any
 import typer
 
 import retrievo
-from retrievo.cache import CacheConfig
-from retrievo.demo import DemoConfig
-from retrievo.encode import EncodeConfig
-from retrievo.export import ExportConfig
-from retrievo.import_ import ImportConfig
-from retrievo.index import IndexConfig
-from retrievo.label import LabelConfig
-from retrievo.mine import MineConfig
-from retrievo.pretrain import PretrainConfig
-from retrievo.recipe import RunConfig
-from retrievo.rerank import RerankConfig
+from retrievo.commands.cache import CacheConfig
+from retrievo.commands.demo import DemoConfig
+from retrievo.commands.encode import EncodeConfig
+from retrievo.commands.evaluate_suite import SweepConfig
+from retrievo.commands.export import ExportConfig
+from retrievo.commands.import_ import ImportConfig
+from retrievo.commands.index import IndexConfig
+from retrievo.commands.label import LabelConfig
+from retrievo.commands.mine_negatives import MineConfig
+from retrievo.commands.pretrain import PretrainConfig
+from retrievo.commands.recipe import RunConfig
+from retrievo.commands.rerank import RerankConfig
+from retrievo.commands.train_config import TrainConfig
 from retrievo.search import SearchConfig
 from retrievo.support.commandline import as_markup, command_function, run_app, spread
 from retrievo.support.console import typed_lines
 from retrievo.support.options import Options, options_of
-from retrievo.sweep import SweepConfig
-from retrievo.train.config import TrainConfig
 
 HELP = "Dense retrieval: pre-train, train, encode, index, search, mine negatives, evaluate."
 
@@ -42,25 +42,25 @@ class Command:
 
 
 def _import(config: ImportConfig) -> None:
-    from retrievo.import_ import import_
+    from retrievo.commands.import_ import import_
 
     import_(config)
 
 
 def _encode(config: EncodeConfig) -> None:
-    from retrievo.encode import encode
+    from retrievo.commands.encode import encode
 
     encode(config)
 
 
 def _export(config: ExportConfig) -> None:
-    from retrievo.export import export
+    from retrievo.commands.export import export
 
     export(config)
 
 
 def _index(config: IndexConfig) -> None:
-    from retrievo.index import index
+    from retrievo.commands.index import index
 
     index(config)
 
@@ -75,10 +75,10 @@ def _search(config: SearchConfig) -> None:
 
 
 def _evaluate(config: SweepConfig) -> None:
-    from retrievo.evaluate import evaluate
+    from retrievo.commands.evaluate import evaluate
+    from retrievo.commands.evaluate_suite import sweep
     from retrievo.evaluation.formats import print_evaluation
     from retrievo.evaluation.suite import print_suite
-    from retrievo.sweep import sweep
 
     if config.sweeps:
         print_suite(sweep(config), config.style)
@@ -87,49 +87,49 @@ def _evaluate(config: SweepConfig) -> None:
 
 
 def _pretrain(config: PretrainConfig) -> None:
-    from retrievo.pretrain import pretrain
+    from retrievo.commands.pretrain import pretrain
 
     pretrain(config)
 
 
 def _train(config: TrainConfig) -> None:
-    from retrievo.train import train
+    from retrievo.commands.train import train
 
     train(config)
 
 
 def _mine(config: MineConfig) -> None:
-    from retrievo.mine import mine
+    from retrievo.commands.mine_negatives import mine
 
     mine(config)
 
 
 def _rerank(config: RerankConfig) -> None:
-    from retrievo.rerank import rerank
+    from retrievo.commands.rerank import rerank
 
     rerank(config)
 
 
 def _label(config: LabelConfig) -> None:
-    from retrievo.label import label
+    from retrievo.commands.label import label
 
     label(config)
 
 
 def _run(config: RunConfig) -> None:
-    from retrievo.recipe import run
+    from retrievo.commands.recipe import run
 
     run(config)
 
 
 def _cache(config: CacheConfig) -> None:
-    from retrievo.cache import cache
+    from retrievo.commands.cache import cache
 
     cache(config).print(as_json=config.json)
 
 
 def _demo(config: DemoConfig) -> None:
-    from retrievo.demo import demo
+    from retrievo.commands.demo import demo
 
     demo(config).print(as_json=config.json)
 

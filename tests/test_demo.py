@@ -10,8 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from retrievo.commands.demo import CLAIMS, DATASET, DONE, RUNS, Claim, DemoConfig, Plan, claims, demo
 from retrievo.data.tables import RUN
-from retrievo.demo import CLAIMS, DATASET, DONE, RUNS, Claim, DemoConfig, Plan, claims, demo
 from retrievo.support.commandline import as_typed
 
 TINY = Plan(model="scratch:tiny", crops=32, crop_steps=3, batch=32, steps=3, depth=20, packages=("jinja2", "fsspec"))

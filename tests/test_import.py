@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
+from retrievo.commands.import_ import VECTORS, ImportConfig, import_
 from retrievo.data.importers import FORMATS
-from retrievo.import_ import VECTORS, ImportConfig, import_
 from retrievo.support.errors import UsageError
 from retrievo.support.options import options_of
 

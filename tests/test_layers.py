@@ -22,9 +22,9 @@ LAYERS = {
     "learning": 3,
     "objectives": 4,
     "engine": 5,
+    "search": 5,
 }
-COMPOSITIONS = {"mine": 7, "sweep": 7, "demo": 8, "recipe": 8}  # they call verbs; demo and recipes call mine too
-VERBS, TOP = 6, 9
+VERBS, TOP = 6, 7
 
 
 def layer_of(module: str) -> tuple[int, str]:
@@ -32,7 +32,7 @@ def layer_of(module: str) -> tuple[int, str]:
     name = module.split(".")[1]
     if name in ("cli", "__main__"):
         return TOP, "cli"
-    return (LAYERS | COMPOSITIONS).get(name, VERBS), name
+    return LAYERS.get(name, VERBS), name
 
 
 def imports_of(path: Path) -> Iterator[str]:

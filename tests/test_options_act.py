@@ -568,7 +568,7 @@ def begins_anew(target: str, beside: str = "") -> Does:
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr(place, name, call)
                 patch.setattr("retrievo.retrieval.embeddings.shard_bounds", lambda rows: [(0, 9), (9, rows)])
-                patch.setattr("retrievo.rerank.PAIRS_PER_SHARD", 60)
+                patch.setattr("retrievo.commands.rerank.PAIRS_PER_SHARD", 60)
                 assert bench.here(line, folder).code == 130
                 calls[0], stops[0] = 0, False
                 done = bench.here(f"{line} {flags}", folder)
@@ -816,7 +816,7 @@ def reads_the_recipe(bench: Bench, command: str) -> None:
     assert not (folder / "other" / "other").exists()
 
 
-ROAD = "retrievo.demo."
+ROAD = "retrievo.commands.demo."
 
 
 def walked(flags: str, bench: Bench) -> list[tuple[str, Any]]:
@@ -829,9 +829,9 @@ def walked(flags: str, bench: Bench) -> list[tuple[str, Any]]:
     with pytest.MonkeyPatch.context() as patch:
         for verb in ("index", "search", "encode", "pretrain", "mine", "train"):
             patch.setattr(ROAD + verb, asks(verb))
-        patch.setattr("retrievo.data.importers.docstrings.installed_packages", list)
+        patch.setattr("retrievo.commands.demo_corpus.installed_packages", list)
         patch.setattr(
-            "retrievo.data.importers.docstrings.make_dataset",
+            "retrievo.commands.demo_corpus.make_dataset",
             lambda folder, packages, *, seed, force: asked.append(("dataset", (seed, force))),
         )
         patch.setattr(ROAD + "_Road.untrained", lambda road: asked.append(("untrained", road.config.seed)))
@@ -1186,7 +1186,7 @@ PROBES: dict[str, dict[str, Probe]] = {
         "depth": Acts("--depth 2"),
         "min_relevance": Acts("--min-relevance 2", beside="--qrels {small}/qrels/train.parquet"),
         "max_length": Acts("--max-length 9"),
-        "restart": begins_anew("retrievo.rerank:_CrossEncoderScorer.scores"),
+        "restart": begins_anew("retrievo.commands.rerank:_CrossEncoderScorer.scores"),
         "activation": Acts("--activation sigmoid"),
         "dtype": Acts("--dtype bf16"),
         "chunk_tokens": Counted("--chunk-tokens 64", "chunks"),

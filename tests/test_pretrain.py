@@ -12,8 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from retrievo.commands.pretrain import FIRST_STAGE, PretrainConfig
 from retrievo.models.condenser import HEAD_FILE
-from retrievo.pretrain import FIRST_STAGE, PretrainConfig
 from retrievo.support.artifact import BEGIN, MANIFEST, Manifest
 
 TOPICS = ("wing", "flow", "heat", "shock", "layer", "blade", "engine", "wave")  # of the tiny model's vocabulary
@@ -384,7 +384,7 @@ def test_weights_put_a_factor_before_each_term(
 
 
 def test_vectors_that_become_the_same_are_warned_about_once(capsys: pytest.CaptureFixture[str]) -> None:
-    from retrievo.pretrain import _CollapseWatch
+    from retrievo.commands.pretrain import _CollapseWatch
 
     watch = _CollapseWatch(PretrainConfig(corpus=Path("c"), max_steps=100, warmup=0.1), restart=0)
     for step, spread in ((5, 0.01), (11, 0.5), (12, 0.04), (13, 0.03)):

@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from retrievo.recipe import MARKS, RunConfig, read_recipe
+from retrievo.commands.recipe import MARKS, RunConfig, read_recipe
 from retrievo.support.errors import RetrievoError
 from tests.conftest import Outcome
 

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-import retrievo.rerank as verb
+import retrievo.commands.rerank as verb
 from retrievo.support.artifact import Manifest
 from retrievo.support.errors import RetrievoError
 

@@ -177,7 +177,7 @@ def test_encoding_with_force_is_gone_on_with_shard_by_shard(
 def test_reranking_with_force_is_gone_on_with_and_restart_is_not(
     tiny_model: Path, toy_dataset: Path, tmp_path: Path, retrievo: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import retrievo.rerank as verb
+    import retrievo.commands.rerank as verb
     from retrievo.models.encoder import Encoder
 
     Encoder.load(tiny_model, pooling="mean").save(tmp_path / "model")

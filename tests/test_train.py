@@ -611,9 +611,9 @@ def test_two_data_sets_are_learned_from_in_batches_of_one_each(
 def test_a_data_set_has_the_prefix_of_its_file(
     tiny_model: Path, toy_dataset: Path, other_dataset: Path, retrievo: Callable, tmp_path: Path
 ) -> None:
+    from retrievo.commands.train_build import data_sets, made
+    from retrievo.commands.train_config import TrainConfig
     from retrievo.models.encoder import Encoder
-    from retrievo.train.config import TrainConfig
-    from retrievo.train.making import data_sets, made
 
     def queries(also: Path) -> set[int]:
         config = TrainConfig(

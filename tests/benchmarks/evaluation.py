@@ -30,7 +30,7 @@ READ_AND_SCORE = """
 import json, sys
 from pathlib import Path
 from typing import NamedTuple
-from retrievo.evaluate import EvaluateConfig, evaluate
+from retrievo.commands.evaluate import EvaluateConfig, evaluate
 run, qrels, metrics = sys.argv[1:]
 found = evaluate(EvaluateConfig(run=(Path(run),), qrels=Path(qrels), metrics=tuple(metrics.split())))
 print(json.dumps([*found.means()["run"].values()]))

@@ -49,9 +49,9 @@ def main() -> None:
 
 def measured(data: Path, made: Path, output: Path, model: str) -> dict[str, dict[str, str]]:
     """Run -> metric -> its mean, with the p-value of its difference from the better of the two."""
-    from retrievo.encode import EncodeConfig, encode
-    from retrievo.evaluate import EvaluateConfig, evaluate
-    from retrievo.index import IndexConfig, index
+    from retrievo.commands.encode import EncodeConfig, encode
+    from retrievo.commands.evaluate import EvaluateConfig, evaluate
+    from retrievo.commands.index import IndexConfig, index
     from retrievo.search import SearchConfig, search
 
     qrels, embeddings, judged = data / "qrels" / "test.parquet", made / f"embeddings-{model}", made / "queries.parquet"

@@ -39,7 +39,7 @@ def generate(path: Path, size: int) -> int:
 def run_child(source: Path, output: Path) -> tuple[float, float]:
     """Seconds and peak memory in MB of an import in a process of its own."""
     child = (
-        "import sys; from pathlib import Path; from retrievo.import_ import ImportConfig, import_; "
+        "import sys; from pathlib import Path; from retrievo.commands.import_ import ImportConfig, import_; "
         "import_(ImportConfig(format='jsonl', source=Path(sys.argv[1]), output=Path(sys.argv[2])))"
     )
     start = time.perf_counter()

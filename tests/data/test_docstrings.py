@@ -10,8 +10,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from retrievo.commands.demo_corpus import PACKAGES, Package, installed_packages, make_dataset
 from retrievo.data.corpus import Corpus, Queries
-from retrievo.data.importers.docstrings import PACKAGES, Package, installed_packages, make_dataset
 from retrievo.data.qrels import Qrels
 from retrievo.support.artifact import Manifest
 from retrievo.support.errors import RetrievoError

@@ -13,9 +13,9 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
+from retrievo.commands.import_ import ImportConfig, import_
 from retrievo.data.corpus import Corpus, Queries
 from retrievo.data.tables import NEGATIVES, QRELS, Table
-from retrievo.import_ import ImportConfig, import_
 from retrievo.support.artifact import Manifest
 from retrievo.support.errors import RetrievoError
 

@@ -21,6 +21,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from retrievo.commands.import_ import ImportConfig, import_
 from retrievo.data.importers import negatives, source
 from retrievo.data.importers.dataset import settings_text
 from retrievo.data.importers.ledger import Ledger, SeenHashes
@@ -28,7 +29,6 @@ from retrievo.data.importers.negatives import NegativesWriter
 from retrievo.data.importers.records import read_items, read_jsonl
 from retrievo.data.importers.separated import read_tsv
 from retrievo.data.importers.source import Member, Part, Source, split_of
-from retrievo.import_ import ImportConfig, import_
 from retrievo.support.artifact import Manifest
 from retrievo.support.errors import RetrievoError
 

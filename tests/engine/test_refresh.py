@@ -13,6 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from retrievo.commands.train import train
+from retrievo.commands.train_config import TrainConfig
 from retrievo.data.qrels import Qrels
 from retrievo.engine.checkpoints import save
 from retrievo.engine.refresh import RefreshingFeed
@@ -23,8 +25,6 @@ from retrievo.objectives.data_set import open_data_set
 from retrievo.objectives.finetune import Finetune
 from retrievo.objectives.training_data import TrainingData, TrainingFeed
 from retrievo.support.errors import UsageError
-from retrievo.train import train
-from retrievo.train.config import TrainConfig
 
 DEPTH = 20
 # one thread: a fixture of the module would be made with more of them than what is compared with it

@@ -17,6 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from retrievo.commands.train import train
+from retrievo.commands.train_config import TrainConfig
 from retrievo.engine.step import ALL_GRAPHS, gradient_step
 from retrievo.learning.batch import Relevant
 from retrievo.models.encoder import Encoder
@@ -28,8 +30,6 @@ from retrievo.retrieval.embeddings import Vectors
 from retrievo.retrieval.exact import search_exact
 from retrievo.support.artifact import Manifest
 from retrievo.support.errors import RetrievoError, UsageError
-from retrievo.train import train
-from retrievo.train.config import TrainConfig
 
 DIM, ROWS = 8, 300
 RELEVANT = Relevant(torch.tensor([3, 250, 7]), torch.tensor([3, 250, 7]), torch.tensor([0, 2, 2, 3]))
@@ -276,7 +276,7 @@ def test_stopped_and_run_again_training_ends_in_the_same_bytes(
 def test_cached_equals_uncached_with_a_real_encoder_and_dropout(
     tiny_model: Path, toy_dataset: Path, vectors: Path, tmp_path: Path
 ) -> None:
-    from retrievo.train import _assemble
+    from retrievo.commands.train import _assemble
 
     objective, batch = _assemble(given(tiny_model, toy_dataset, vectors, tmp_path))
     for module in objective.encoder.query_backbone.modules():

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from retrievo.commands.train_config import CROSS_ENCODER, OF_THE_MODEL, OF_THE_QUERY, TrainConfig
 from retrievo.models.source import FIXED_DOCUMENTS, shows_titles
 from retrievo.objectives.choices import objective_class
 from retrievo.objectives.data_set import STAGE_SETTINGS
 from retrievo.support.errors import RetrievoError, UsageError
 from retrievo.support.options import options_of
-from retrievo.train.config import CROSS_ENCODER, OF_THE_MODEL, OF_THE_QUERY, TrainConfig
 
 if TYPE_CHECKING:
     from retrievo.models.encoder import Encoder

@@ -19,15 +19,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from retrievo.commands.encode import EncodeConfig
+from retrievo.commands.evaluate import EvaluateConfig
+from retrievo.commands.import_ import ImportConfig
+from retrievo.commands.index import IndexConfig
+from retrievo.commands.label import LabelConfig
+from retrievo.commands.mine_negatives import MineConfig
+from retrievo.commands.pretrain import PretrainConfig
+from retrievo.commands.rerank import RerankConfig
+from retrievo.commands.train_config import TrainConfig
 from retrievo.data.options import output_option
-from retrievo.encode import EncodeConfig
-from retrievo.evaluate import EvaluateConfig
-from retrievo.import_ import ImportConfig
-from retrievo.index import IndexConfig
-from retrievo.label import LabelConfig
-from retrievo.mine import MineConfig
-from retrievo.pretrain import PretrainConfig
-from retrievo.rerank import RerankConfig
 from retrievo.search import SearchConfig
 from retrievo.support import console
 from retrievo.support.commandline import as_typed
@@ -35,7 +36,6 @@ from retrievo.support.errors import RetrievoError, UsageError, did_you_mean
 from retrievo.support.options import Option, Options, option, options_of
 from retrievo.support.processes import started_together
 from retrievo.support.settings import Layer, read_toml, relative_to, resolve
-from retrievo.train.config import TrainConfig
 
 
 class Kind(NamedTuple):
@@ -47,16 +47,16 @@ class Kind(NamedTuple):
 
 
 COMMANDS = {
-    "import": Kind(ImportConfig, "retrievo.import_:import_", ""),
-    "pretrain": Kind(PretrainConfig, "retrievo.pretrain:pretrain", ""),
-    "mine-negatives": Kind(MineConfig, "retrievo.mine:mine", ".parquet"),
-    "train": Kind(TrainConfig, "retrievo.train:train", ""),
-    "encode": Kind(EncodeConfig, "retrievo.encode:encode", ""),
-    "index": Kind(IndexConfig, "retrievo.index:index", ""),
+    "import": Kind(ImportConfig, "retrievo.commands.import_:import_", ""),
+    "pretrain": Kind(PretrainConfig, "retrievo.commands.pretrain:pretrain", ""),
+    "mine-negatives": Kind(MineConfig, "retrievo.commands.mine_negatives:mine", ".parquet"),
+    "train": Kind(TrainConfig, "retrievo.commands.train:train", ""),
+    "encode": Kind(EncodeConfig, "retrievo.commands.encode:encode", ""),
+    "index": Kind(IndexConfig, "retrievo.commands.index:index", ""),
     "search": Kind(SearchConfig, "retrievo.search:search", ".parquet"),
-    "rerank": Kind(RerankConfig, "retrievo.rerank:rerank", ".parquet"),
-    "label": Kind(LabelConfig, "retrievo.label:label", ""),
-    "evaluate": Kind(EvaluateConfig, "retrievo.evaluate:evaluate", ".json"),
+    "rerank": Kind(RerankConfig, "retrievo.commands.rerank:rerank", ".parquet"),
+    "label": Kind(LabelConfig, "retrievo.commands.label:label", ""),
+    "evaluate": Kind(EvaluateConfig, "retrievo.commands.evaluate:evaluate", ".json"),
 }
 SECTIONS = ("variables", "defaults", "steps")
 MARKS = ".steps"  # folder of the marks

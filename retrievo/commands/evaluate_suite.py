@@ -12,10 +12,10 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from retrievo.commands.encode import EncodeConfig, encode
+from retrievo.commands.evaluate import EvaluateConfig, evaluate
+from retrievo.commands.index import IndexConfig, index
 from retrievo.data.options import output_option, threads_option
-from retrievo.encode import EncodeConfig, encode
-from retrievo.evaluate import EvaluateConfig, evaluate
-from retrievo.index import IndexConfig, index
 from retrievo.models.options import chunk_tokens_option, device_option, dtype_option, model_option, revision_option
 from retrievo.search import SearchConfig, search
 from retrievo.support import console

@@ -12,12 +12,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from retrievo.commands.train_build import data_sets, inputs_of, made
+from retrievo.commands.train_config import CROSS_ENCODER, DEFAULT_EPOCHS, ENCODER, STAGE_FILES, TrainConfig
 from retrievo.engine.settings import MEMORY_OPTIONS, MODEL_FILES, WORKING_FILES
 from retrievo.support import console
 from retrievo.support.errors import UsageError
 from retrievo.support.processes import started_together
-from retrievo.train.config import CROSS_ENCODER, DEFAULT_EPOCHS, ENCODER, STAGE_FILES, TrainConfig
-from retrievo.train.making import data_sets, inputs_of, made
 
 if TYPE_CHECKING:
     import torch

@@ -12,20 +12,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from retrievo.commands.encode import EncodeConfig, encode
+from retrievo.commands.evaluate import EvaluateConfig, evaluate
+from retrievo.commands.index import IndexConfig, index
+from retrievo.commands.mine_negatives import MineConfig, mine
+from retrievo.commands.pretrain import PretrainConfig, pretrain
+from retrievo.commands.train import train
+from retrievo.commands.train_config import TrainConfig
 from retrievo.data.options import force_option, json_option, output_option, threads_option
-from retrievo.encode import EncodeConfig, encode
-from retrievo.evaluate import EvaluateConfig, evaluate
-from retrievo.index import IndexConfig, index
-from retrievo.mine import MineConfig, mine
 from retrievo.models.options import device_option
-from retrievo.pretrain import PretrainConfig, pretrain
 from retrievo.search import SearchConfig, search
 from retrievo.support import console
 from retrievo.support.commandline import as_typed
 from retrievo.support.options import Options, option
 from retrievo.support.settings import Layer, resolve
-from retrievo.train import train
-from retrievo.train.config import TrainConfig
 
 if TYPE_CHECKING:
     from retrievo.evaluation.comparison import Evaluation
@@ -185,7 +185,7 @@ class _Road:
         """All steps; returns the seconds that they took."""
         import time
 
-        from retrievo.data.importers.docstrings import installed_packages, make_dataset
+        from retrievo.commands.demo_corpus import installed_packages, make_dataset
 
         start = time.monotonic()
         with console.inner_steps():

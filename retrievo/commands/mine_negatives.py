@@ -14,6 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from retrievo.commands.encode import EncodeConfig, encode
+from retrievo.commands.index import IndexConfig, index
+from retrievo.commands.stages import trained_stage, write_stage
+from retrievo.commands.train_config import STAGE_NEGATIVES
 from retrievo.data.options import (
     corpus_option,
     force_option,
@@ -23,16 +27,12 @@ from retrievo.data.options import (
     threads_option,
     title_template_option,
 )
-from retrievo.encode import EncodeConfig, encode
-from retrievo.index import IndexConfig, index
-from retrievo.mine.stages import trained_stage, write_stage
 from retrievo.models.options import chunk_tokens_option, device_option, dtype_option, model_option, revision_option
 from retrievo.search import SearchConfig, search
 from retrievo.support import console
 from retrievo.support.errors import UsageError, did_you_mean
 from retrievo.support.options import Options, option
 from retrievo.support.settings import Layer
-from retrievo.train.config import STAGE_NEGATIVES
 
 if TYPE_CHECKING:
     import pyarrow as pa
