@@ -22,8 +22,8 @@ from retrievo.commands.mine_negatives import MineConfig
 from retrievo.commands.pretrain import PretrainConfig
 from retrievo.commands.recipe import RunConfig
 from retrievo.commands.rerank import RerankConfig
+from retrievo.commands.search.config import SearchConfig
 from retrievo.commands.train_config import TrainConfig
-from retrievo.search import SearchConfig
 from retrievo.support.commandline import as_markup, command_function, run_app, spread
 from retrievo.support.console import typed_lines
 from retrievo.support.options import Options, options_of
@@ -66,7 +66,7 @@ def _index(config: IndexConfig) -> None:
 
 
 def _search(config: SearchConfig) -> None:
-    from retrievo.search import converse, search
+    from retrievo.commands.search.run import converse, search
 
     answers = converse(config, typed_lines("question: ")) if config.interactive else [search(config)]
     for answer in answers:

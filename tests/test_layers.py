@@ -22,7 +22,6 @@ LAYERS = {
     "learning": 3,
     "objectives": 4,
     "engine": 5,
-    "search": 5,
 }
 VERBS, TOP = 6, 7
 

@@ -17,11 +17,12 @@ from retrievo.commands.evaluate import EvaluateConfig, evaluate
 from retrievo.commands.index import IndexConfig, index
 from retrievo.commands.mine_negatives import MineConfig, mine
 from retrievo.commands.pretrain import PretrainConfig, pretrain
+from retrievo.commands.search.config import SearchConfig
+from retrievo.commands.search.run import search
 from retrievo.commands.train import train
 from retrievo.commands.train_config import TrainConfig
 from retrievo.data.options import force_option, json_option, output_option, threads_option
 from retrievo.models.options import device_option
-from retrievo.search import SearchConfig, search
 from retrievo.support import console
 from retrievo.support.commandline import as_typed
 from retrievo.support.options import Options, option

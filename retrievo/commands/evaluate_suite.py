@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 from retrievo.commands.encode import EncodeConfig, encode
 from retrievo.commands.evaluate import EvaluateConfig, evaluate
 from retrievo.commands.index import IndexConfig, index
+from retrievo.commands.search.config import SearchConfig
+from retrievo.commands.search.run import search
 from retrievo.data.options import output_option, threads_option
 from retrievo.models.options import chunk_tokens_option, device_option, dtype_option, model_option, revision_option
-from retrievo.search import SearchConfig, search
 from retrievo.support import console
 from retrievo.support.errors import RetrievoError, UsageError
 from retrievo.support.options import option

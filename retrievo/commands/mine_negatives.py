@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from retrievo.commands.encode import EncodeConfig, encode
 from retrievo.commands.index import IndexConfig, index
+from retrievo.commands.search.config import SearchConfig
+from retrievo.commands.search.run import search
 from retrievo.commands.stages import trained_stage, write_stage
 from retrievo.commands.train_config import STAGE_NEGATIVES
 from retrievo.data.options import (
@@ -28,7 +30,6 @@ from retrievo.data.options import (
     title_template_option,
 )
 from retrievo.models.options import chunk_tokens_option, device_option, dtype_option, model_option, revision_option
-from retrievo.search import SearchConfig, search
 from retrievo.support import console
 from retrievo.support.errors import UsageError, did_you_mean
 from retrievo.support.options import Options, option

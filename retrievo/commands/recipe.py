@@ -27,9 +27,9 @@ from retrievo.commands.label import LabelConfig
 from retrievo.commands.mine_negatives import MineConfig
 from retrievo.commands.pretrain import PretrainConfig
 from retrievo.commands.rerank import RerankConfig
+from retrievo.commands.search.config import SearchConfig
 from retrievo.commands.train_config import TrainConfig
 from retrievo.data.options import output_option
-from retrievo.search import SearchConfig
 from retrievo.support import console
 from retrievo.support.commandline import as_typed
 from retrievo.support.errors import RetrievoError, UsageError, did_you_mean
@@ -53,7 +53,7 @@ COMMANDS = {
     "train": Kind(TrainConfig, "retrievo.commands.train:train", ""),
     "encode": Kind(EncodeConfig, "retrievo.commands.encode:encode", ""),
     "index": Kind(IndexConfig, "retrievo.commands.index:index", ""),
-    "search": Kind(SearchConfig, "retrievo.search:search", ".parquet"),
+    "search": Kind(SearchConfig, "retrievo.commands.search.run:search", ".parquet"),
     "rerank": Kind(RerankConfig, "retrievo.commands.rerank:rerank", ".parquet"),
     "label": Kind(LabelConfig, "retrievo.commands.label:label", ""),
     "evaluate": Kind(EvaluateConfig, "retrievo.commands.evaluate:evaluate", ".json"),

@@ -52,7 +52,8 @@ def measured(data: Path, made: Path, output: Path, model: str) -> dict[str, dict
     from retrievo.commands.encode import EncodeConfig, encode
     from retrievo.commands.evaluate import EvaluateConfig, evaluate
     from retrievo.commands.index import IndexConfig, index
-    from retrievo.search import SearchConfig, search
+    from retrievo.commands.search.config import SearchConfig
+    from retrievo.commands.search.run import search
 
     qrels, embeddings, judged = data / "qrels" / "test.parquet", made / f"embeddings-{model}", made / "queries.parquet"
     encode(EncodeConfig(model=model_of(embeddings), queries=judged, output=output / "queries"))

@@ -75,7 +75,8 @@ def took(work: Callable[[], object]) -> tuple[float, float]:
 def bench_exact(given: argparse.Namespace) -> None:
     import faiss
 
-    from retrievo.search import SearchConfig, search
+    from retrievo.commands.search.config import SearchConfig
+    from retrievo.commands.search.run import search
 
     with tempfile.TemporaryDirectory() as home:
         folder = Path(home)

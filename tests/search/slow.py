@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import torch.distributed as dist
 
+from retrievo.commands.search.distributed import company, search_batches
 from retrievo.retrieval.embeddings import Embeddings
-from retrievo.search.company import company, search_batches
 
 
 def slow_lead(house: Path, folder: Path) -> None:

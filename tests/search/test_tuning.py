@@ -9,8 +9,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from retrievo.commands.search.fusion_weights import advice, cross_validated
 from retrievo.retrieval.fusion import Shared, share
-from retrievo.search.tuning import advice, cross_validated
 from retrievo.support.errors import RetrievoError
 
 QUERIES = [f"q{number}" for number in range(40)]

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from retrievo.search.sources import Source, open_corpora, shelves_of
+from retrievo.commands.search.indexes import Source, open_corpora, shelves_of
 from retrievo.support.errors import RetrievoError
 
 if TYPE_CHECKING:
     import numpy as np
 
+    from retrievo.commands.search.config import SearchConfig
     from retrievo.data.corpus import Corpus, Document
-    from retrievo.search import SearchConfig
     from retrievo.support.console import Tick
 
 PAIRS_AT_ONCE = 8_192  # tokens of so many pairs are in memory
@@ -81,7 +81,7 @@ class Reranker:
 
     @staticmethod
     def _held(marked: str, document: Document | None) -> Document:
-        from retrievo.search.across import plain_id
+        from retrievo.commands.search.across import plain_id
 
         if document is None:
             fix = "build its index again"

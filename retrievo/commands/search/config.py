@@ -1,12 +1,10 @@
-"""`retrievo search`: rank documents for a table of queries, or for a question that a person types."""
+"""Options of `retrievo search`, and the names of its choices."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from retrievo.data.options import (
     corpus_option,
@@ -22,29 +20,17 @@ from retrievo.data.options import (
 from retrievo.data.run_files import check_run_suffix
 from retrievo.evaluation.names import check_metric
 from retrievo.models.options import chunk_tokens_option, device_option, dtype_option
-from retrievo.models.splits import noted_splits
 from retrievo.retrieval.aggregation import AGGREGATIONS
 from retrievo.retrieval.feedback import FEEDBACKS
 from retrievo.retrieval.fusion import FUSIONS
-from retrievo.search.plans import DEFAULT_FUSION, FUSED, FUSED_DEPTH, OWN, TABLE_DEPTH, Plan, plan
-from retrievo.search.question import QUESTION_DEPTH, Asker
-from retrievo.search.sources import (
-    Source,
-    accompanied,
-    check_corpora,
-    check_meaning,
-    open_source,
-    warn_of_changed_texts,
-)
-from retrievo.support import console
 from retrievo.support.errors import UsageError
 from retrievo.support.options import Options, flag_of, is_off, option
 
-if TYPE_CHECKING:
-    from retrievo.data.run import RunWriter
-    from retrievo.retrieval.answer import Answer
-    from retrievo.support.artifact import Input
-
+TABLE_DEPTH = 1_000
+FUSED_DEPTH = 100  # of each index at least: what one ranks low another may rank high
+DEFAULT_FUSION = "rrf"
+OWN, FUSED = "own", "fused"  # whose first documents move a query
+QUESTION_DEPTH = 10
 
 _WITH_FEEDBACK = {"feedback": tuple(FEEDBACKS)}
 _WITH_RM3 = {"rm3": ("True",)}
@@ -270,99 +256,3 @@ class SearchConfig(Options):
         idle += [name for name in unset if is_off(getattr(self, name))]
         fused = {"fuse": self.fuse or DEFAULT_FUSION} if self.sources > 1 else {}
         return {name: value for name, value in (own | fused).items() if name not in idle}
-
-
-def search(config: SearchConfig, *, alone: bool = False) -> Answer | None:
-    """Writes a run for a table of queries, or returns the answer to a question.
-
-    alone: by this process, where torchrun started others that do not call this; else every process calls it.
-
-    Raises: RetrievoError where index and queries do not fit; UsageError for options of another kind of index.
-    """
-    sources = _sources(config)
-    with nullcontext(True) if alone else accompanied(config, sources) as leads:
-        if leads and config.question is not None:
-            return Asker(config, sources).answer(config.question)
-        if leads:
-            _write_run(config, plan(config, sources))
-    return None
-
-
-def converse(config: SearchConfig, questions: Iterable[str]) -> Iterator[Answer]:
-    """Answers to one question after another; everything is opened once, before the first.
-
-    Raises: as `search`.
-    """
-    sources = _sources(config)
-    with accompanied(config, sources) as leads:
-        if leads:
-            asker = Asker(config, sources)
-            yield from (asker.answer(question) for question in questions if question.strip())
-
-
-def _sources(config: SearchConfig) -> list[Source]:
-    sources = [open_source(path) for path in config.index]
-    check_meaning(config, sources)
-    check_corpora(config, sources)
-    if config.corpus is None:  # who names a corpus knows which
-        warn_of_changed_texts(sources)
-    return sources
-
-
-def _write_run(config: SearchConfig, plan: Plan) -> None:
-    from retrievo.data.origin import QUERIES, read_now, warn_of_other_judgements
-    from retrievo.data.qrels import Qrels
-    from retrievo.data.run import RunWriter
-    from retrievo.models.source import model_record
-    from retrievo.support.artifact import Input, Output
-
-    assert config.output is not None
-    names = ["index"] if len(config.index) == 1 else [f"index-{n + 1}" for n in range(len(config.index))]
-    indexes = {name: Input.of(path) for name, path in zip(names, config.index, strict=True)}
-    runs = {f"run-{number}": Input.of(path) for number, path in enumerate(config.run, start=1)}
-    qrels = {"qrels": config.tune_on, "judged": config.judged}
-    judged = {name: Qrels.read(path).input for name, path in qrels.items() if path is not None}
-    read = model_record(config.rerank, None)[1] if config.rerank else {}
-    inputs = indexes | runs | judged | {"queries": plan.queries} | ({"ranker": read["model"]} if read else {})
-    inputs |= _corpora([*config.index, *config.run])
-    for qrels_read in judged.values():
-        warn_of_other_judgements(qrels_read, config.queries, read_now(QUERIES, plan.queries))
-    record = config.record() | {"depth": config.run_depth}
-    output = Output(config.output, "run", record, inputs, force=config.force, single_file=True)
-    if output.already_finished():
-        return
-    with output.build() as folder:
-        with RunWriter(folder / config.output.name, format_of=config.output) as writer:
-            with noted_splits() as splits:
-                stats = _write_batches(plan, writer)
-            stats |= splits.stats()
-            writer.close(output.manifest(stats))
-        output.finish(stats)
-    facts = {"made": f"{config.output} ({stats['rows']:,} rows for {stats['queries']:,} queries)"}
-    if stats["without_results"]:
-        facts["empty"] = f"{stats['without_results']:,} queries found nothing"
-    facts["took"] = console.seconds(output.elapsed)
-    console.summary("searched", facts, f"retrievo evaluate --run {config.output} --qrels QRELS")
-
-
-def _corpora(places: Sequence[Path]) -> dict[str, Input]:
-    """The corpora behind indexes and runs, for the manifest: who reads the run knows whose documents it ranks."""
-    from retrievo.data.origin import CORPUS, origins
-    from retrievo.support.artifact import Input
-
-    found = {one.fingerprint: one for place in places for one in origins(place, CORPUS)}
-    names = [CORPUS, *(f"{CORPUS}-{number}" for number in range(2, 1 + len(found)))]
-    return {name: Input(one.path, one.fingerprint) for name, one in zip(names, found.values(), strict=False)}
-
-
-def _write_batches(plan: Plan, writer: RunWriter) -> dict[str, Any]:
-    import numpy as np
-
-    from retrievo.data.columns import taken
-    from retrievo.data.ordering import ranks
-
-    rows = answered = 0
-    for found in plan.batches():
-        writer.write(taken(plan.query_ids, found.query), found.doc_id, found.score, ranks(found.query))
-        rows, answered = rows + len(found.query), answered + len(np.unique(found.query))
-    return {"queries": len(plan.query_ids), "without_results": len(plan.query_ids) - answered, "rows": rows}

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
 
+    from retrievo.commands.search.across import Shelves
+    from retrievo.commands.search.config import SearchConfig
     from retrievo.data.corpus import Corpus
     from retrievo.data.origin import Origin
     from retrievo.models.encoder import Encoder
@@ -25,8 +27,6 @@ if TYPE_CHECKING:
     from retrievo.retrieval.embeddings import Vectors
     from retrievo.retrieval.hits import Hits
     from retrievo.retrieval.lexical import BM25Index
-    from retrievo.search import SearchConfig
-    from retrievo.search.across import Shelves
     from retrievo.support.artifact import Manifest
 
 BM25_KIND, FAISS_KIND, EMBEDDINGS_KIND = "bm25-index", "faiss-index", "embeddings"
@@ -100,7 +100,7 @@ def _is_approximate(manifest: Manifest) -> bool:
 
 def shelves_of(config: SearchConfig) -> Shelves | None:
     """The corpora that are ranked together, where that was asked for."""
-    from retrievo.search.across import Shelves
+    from retrievo.commands.search.across import Shelves
 
     return Shelves.of([*config.index, *config.run]) if config.across_corpora else None
 
@@ -280,9 +280,9 @@ class Dense:
         return self._approximate_batches(queries, depth)
 
     def _exact_batches(self, queries: np.ndarray, depth: int) -> Iterator[Hits]:
+        from retrievo.commands.search.distributed import search_batches
         from retrievo.models.devices import resolve_device
         from retrievo.retrieval.exact import scan_size
-        from retrievo.search.company import search_batches
 
         config = self.config
         size = scan_size(config.batch_size, min(depth, self.rows), self.memory)
@@ -342,7 +342,7 @@ class Dense:
 
 def accompanied(config: SearchConfig, sources: Sequence[Source]) -> AbstractContextManager[bool]:
     """Whether this process leads, of those that torchrun started; the others scan their rows for it until it ends."""
-    from retrievo.search.company import company
+    from retrievo.commands.search.distributed import company
 
     def device() -> str:
         from retrievo.models.devices import resolve_device

@@ -8,11 +8,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
-from retrievo.retrieval.fusion import fuse
-from retrievo.search.across import plain_id
-from retrievo.search.plans import DEFAULT_FUSION, FUSED_DEPTH
-from retrievo.search.reranking import Reranker
-from retrievo.search.sources import (
+from retrievo.commands.search.across import plain_id
+from retrievo.commands.search.config import DEFAULT_FUSION, FUSED_DEPTH, QUESTION_DEPTH
+from retrievo.commands.search.indexes import (
     Dense,
     Source,
     bm25_options,
@@ -22,14 +20,14 @@ from retrievo.search.sources import (
     open_encoder,
     shelves_of,
 )
+from retrievo.commands.search.rerank import Reranker
+from retrievo.retrieval.fusion import fuse
 from retrievo.support.errors import RetrievoError
 
 if TYPE_CHECKING:
+    from retrievo.commands.search.config import SearchConfig
     from retrievo.data.corpus import Corpus, Document
     from retrievo.retrieval.answer import Answer
-    from retrievo.search import SearchConfig
-
-QUESTION_DEPTH = 10
 
 
 class _Asked(NamedTuple):

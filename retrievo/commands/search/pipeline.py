@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from retrievo.retrieval.fusion import fuse, share
-from retrievo.search.sources import (
+from retrievo.commands.search.config import DEFAULT_FUSION, OWN
+from retrievo.commands.search.indexes import (
     EMBEDDINGS_KIND,
     Dense,
     Source,
@@ -20,6 +20,7 @@ from retrievo.search.sources import (
     open_encoder,
     shelves_of,
 )
+from retrievo.retrieval.fusion import fuse, share
 from retrievo.support import console
 from retrievo.support.errors import RetrievoError
 from retrievo.support.options import flag_of
@@ -28,17 +29,13 @@ if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
 
+    from retrievo.commands.search.across import Shelves
+    from retrievo.commands.search.config import SearchConfig
     from retrievo.data.corpus import Queries
     from retrievo.retrieval.lexical import Hits
-    from retrievo.search import SearchConfig
-    from retrievo.search.across import Shelves
     from retrievo.support.artifact import Input
 
 HITS_AT_ONCE = 1 << 20  # of BM25, in memory before they are written
-TABLE_DEPTH = 1_000
-FUSED_DEPTH = 100  # of each index at least: what one ranks low another may rank high
-DEFAULT_FUSION = "rrf"
-OWN, FUSED = "own", "fused"  # whose first documents move a query
 
 
 class Found(NamedTuple):
@@ -87,7 +84,7 @@ def _searched(config: SearchConfig, sources: Sequence[Source], shelves: Shelves 
 
 def _marked(mark: str, plan: Plan) -> Plan:
     """A plan whose documents say of which corpus they are; documents of others never move its queries."""
-    from retrievo.search.across import own_rows, with_mark
+    from retrievo.commands.search.across import own_rows, with_mark
 
     def marked(batches: Iterable[Found]) -> Iterator[Found]:
         yield from (found._replace(doc_id=with_mark(mark, found.doc_id)) for found in batches)
@@ -101,9 +98,9 @@ def _marked(mark: str, plan: Plan) -> Plan:
 
 def _unmarked(shelves: Shelves, plan: Plan) -> Plan:
     """The results with plain ids, in the order that these have."""
+    from retrievo.commands.search.across import check_told_apart, without_mark
     from retrievo.data.columns import taken
     from retrievo.data.ordering import ranked
-    from retrievo.search.across import check_told_apart, without_mark
 
     def batches() -> Iterator[Found]:
         for found in plan.batches():
@@ -117,7 +114,7 @@ def _unmarked(shelves: Shelves, plan: Plan) -> Plan:
 
 def _reranked(config: SearchConfig, sources: Sequence[Source], plan: Plan) -> Plan:
     """The results of a plan, held in memory, with the scores of a cross-encoder."""
-    from retrievo.search.reranking import Reranker
+    from retrievo.commands.search.rerank import Reranker
 
     if _holds_vectors(config):
         raise RetrievoError(config.queries, "holds vectors", "texts with --rerank", "pass the table of queries")
@@ -178,7 +175,7 @@ def _fusion(
 
     last: whether it is the result, whose weights are told.
     """
-    from retrievo.search.tuning import advice, cross_validated
+    from retrievo.commands.search.fusion_weights import advice, cross_validated
 
     method = config.fuse or DEFAULT_FUSION
     if config.tune_on is None:
