@@ -16,6 +16,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = {
     "support": 0,
     "data": 1,
+    "distributed": 1,
     "models": 2,
     "evaluation": 2,
     "retrieval": 2,

@@ -702,7 +702,7 @@ def starts_processes(bench: Bench, command: str) -> None:
         function(config)
 
     with pytest.MonkeyPatch.context() as patch:  # real ones take seconds: tests/test_encode.py
-        patch.setattr("retrievo.learning.launching.run_together", together)
+        patch.setattr("retrievo.distributed.launch.run_together", together)
         patch.setattr("retrievo.retrieval.embeddings.shard_bounds", lambda rows: [(0, 9), (9, rows)])
         for flags in ("", "--processes 2"):
             done = bench.here(f"{BASES[command]} {flags}", bench.fresh())

@@ -20,6 +20,7 @@ from retrievo.data.options import (
     restart_option,
     threads_option,
 )
+from retrievo.distributed.environment import started_together
 from retrievo.models.options import (
     chunk_tokens_option,
     device_option,
@@ -31,7 +32,6 @@ from retrievo.models.options import (
 from retrievo.support import console
 from retrievo.support.errors import UsageError
 from retrievo.support.options import Options, option
-from retrievo.support.processes import started_together
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -92,7 +92,7 @@ def encode(config: EncodeConfig) -> Manifest:
     Raises: RetrievoError for a model or a table that can't be read.
     """
     from retrievo.data.tables import CORPUS, QUERIES, Table
-    from retrievo.learning.distributed import barrier, process_group, rank
+    from retrievo.distributed.collectives import barrier, process_group, rank
     from retrievo.models.devices import prepare_cpu, resolve_device
 
     prepare_cpu(config.threads)
@@ -129,7 +129,7 @@ def _encode_together(config: EncodeConfig, table: Table, processes: int) -> Mani
     """The same by several processes, among which a CPU's cores are divided."""
     import torch
 
-    from retrievo.learning.launching import run_together
+    from retrievo.distributed.launch import run_together
     from retrievo.models.devices import resolve_device
     from retrievo.support.artifact import Manifest
 
@@ -185,7 +185,7 @@ def _pooling(config: EncodeConfig) -> str:
 
 def _encode_shards(config: EncodeConfig, table: Table, output: Output, device: torch.device) -> Manifest:
     """This process's share of the shards; the lead process begins and finishes the folder."""
-    from retrievo.learning.distributed import barrier, rank, world_size
+    from retrievo.distributed.collectives import barrier, rank, world_size
     from retrievo.models.computing import prepared
     from retrievo.models.encoder import Encoder
     from retrievo.models.tokens import warn_of_texts_without_tokens

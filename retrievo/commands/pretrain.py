@@ -163,7 +163,7 @@ def pretrain(config: PretrainConfig) -> Manifest | None:
     heads are not known.
     """
     from retrievo.data.corpus import Corpus
-    from retrievo.learning.distributed import barrier, process_group, rank
+    from retrievo.distributed.collectives import barrier, process_group, rank
     from retrievo.models.devices import prepare_cpu, resolve_device
 
     prepare_cpu(config.threads)
@@ -229,7 +229,7 @@ def _train(
     config: PretrainConfig, corpora: Sequence[Corpus], output: Output, device: torch.device, restart: int
 ) -> Manifest:
     """Every process trains; the lead one begins the folder, exports the encoder and finishes."""
-    from retrievo.learning.distributed import barrier, rank
+    from retrievo.distributed.collectives import barrier, rank
 
     with output.build_together(lead=rank() == 0, barrier=barrier) as folder:
         encoder = _load(config, corpora, restart)
@@ -330,9 +330,9 @@ class _Work:
 
     def fit(self, device: torch.device) -> None:
         """Trains the encoder in place."""
+        from retrievo.distributed.collectives import rank
         from retrievo.engine.logs import in_words
         from retrievo.engine.loop import fit, now_and_then
-        from retrievo.learning.distributed import rank
 
         if rank() == 0:
             self.feed.say_counts()

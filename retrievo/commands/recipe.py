@@ -30,11 +30,11 @@ from retrievo.commands.rerank import RerankConfig
 from retrievo.commands.search.config import SearchConfig
 from retrievo.commands.train_config import TrainConfig
 from retrievo.data.options import output_option
+from retrievo.distributed.environment import started_together
 from retrievo.support import console
 from retrievo.support.commandline import as_typed
 from retrievo.support.errors import RetrievoError, UsageError, did_you_mean
 from retrievo.support.options import Option, Options, option, options_of
-from retrievo.support.processes import started_together
 from retrievo.support.settings import Layer, read_toml, relative_to, resolve
 
 

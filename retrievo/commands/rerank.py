@@ -105,7 +105,7 @@ def rerank(config: RerankConfig) -> Manifest:
     from retrievo.data.corpus import Corpus, Queries
     from retrievo.data.qrels import Qrels
     from retrievo.data.run import Run
-    from retrievo.learning.distributed import barrier, process_group, rank
+    from retrievo.distributed.collectives import barrier, process_group, rank
     from retrievo.models.devices import prepare_cpu, resolve_device
     from retrievo.support.publishing import discard
 
@@ -228,7 +228,7 @@ def _rerank(
     """Every process makes its share of the shards; the lead one joins them to a run."""
     import numpy as np
 
-    from retrievo.learning.distributed import barrier, rank, world_size
+    from retrievo.distributed.collectives import barrier, rank, world_size
     from retrievo.support.publishing import discard
 
     scored, shards = scores.already_finished(lead=rank() == 0, barrier=barrier), scorer.shards(pairs)

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 from retrievo.commands.train_build import data_sets, inputs_of, made
 from retrievo.commands.train_config import CROSS_ENCODER, DEFAULT_EPOCHS, ENCODER, STAGE_FILES, TrainConfig
+from retrievo.distributed.environment import started_together
 from retrievo.engine.settings import MEMORY_OPTIONS, MODEL_FILES, WORKING_FILES
 from retrievo.support import console
 from retrievo.support.errors import UsageError
-from retrievo.support.processes import started_together
 
 if TYPE_CHECKING:
     import torch
@@ -39,7 +39,7 @@ def train(config: TrainConfig) -> Manifest | None:
 
     Raises: RetrievoError for a model or tables that can't be read or do not fit together.
     """
-    from retrievo.learning.distributed import barrier, process_group, rank
+    from retrievo.distributed.collectives import barrier, process_group, rank
     from retrievo.models.devices import prepare_cpu, resolve_device
 
     if config.shard and started_together() == 1:
@@ -114,10 +114,10 @@ def _fit(
     config: TrainConfig, data: Sequence[TrainingData], pool: Pool | None, output: Output, device: torch.device
 ) -> Manifest:
     """Every process trains; the lead one begins the folder, exports the encoder and finishes."""
+    from retrievo.distributed.collectives import barrier, rank
+    from retrievo.distributed.fsdp import shard
     from retrievo.engine.logs import in_words
     from retrievo.engine.loop import fit, now_and_then
-    from retrievo.learning.distributed import barrier, rank
-    from retrievo.learning.sharding import shard
     from retrievo.models.adapters import merge_adapters
 
     if config.draws_from_pools:

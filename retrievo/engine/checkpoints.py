@@ -1,7 +1,7 @@
 """Checkpoints from which training goes on bit for bit: safetensors and JSON in `checkpoints/step-000123/`.
 
 A checkpoint is built under another name and renamed, its manifest written last: what carries a manifest is whole.
-Tensors are written whole even where each rank holds a part (`learning/sharding.py`), so that a run goes on with any
+Tensors are written whole even where each rank holds a part (`distributed/fsdp.py`), so that a run goes on with any
 number of processes, sharded or not. That takes main memory on rank 0: 8 bytes for each weight, while the optimizer's
 state is written; each rank reads one tensor at a time, of which it keeps its part.
 """
@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 import retrievo
-from retrievo.learning.distributed import barrier, rank
-from retrievo.learning.sharding import cut_like, gathered
+from retrievo.distributed.collectives import barrier, rank
+from retrievo.distributed.fsdp import cut_like, gathered
 from retrievo.support.errors import RetrievoError
 from retrievo.support.files import atomic_path, remove, sync, telling_full_disk, write_json
 

@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 
 import torch
 
+from retrievo.distributed.collectives import rank, sum_over_ranks, world_size
 from retrievo.engine.step import GraphMemory, Passes
 from retrievo.learning.batch import Batch
-from retrievo.learning.distributed import rank, sum_over_ranks, world_size
 from retrievo.objectives.objective import Objective
 from retrievo.support import console
 from retrievo.support.errors import RetrievoError

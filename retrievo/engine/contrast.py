@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from retrievo.learning.distributed import as_rank_0_says
+from retrievo.distributed.collectives import as_rank_0_says
 from retrievo.objectives.objective import CONTESTED
 from retrievo.support import console
 from retrievo.support.errors import RetrievoError

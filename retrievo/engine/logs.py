@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from retrievo.distributed.collectives import rank
 from retrievo.engine.contrast import Contrast
 from retrievo.engine.settings import DEVELOPMENT, METRICS, PLOT, TENSORBOARD
-from retrievo.learning.distributed import rank
 from retrievo.support.errors import RetrievoError
 from retrievo.support.files import atomic_path
 

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch.optim import Optimizer
 
+from retrievo.distributed.collectives import as_rank_0_says, broadcast_state, gather_counts
 from retrievo.engine import checkpoints
 from retrievo.engine.chunking import ChunkTokens
 from retrievo.engine.logs import Log
@@ -23,7 +24,6 @@ from retrievo.engine.scaling import LossScale
 from retrievo.engine.settings import CHECKPOINTS, MEMORY_OPTIONS, FitConfig, graph_bytes
 from retrievo.engine.step import GraphMemory, gradient_step
 from retrievo.learning.batch import Batch, Stats
-from retrievo.learning.distributed import as_rank_0_says, broadcast_state, gather_counts
 from retrievo.learning.optimizers import OPTIMIZERS, learning_rate
 from retrievo.models.precision import resolve_dtype
 from retrievo.objectives.objective import Objective
@@ -62,7 +62,7 @@ def fit(
 ) -> int:
     """Trains an objective in place until `max_steps`, from the latest checkpoint under `folder` if there is one.
 
-    objective: whole, or cut by `learning/sharding.py`, and then it stays cut.
+    objective: whole, or cut by `distributed/fsdp.py`, and then it stays cut.
     folder: gets `metrics.jsonl`, a line for each step, its picture `metrics.png`, and `checkpoints/`.
     progress: called with each line. every: (n, callback) pairs, called on all ranks after each n-th step; a callback
     may change what `feed` gives from the next step on, and what it returns is logged.

@@ -19,10 +19,10 @@ from retrievo.data.negatives import Negatives
 from retrievo.data.ordering import flat_strings
 from retrievo.data.tables import NEGATIVES, TableWriter
 from retrievo.data.token_cache import TokenCache
+from retrievo.distributed.collectives import barrier, rank, world_size
 from retrievo.engine import checkpoints
 from retrievo.engine.settings import CHECKPOINTS, REFRESH_DEPTH, REFRESHED, RefreshConfig
 from retrievo.learning.batch import Batch
-from retrievo.learning.distributed import barrier, rank, world_size
 from retrievo.learning.samplers import Ragged, share
 from retrievo.models.computing import computing
 from retrievo.models.encoder import Encoder

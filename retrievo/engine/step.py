@@ -16,11 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from retrievo.distributed.collectives import gather_counts, rank, sum_gradients, sum_over_ranks
+from retrievo.distributed.fsdp import is_sharded, own_part, total_norm
 from retrievo.engine.dropout import SeededDropout
 from retrievo.engine.memory import checkpoints_activations
 from retrievo.learning.batch import Batch, Chunk, Stats
-from retrievo.learning.distributed import gather_counts, rank, sum_gradients, sum_over_ranks
-from retrievo.learning.sharding import is_sharded, own_part, total_norm
 from retrievo.models.chunks import cut_chunks, pad
 from retrievo.models.devices import return_freed_memory, sent
 from retrievo.objectives.objective import Objective

@@ -21,12 +21,12 @@ from retrievo.data.origin import read_now, warn_of_other_judgements, warn_of_oth
 from retrievo.data.qrels import Qrels
 from retrievo.data.run import Run
 from retrievo.data.token_cache import TokenCache
+from retrievo.distributed.collectives import as_rank_0_says, barrier, rank
+from retrievo.distributed.fsdp import is_sharded
 from retrievo.engine.checkpoints import latest_step, load_weights, save_weights
 from retrievo.engine.settings import CHECKPOINTS, DEVELOPMENT, METRICS, ValidationConfig
 from retrievo.evaluation.names import Metric
 from retrievo.evaluation.scoring import evaluate
-from retrievo.learning.distributed import as_rank_0_says, barrier, rank
-from retrievo.learning.sharding import is_sharded
 from retrievo.models.computing import computing
 from retrievo.models.encoder import Encoder
 from retrievo.models.vectors import encode_tokens

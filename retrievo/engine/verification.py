@@ -11,10 +11,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from retrievo.distributed.collectives import process_group, rank
+from retrievo.distributed.launch import run_together
 from retrievo.engine.step import ALL_GRAPHS, Passes, gradient_step
 from retrievo.learning.batch import Batch
-from retrievo.learning.distributed import process_group, rank
-from retrievo.learning.launching import run_together
 from retrievo.objectives.objective import Objective
 from retrievo.support.errors import RetrievoError
 

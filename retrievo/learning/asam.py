@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.optim import AdamW
 
-from retrievo.learning.sharding import whole
+from retrievo.distributed.fsdp import whole
 
 
 class Asam(AdamW):

@@ -14,9 +14,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from retrievo.distributed.collectives import is_shard
 from retrievo.models.attention import PlainAttention
 from retrievo.models.chunks import cut_chunks, pad
-from retrievo.models.devices import is_shard, return_freed_memory, sent
+from retrievo.models.devices import return_freed_memory, sent
 from retrievo.models.precision import recorded_dtype, resolve_dtype
 from retrievo.models.splits import begin_call, say_halved
 from retrievo.support.console import Tick

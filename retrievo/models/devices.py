@@ -37,13 +37,6 @@ def sent(tensor: Tensor, device: torch.device) -> Tensor:
     return tensor.to(device, non_blocking=True)
 
 
-def is_shard(tensor: Tensor) -> bool:
-    """Whether each rank holds a part of a tensor, and not all of it (`learning/sharding.py`)."""
-    from torch.distributed.tensor import DTensor  # 0.7 s, which a search need not wait for
-
-    return isinstance(tensor, DTensor)
-
-
 def return_freed_memory() -> None:
     """Makes glibc give the pages of freed blocks back to the system; elsewhere it does nothing.
 

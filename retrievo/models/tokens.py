@@ -14,36 +14,18 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from retrievo.distributed.environment import TOKENIZER_SWITCH, started_together, tokenizing_environment
 from retrievo.support import console
-from retrievo.support.processes import started_together
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-# The Rust tokenizer works on all cores, which hangs in a process forked after it was used and oversubscribes the cores
-# where several workers do it: parallel in the main process unless the user said otherwise, sequential in workers. Of
-# processes that share one command each has its part of the cores.
-_SWITCH, _THREADS = "TOKENIZERS_PARALLELISM", "RAYON_NUM_THREADS"
-
-
-def tokenizing_environment(processes: int) -> dict[str, str]:
-    """What the environment of each of some processes on this machine says, unless the user said otherwise."""
-    own = {_SWITCH: os.environ.get(_SWITCH, "true")}
-    if processes > 1 or _THREADS in os.environ:
-        own[_THREADS] = os.environ.get(_THREADS, str(max(1, _cores() // processes)))
-    return own
-
-
-def _cores() -> int:
-    """Cores that this process may use, where the system tells."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
 
 if multiprocessing.parent_process() is not None and started_together() == 1:
-    os.environ[_SWITCH] = "false"
+    os.environ[TOKENIZER_SWITCH] = "false"
 else:
     os.environ.update(tokenizing_environment(int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
-os.register_at_fork(after_in_child=lambda: os.environ.__setitem__(_SWITCH, "false"))
+os.register_at_fork(after_in_child=lambda: os.environ.__setitem__(TOKENIZER_SWITCH, "false"))
 
 
 class Tokenized(NamedTuple):

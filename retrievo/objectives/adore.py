@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from retrievo.distributed.collectives import gather_counts, gather_rows
 from retrievo.learning.batch import Batch, Relevant
-from retrievo.learning.distributed import gather_counts, gather_rows
 from retrievo.learning.losses import Contest, identity_mask, pairs_in_order
 from retrievo.models.devices import sent
 from retrievo.models.encoder import Encoder

@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from retrievo.data.sampling import random_keys, uniform
+from retrievo.distributed.collectives import gather_counts, gather_rows, rank, world_size
 from retrievo.learning.batch import Batch, Chunk, Stats
-from retrievo.learning.distributed import gather_counts, gather_rows, rank, world_size
 from retrievo.learning.losses import Contest, LossSettings, weighed
 from retrievo.models.encoder import Encoder, position_limit
 from retrievo.models.spec import ROLES

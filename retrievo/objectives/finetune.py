@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from retrievo.distributed.collectives import gather_counts, gather_rows, rank
 from retrievo.learning.batch import Batch, Chunk, Relevant, Rows, Stats, flat
-from retrievo.learning.distributed import gather_counts, gather_rows, rank
 from retrievo.learning.losses import Contest, LossSettings, Outcome, identity_mask, weighed
 from retrievo.models.encoder import Encoder
 from retrievo.objectives.choices import FinetuneConfig

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from retrievo.distributed.collectives import gather_counts, gather_rows
 from retrievo.learning.batch import Batch, Chunk, Stats
-from retrievo.learning.distributed import gather_counts, gather_rows
 from retrievo.learning.losses import TILE
 from retrievo.models.encoder import Encoder
 from retrievo.objectives.choices import ContrieverConfig

@@ -12,8 +12,8 @@ from retrievo.data.corpus import Corpus
 from retrievo.data.mixing import UNIFORM, apportioned, shares
 from retrievo.data.sampling import random_keys
 from retrievo.data.token_cache import TokenCache
+from retrievo.distributed.collectives import rank, world_size
 from retrievo.learning.batch import Batch
-from retrievo.learning.distributed import rank, world_size
 from retrievo.learning.samplers import share
 from retrievo.models.encoder import Encoder
 from retrievo.models.tokens import Tokenization

@@ -22,8 +22,8 @@ from retrievo.data.run import Run
 from retrievo.data.sampling import random_keys
 from retrievo.data.text_identity import EMPTY, self_retrieval
 from retrievo.data.token_cache import TokenCache
+from retrievo.distributed.collectives import rank, world_size
 from retrievo.learning.batch import Batch
-from retrievo.learning.distributed import rank, world_size
 from retrievo.learning.losses import GROUPED
 from retrievo.learning.samplers import Draw, GroupSampler, Ragged
 from retrievo.models.encoder import Encoder

@@ -7,8 +7,8 @@ from typing import Any
 from tiny import finetune, finetune_batch
 from torch import Tensor
 
+from retrievo.distributed.collectives import rank, world_size
 from retrievo.learning.batch import Batch
-from retrievo.learning.distributed import rank, world_size
 from retrievo.objectives.objective import Objective
 
 GROUPS = [3, 1, 4, 2, 2]

@@ -12,12 +12,7 @@ import torch
 from tiny import SpanPairs, finetune, finetune_batch, span_batch, taught_by_vectors
 from torch import Tensor, nn
 
-from retrievo.engine.chunking import ChunkTokens
-from retrievo.engine.loop import fit
-from retrievo.engine.settings import FitConfig
-from retrievo.engine.step import GraphMemory
-from retrievo.learning.batch import Batch
-from retrievo.learning.distributed import (
+from retrievo.distributed.collectives import (
     as_rank_0_says,
     broadcast_state,
     gather_counts,
@@ -27,6 +22,11 @@ from retrievo.learning.distributed import (
     sum_gradients,
     world_size,
 )
+from retrievo.engine.chunking import ChunkTokens
+from retrievo.engine.loop import fit
+from retrievo.engine.settings import FitConfig
+from retrievo.engine.step import GraphMemory
+from retrievo.learning.batch import Batch
 from retrievo.learning.samplers import share
 from retrievo.objectives.objective import Objective
 

@@ -18,11 +18,11 @@ from ranks import Feed
 from tiny import LONGEST, finetune_batch, rows
 from torch import nn
 
+from retrievo.distributed.collectives import barrier, process_group, rank
+from retrievo.distributed.fsdp import own_part, shard
 from retrievo.engine.loop import fit
 from retrievo.engine.settings import FitConfig
 from retrievo.learning.batch import Batch, Rows
-from retrievo.learning.distributed import barrier, process_group, rank
-from retrievo.learning.sharding import own_part, shard
 from retrievo.models.adapters import add_adapters
 from retrievo.models.cross_encoder import CrossEncoder
 from retrievo.models.encoder import Encoder

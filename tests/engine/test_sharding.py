@@ -14,10 +14,10 @@ from safetensors.torch import load_file
 from shards import QUICK, SHARDED, SLOW, STEPS, STOP, STOPPED, WHOLE, compare, encoder, queries, train
 from tiny import assert_same, finetune, gradients
 
+from retrievo.distributed.fsdp import shard
+from retrievo.distributed.launch import run_together
 from retrievo.engine.checkpoints import WEIGHTS, latest
 from retrievo.engine.step import Passes
-from retrievo.learning.launching import run_together
-from retrievo.learning.sharding import shard
 from retrievo.support.errors import RetrievoError
 
 CASES = [*QUICK, *(pytest.param(case, marks=pytest.mark.slow) for case in SLOW)]

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from retrievo.distributed.collectives import gather_counts, gather_rows, rank
 from retrievo.learning.batch import Batch, Chunk, Relevant, Rows, Stats
-from retrievo.learning.distributed import gather_counts, gather_rows, rank
 from retrievo.models.chunks import pad
 from retrievo.objectives.choices import FinetuneConfig
 from retrievo.objectives.finetune import Finetune

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from retrievo.learning.distributed import process_group, rank, sum_over_ranks
+from retrievo.distributed.collectives import process_group, rank, sum_over_ranks
 from retrievo.support.errors import RetrievoError
 
 

@@ -7,8 +7,8 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from retrievo.learning import distributed
-from retrievo.learning.distributed import (
+from retrievo.distributed import collectives as distributed
+from retrievo.distributed.collectives import (
     _buckets,
     as_rank_0_says,
     barrier,

@@ -11,7 +11,7 @@ import pytest
 from launched import add_up, one_dies, one_fails, one_finds_the_disk_full
 from tokenizing import tokenize
 
-from retrievo.learning.launching import run_together
+from retrievo.distributed.launch import run_together
 from retrievo.support.errors import RetrievoError
 
 

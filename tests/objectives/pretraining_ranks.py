@@ -26,8 +26,8 @@ from transformers import (
 )
 
 from retrievo.data.corpus import Corpus
+from retrievo.distributed.collectives import process_group, rank
 from retrievo.engine.step import gradient_step
-from retrievo.learning.distributed import process_group, rank
 from retrievo.models.condenser import MaskedEncoder
 from retrievo.models.encoder import Encoder
 from retrievo.models.spec import EncoderSpec

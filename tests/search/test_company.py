@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from slow import slow_lead
 
-from retrievo.learning.launching import run_together
+from retrievo.distributed.launch import run_together
 
 
 @pytest.fixture(scope="module")

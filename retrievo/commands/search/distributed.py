@@ -11,9 +11,9 @@ from contextvars import ContextVar
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from retrievo.distributed.environment import started_together
 from retrievo.support.console import is_lead
 from retrievo.support.errors import RetrievoError
-from retrievo.support.processes import started_together
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -54,7 +54,7 @@ def company(device: Callable[[], str], vectors_of: Callable[[Path], Vectors], **
         return
     import torch.distributed as dist
 
-    from retrievo.learning.distributed import process_group, rank
+    from retrievo.distributed.collectives import process_group, rank
 
     with process_group(device()) as place:
         token = _group.set(dist.new_group(backend="gloo", timeout=_PATIENCE))
@@ -113,7 +113,7 @@ def _batches(asked: _Asked, vectors: Vectors, **options: Any) -> Iterator[Hits]:
     """
     import torch.distributed as dist
 
-    from retrievo.learning.distributed import rank, world_size
+    from retrievo.distributed.collectives import rank, world_size
 
     first, end = (vectors.rows * number // world_size() for number in (rank(), rank() + 1))
     own = vectors.part(first, end).search_batches(asked.queries, asked.depth, batch_size=asked.batch_size, **options)

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from multiprocessing.connection import wait
 from typing import Any
 
-from retrievo.models.tokens import tokenizing_environment
+from retrievo.distributed.environment import tokenizing_environment
 from retrievo.support.errors import RetrievoError, told_by_system
 
 

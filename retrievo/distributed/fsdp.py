@@ -13,8 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from retrievo.learning.distributed import at_the_end, broadcast_state, rank, world_size
-from retrievo.models.devices import is_shard
+from retrievo.distributed.collectives import at_the_end, broadcast_state, is_shard, rank, world_size
 from retrievo.support.errors import RetrievoError
 
 
