@@ -20,6 +20,7 @@ LAYERS = {
     "models": 2,
     "evaluation": 2,
     "retrieval": 2,
+    "mining": 3,
     "learning": 3,
     "objectives": 4,
     "engine": 5,

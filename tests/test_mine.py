@@ -197,7 +197,7 @@ def test_searches_survive_a_failure_while_negatives_are_chosen(
         raise RuntimeError("killed")
 
     with monkeypatch.context() as patch:
-        patch.setattr("retrievo.retrieval.audit.report", stop)
+        patch.setattr("retrievo.mining.audit.report", stop)
         with pytest.raises(RuntimeError, match="killed"):
             retrievo(*mine)
         kept = searched.read_bytes()

@@ -16,12 +16,12 @@ import torch
 from retrievo.data.corpus import Corpus
 from retrievo.data.tables import NEGATIVES, RUN
 from retrievo.learning.samplers import Draw
+from retrievo.mining.mining import Judged
 from retrievo.models.encoder import Encoder
 from retrievo.objectives.choices import FinetuneConfig
 from retrievo.objectives.data_set import DataSetConfig
 from retrievo.objectives.finetune import Finetune
 from retrievo.objectives.training_data import TrainingData, TrainingFeed
-from retrievo.retrieval.mining import Judged
 from retrievo.support.artifact import Manifest
 from tests.copies import COPIES, PLAIN
 

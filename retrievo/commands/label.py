@@ -15,8 +15,8 @@ from retrievo.support.options import Options, option
 if TYPE_CHECKING:
     from retrievo.data.qrels import Qrels
     from retrievo.data.run import Run
-    from retrievo.retrieval.labelling import Tally
-    from retrievo.retrieval.mining import Judged
+    from retrievo.mining.mining import Judged
+    from retrievo.mining.pseudo_labels import Tally
     from retrievo.support.artifact import Input, Manifest, Output
 
 LOGITS, PROBABILITIES = "logits", "probabilities"
@@ -131,7 +131,7 @@ def _texts(config: LabelConfig, made: Manifest | None) -> tuple[Judged | None, d
 
     from retrievo.data.corpus import Corpus, Queries
     from retrievo.data.ordering import flat_strings
-    from retrievo.retrieval.mining import Judged
+    from retrievo.mining.mining import Judged
     from retrievo.support.errors import RetrievoError
 
     given = {"corpus": config.corpus, "queries": config.queries}
@@ -162,7 +162,7 @@ def _write(
     from retrievo.data.ordering import flat_strings
     from retrievo.data.tables import NEGATIVES as COLUMNS
     from retrievo.data.tables import QRELS, TableWriter
-    from retrievo.retrieval.labelling import Bounds, Tally, label
+    from retrievo.mining.pseudo_labels import Bounds, Tally, label
 
     tally, bounds = Tally(), Bounds.of(config.positive_above, config.negative_below, logits=config.scores == LOGITS)
     judged = pc.unique(flat_strings(qrels.table["query_id"])) if qrels else pa.array([], pa.large_string())

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
     from retrievo.data.corpus import Corpus, Queries
     from retrievo.data.qrels import Qrels
-    from retrievo.retrieval.mining import Filters, Judged, RandomMiner, RunMiner, Tally
+    from retrievo.mining.mining import Filters, Judged, RandomMiner, RunMiner, Tally
     from retrievo.support.artifact import Input, Manifest, Output
 
 DROPPED_FILE, AUDIT_FILE = "dropped.parquet", "audit.md"  # in the work folder
@@ -291,7 +291,7 @@ class _Work:
     ):
         from retrievo.data.corpus import Queries
         from retrievo.data.ordering import flat_strings
-        from retrievo.retrieval.mining import Judged
+        from retrievo.mining.mining import Judged
 
         self.config, self.corpus, self.table, self.folder, self.vectors = config, corpus, queries, folder, vectors
         self.searched = folder / "searched"  # finished searches, which outlive a kill
@@ -301,7 +301,7 @@ class _Work:
 
     def miners(self) -> Iterator[RandomMiner | RunMiner]:
         """The miners in their order; what they search is kept for later."""
-        from retrievo.retrieval.mining import RandomMiner, RunMiner, in_order
+        from retrievo.mining.mining import RandomMiner, RunMiner, in_order
 
         config, called = self.config, _called(self.config)
         for name, quota in config.sources:
@@ -339,8 +339,8 @@ class _Work:
         import pyarrow as pa
 
         from retrievo.data.tables import NEGATIVES, TableWriter
-        from retrievo.retrieval.audit import Doubts, report
-        from retrievo.retrieval.mining import DROPPED, RULES, Rules, Tally, Window, choose, read_teacher
+        from retrievo.mining.audit import Doubts, report
+        from retrievo.mining.mining import DROPPED, RULES, Rules, Tally, Window, choose, read_teacher
 
         config, tally, doubts = self.config, Tally(), Doubts(self.config.audit)
         window = Window(config.skip, config.depth, config.sampling, config.seed)
@@ -364,7 +364,7 @@ class _Work:
         return stats
 
     def _filters(self) -> Filters:
-        from retrievo.retrieval.mining import Filters
+        from retrievo.mining.mining import Filters
 
         names = ("min_score", "max_score", "margin", "relative_margin", "near_duplicate", "max_teacher_score")
         return Filters(**{name: getattr(self.config, name) for name in names}, positive=self.config.margin_to)
@@ -380,7 +380,7 @@ class _Work:
 
 def _stats(tally: Tally, negatives: int, judged: Judged) -> dict[str, Any]:
     """The figures of the manifest."""
-    from retrievo.retrieval.mining import RULES
+    from retrievo.mining.mining import RULES
 
     counts = {"negatives": negatives, "queries": tally.queries, "short": tally.short, "without": tally.without}
     counts |= {"queries_that_are_documents": judged.documents} if judged.documents else {}

@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    pass
-
-
-def started_together() -> int:
-    """Number of processes that torchrun started, this one among them; 1 without it."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
-
 
 # The Rust tokenizer works on all cores, which hangs in a process forked after it was used and oversubscribes the cores
 # where several workers do it: parallel in the main process unless the user said otherwise, sequential in workers. Of
 # processes that share one command each has its part of the cores.
 TOKENIZER_SWITCH, _THREADS = "TOKENIZERS_PARALLELISM", "RAYON_NUM_THREADS"
+
+
+def started_together() -> int:
+    """Number of processes that torchrun started, this one among them; 1 without it."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def tokenizing_environment(processes: int) -> dict[str, str]:

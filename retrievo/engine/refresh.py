@@ -24,6 +24,7 @@ from retrievo.engine import checkpoints
 from retrievo.engine.settings import CHECKPOINTS, REFRESH_DEPTH, REFRESHED, RefreshConfig
 from retrievo.learning.batch import Batch
 from retrievo.learning.samplers import Ragged, share
+from retrievo.mining.mining import Filters, Judged, Rules, Tally, VectorMiner, Window, choose
 from retrievo.models.computing import computing
 from retrievo.models.encoder import Encoder
 from retrievo.models.vectors import encode_tokens
@@ -36,7 +37,6 @@ from retrievo.retrieval.embeddings import (
     stored_vectors,
     write_shard,
 )
-from retrievo.retrieval.mining import Filters, Judged, Rules, Tally, VectorMiner, Window, choose
 from retrievo.support import console
 from retrievo.support.files import remove
 

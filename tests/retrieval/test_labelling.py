@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from retrievo.data.tables import RUN
-from retrievo.retrieval.labelling import Bounds, Labels, Tally, label
+from retrievo.mining.pseudo_labels import Bounds, Labels, Tally, label
 from retrievo.support.errors import RetrievoError
 
 RUN_HERE: Any = SimpleNamespace(name="reranked", path=Path("reranked.parquet"))

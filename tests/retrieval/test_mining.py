@@ -14,10 +14,8 @@ from hypothesis import strategies as st
 
 from retrievo.data.corpus import Corpus
 from retrievo.data.tables import NEGATIVES, RUN
-from retrievo.retrieval import mining
-from retrievo.retrieval.embeddings import Vectors
-from retrievo.retrieval.hits import joined
-from retrievo.retrieval.mining import (
+from retrievo.mining import mining
+from retrievo.mining.mining import (
     RULES,
     Filters,
     Judged,
@@ -31,6 +29,8 @@ from retrievo.retrieval.mining import (
     in_order,
     read_teacher,
 )
+from retrievo.retrieval.embeddings import Vectors
+from retrievo.retrieval.hits import joined
 from retrievo.support.errors import RetrievoError
 
 WORDS = ["wing", "flow", "heat", "shock", "layer", "blade", "engine", "wave"]

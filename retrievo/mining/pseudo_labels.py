@@ -18,7 +18,7 @@ from retrievo.data.columns import rows_of, table_of
 from retrievo.data.ordering import flat_strings, ranked, ranks, repeated
 from retrievo.data.run import Run
 from retrievo.data.tables import NEGATIVES, QRELS
-from retrievo.retrieval.mining import Judged
+from retrievo.mining.mining import Judged
 from retrievo.support.errors import RetrievoError
 
 

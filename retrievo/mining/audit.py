@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from retrievo.data.corpus import Corpus, Document
-from retrievo.retrieval.mining import JUDGED_BY_SCORE, RULES, Candidates, Judged, Part, Tally
+from retrievo.mining.mining import JUDGED_BY_SCORE, RULES, Candidates, Judged, Part, Tally
 
 SHOWN = 400  # characters of a text
 

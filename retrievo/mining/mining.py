@@ -22,9 +22,9 @@ from retrievo.data.pair_scores import PairScores
 from retrievo.data.run import Run
 from retrievo.data.sampling import random_keys
 from retrievo.data.tables import NEGATIVES, RUN, Table
+from retrievo.mining.near_duplicates import Shingles
 from retrievo.retrieval.embeddings import Vectors
 from retrievo.retrieval.hits import joined
-from retrievo.retrieval.shingles import Shingles
 from retrievo.support.errors import RetrievoError
 from retrievo.support.files import reads_as_parquet
 
