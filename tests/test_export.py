@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from retrievo.retrieval.embeddings import Embeddings
+from retrievo.retrieval.exact import search_batches
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 
@@ -67,7 +68,7 @@ def test_the_example_fills_a_vector_database(imported: Path) -> None:
     first, *found = ran.stdout.splitlines()
     assert first.startswith("5,000 of 5,000 documents")
     source = Embeddings(imported)
-    expected = next(source.search_batches(source.take(np.array([0])).astype(np.float32), 10))
+    expected = next(search_batches(source.take(np.array([0])).astype(np.float32), source, 10))
     assert [line.split("\t")[1] for line in found] == source.ids(expected.row).to_pylist()
 
 

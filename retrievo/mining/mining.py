@@ -253,7 +253,9 @@ class VectorMiner:
 
     def upto(self, first: int, end: int) -> Candidates:
         """Candidates of the queries numbered `first` to `end`."""
-        found = joined(self.vectors.search_batches(self.queries[first:end], self.quota, device=self.device))
+        from retrievo.retrieval.exact import search_batches  # needs torch, which mining from runs does not
+
+        found = joined(search_batches(self.queries[first:end], self.vectors, self.quota, device=self.device))
         query, sources = found.query + first, pa.array([self.name] * len(found.row), pa.string())
         doc_ids = flat_strings(self.vectors.ids(found.row))
         return Candidates(query, found.row, doc_ids, found.score, ranks(query), sources)

@@ -17,7 +17,7 @@ from retrievo.support.errors import RetrievoError, UsageError, did_you_mean
 from retrievo.support.files import HashingFile, atomic_path
 
 if TYPE_CHECKING:
-    from retrievo.retrieval.hits import Hits
+    pass
 
 ROLES = ("document", "query")
 SIMILARITIES = ("dot", "cosine")
@@ -186,12 +186,6 @@ class Vectors:
         part = Vectors(shards, ids, similarity=self.similarity, names=names, owner=self, mapped=self.mapped)
         part.sparing = self.sparing
         return part
-
-    def search_batches(self, queries: np.ndarray, depth: int, **options: Any) -> Iterator[Hits]:
-        """Exact search: see `retrievo.retrieval.exact.search_batches`."""
-        from retrievo.retrieval.exact import search_batches  # needs torch, which reading and importing do not
-
-        return search_batches(queries, self, depth, **options)
 
     def ids(self, rows: np.ndarray | None = None) -> pa.ChunkedArray:
         """The ids of these rows, or of all."""

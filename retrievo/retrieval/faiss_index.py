@@ -103,7 +103,9 @@ class FaissIndex:
 
     def search_batches(self, queries: np.ndarray, depth: int, **options: Any) -> Iterator[Hits]:
         """`search`, a batch of queries at a time; options and errors: see `retrievo.retrieval.exact.search_batches`."""
-        return self.vectors.search_batches(queries, depth, **options)
+        from retrievo.retrieval.exact import search_batches  # needs torch, which reading an index does not
+
+        return search_batches(queries, self.vectors, depth, **options)
 
 
 def _known_type(path: Path, name: str) -> IndexType:

@@ -75,8 +75,10 @@ def search_batches(
     source: Path, queries: np.ndarray, vectors: Vectors, depth: int, *, batch_size: int, device: str, **options: Any
 ) -> Iterator[Hits]:
     """`retrievo.retrieval.exact.search_batches` over all rows, with whatever company the lead process has."""
+    from retrievo.retrieval import exact
+
     if _group.get() is None:
-        yield from vectors.search_batches(queries, depth, batch_size=batch_size, device=device, **options)
+        yield from exact.search_batches(queries, vectors, depth, batch_size=batch_size, device=device, **options)
         return
     import torch
 
@@ -114,9 +116,12 @@ def _batches(asked: _Asked, vectors: Vectors, **options: Any) -> Iterator[Hits]:
     import torch.distributed as dist
 
     from retrievo.distributed.collectives import rank, world_size
+    from retrievo.retrieval import exact
 
     first, end = (vectors.rows * number // world_size() for number in (rank(), rank() + 1))
-    own = vectors.part(first, end).search_batches(asked.queries, asked.depth, batch_size=asked.batch_size, **options)
+    own = exact.search_batches(
+        asked.queries, vectors.part(first, end), asked.depth, batch_size=asked.batch_size, **options
+    )
     for _ in range(0, len(asked.queries), asked.batch_size):
         found = _next(own, first)
         parts: list[Any] = [None] * world_size()
