@@ -21,11 +21,12 @@ LAYERS = {
     "evaluation": 2,
     "retrieval": 2,
     "mining": 3,
-    "learning": 3,
-    "objectives": 4,
-    "engine": 5,
+    "training": 3,
+    "learning": 4,
+    "objectives": 5,
+    "engine": 6,
 }
-VERBS, TOP = 6, 7
+VERBS, TOP = 7, 8
 
 
 def layer_of(module: str) -> tuple[int, str]:

@@ -25,11 +25,11 @@ if TYPE_CHECKING:
     from retrievo.engine.loop import Record
     from retrievo.engine.refresh import RefreshingFeed
     from retrievo.engine.validation import Pool, Validation
-    from retrievo.learning.batch import Batch
     from retrievo.models.encoder import Encoder
     from retrievo.objectives.objective import Objective
     from retrievo.objectives.training_data import TrainingData
     from retrievo.support.artifact import Manifest, Output
+    from retrievo.training.batch import Batch
 
 _VERIFIED_QUERIES = 32  # a batch that fits in one piece
 

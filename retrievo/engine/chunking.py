@@ -10,10 +10,10 @@ import torch
 
 from retrievo.distributed.collectives import rank, sum_over_ranks, world_size
 from retrievo.engine.step import GraphMemory, Passes
-from retrievo.learning.batch import Batch
 from retrievo.objectives.objective import Objective
 from retrievo.support import console
 from retrievo.support.errors import RetrievoError
+from retrievo.training.batch import Batch
 
 _FEWEST, _MOST = 1_024, 1 << 18  # candidates: powers of two between
 _BETTER = 1.03  # a larger chunk must be so much faster to be worth its memory

@@ -23,13 +23,13 @@ from retrievo.engine.memory import checkpoint_activations
 from retrievo.engine.scaling import LossScale
 from retrievo.engine.settings import CHECKPOINTS, MEMORY_OPTIONS, FitConfig, graph_bytes
 from retrievo.engine.step import GraphMemory, gradient_step
-from retrievo.learning.batch import Batch, Stats
 from retrievo.learning.optimizers import OPTIMIZERS, learning_rate
 from retrievo.models.precision import resolve_dtype
 from retrievo.objectives.objective import Objective
 from retrievo.support import console
 from retrievo.support.errors import RetrievoError
 from retrievo.support.options import flag_of
+from retrievo.training.batch import Batch, Stats
 
 SAVE_SECONDS = 300.0  # between checkpoints, where no number of steps is given: what a killed run loses at most
 

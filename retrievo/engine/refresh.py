@@ -22,7 +22,6 @@ from retrievo.data.token_cache import TokenCache
 from retrievo.distributed.collectives import barrier, rank, world_size
 from retrievo.engine import checkpoints
 from retrievo.engine.settings import CHECKPOINTS, REFRESH_DEPTH, REFRESHED, RefreshConfig
-from retrievo.learning.batch import Batch
 from retrievo.learning.samplers import Ragged, share
 from retrievo.mining.mining import Filters, Judged, Rules, Tally, VectorMiner, Window, choose
 from retrievo.models.computing import computing
@@ -39,6 +38,7 @@ from retrievo.retrieval.embeddings import (
 )
 from retrievo.support import console
 from retrievo.support.files import remove
+from retrievo.training.batch import Batch
 
 _STORAGE = "float16"  # as `retrievo encode` stores vectors
 _VECTORS = "vectors"

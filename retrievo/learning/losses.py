@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from retrievo.learning.batch import Relevant
+    from retrievo.training.batch import Relevant
 
 TILE = 1 << 23  # scores worked out at once (32 MiB each time they are copied)
 SCOPES = ("batch", "group")

@@ -14,7 +14,6 @@ from torch.nn import functional
 
 from retrievo.data.sampling import random_keys, uniform
 from retrievo.distributed.collectives import gather_counts, gather_rows, rank, world_size
-from retrievo.learning.batch import Batch, Chunk, Stats
 from retrievo.learning.losses import Contest, LossSettings, weighed
 from retrievo.models.encoder import Encoder, position_limit
 from retrievo.models.spec import ROLES
@@ -35,6 +34,7 @@ from retrievo.objectives.views import (
     without,
 )
 from retrievo.support.errors import RetrievoError
+from retrievo.training.batch import Batch, Chunk, Stats
 
 QUERY, DOCUMENT = ROLES  # the named sets: a view in the role of a query, another in that of its key
 _WINDOW, _CROP, _KEEP, _CORRUPT = range(4)  # one stream of random numbers for each purpose

@@ -12,12 +12,12 @@ from torch import Tensor
 from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 
-from retrievo.learning.batch import Batch, Chunk, Rows, Stats
 from retrievo.learning.samplers import Draw
 from retrievo.models.cross_encoder import CrossEncoder
 from retrievo.objectives.choices import CrossEncoderConfig
 from retrievo.objectives.objective import CONTESTED, Objective
 from retrievo.objectives.training_data import GroupFeed, TrainingData
+from retrievo.training.batch import Batch, Chunk, Rows, Stats
 
 PAIR = "pair"
 

@@ -8,8 +8,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from retrievo.learning.batch import Rows
 from retrievo.models.tokens import Tokenization
+from retrievo.training.batch import Rows
 
 
 class Document(NamedTuple):

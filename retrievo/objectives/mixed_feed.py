@@ -9,9 +9,9 @@ import numpy as np
 
 from retrievo.data.mixing import apportioned, shares
 from retrievo.data.token_cache import TokenCache
-from retrievo.learning.batch import Batch
 from retrievo.objectives.training_data import GroupFeed
 from retrievo.support.errors import UsageError
+from retrievo.training.batch import Batch
 
 
 class MixedFeed:

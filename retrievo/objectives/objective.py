@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from retrievo.learning.batch import Batch, Chunk, Stats
 from retrievo.models.encoder import Encoder
+from retrievo.training.batch import Batch, Chunk, Stats
 
 CONTESTED = "_contested"  # what figures end with that say which share of the rows a loss has anything to learn from
 Collator = Callable[[Sequence[Any]], Batch]

@@ -13,7 +13,6 @@ from torch import Tensor
 from torch.nn import functional
 
 from retrievo.data.sampling import random_keys
-from retrievo.learning.batch import Batch, Chunk, Stats
 from retrievo.models.condenser import HEAD_LAYERS, CondenserHead, MaskedEncoder
 from retrievo.models.encoder import position_limit
 from retrievo.objectives.choices import CoCondenserConfig, CondenserConfig, MlmConfig
@@ -24,6 +23,7 @@ from retrievo.objectives.objective import CONTESTED, Objective
 from retrievo.objectives.views import LEAST_SPAN, cut_pairs, cut_windows, gather, whole_sentences
 from retrievo.support import console
 from retrievo.support.errors import RetrievoError
+from retrievo.training.batch import Batch, Chunk, Stats
 
 SPAN = "span"  # the named set of every objective here
 _CUT, _MASK = range(2)  # one stream of random numbers for each purpose

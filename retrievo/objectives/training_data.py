@@ -23,7 +23,6 @@ from retrievo.data.sampling import random_keys
 from retrievo.data.text_identity import EMPTY, self_retrieval
 from retrievo.data.token_cache import TokenCache
 from retrievo.distributed.collectives import rank, world_size
-from retrievo.learning.batch import Batch
 from retrievo.learning.losses import GROUPED
 from retrievo.learning.samplers import Draw, GroupSampler, Ragged
 from retrievo.models.encoder import Encoder
@@ -38,6 +37,7 @@ from retrievo.retrieval.clusters import topics_of
 from retrievo.support import console
 from retrievo.support.artifact import Input
 from retrievo.support.errors import RetrievoError
+from retrievo.training.batch import Batch
 
 _BLOCK = 1 << 20  # pairs looked at at once
 

@@ -29,7 +29,6 @@ from memory import peak
 
 from retrievo.data.corpus import Corpus
 from retrievo.engine.step import gradient_step
-from retrievo.learning.batch import Batch, Chunk
 from retrievo.models.chunks import cut_chunks, pad
 from retrievo.models.condenser import MaskedEncoder
 from retrievo.models.devices import prepare_cpu
@@ -38,6 +37,7 @@ from retrievo.objectives.choices import OBJECTIVES, objective_class
 from retrievo.objectives.objective import Objective
 from retrievo.objectives.pretraining import SPAN
 from retrievo.objectives.pretraining_data import PretrainFeed
+from retrievo.training.batch import Batch, Chunk
 
 CHUNK_TOKENS, DTYPE = 4_096, torch.bfloat16
 

@@ -22,13 +22,13 @@ import torch
 from retrievo.data.corpus import Corpus, Queries
 from retrievo.data.qrels import Qrels
 from retrievo.engine.step import GraphMemory, gradient_step
-from retrievo.learning.batch import Batch
 from retrievo.models.encoder import Encoder
 from retrievo.objectives.choices import FinetuneConfig
 from retrievo.objectives.data_set import DataSetConfig
 from retrievo.objectives.finetune import Finetune
 from retrievo.objectives.training_data import TrainingData, TrainingFeed
 from retrievo.support.sizes import bytes_of
+from retrievo.training.batch import Batch
 
 
 def main() -> None:

@@ -26,9 +26,9 @@ from retrievo.engine.chunking import ChunkTokens
 from retrievo.engine.loop import fit
 from retrievo.engine.settings import FitConfig
 from retrievo.engine.step import GraphMemory
-from retrievo.learning.batch import Batch
 from retrievo.learning.samplers import share
 from retrievo.objectives.objective import Objective
+from retrievo.training.batch import Batch
 
 STEPS = 20
 _GROUPED = ("group", "pairwise", "batch-margin-mse")

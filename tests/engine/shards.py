@@ -22,7 +22,6 @@ from retrievo.distributed.collectives import barrier, process_group, rank
 from retrievo.distributed.fsdp import own_part, shard
 from retrievo.engine.loop import fit
 from retrievo.engine.settings import FitConfig
-from retrievo.learning.batch import Batch, Rows
 from retrievo.models.adapters import add_adapters
 from retrievo.models.cross_encoder import CrossEncoder
 from retrievo.models.encoder import Encoder
@@ -30,6 +29,7 @@ from retrievo.objectives.choices import CrossEncoderConfig, FinetuneConfig
 from retrievo.objectives.cross_encoder import BinaryCrossEncoder, GroupCrossEncoder
 from retrievo.objectives.finetune import Finetune
 from retrievo.objectives.objective import Objective
+from retrievo.training.batch import Batch, Rows
 
 GROUPS = EVERY[:4]
 STEPS, STOP = len(GROUPS), 2  # at the third one rank 1 has no rows

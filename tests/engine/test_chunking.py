@@ -15,8 +15,8 @@ from tiny import finetune, finetune_batch
 from retrievo.engine.chunking import ChunkTokens
 from retrievo.engine.loop import fit
 from retrievo.engine.step import GraphMemory
-from retrievo.learning.batch import Chunk
 from retrievo.support.errors import RetrievoError
+from retrievo.training.batch import Chunk
 
 CPU = torch.device("cpu")
 

@@ -14,13 +14,13 @@ from tiny import TinyEncoder, finetune, finetune_batch, taught_by_vectors
 from retrievo.engine import checkpoints
 from retrievo.engine.loop import fit, now_and_then, prefetched
 from retrievo.engine.settings import FitConfig
-from retrievo.learning.batch import Batch
 from retrievo.learning.losses import BATCH_TAUGHT, LOSSES, TAUGHT
 from retrievo.learning.optimizers import OPTIMIZERS, SCHEDULES
 from retrievo.objectives.choices import FinetuneConfig
 from retrievo.objectives.finetune import Finetune
 from retrievo.objectives.objective import Objective
 from retrievo.support.errors import RetrievoError, UsageError
+from retrievo.training.batch import Batch
 
 PER_EPOCH = 4
 

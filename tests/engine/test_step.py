@@ -23,8 +23,8 @@ from tiny import (
 from torch import Tensor
 
 from retrievo.engine.step import ALL_GRAPHS, GraphMemory, Passes, gradient_step
-from retrievo.learning.batch import Batch, Chunk, Rows
 from retrievo.objectives.objective import Objective
+from retrievo.training.batch import Batch, Chunk, Rows
 
 FOUR_GROUPS = [3, 1, 4, 2]
 

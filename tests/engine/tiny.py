@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from retrievo.distributed.collectives import gather_counts, gather_rows, rank
-from retrievo.learning.batch import Batch, Chunk, Relevant, Rows, Stats
 from retrievo.models.chunks import pad
 from retrievo.objectives.choices import FinetuneConfig
 from retrievo.objectives.finetune import Finetune
 from retrievo.objectives.objective import Objective
+from retrievo.training.batch import Batch, Chunk, Relevant, Rows, Stats
 
 VOCABULARY, DIM, LONGEST = 50, 16, 12
 

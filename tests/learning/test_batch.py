@@ -6,7 +6,7 @@ import pickle
 
 import torch
 
-from retrievo.learning.batch import Batch, Relevant, Rows
+from retrievo.training.batch import Batch, Relevant, Rows
 
 
 def test_rows_know_their_size_and_lengths() -> None:

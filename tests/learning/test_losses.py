@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 from torch.nn import functional
 
 from retrievo.learning import tiles
-from retrievo.learning.batch import Relevant
 from retrievo.learning.losses import (
     LOSSES,
     SCOPES,
@@ -27,6 +26,7 @@ from retrievo.learning.losses import (
     identity_mask,
     weighed,
 )
+from retrievo.training.batch import Relevant
 
 NOTHING = torch.zeros(2, 0, dtype=torch.int64)
 

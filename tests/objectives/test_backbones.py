@@ -13,7 +13,6 @@ from pretraining_ranks import FAMILIES, model, texts
 
 from retrievo.data.sampling import random_keys
 from retrievo.engine.step import gradient_step
-from retrievo.learning.batch import Batch
 from retrievo.models.condenser import HEAD_FILE, MaskedEncoder
 from retrievo.models.encoder import Encoder
 from retrievo.models.vectors import encode_tokens
@@ -23,6 +22,7 @@ from retrievo.objectives.framing import Document
 from retrievo.objectives.masking import IGNORED
 from retrievo.objectives.objective import Objective
 from retrievo.objectives.pretraining import CoCondenser, Condenser
+from retrievo.training.batch import Batch
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

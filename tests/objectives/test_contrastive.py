@@ -20,13 +20,13 @@ from torch.nn import functional
 from retrievo.data.sampling import random_keys
 from retrievo.engine.step import ALL_GRAPHS, Passes, gradient_step
 from retrievo.learning import tiles
-from retrievo.learning.batch import Batch
 from retrievo.objectives.choices import SimClrConfig
 from retrievo.objectives.contrastive import DOCUMENT, QUERY, ClozeCollator, CropCollator, figures
 from retrievo.objectives.corruption import Corruption
 from retrievo.objectives.framing import Document, Frame
 from retrievo.objectives.objective import Objective
 from retrievo.support.errors import RetrievoError, UsageError
+from retrievo.training.batch import Batch
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 FRAMES = {QUERY: Frame((2,), (3,)), DOCUMENT: Frame((2,), (3,))}

@@ -34,7 +34,6 @@ from torch import Tensor
 from retrievo.data.sampling import random_keys
 from retrievo.engine.step import ALL_GRAPHS, Passes, gradient_step
 from retrievo.learning import tiles
-from retrievo.learning.batch import Batch, Chunk
 from retrievo.models.chunks import pad
 from retrievo.models.condenser import MaskedEncoder
 from retrievo.objectives import pretraining
@@ -44,6 +43,7 @@ from retrievo.objectives.masking import IGNORED
 from retrievo.objectives.objective import Objective
 from retrievo.objectives.pretraining import CoCondenser, Condenser, MaskedLanguageModel, SpanCollator
 from retrievo.support.errors import RetrievoError
+from retrievo.training.batch import Batch, Chunk
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SCRIPT, ROOT = Path(__file__).with_name("pretraining_ranks.py"), Path(__file__).parents[2]
