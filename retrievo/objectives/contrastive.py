@@ -18,11 +18,11 @@ from retrievo.learning.losses import Contest, LossSettings, weighed
 from retrievo.models.encoder import Encoder, position_limit
 from retrievo.models.spec import ROLES
 from retrievo.objectives.choices import IctConfig, SimClrConfig, ViewsConfig
-from retrievo.objectives.corruption import Corruption
-from retrievo.objectives.framing import Document, Frame, frame, framed
-from retrievo.objectives.masking import Vocabulary
 from retrievo.objectives.objective import CONTESTED, Objective, encoded
-from retrievo.objectives.views import (
+from retrievo.support.errors import RetrievoError
+from retrievo.training.augment.corruption import Corruption
+from retrievo.training.augment.masking import Vocabulary
+from retrievo.training.augment.spans import (
     LEAST_SPAN,
     Spans,
     crop_lengths,
@@ -33,7 +33,7 @@ from retrievo.objectives.views import (
     inside,
     without,
 )
-from retrievo.support.errors import RetrievoError
+from retrievo.training.augment.special_tokens import Document, Frame, frame, framed
 from retrievo.training.batch import Batch, Chunk, Stats
 
 QUERY, DOCUMENT = ROLES  # the named sets: a view in the role of a query, another in that of its key

@@ -17,12 +17,12 @@ from retrievo.models.condenser import HEAD_LAYERS, CondenserHead, MaskedEncoder
 from retrievo.models.encoder import position_limit
 from retrievo.objectives.choices import CoCondenserConfig, CondenserConfig, MlmConfig
 from retrievo.objectives.contrastive import among_all
-from retrievo.objectives.framing import Document, Frame, frame, framed
-from retrievo.objectives.masking import IGNORED, Vocabulary
 from retrievo.objectives.objective import CONTESTED, Objective
-from retrievo.objectives.views import LEAST_SPAN, cut_pairs, cut_windows, gather, whole_sentences
 from retrievo.support import console
 from retrievo.support.errors import RetrievoError
+from retrievo.training.augment.masking import IGNORED, Vocabulary
+from retrievo.training.augment.spans import LEAST_SPAN, cut_pairs, cut_windows, gather, whole_sentences
+from retrievo.training.augment.special_tokens import Document, Frame, frame, framed
 from retrievo.training.batch import Batch, Chunk, Stats
 
 SPAN = "span"  # the named set of every objective here

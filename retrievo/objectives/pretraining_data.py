@@ -16,10 +16,10 @@ from retrievo.distributed.collectives import rank, world_size
 from retrievo.learning.samplers import share
 from retrievo.models.encoder import Encoder
 from retrievo.models.tokens import Tokenization
-from retrievo.objectives.framing import Document
-from retrievo.objectives.views import LEAST_SPAN
 from retrievo.support import console
 from retrievo.support.errors import RetrievoError
+from retrievo.training.augment.spans import LEAST_SPAN
+from retrievo.training.augment.special_tokens import Document
 from retrievo.training.batch import Batch
 
 _EPOCH, _TURN, _HELD_OUT, _VALIDATION = range(4)  # one stream of random numbers for each purpose

@@ -6,9 +6,9 @@ from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from retrievo.objectives.framing import Document
-from retrievo.objectives.masking import IGNORED
 from retrievo.objectives.pretraining_data import ViewCollator
+from retrievo.training.augment.masking import IGNORED
+from retrievo.training.augment.special_tokens import Document
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

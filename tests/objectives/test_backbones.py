@@ -18,10 +18,10 @@ from retrievo.models.encoder import Encoder
 from retrievo.models.vectors import encode_tokens
 from retrievo.objectives.choices import CoCondenserConfig, SimClrConfig
 from retrievo.objectives.contrastive import SimClr
-from retrievo.objectives.framing import Document
-from retrievo.objectives.masking import IGNORED
 from retrievo.objectives.objective import Objective
 from retrievo.objectives.pretraining import CoCondenser, Condenser
+from retrievo.training.augment.masking import IGNORED
+from retrievo.training.augment.special_tokens import Document
 from retrievo.training.batch import Batch
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -22,10 +22,10 @@ from retrievo.engine.step import ALL_GRAPHS, Passes, gradient_step
 from retrievo.learning import tiles
 from retrievo.objectives.choices import SimClrConfig
 from retrievo.objectives.contrastive import DOCUMENT, QUERY, ClozeCollator, CropCollator, figures
-from retrievo.objectives.corruption import Corruption
-from retrievo.objectives.framing import Document, Frame
 from retrievo.objectives.objective import Objective
 from retrievo.support.errors import RetrievoError, UsageError
+from retrievo.training.augment.corruption import Corruption
+from retrievo.training.augment.special_tokens import Document, Frame
 from retrievo.training.batch import Batch
 
 pytestmark = pytest.mark.usefixtures("one_thread")

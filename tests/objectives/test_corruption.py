@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from pretraining_ranks import syllables
 
 from retrievo.data.sampling import random_keys
-from retrievo.objectives.corruption import Corruption
-from retrievo.objectives.masking import Vocabulary
+from retrievo.training.augment.corruption import Corruption
+from retrievo.training.augment.masking import Vocabulary
 
 WORDS = Vocabulary.of(syllables(), whole_word=False)
 ROWS = 400

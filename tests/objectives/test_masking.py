@@ -24,8 +24,8 @@ from tokenizers import (
 from transformers import PreTrainedTokenizerFast
 
 from retrievo.data.sampling import random_keys
-from retrievo.objectives.masking import IGNORED, Vocabulary
 from retrievo.support.errors import RetrievoError
+from retrievo.training.augment.masking import IGNORED, Vocabulary
 
 SENTENCES = [
     "Dense retrieval maps queries (and documents) to vectors; sparse retrieval counts words!",

@@ -38,11 +38,11 @@ from retrievo.models.chunks import pad
 from retrievo.models.condenser import MaskedEncoder
 from retrievo.objectives import pretraining
 from retrievo.objectives.choices import CoCondenserConfig, CondenserConfig, MlmConfig
-from retrievo.objectives.framing import Document, Frame
-from retrievo.objectives.masking import IGNORED
 from retrievo.objectives.objective import Objective
 from retrievo.objectives.pretraining import CoCondenser, Condenser, MaskedLanguageModel, SpanCollator
 from retrievo.support.errors import RetrievoError
+from retrievo.training.augment.masking import IGNORED
+from retrievo.training.augment.special_tokens import Document, Frame
 from retrievo.training.batch import Batch, Chunk
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -16,9 +16,9 @@ from pretraining_ranks import objective, texts, write_corpus
 
 from retrievo.data.corpus import Corpus
 from retrievo.objectives import pretraining_data
-from retrievo.objectives.masking import IGNORED
 from retrievo.objectives.pretraining_data import PretrainFeed
 from retrievo.support.errors import RetrievoError
+from retrievo.training.augment.masking import IGNORED
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SHORT = ["ba be bi", "", "ba be bi bo bu ba be", "da " * 15]  # the last has one token too few for two spans

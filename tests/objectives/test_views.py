@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from retrievo.data.sampling import random_keys
-from retrievo.objectives.views import LEAST_SPAN, Spans, cut_pairs, cut_windows, gather, whole_sentences
+from retrievo.training.augment.spans import LEAST_SPAN, Spans, cut_pairs, cut_windows, gather, whole_sentences
 
 lengths_of_documents = st.lists(st.integers(1, 400), min_size=1, max_size=30)
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from retrievo.data.sampling import random_keys, uniform
-from retrievo.objectives.masking import Vocabulary, row_of
-from retrievo.objectives.views import without
+from retrievo.training.augment.masking import Vocabulary, row_of
+from retrievo.training.augment.spans import without
 
 _DELETE, _ROLE, _TOKEN = range(3)  # one stream of random numbers for each purpose
 
