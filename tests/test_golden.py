@@ -14,7 +14,6 @@ from tokenizers import Tokenizer, models
 from tokenizers.processors import TemplateProcessing
 from transformers import BertForMaskedLM, BertModel, PreTrainedTokenizerFast
 
-from retrievo.engine.step import gradient_step
 from retrievo.models.condenser import HEAD_FILE, CondenserHead, MaskedEncoder
 from retrievo.models.encoder import Encoder
 from retrievo.models.spec import EncoderSpec
@@ -30,6 +29,7 @@ from retrievo.objectives.momentum import MomentumContrast
 from retrievo.objectives.objective import Objective
 from retrievo.objectives.pretraining import CoCondenser, MaskedLanguageModel
 from retrievo.training.batch import Batch, Rows
+from retrievo.training.engine.gradient_cache import gradient_step
 
 HOME = Path(os.environ.get("RETRIEVO_GOLDEN", Path(__file__).resolve().parents[2] / "shared" / "golden"))
 CHUNK_TOKENS = 40  # a few spans: the gradient cache is at work

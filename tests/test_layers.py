@@ -21,17 +21,14 @@ LAYERS = {
     "evaluation": 2,
     "retrieval": 2,
     "mining": 3,
-    "training": 3,
-    "learning": 4,
-    "objectives": 5,
-    "engine": 6,
+    "training": 4,
 }
-VERBS, TOP = 7, 8
+VERBS, TOP = 5, 6
 
 
 def layer_of(module: str) -> tuple[int, str]:
     """The layer of `retrievo.x.y`, and the room in it: rooms of one layer do not import one another."""
-    name = module.split(".")[1]
+    name = module.split(".")[1].replace("learning", "training").replace("objectives", "training")
     if name in ("cli", "__main__"):
         return TOP, "cli"
     return LAYERS.get(name, VERBS), name

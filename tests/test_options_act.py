@@ -282,7 +282,7 @@ class Bench:
     def here(self, line: str, folder: Path) -> Outcome:
         """Runs a line in a folder that is there."""
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("retrievo.engine.logs.draw", lambda *paths: None)  # most of the time of two steps
+            patch.setattr("retrievo.training.engine.logs.draw", lambda *paths: None)  # most of the time of two steps
             patch.setattr("torch.cuda.is_available", lambda: False)
             patch.setattr("typer.main.get_command", COMMAND)
             patch.setattr("os.fsync", lambda file: None)
@@ -617,11 +617,11 @@ def makes_batches_ahead(bench: Bench, command: str) -> None:
             events.append("s")  # noqa: B023
             return gradient_step(*args, **options)
 
-        from retrievo.engine.step import gradient_step
+        from retrievo.training.engine.gradient_cache import gradient_step
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("retrievo.engine.loop.ThreadPoolExecutor", Pool)
-            patch.setattr("retrievo.engine.loop.gradient_step", step)
+            patch.setattr("retrievo.training.engine.loop.ThreadPoolExecutor", Pool)
+            patch.setattr("retrievo.training.engine.loop.gradient_step", step)
             done = bench.here(f"{BASES[command]} --max-steps 3 --prefetch {ahead}", bench.fresh())
         assert done.code == 0, done.err
         orders.append("".join(events))
@@ -663,7 +663,7 @@ def verifies_and_trains_nothing(bench: Bench, command: str) -> None:
         return [Check("one way and another", 0.25)]
 
     with pytest.MonkeyPatch.context() as patch:  # the real one takes 10 s: tests/test_train.py
-        patch.setattr("retrievo.engine.verification.verify", verify)
+        patch.setattr("retrievo.training.engine.verify.verify", verify)
         done = bench.here(f"{BASES[command]} --verify-gradients", folder)
     assert done.code == 0, done.err
     assert "2.5e-01" in done.out
@@ -917,7 +917,7 @@ FIT: dict[str, Probe] = {
     "max_gradient_norm": Acts("--max-gradient-norm 1e-3"),
     "save_every": checkpoints("--save-every 1", ["2", "3"]),
     "keep_checkpoints": checkpoints("--keep-checkpoints 3", ["1", "2", "3"], beside="--max-steps 3 --save-every 1"),
-    "restart": begins_anew("retrievo.engine.loop:gradient_step", "--save-every 1"),
+    "restart": begins_anew("retrievo.training.engine.loop:gradient_step", "--save-every 1"),
     "tensorboard": Does(writes_for_tensorboard),
     "prefetch": Does(makes_batches_ahead),
     "device": ON_CUDA,

@@ -351,7 +351,7 @@ def test_a_step_that_fails_leaves_its_old_output(notes: Path, retrievo: Callable
 def test_unfinished_work_of_other_options_is_begun_anew(
     notes: Path, toy_dataset: Path, tiny_model: Path, retrievo: Callable, monkeypatch: Any
 ) -> None:
-    from retrievo.engine import checkpoints
+    from retrievo.training.engine import checkpoints
 
     saved: list[int] = []
     save = checkpoints.save

@@ -11,9 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from retrievo.engine import checkpoints
 from retrievo.retrieval import embeddings
 from retrievo.support.artifact import MANIFEST, Manifest
+from retrievo.training.engine import checkpoints
 
 
 @pytest.fixture

@@ -18,10 +18,10 @@ import torch
 from safetensors.torch import load_file
 
 from retrievo.data.qrels import Qrels
-from retrievo.engine.chunking import ChunkTokens
-from retrievo.engine.step import gradient_step
 from retrievo.support.artifact import Manifest
 from retrievo.support.errors import RetrievoError
+from retrievo.training.engine.chunk_size import ChunkTokens
+from retrievo.training.engine.gradient_cache import gradient_step
 
 FLAGS = [
     "--batch-size",
@@ -454,7 +454,7 @@ def test_a_run_that_memory_ended_goes_on_with_options_that_take_less(
         raise RetrievoError("training", "does not fit", None, self._advice(1))
 
     monkeypatch.setattr(ChunkTokens, "shrink", full)
-    monkeypatch.setattr("retrievo.engine.loop.gradient_step", _fitting_once(gradient_step))
+    monkeypatch.setattr("retrievo.training.engine.loop.gradient_step", _fitting_once(gradient_step))
     outcome = retrievo(*flags)
     assert (outcome.code, "with --graph-memory 0 --chunk-tokens 2048: it goes on" in outcome.err) == (1, True)
     outcome = retrievo(*flags, "--gradient-checkpointing", "--chunk-tokens", 64)

@@ -22,8 +22,6 @@ from retrievo.data.options import (
     threads_option,
     title_template_option,
 )
-from retrievo.engine.settings import DEVELOPMENT, MEMORY_OPTIONS, MODEL_FILES, WORKING_FILES, FitConfig
-from retrievo.learning.optimizers import OptimizerConfig
 from retrievo.models.options import bidirectional_option, device_option, model_option, revision_option
 from retrievo.objectives.choices import (
     CONTRASTIVE,
@@ -41,14 +39,16 @@ from retrievo.objectives.choices import (
 from retrievo.support import console
 from retrievo.support.errors import RetrievoError, UsageError
 from retrievo.support.options import option, worked_out
+from retrievo.training.engine.config import DEVELOPMENT, MEMORY_OPTIONS, MODEL_FILES, WORKING_FILES, FitConfig
+from retrievo.training.engine.optimizers import OptimizerConfig
 
 if TYPE_CHECKING:
     import torch
 
     from retrievo.data.corpus import Corpus
-    from retrievo.engine.loop import Record
     from retrievo.models.encoder import Encoder
     from retrievo.support.artifact import Manifest, Output
+    from retrievo.training.engine.loop import Record
 
 CONDENSER, COCONDENSER = "condenser", "cocondenser"
 FIRST_STAGE = "condenser-stage"  # folder of its checkpoints and its log, inside the output
@@ -331,8 +331,8 @@ class _Work:
     def fit(self, device: torch.device) -> None:
         """Trains the encoder in place."""
         from retrievo.distributed.collectives import rank
-        from retrievo.engine.logs import in_words
-        from retrievo.engine.loop import fit, now_and_then
+        from retrievo.training.engine.logs import in_words
+        from retrievo.training.engine.loop import fit, now_and_then
 
         if rank() == 0:
             self.feed.say_counts()
@@ -359,8 +359,8 @@ class _Work:
 
     def validate(self, step: int) -> dict[str, float]:
         """Means over the held-out documents, by the names of the log."""
-        from retrievo.engine.step import validation_step
         from retrievo.models.precision import resolve_dtype
+        from retrievo.training.engine.gradient_cache import validation_step
 
         sums: Counter[str] = Counter()
         dtype = resolve_dtype(self.config.dtype, next(self.objective.parameters()).device)

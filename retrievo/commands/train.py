@@ -15,21 +15,21 @@ from typing import TYPE_CHECKING, Any
 from retrievo.commands.train_build import data_sets, inputs_of, made
 from retrievo.commands.train_config import CROSS_ENCODER, DEFAULT_EPOCHS, ENCODER, STAGE_FILES, TrainConfig
 from retrievo.distributed.environment import started_together
-from retrievo.engine.settings import MEMORY_OPTIONS, MODEL_FILES, WORKING_FILES
 from retrievo.support import console
 from retrievo.support.errors import UsageError
+from retrievo.training.engine.config import MEMORY_OPTIONS, MODEL_FILES, WORKING_FILES
 
 if TYPE_CHECKING:
     import torch
 
-    from retrievo.engine.loop import Record
-    from retrievo.engine.refresh import RefreshingFeed
-    from retrievo.engine.validation import Pool, Validation
     from retrievo.models.encoder import Encoder
     from retrievo.objectives.objective import Objective
     from retrievo.objectives.training_data import TrainingData
     from retrievo.support.artifact import Manifest, Output
     from retrievo.training.batch import Batch
+    from retrievo.training.engine.ance import RefreshingFeed
+    from retrievo.training.engine.loop import Record
+    from retrievo.training.engine.validation import Pool, Validation
 
 _VERIFIED_QUERIES = 32  # a batch that fits in one piece
 
@@ -61,8 +61,8 @@ def _verify(config: TrainConfig) -> None:
     """Tells how far gradients of one batch are apart that must be the same."""
     import torch
 
-    from retrievo.engine.verification import verify
     from retrievo.models.devices import resolve_device
+    from retrievo.training.engine.verify import verify
 
     if started_together() > 1:
         raise UsageError("--verify-gradients", "found several processes", "one; it starts two by itself")
@@ -80,7 +80,7 @@ def _assemble(config: TrainConfig) -> tuple[Objective, Batch]:
 
 def _pool(config: TrainConfig, data: Sequence[TrainingData]) -> Pool | None:
     """The candidates of the queries to validate on."""
-    from retrievo.engine.validation import Pool
+    from retrievo.training.engine.validation import Pool
 
     if config.dev_qrels is None:
         return None
@@ -116,9 +116,9 @@ def _fit(
     """Every process trains; the lead one begins the folder, exports the encoder and finishes."""
     from retrievo.distributed.collectives import barrier, rank
     from retrievo.distributed.fsdp import shard
-    from retrievo.engine.logs import in_words
-    from retrievo.engine.loop import fit, now_and_then
     from retrievo.models.adapters import merge_adapters
+    from retrievo.training.engine.logs import in_words
+    from retrievo.training.engine.loop import fit, now_and_then
 
     if config.draws_from_pools:
         for data_set in data:
@@ -175,22 +175,22 @@ def _say(data: Sequence[TrainingData], objective: Objective) -> None:
 def _validation(
     config: TrainConfig, pool: Pool, encoder: Encoder, objective: Objective, feed: Any, folder: Path
 ) -> Validation:
-    from retrievo.engine.validation import Validation
+    from retrievo.training.engine.validation import Validation
 
     console.note(f"validation: {len(pool):,} candidates of {len(pool.query_ids):,} queries, {config.dev_metric}")
     return Validation(config, pool, encoder, objective, feed.document_tokens, folder=folder, dtype=config.dtype)
 
 
 def _refreshing(config: TrainConfig, feed: Any, encoder: Encoder, folder: Path) -> RefreshingFeed:
-    from retrievo.engine.refresh import RefreshingFeed
+    from retrievo.training.engine.ance import RefreshingFeed
 
     return RefreshingFeed(config, feed, encoder, folder=folder, steps=config.steps, dtype=config.dtype)
 
 
 def _in_one_piece(config: TrainConfig, data: Sequence[TrainingData], folder: Path) -> tuple[Any, Objective]:
     """The model anew in main memory with the weights of the last checkpoint: the one that was trained is cut."""
-    from retrievo.engine.checkpoints import load_last_weights
-    from retrievo.engine.settings import CHECKPOINTS
+    from retrievo.training.engine.checkpoints import load_last_weights
+    from retrievo.training.engine.config import CHECKPOINTS
 
     model, objective, _ = made(config, data)
     load_last_weights(folder / CHECKPOINTS, objective)

@@ -28,7 +28,6 @@ sys.path.insert(0, str(Path(__file__).parent))
 from memory import peak
 
 from retrievo.data.corpus import Corpus
-from retrievo.engine.step import gradient_step
 from retrievo.models.chunks import cut_chunks, pad
 from retrievo.models.condenser import MaskedEncoder
 from retrievo.models.devices import prepare_cpu
@@ -38,6 +37,7 @@ from retrievo.objectives.objective import Objective
 from retrievo.objectives.pretraining import SPAN
 from retrievo.objectives.pretraining_data import PretrainFeed
 from retrievo.training.batch import Batch, Chunk
+from retrievo.training.engine.gradient_cache import gradient_step
 
 CHUNK_TOKENS, DTYPE = 4_096, torch.bfloat16
 

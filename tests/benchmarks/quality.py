@@ -16,9 +16,9 @@ from pathlib import Path
 
 import torch
 
-from retrievo.learning.optimizers import OptimizerConfig, decay_groups, learning_rate
 from retrievo.objectives.data_set import DataSetConfig
 from retrievo.objectives.training_data import TrainingData
+from retrievo.training.engine.optimizers import OptimizerConfig, decay_groups, learning_rate
 
 LENGTH, RATE = 128, 2e-5
 

@@ -21,7 +21,6 @@ import torch
 
 from retrievo.data.corpus import Corpus, Queries
 from retrievo.data.qrels import Qrels
-from retrievo.engine.step import GraphMemory, gradient_step
 from retrievo.models.encoder import Encoder
 from retrievo.objectives.choices import FinetuneConfig
 from retrievo.objectives.data_set import DataSetConfig
@@ -29,6 +28,7 @@ from retrievo.objectives.finetune import Finetune
 from retrievo.objectives.training_data import TrainingData, TrainingFeed
 from retrievo.support.sizes import bytes_of
 from retrievo.training.batch import Batch
+from retrievo.training.engine.gradient_cache import GraphMemory, gradient_step
 
 
 def main() -> None:

@@ -20,8 +20,6 @@ from torch import nn
 
 from retrievo.distributed.collectives import barrier, process_group, rank
 from retrievo.distributed.fsdp import own_part, shard
-from retrievo.engine.loop import fit
-from retrievo.engine.settings import FitConfig
 from retrievo.models.adapters import add_adapters
 from retrievo.models.cross_encoder import CrossEncoder
 from retrievo.models.encoder import Encoder
@@ -30,6 +28,8 @@ from retrievo.objectives.cross_encoder import BinaryCrossEncoder, GroupCrossEnco
 from retrievo.objectives.finetune import Finetune
 from retrievo.objectives.objective import Objective
 from retrievo.training.batch import Batch, Rows
+from retrievo.training.engine.config import FitConfig
+from retrievo.training.engine.loop import fit
 
 GROUPS = EVERY[:4]
 STEPS, STOP = len(GROUPS), 2  # at the third one rank 1 has no rows

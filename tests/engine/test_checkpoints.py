@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from retrievo.engine import checkpoints
-from retrievo.learning.optimizers import OPTIMIZERS, OptimizerConfig
 from retrievo.support.errors import RetrievoError
+from retrievo.training.engine import checkpoints
+from retrievo.training.engine.optimizers import OPTIMIZERS, OptimizerConfig
 
 
 class Model(nn.Module):

@@ -12,11 +12,11 @@ import torch
 from test_loop import Feed, config
 from tiny import finetune, finetune_batch
 
-from retrievo.engine.chunking import ChunkTokens
-from retrievo.engine.loop import fit
-from retrievo.engine.step import GraphMemory
 from retrievo.support.errors import RetrievoError
 from retrievo.training.batch import Chunk
+from retrievo.training.engine.chunk_size import ChunkTokens
+from retrievo.training.engine.gradient_cache import GraphMemory
+from retrievo.training.engine.loop import fit
 
 CPU = torch.device("cpu")
 
@@ -69,7 +69,7 @@ def test_of_several_processes_each_goes_on_with_the_options_that_the_error_names
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     given: dict[str, Any] = {"max_steps": 4, "chunk_tokens": 64, "dtype": "fp32", "save_every": 1}
-    monkeypatch.setattr("retrievo.engine.chunking.world_size", lambda: 2)
+    monkeypatch.setattr("retrievo.training.engine.chunk_size.world_size", lambda: 2)
     fit(finetune(), Feed(), config(**given | {"max_steps": 2}), folder=tmp_path, device=CPU)
     errors: list[str] = []
     for _ in range(3):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from retrievo.engine.dropout import SeededDropout
+from retrievo.training.engine.dropout import SeededDropout
 
 
 @pytest.mark.parametrize("p", [0.0, 0.1, 0.5, 0.9, 1.0])

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from retrievo.engine.logs import Log, draw
+from retrievo.training.engine.logs import Log, draw
 
 
 def lines_of(folder: Path) -> list[dict[str, float]]:

@@ -11,16 +11,16 @@ import pytest
 import torch
 from tiny import TinyEncoder, finetune, finetune_batch, taught_by_vectors
 
-from retrievo.engine import checkpoints
-from retrievo.engine.loop import fit, now_and_then, prefetched
-from retrievo.engine.settings import FitConfig
 from retrievo.learning.losses import BATCH_TAUGHT, LOSSES, TAUGHT
-from retrievo.learning.optimizers import OPTIMIZERS, SCHEDULES
 from retrievo.objectives.choices import FinetuneConfig
 from retrievo.objectives.finetune import Finetune
 from retrievo.objectives.objective import Objective
 from retrievo.support.errors import RetrievoError, UsageError
 from retrievo.training.batch import Batch
+from retrievo.training.engine import checkpoints
+from retrievo.training.engine.config import FitConfig
+from retrievo.training.engine.loop import fit, now_and_then, prefetched
+from retrievo.training.engine.optimizers import OPTIMIZERS, SCHEDULES
 
 PER_EPOCH = 4
 

@@ -10,12 +10,12 @@ import torch
 from tiny import assert_same, finetune, finetune_batch, gradients
 from torch import Tensor
 
-from retrievo.engine.memory import checkpoint_activations
-from retrievo.engine.step import ALL_GRAPHS, gradient_step
 from retrievo.models.encoder import Encoder
 from retrievo.objectives.choices import FinetuneConfig
 from retrievo.objectives.finetune import Finetune
 from retrievo.support.errors import RetrievoError
+from retrievo.training.engine.gradient_cache import ALL_GRAPHS, gradient_step
+from retrievo.training.engine.gradient_checkpointing import checkpoint_activations
 
 
 def gradient(model: Path, *, checkpointing: bool, **options: Any) -> dict[str, Tensor]:

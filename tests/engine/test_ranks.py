@@ -14,7 +14,7 @@ import pytest
 import torch
 from ranks import CASES, STEPS, train
 
-from retrievo.engine import checkpoints
+from retrievo.training.engine import checkpoints
 
 SCRIPT = Path(__file__).with_name("ranks.py")
 ROOT = Path(__file__).parents[2]

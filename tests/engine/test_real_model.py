@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from retrievo.engine.step import ALL_GRAPHS, gradient_step
 from retrievo.models.encoder import Encoder
 from retrievo.objectives.choices import FinetuneConfig
 from retrievo.objectives.finetune import Example, Finetune
+from retrievo.training.engine.gradient_cache import ALL_GRAPHS, gradient_step
 
 
 def mini_lm() -> Path:

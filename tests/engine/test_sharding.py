@@ -16,9 +16,9 @@ from tiny import assert_same, finetune, gradients
 
 from retrievo.distributed.fsdp import shard
 from retrievo.distributed.launch import run_together
-from retrievo.engine.checkpoints import WEIGHTS, latest
-from retrievo.engine.step import Passes
 from retrievo.support.errors import RetrievoError
+from retrievo.training.engine.checkpoints import WEIGHTS, latest
+from retrievo.training.engine.gradient_cache import Passes
 
 CASES = [*QUICK, *(pytest.param(case, marks=pytest.mark.slow) for case in SLOW)]
 

@@ -14,13 +14,13 @@ import torch
 
 from retrievo.data.corpus import Corpus
 from retrievo.data.token_cache import TokenCache
-from retrievo.engine.settings import ValidationConfig
-from retrievo.engine.validation import Pool, Validation
 from retrievo.evaluation.names import Metric
 from retrievo.evaluation.scoring import evaluate
 from retrievo.models.encoder import Encoder
 from retrievo.models.vectors import encode_texts
 from retrievo.support.errors import RetrievoError, UsageError
+from retrievo.training.engine.config import ValidationConfig
+from retrievo.training.engine.validation import Pool, Validation
 
 
 @pytest.fixture

@@ -6,8 +6,8 @@ import pytest
 import torch
 from assembled import right, wrong
 
-from retrievo.engine.verification import difference, verify
 from retrievo.support.errors import RetrievoError
+from retrievo.training.engine.verify import difference, verify
 
 
 def test_all_ways_of_the_engine_lead_to_one_gradient(device: torch.device) -> None:

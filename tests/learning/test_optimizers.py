@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from retrievo.learning.optimizers import OPTIMIZERS, SCHEDULES, OptimizerConfig, learning_rate
 from retrievo.support.errors import UsageError
+from retrievo.training.engine.optimizers import OPTIMIZERS, SCHEDULES, OptimizerConfig, learning_rate
 
 
 class Model(nn.Module):

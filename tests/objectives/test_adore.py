@@ -19,7 +19,6 @@ from torch.nn import functional
 
 from retrievo.commands.train import train
 from retrievo.commands.train_config import TrainConfig
-from retrievo.engine.step import ALL_GRAPHS, gradient_step
 from retrievo.models.encoder import Encoder
 from retrievo.objectives import adore
 from retrievo.objectives.adore import Adore, FixedDocuments
@@ -30,6 +29,7 @@ from retrievo.retrieval.exact import search_exact
 from retrievo.support.artifact import Manifest
 from retrievo.support.errors import RetrievoError, UsageError
 from retrievo.training.batch import Relevant
+from retrievo.training.engine.gradient_cache import ALL_GRAPHS, gradient_step
 
 DIM, ROWS = 8, 300
 RELEVANT = Relevant(torch.tensor([3, 250, 7]), torch.tensor([3, 250, 7]), torch.tensor([0, 2, 2, 3]))

@@ -12,7 +12,6 @@ import torch
 from pretraining_ranks import FAMILIES, model, texts
 
 from retrievo.data.sampling import random_keys
-from retrievo.engine.step import gradient_step
 from retrievo.models.condenser import HEAD_FILE, MaskedEncoder
 from retrievo.models.encoder import Encoder
 from retrievo.models.vectors import encode_tokens
@@ -23,6 +22,7 @@ from retrievo.objectives.pretraining import CoCondenser, Condenser
 from retrievo.training.augment.masking import IGNORED
 from retrievo.training.augment.special_tokens import Document
 from retrievo.training.batch import Batch
+from retrievo.training.engine.gradient_cache import gradient_step
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

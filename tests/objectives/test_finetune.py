@@ -18,13 +18,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
-from retrievo.engine.step import ALL_GRAPHS, gradient_step
 from retrievo.models.encoder import Encoder
 from retrievo.models.spec import EncoderSpec
 from retrievo.objectives.choices import OBJECTIVES, FinetuneConfig
 from retrievo.objectives.finetune import Example, Finetune, FinetuneCollator
 from retrievo.support.errors import UsageError
 from retrievo.training.batch import Batch, Relevant, Rows
+from retrievo.training.engine.gradient_cache import ALL_GRAPHS, gradient_step
 
 WORDS = ["[PAD]", "[CLS]", "[SEP]", "[UNK]", "cats", "dogs", "purr", "bark", "often", "alone"]
 

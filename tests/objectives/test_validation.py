@@ -9,7 +9,7 @@ import torch
 from pretraining_ranks import CLASSES, VIEWS, contrast, objective
 from test_contrastive import batch
 
-from retrievo.engine.step import gradient_step, validation_step
+from retrievo.training.engine.gradient_cache import gradient_step, validation_step
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from retrievo.distributed.collectives import rank
-from retrievo.engine.contrast import Contrast
-from retrievo.engine.settings import DEVELOPMENT, METRICS, PLOT, TENSORBOARD
 from retrievo.support.errors import RetrievoError
 from retrievo.support.files import atomic_path
+from retrievo.training.engine.config import DEVELOPMENT, METRICS, PLOT, TENSORBOARD
+from retrievo.training.engine.contrast import Contrast
 
 if TYPE_CHECKING:
     import torch

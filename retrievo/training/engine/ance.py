@@ -20,8 +20,6 @@ from retrievo.data.ordering import flat_strings
 from retrievo.data.tables import NEGATIVES, TableWriter
 from retrievo.data.token_cache import TokenCache
 from retrievo.distributed.collectives import barrier, rank, world_size
-from retrievo.engine import checkpoints
-from retrievo.engine.settings import CHECKPOINTS, REFRESH_DEPTH, REFRESHED, RefreshConfig
 from retrievo.learning.samplers import Ragged, share
 from retrievo.mining.mining import Filters, Judged, Rules, Tally, VectorMiner, Window, choose
 from retrievo.models.computing import computing
@@ -39,6 +37,8 @@ from retrievo.retrieval.embeddings import (
 from retrievo.support import console
 from retrievo.support.files import remove
 from retrievo.training.batch import Batch
+from retrievo.training.engine import checkpoints
+from retrievo.training.engine.config import CHECKPOINTS, REFRESH_DEPTH, REFRESHED, RefreshConfig
 
 _STORAGE = "float16"  # as `retrievo encode` stores vectors
 _VECTORS = "vectors"

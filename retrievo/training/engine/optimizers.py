@@ -23,7 +23,7 @@ def adamw(config: OptimizerConfig, module: nn.Module) -> Optimizer:
 
 def asam(config: OptimizerConfig, module: nn.Module) -> Optimizer:
     """AdamW at the gradient of a sharper place nearby (Kwon et al. 2021): two gradients for each step."""
-    from retrievo.learning.asam import Asam
+    from retrievo.training.engine.asam import Asam
 
     groups = decay_groups(module, config.weight_decay)
     return Asam(groups, rho=config.asam_rho, eta=config.asam_eta, **_constants(config, module))

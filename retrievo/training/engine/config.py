@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from retrievo.evaluation.names import check_metric
-from retrievo.learning.optimizers import OptimizerConfig
 from retrievo.models.options import chunk_tokens_option, dtype_option
 from retrievo.support.errors import UsageError
 from retrievo.support.options import Options, flag_of, option, options_of
 from retrievo.support.sizes import bytes_of
+from retrievo.training.engine.optimizers import OptimizerConfig
 
 CHECKPOINTS, METRICS, PLOT, TENSORBOARD = "checkpoints", "metrics.jsonl", "metrics.png", "tensorboard"
 REFRESHED = "refreshed-negatives"

@@ -23,8 +23,6 @@ from retrievo.data.run import Run
 from retrievo.data.token_cache import TokenCache
 from retrievo.distributed.collectives import as_rank_0_says, barrier, rank
 from retrievo.distributed.fsdp import is_sharded
-from retrievo.engine.checkpoints import latest_step, load_weights, save_weights
-from retrievo.engine.settings import CHECKPOINTS, DEVELOPMENT, METRICS, ValidationConfig
 from retrievo.evaluation.names import Metric
 from retrievo.evaluation.scoring import evaluate
 from retrievo.models.computing import computing
@@ -32,6 +30,8 @@ from retrievo.models.encoder import Encoder
 from retrievo.models.vectors import encode_tokens
 from retrievo.support import console
 from retrievo.support.errors import RetrievoError
+from retrievo.training.engine.checkpoints import latest_step, load_weights, save_weights
+from retrievo.training.engine.config import CHECKPOINTS, DEVELOPMENT, METRICS, ValidationConfig
 
 
 class Pool:

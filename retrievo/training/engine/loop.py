@@ -16,20 +16,20 @@ import torch
 from torch.optim import Optimizer
 
 from retrievo.distributed.collectives import as_rank_0_says, broadcast_state, gather_counts
-from retrievo.engine import checkpoints
-from retrievo.engine.chunking import ChunkTokens
-from retrievo.engine.logs import Log
-from retrievo.engine.memory import checkpoint_activations
-from retrievo.engine.scaling import LossScale
-from retrievo.engine.settings import CHECKPOINTS, MEMORY_OPTIONS, FitConfig, graph_bytes
-from retrievo.engine.step import GraphMemory, gradient_step
-from retrievo.learning.optimizers import OPTIMIZERS, learning_rate
 from retrievo.models.precision import resolve_dtype
 from retrievo.objectives.objective import Objective
 from retrievo.support import console
 from retrievo.support.errors import RetrievoError
 from retrievo.support.options import flag_of
 from retrievo.training.batch import Batch, Stats
+from retrievo.training.engine import checkpoints
+from retrievo.training.engine.chunk_size import ChunkTokens
+from retrievo.training.engine.config import CHECKPOINTS, MEMORY_OPTIONS, FitConfig, graph_bytes
+from retrievo.training.engine.gradient_cache import GraphMemory, gradient_step
+from retrievo.training.engine.gradient_checkpointing import checkpoint_activations
+from retrievo.training.engine.logs import Log
+from retrievo.training.engine.loss_scale import LossScale
+from retrievo.training.engine.optimizers import OPTIMIZERS, learning_rate
 
 SAVE_SECONDS = 300.0  # between checkpoints, where no number of steps is given: what a killed run loses at most
 

@@ -1,1 +1,0 @@
-"""Layer 5: gradient step, training loop, checkpoints."""
