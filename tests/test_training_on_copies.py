@@ -15,14 +15,14 @@ import torch
 
 from retrievo.data.corpus import Corpus
 from retrievo.data.tables import NEGATIVES, RUN
-from retrievo.learning.samplers import Draw
 from retrievo.mining.mining import Judged
 from retrievo.models.encoder import Encoder
 from retrievo.objectives.choices import FinetuneConfig
-from retrievo.objectives.data_set import DataSetConfig
 from retrievo.objectives.finetune import Finetune
-from retrievo.objectives.training_data import TrainingData, TrainingFeed
 from retrievo.support.artifact import Manifest
+from retrievo.training.feeds.dataset_config import DataSetConfig
+from retrievo.training.feeds.finetune import TrainingData, TrainingFeed
+from retrievo.training.feeds.samplers import Draw
 from tests.copies import COPIES, PLAIN
 
 

@@ -314,7 +314,7 @@ class _Work:
     """
 
     def __init__(self, config: PretrainConfig, corpora: Sequence[Corpus], encoder: Encoder, stage: Stage):
-        from retrievo.objectives.pretraining_data import PretrainFeed
+        from retrievo.training.feeds.pretrain import PretrainFeed
 
         if config.queue_size is None:
             documents = sum(map(len, corpora))
@@ -397,7 +397,7 @@ class _CollapseWatch:
 
 def _show_views(config: PretrainConfig, corpora: Sequence[Corpus]) -> None:
     """Prints what the model would see of the first documents of the first step."""
-    from retrievo.objectives.preview import previews
+    from retrievo.training.feeds.preview import previews
 
     assert config.show_views is not None
     encoder = _load(config, corpora, 0)

@@ -507,7 +507,7 @@ def _read_paths(config: Options, known: Option) -> list[tuple[str, Path]]:
 
 def _of_data_set(config: Options, path: Path) -> dict[str, str]:
     """Fingerprints of a further data set to train on: of its file, and of all that this names."""
-    from retrievo.objectives.data_set import open_data_set, settings_of
+    from retrievo.training.feeds.dataset_config import open_data_set, settings_of
 
     told, settings = open_data_set(path, {known.name for known in options_of(type(config))}), settings_of(path)
     found = {"file": _fingerprint("", settings)} if settings.is_file() else {}

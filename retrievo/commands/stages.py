@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from retrievo.commands.train_config import STAGE_NEGATIVES, TrainConfig
-from retrievo.objectives.data_set import STAGE_SETTINGS, open_data_set, settings_of
 from retrievo.support import console
 from retrievo.support.options import options_of
 from retrievo.training.engine.config import ValidationConfig
+from retrievo.training.feeds.dataset_config import STAGE_SETTINGS, open_data_set, settings_of
 
 if TYPE_CHECKING:
     from retrievo.support.artifact import Input, Manifest

@@ -24,12 +24,12 @@ if TYPE_CHECKING:
 
     from retrievo.models.encoder import Encoder
     from retrievo.objectives.objective import Objective
-    from retrievo.objectives.training_data import TrainingData
     from retrievo.support.artifact import Manifest, Output
     from retrievo.training.batch import Batch
     from retrievo.training.engine.ance import RefreshingFeed
     from retrievo.training.engine.loop import Record
     from retrievo.training.engine.validation import Pool, Validation
+    from retrievo.training.feeds.finetune import TrainingData
 
 _VERIFIED_QUERIES = 32  # a batch that fits in one piece
 

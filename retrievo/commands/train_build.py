@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING, Any
 from retrievo.commands.train_config import CROSS_ENCODER, OF_THE_MODEL, OF_THE_QUERY, TrainConfig
 from retrievo.models.source import FIXED_DOCUMENTS, shows_titles
 from retrievo.objectives.choices import objective_class
-from retrievo.objectives.data_set import STAGE_SETTINGS
 from retrievo.support.errors import RetrievoError, UsageError
 from retrievo.support.options import options_of
+from retrievo.training.feeds.dataset_config import STAGE_SETTINGS
 
 if TYPE_CHECKING:
     from retrievo.models.encoder import Encoder
-    from retrievo.objectives.mixed_feed import MixedFeed
     from retrievo.objectives.objective import Objective
-    from retrievo.objectives.training_data import GroupFeed, TrainingData, TrainingFeed
     from retrievo.retrieval.embeddings import Embeddings
     from retrievo.support.artifact import Input
+    from retrievo.training.feeds.finetune import GroupFeed, TrainingData, TrainingFeed
+    from retrievo.training.feeds.mixed import MixedFeed
 
 
 def data_sets(config: TrainConfig) -> list[TrainingData]:
@@ -26,9 +26,9 @@ def data_sets(config: TrainConfig) -> list[TrainingData]:
 
     Raises: UsageError for a data set without the teacher that a loss needs.
     """
-    from retrievo.objectives.data_set import open_data_set
-    from retrievo.objectives.training_data import TrainingData
     from retrievo.support.artifact import Input
+    from retrievo.training.feeds.dataset_config import open_data_set
+    from retrievo.training.feeds.finetune import TrainingData
 
     known = {option.name for option in options_of(TrainConfig)}
     chosen = [config, *(open_data_set(path, known) for path in config.also)]
@@ -70,8 +70,8 @@ def _fixed_documents(config: TrainConfig, data: TrainingData) -> Embeddings:
 
 def inputs_of(config: TrainConfig, data: Sequence[TrainingData]) -> dict[str, Input]:
     """What is read, by name; settings of data sets too, for they say what stands before texts."""
-    from retrievo.objectives.data_set import settings_of
     from retrievo.support.artifact import Input
+    from retrievo.training.feeds.dataset_config import settings_of
 
     inputs = dict(data[0].inputs)
     for number, (path, data_set) in enumerate(zip(config.also, data[1:], strict=True), start=1):
@@ -110,7 +110,7 @@ def _encoder(config: TrainConfig, data: Sequence[TrainingData]) -> tuple[Any, Ob
 
 def _feed(config: TrainConfig, data: TrainingData, encoder: Encoder, objective: Any) -> TrainingFeed:
     """The batches of one data set."""
-    from retrievo.objectives.training_data import TrainingFeed
+    from retrievo.training.feeds.finetune import TrainingFeed
 
     topics = data.topics_of_queries(config.topic_count, config.seed)
     return TrainingFeed(data, encoder, objective.collator(), topics=topics, **_drawing(config))
@@ -121,7 +121,7 @@ def _query_encoder(config: TrainConfig, data: Sequence[TrainingData]) -> tuple[A
     from retrievo.models.adapters import add_adapters
     from retrievo.models.encoder import Encoder
     from retrievo.objectives.adore import FixedDocuments
-    from retrievo.objectives.training_data import TrainingFeed
+    from retrievo.training.feeds.finetune import TrainingFeed
 
     vectors = _fixed_documents(config, data[0])
     options = {name: getattr(config, name) for name in OF_THE_QUERY} | {"tied": False}
@@ -137,7 +137,7 @@ def _query_encoder(config: TrainConfig, data: Sequence[TrainingData]) -> tuple[A
 def _cross_encoder(config: TrainConfig, data: Sequence[TrainingData]) -> tuple[Any, Objective, Any]:
     """A cross-encoder, its objective and its batches."""
     from retrievo.models.cross_encoder import CrossEncoder
-    from retrievo.objectives.cross_encoder import PairFeed
+    from retrievo.training.feeds.pairs import PairFeed
 
     options: dict[str, Any] = {"max_length": config.max_length, "title_template": config.title_template}
     model = CrossEncoder.load(_start(config, data), config.revision, train=True, **options)
@@ -148,7 +148,7 @@ def _cross_encoder(config: TrainConfig, data: Sequence[TrainingData]) -> tuple[A
 
 def _mixed(config: TrainConfig, feeds: Sequence[GroupFeed]) -> GroupFeed | MixedFeed:
     """The only feed, or batches of one feed each."""
-    from retrievo.objectives.mixed_feed import MixedFeed
+    from retrievo.training.feeds.mixed import MixedFeed
 
     return MixedFeed(feeds, config.mix, config.seed) if len(feeds) > 1 else feeds[0]
 

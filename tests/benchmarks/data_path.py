@@ -27,7 +27,7 @@ from retrievo.data.corpus import Corpus
 from retrievo.models.condenser import MaskedEncoder
 from retrievo.models.scratch import scratch_folder, scratch_size
 from retrievo.objectives.choices import OBJECTIVES, PRETRAINING, objective_class
-from retrievo.objectives.pretraining_data import PretrainFeed
+from retrievo.training.feeds.pretrain import PretrainFeed
 
 LENGTH = 250  # tokens of a made-up document
 

@@ -35,9 +35,9 @@ from retrievo.models.scratch import scratch_folder, scratch_size
 from retrievo.objectives.choices import OBJECTIVES, objective_class
 from retrievo.objectives.objective import Objective
 from retrievo.objectives.pretraining import SPAN
-from retrievo.objectives.pretraining_data import PretrainFeed
 from retrievo.training.batch import Batch, Chunk
 from retrievo.training.engine.gradient_cache import gradient_step
+from retrievo.training.feeds.pretrain import PretrainFeed
 
 CHUNK_TOKENS, DTYPE = 4_096, torch.bfloat16
 

@@ -16,9 +16,9 @@ from pathlib import Path
 
 import torch
 
-from retrievo.objectives.data_set import DataSetConfig
-from retrievo.objectives.training_data import TrainingData
 from retrievo.training.engine.optimizers import OptimizerConfig, decay_groups, learning_rate
+from retrievo.training.feeds.dataset_config import DataSetConfig
+from retrievo.training.feeds.finetune import TrainingData
 
 LENGTH, RATE = 128, 2e-5
 

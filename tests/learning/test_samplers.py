@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from scipy.stats import chisquare
 
 from retrievo.data.pair_scores import PairScores
-from retrievo.learning.samplers import GroupSampler, Ragged, share
 from retrievo.support.errors import RetrievoError
+from retrievo.training.feeds.samplers import GroupSampler, Ragged, share
 
 DOCUMENTS = 40
 

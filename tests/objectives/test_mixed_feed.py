@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from retrievo.objectives.mixed_feed import MixedFeed
 from retrievo.support.errors import UsageError
+from retrievo.training.feeds.mixed import MixedFeed
 
 sizes = st.lists(st.integers(1, 9), min_size=1, max_size=4)
 mixes = st.sampled_from(["uniform", "equal", "alpha=0.5"])

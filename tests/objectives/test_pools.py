@@ -9,9 +9,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from retrievo.objectives import pools
-from retrievo.objectives.data_set import DataSetConfig
-from retrievo.objectives.training_data import TrainingData
+from retrievo.training.feeds import pools
+from retrievo.training.feeds.dataset_config import DataSetConfig
+from retrievo.training.feeds.finetune import TrainingData
 
 
 @pytest.fixture

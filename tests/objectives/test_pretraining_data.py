@@ -15,10 +15,10 @@ import torch
 from pretraining_ranks import objective, texts, write_corpus
 
 from retrievo.data.corpus import Corpus
-from retrievo.objectives import pretraining_data
-from retrievo.objectives.pretraining_data import PretrainFeed
 from retrievo.support.errors import RetrievoError
 from retrievo.training.augment.masking import IGNORED
+from retrievo.training.feeds import pretrain as pretraining_data
+from retrievo.training.feeds.pretrain import PretrainFeed
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SHORT = ["ba be bi", "", "ba be bi bo bu ba be", "da " * 15]  # the last has one token too few for two spans

@@ -11,9 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from retrievo.data.corpus import Corpus
-from retrievo.retrieval.by_row import RowVectors
 from retrievo.retrieval.embeddings import import_vectors
 from retrievo.support.errors import RetrievoError
+from retrievo.training.feeds.row_vectors import RowVectors
 
 IDS = [f"d{number}" for number in range(9)]
 ARRAY = np.random.default_rng(0).standard_normal((9, 4)).astype(np.float32)

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from retrievo.retrieval import clusters
-from retrievo.retrieval.clusters import k_means, topics_of
+from retrievo.training.feeds import query_clusters as clusters
+from retrievo.training.feeds.query_clusters import k_means, topics_of
 
 
 def blobs(count: int, rows: int, dim: int = 8, seed: int = 0, spread: float = 0.1) -> tuple[np.ndarray, np.ndarray]:

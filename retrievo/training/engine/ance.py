@@ -20,12 +20,10 @@ from retrievo.data.ordering import flat_strings
 from retrievo.data.tables import NEGATIVES, TableWriter
 from retrievo.data.token_cache import TokenCache
 from retrievo.distributed.collectives import barrier, rank, world_size
-from retrievo.learning.samplers import Ragged, share
 from retrievo.mining.mining import Filters, Judged, Rules, Tally, VectorMiner, Window, choose
 from retrievo.models.computing import computing
 from retrievo.models.encoder import Encoder
 from retrievo.models.vectors import encode_tokens
-from retrievo.objectives.training_data import GroupFeed
 from retrievo.retrieval.embeddings import (
     Vectors,
     embeddings_stats,
@@ -39,6 +37,8 @@ from retrievo.support.files import remove
 from retrievo.training.batch import Batch
 from retrievo.training.engine import checkpoints
 from retrievo.training.engine.config import CHECKPOINTS, REFRESH_DEPTH, REFRESHED, RefreshConfig
+from retrievo.training.feeds.finetune import GroupFeed
+from retrievo.training.feeds.samplers import Ragged, share
 
 _STORAGE = "float16"  # as `retrievo encode` stores vectors
 _VECTORS = "vectors"

@@ -13,9 +13,9 @@ from retrievo.data import ids
 from retrievo.data.cache import GrowingArray, cached
 from retrievo.data.ids import IdMap
 from retrievo.data.tables import Table
-from retrievo.learning.samplers import Ragged
 from retrievo.support import console
 from retrievo.support.files import remove, write_json
+from retrievo.training.feeds.samplers import Ragged
 
 FORMAT = 1  # with that of id maps, which know what an empty text is
 _ROWS_AT_ONCE = 1 << 20

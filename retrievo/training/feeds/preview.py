@@ -6,9 +6,9 @@ from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from retrievo.objectives.pretraining_data import ViewCollator
 from retrievo.training.augment.masking import IGNORED
 from retrievo.training.augment.special_tokens import Document
+from retrievo.training.feeds.pretrain import ViewCollator
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -9,9 +9,9 @@ import numpy as np
 
 from retrievo.data.mixing import apportioned, shares
 from retrievo.data.token_cache import TokenCache
-from retrievo.objectives.training_data import GroupFeed
 from retrievo.support.errors import UsageError
 from retrievo.training.batch import Batch
+from retrievo.training.feeds.finetune import GroupFeed
 
 
 class MixedFeed:

@@ -15,9 +15,9 @@ import numpy as np
 
 from retrievo.data.cache import cached
 from retrievo.data.ordering import exact_scores
-from retrievo.retrieval.by_row import RowVectors
 from retrievo.retrieval.roundoff import ErrorBound
 from retrievo.support import console
+from retrievo.training.feeds.row_vectors import RowVectors
 
 FORMAT = 1
 ROUNDS = 20

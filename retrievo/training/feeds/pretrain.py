@@ -13,7 +13,6 @@ from retrievo.data.mixing import UNIFORM, apportioned, shares
 from retrievo.data.sampling import random_keys
 from retrievo.data.token_cache import TokenCache
 from retrievo.distributed.collectives import rank, world_size
-from retrievo.learning.samplers import share
 from retrievo.models.encoder import Encoder
 from retrievo.models.tokens import Tokenization
 from retrievo.support import console
@@ -21,6 +20,7 @@ from retrievo.support.errors import RetrievoError
 from retrievo.training.augment.spans import LEAST_SPAN
 from retrievo.training.augment.special_tokens import Document
 from retrievo.training.batch import Batch
+from retrievo.training.feeds.samplers import share
 
 _EPOCH, _TURN, _HELD_OUT, _VALIDATION = range(4)  # one stream of random numbers for each purpose
 _ENOUGH_FOR_ALL = 2 * LEAST_SPAN  # tokens, with which no objective leaves a document out

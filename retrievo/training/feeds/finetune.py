@@ -24,20 +24,20 @@ from retrievo.data.text_identity import EMPTY, self_retrieval
 from retrievo.data.token_cache import TokenCache
 from retrievo.distributed.collectives import rank, world_size
 from retrievo.learning.losses import GROUPED
-from retrievo.learning.samplers import Draw, GroupSampler, Ragged
 from retrievo.models.encoder import Encoder
 from retrievo.models.tokens import Tokenization
-from retrievo.objectives.batch_teacher import BatchTeacher
 from retrievo.objectives.choices import QUERIES_PER_TOPIC
-from retrievo.objectives.data_set import DataSetConfig
 from retrievo.objectives.finetune import Example, FinetuneCollator
-from retrievo.objectives.pools import mapped_pools
-from retrievo.retrieval.by_row import RowVectors
-from retrievo.retrieval.clusters import topics_of
 from retrievo.support import console
 from retrievo.support.artifact import Input
 from retrievo.support.errors import RetrievoError
 from retrievo.training.batch import Batch
+from retrievo.training.feeds.dataset_config import DataSetConfig
+from retrievo.training.feeds.dense_teacher import BatchTeacher
+from retrievo.training.feeds.pools import mapped_pools
+from retrievo.training.feeds.query_clusters import topics_of
+from retrievo.training.feeds.row_vectors import RowVectors
+from retrievo.training.feeds.samplers import Draw, GroupSampler, Ragged
 
 _BLOCK = 1 << 20  # pairs looked at at once
 

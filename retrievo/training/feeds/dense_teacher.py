@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from retrievo.learning.samplers import Draw
 from retrievo.models.source import check_same_model
-from retrievo.retrieval.by_row import RowVectors
 from retrievo.retrieval.embeddings import Embeddings
 from retrievo.support.errors import RetrievoError
+from retrievo.training.feeds.row_vectors import RowVectors
+from retrievo.training.feeds.samplers import Draw
 
 Open = Callable[[str, Path, str], RowVectors]
 

@@ -1,0 +1,67 @@
+"""Groups of a query with its documents, read together by a cross-encoder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from retrievo.models.cross_encoder import CrossEncoder
+from retrievo.training.batch import Batch, Rows
+from retrievo.training.feeds.finetune import GroupFeed, TrainingData
+from retrievo.training.feeds.samplers import Draw
+
+PAIR = "pair"
+
+
+class Group(NamedTuple):
+    """The pairs of one query with its documents, own positive first."""
+
+    pairs: Sequence[np.ndarray]  # [G] of [L] token ids
+
+
+@dataclass(frozen=True)
+class PairCollator:
+    """Groups into a Batch with the named set `pair`."""
+
+    pad_id: int
+
+    def __call__(self, items: Sequence[Group]) -> Batch:
+        pairs = [pair for item in items for pair in item.pairs]
+        return Batch(
+            rows={PAIR: Rows.of(pairs)},
+            counts={"pairs": len(items), "candidates": len(pairs)},
+            pad_ids={PAIR: self.pad_id},
+            groups=torch.tensor([len(item.pairs) for item in items], dtype=torch.int64),
+        )
+
+
+class PairFeed(GroupFeed):
+    """Groups for a cross-encoder.
+
+    There are no in-batch negatives, so a query whose pool is too small gets other documents instead, and what reads as
+    a relevant document, or is the query itself, is left out of the group.
+    """
+
+    def __init__(
+        self,
+        data: TrainingData,
+        model: CrossEncoder,
+        collator: PairCollator,
+        *,
+        hard_share: float | None = None,
+        **drawing: Any,
+    ):
+        self.tokenization = tokenization = model.tokenization
+        hard_share = 1.0 if hard_share is None else hard_share  # what is missing in a pool is drawn from all documents
+        super().__init__(data, (tokenization.query, tokenization.document), collator, hard_share=hard_share, **drawing)
+
+    def example(self, draw: Draw) -> Group:
+        query, (positive, *others) = self.query_tokens.row(draw.query), draw.documents
+        known = [*self.data.positives.list(draw.query), *self.data.themselves.list(draw.query)]
+        no_negatives = self.hashes[known]
+        documents = [positive, *(other for other in others if self.hashes[other] not in no_negatives)]
+        return Group([self.tokenization.row(query, self.document_tokens.row(document)) for document in documents])
