@@ -15,7 +15,6 @@ from torch import Tensor
 from torch.nn import functional
 
 from retrievo.distributed.collectives import gather_counts, gather_rows
-from retrievo.learning.losses import Contest, identity_mask, pairs_in_order
 from retrievo.models.devices import sent
 from retrievo.models.encoder import Encoder
 from retrievo.objectives.choices import AdoreConfig
@@ -23,6 +22,7 @@ from retrievo.objectives.finetune import Example, Finetune, FinetuneCollator
 from retrievo.retrieval.embeddings import Vectors
 from retrievo.retrieval.exact import as_tensor
 from retrievo.training.batch import Batch, Relevant
+from retrievo.training.losses.losses import Contest, identity_mask, pairs_in_order
 
 _BLOCK_VALUES, _BLOCK_SCORES = 1 << 24, 1 << 25  # documents x dimensions, queries x documents: 64 and 128 MiB
 

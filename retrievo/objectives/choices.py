@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from retrievo.learning.losses import LOSSES, SCOPES, WITHOUT_TEMPERATURE
 from retrievo.models.spec import POOLINGS
 from retrievo.support.errors import UsageError
 from retrievo.support.options import Options, option
+from retrievo.training.losses.losses import LOSSES, SCOPES, WITHOUT_TEMPERATURE
 
 _WITH_HEAD = {"objective": ("condenser", "cocondenser")}
 _WITH_MLM = {"objective": ("mlm", *_WITH_HEAD["objective"])}

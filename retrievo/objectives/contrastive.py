@@ -14,7 +14,6 @@ from torch.nn import functional
 
 from retrievo.data.sampling import random_keys, uniform
 from retrievo.distributed.collectives import gather_counts, gather_rows, rank, world_size
-from retrievo.learning.losses import Contest, LossSettings, weighed
 from retrievo.models.encoder import Encoder, position_limit
 from retrievo.models.spec import ROLES
 from retrievo.objectives.choices import IctConfig, SimClrConfig, ViewsConfig
@@ -35,6 +34,8 @@ from retrievo.training.augment.spans import (
 )
 from retrievo.training.augment.special_tokens import Document, Frame, frame, framed
 from retrievo.training.batch import Batch, Chunk, Stats
+from retrievo.training.losses.losses import Contest, LossSettings
+from retrievo.training.losses.tiled import weighed
 
 QUERY, DOCUMENT = ROLES  # the named sets: a view in the role of a query, another in that of its key
 _WINDOW, _CROP, _KEEP, _CORRUPT = range(4)  # one stream of random numbers for each purpose

@@ -14,12 +14,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from retrievo.distributed.collectives import gather_counts, gather_rows, rank
-from retrievo.learning.losses import Contest, LossSettings, Outcome, identity_mask, weighed
 from retrievo.models.encoder import Encoder
 from retrievo.objectives.choices import FinetuneConfig
 from retrievo.objectives.objective import CONTESTED, Objective, encoded
 from retrievo.support.errors import RetrievoError
 from retrievo.training.batch import Batch, Chunk, Relevant, Rows, Stats, flat
+from retrievo.training.losses.losses import Contest, LossSettings, identity_mask
+from retrievo.training.losses.tiled import Outcome, weighed
 
 _COSINE_TEMPERATURE = 0.05  # cosines lie within -1 to 1, where a softmax tells little apart (SimCLR, table 5)
 

@@ -10,13 +10,13 @@ from torch import Tensor
 from torch.nn import functional
 
 from retrievo.distributed.collectives import gather_counts, gather_rows
-from retrievo.learning.losses import TILE
 from retrievo.models.encoder import Encoder
 from retrievo.objectives.choices import ContrieverConfig
 from retrievo.objectives.contrastive import DOCUMENT, QUERY, InBatchContrast, figures
 from retrievo.objectives.objective import encoded
 from retrievo.support.errors import RetrievoError
 from retrievo.training.batch import Batch, Chunk, Stats
+from retrievo.training.losses.losses import TILE
 
 
 class Seen(NamedTuple):

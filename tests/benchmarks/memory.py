@@ -83,8 +83,9 @@ def take_loss(pairs: int) -> None:
     """InfoNCE of random vectors, each pair with a document that another query counts as relevant too."""
     import torch
 
-    from retrievo.learning.losses import Contest, LossSettings, identity_mask, weighed
     from retrievo.training.batch import Relevant
+    from retrievo.training.losses.losses import Contest, LossSettings, identity_mask
+    from retrievo.training.losses.tiled import weighed
 
     queries, documents = (torch.randn(pairs, 768, requires_grad=True) for _ in range(2))
     own = torch.arange(pairs)

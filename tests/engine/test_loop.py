@@ -11,7 +11,6 @@ import pytest
 import torch
 from tiny import TinyEncoder, finetune, finetune_batch, taught_by_vectors
 
-from retrievo.learning.losses import BATCH_TAUGHT, LOSSES, TAUGHT
 from retrievo.objectives.choices import FinetuneConfig
 from retrievo.objectives.finetune import Finetune
 from retrievo.objectives.objective import Objective
@@ -21,6 +20,7 @@ from retrievo.training.engine import checkpoints
 from retrievo.training.engine.config import FitConfig
 from retrievo.training.engine.loop import fit, now_and_then, prefetched
 from retrievo.training.engine.optimizers import OPTIMIZERS, SCHEDULES
+from retrievo.training.losses.losses import BATCH_TAUGHT, LOSSES, TAUGHT
 
 PER_EPOCH = 4
 

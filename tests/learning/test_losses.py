@@ -15,18 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from retrievo.learning import tiles
-from retrievo.learning.losses import (
-    LOSSES,
-    SCOPES,
-    TAUGHT,
-    Contest,
-    LossSettings,
-    Outcome,
-    identity_mask,
-    weighed,
-)
 from retrievo.training.batch import Relevant
+from retrievo.training.losses import tiled as tiles
+from retrievo.training.losses.losses import LOSSES, SCOPES, TAUGHT, Contest, LossSettings, identity_mask
+from retrievo.training.losses.tiled import Outcome, weighed
 
 NOTHING = torch.zeros(2, 0, dtype=torch.int64)
 
@@ -253,7 +245,8 @@ def test_memory_does_not_grow_with_the_square_of_the_batch() -> None:
     """8,192 x 8,192 scores are 268 MB, and each copy of them as much again."""
     script = """if True:
         import resource, torch
-        from retrievo.learning.losses import Contest, LossSettings, weighed
+        from retrievo.training.losses.losses import Contest, LossSettings
+        from retrievo.training.losses.tiled import weighed
         sides = [torch.randn(8192, 8).requires_grad_() for _ in range(2)]
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         contest = Contest(*sides, torch.arange(8192), torch.stack([torch.arange(8191), torch.arange(1, 8192)]))

@@ -18,7 +18,6 @@ from torch import Tensor
 from torch.nn import functional
 
 from retrievo.data.sampling import random_keys
-from retrievo.learning import tiles
 from retrievo.objectives.choices import SimClrConfig
 from retrievo.objectives.contrastive import DOCUMENT, QUERY, ClozeCollator, CropCollator, figures
 from retrievo.objectives.objective import Objective
@@ -27,6 +26,7 @@ from retrievo.training.augment.corruption import Corruption
 from retrievo.training.augment.special_tokens import Document, Frame
 from retrievo.training.batch import Batch
 from retrievo.training.engine.gradient_cache import ALL_GRAPHS, Passes, gradient_step
+from retrievo.training.losses import tiled as tiles
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 FRAMES = {QUERY: Frame((2,), (3,)), DOCUMENT: Frame((2,), (3,))}

@@ -32,7 +32,6 @@ from pretraining_ranks import (
 from torch import Tensor
 
 from retrievo.data.sampling import random_keys
-from retrievo.learning import tiles
 from retrievo.models.chunks import pad
 from retrievo.models.condenser import MaskedEncoder
 from retrievo.objectives import pretraining
@@ -44,6 +43,7 @@ from retrievo.training.augment.masking import IGNORED
 from retrievo.training.augment.special_tokens import Document, Frame
 from retrievo.training.batch import Batch, Chunk
 from retrievo.training.engine.gradient_cache import ALL_GRAPHS, Passes, gradient_step
+from retrievo.training.losses import tiled as tiles
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SCRIPT, ROOT = Path(__file__).with_name("pretraining_ranks.py"), Path(__file__).parents[2]

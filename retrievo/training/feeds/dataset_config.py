@@ -7,10 +7,10 @@ from dataclasses import MISSING, dataclass
 from pathlib import Path
 
 from retrievo.data.options import corpus_option, qrels_option, queries_option
-from retrievo.learning.losses import BATCH_TAUGHT, TAUGHT
 from retrievo.support.errors import RetrievoError, UsageError, did_you_mean
 from retrievo.support.options import Options, option, options_of
 from retrievo.support.settings import Layer, read_toml, relative_to, resolve
+from retrievo.training.losses.losses import BATCH_TAUGHT, TAUGHT
 
 STAGE_SETTINGS = "train.toml"
 

@@ -23,7 +23,6 @@ from retrievo.data.sampling import random_keys
 from retrievo.data.text_identity import EMPTY, self_retrieval
 from retrievo.data.token_cache import TokenCache
 from retrievo.distributed.collectives import rank, world_size
-from retrievo.learning.losses import GROUPED
 from retrievo.models.encoder import Encoder
 from retrievo.models.tokens import Tokenization
 from retrievo.objectives.choices import QUERIES_PER_TOPIC
@@ -38,6 +37,7 @@ from retrievo.training.feeds.pools import mapped_pools
 from retrievo.training.feeds.query_clusters import topics_of
 from retrievo.training.feeds.row_vectors import RowVectors
 from retrievo.training.feeds.samplers import Draw, GroupSampler, Ragged
+from retrievo.training.losses.losses import GROUPED
 
 _BLOCK = 1 << 20  # pairs looked at at once
 

@@ -8,9 +8,9 @@ say what it makes of the scores of some queries.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -232,36 +232,6 @@ def contested(tile: Tile, name: str, settings: LossSettings, rival: Tensor) -> T
         return (known[:, 1:] & known[:, :1]).any(1)
     known = known & tile.scores.gather(1, columns).isfinite()
     return known.any(1) & (rival > float("-inf")) if settings.soft_label_scope == "batch" else known.sum(1) > 1
-
-
-class Outcome(NamedTuple):
-    """Sums over the queries of a contest."""
-
-    total: Tensor  # the weighted sum of all losses; differentiable
-    losses: dict[str, Tensor]  # each loss alone, without its weight
-    correct: Tensor  # how many own positives score above every other candidate
-    contested: dict[str, Tensor]  # of each loss, how many queries it can learn from
-
-
-def weighed(
-    contest: Contest, weights: Mapping[str, float], temperature: float | Tensor, settings: LossSettings
-) -> Outcome:
-    """The weighted sum of losses of `LOSSES` over all queries, tile by tile.
-
-    The gradient reaches queries, documents and a temperature that is a tensor.
-    """
-    total, sums, correct, learned = _function().apply(
-        contest.queries, contest.documents, temperature, contest, dict(weights), settings
-    )
-    by_name = (dict(zip(weights, values.unbind(), strict=True)) for values in (sums, learned))
-    return Outcome(total, next(by_name), correct, next(by_name))
-
-
-def _function() -> Any:
-    """The autograd function, made when torch is first needed: names of losses are known without it."""
-    from retrievo.learning.tiles import TiledLoss
-
-    return TiledLoss
 
 
 def identity_mask(relevant: Relevant, ids: Tensor, hashes: Tensor, positives: Tensor) -> Tensor:

@@ -3,12 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from retrievo.learning.losses import LOSSES, TILE, Contest, LossSettings, Tile, contested
+from retrievo.training.losses.losses import LOSSES, TILE, Contest, LossSettings, Tile, contested
+
+
+class Outcome(NamedTuple):
+    """Sums over the queries of a contest."""
+
+    total: Tensor  # the weighted sum of all losses; differentiable
+    losses: dict[str, Tensor]  # each loss alone, without its weight
+    correct: Tensor  # how many own positives score above every other candidate
+    contested: dict[str, Tensor]  # of each loss, how many queries it can learn from
+
+
+def weighed(
+    contest: Contest, weights: Mapping[str, float], temperature: float | Tensor, settings: LossSettings
+) -> Outcome:
+    """The weighted sum of losses of `LOSSES` over all queries, tile by tile.
+
+    The gradient reaches queries, documents and a temperature that is a tensor.
+    """
+    total, sums, correct, learned = TiledLoss.apply(
+        contest.queries, contest.documents, temperature, contest, dict(weights), settings
+    )
+    by_name = (dict(zip(weights, values.unbind(), strict=True)) for values in (sums, learned))
+    return Outcome(total, next(by_name), correct, next(by_name))
 
 
 class TiledLoss(torch.autograd.Function):

@@ -1,1 +1,0 @@
-"""Layer 3: losses, distributed collectives, optimizers, samplers."""
