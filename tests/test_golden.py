@@ -17,19 +17,13 @@ from transformers import BertForMaskedLM, BertModel, PreTrainedTokenizerFast
 from retrievo.models.condenser import HEAD_FILE, CondenserHead, MaskedEncoder
 from retrievo.models.encoder import Encoder
 from retrievo.models.spec import EncoderSpec
-from retrievo.objectives.choices import (
-    OBJECTIVES,
-    CoCondenserConfig,
-    ContrieverConfig,
-    MlmConfig,
-    SimClrConfig,
-)
-from retrievo.objectives.contrastive import SimClr
-from retrievo.objectives.momentum import MomentumContrast
-from retrievo.objectives.objective import Objective
-from retrievo.objectives.pretraining import CoCondenser, MaskedLanguageModel
 from retrievo.training.batch import Batch, Rows
 from retrievo.training.engine.gradient_cache import gradient_step
+from retrievo.training.objectives.contriever import MomentumContrast
+from retrievo.training.objectives.masked_lm import CoCondenser, MaskedLanguageModel
+from retrievo.training.objectives.objective import Objective
+from retrievo.training.objectives.simclr import SimClr
+from retrievo.training.objectives.table import OBJECTIVES, CoCondenserConfig, ContrieverConfig, MlmConfig, SimClrConfig
 
 HOME = Path(os.environ.get("RETRIEVO_GOLDEN", Path(__file__).resolve().parents[2] / "shared" / "golden"))
 CHUNK_TOKENS = 40  # a few spans: the gradient cache is at work

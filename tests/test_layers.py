@@ -28,7 +28,7 @@ VERBS, TOP = 5, 6
 
 def layer_of(module: str) -> tuple[int, str]:
     """The layer of `retrievo.x.y`, and the room in it: rooms of one layer do not import one another."""
-    name = module.split(".")[1].replace("learning", "training").replace("objectives", "training")
+    name = module.split(".")[1]
     if name in ("cli", "__main__"):
         return TOP, "cli"
     return LAYERS.get(name, VERBS), name
@@ -56,6 +56,31 @@ def test_imports_go_down_only(path: Path) -> None:
         if imported.startswith("retrievo.") and imported != "retrievo.__version__":
             layer, room = layer_of(imported)
             assert layer < own_layer or room == own_room, f"{module_of(path)} imports {imported}"
+
+
+def own_imports() -> dict[str, set[str]]:
+    """The modules of this package that each module imports, wherever in the file the import stands."""
+    modules = {module_of(path).removesuffix(".__init__") for path in FILES}
+    return {
+        module: {
+            name if name in modules else name.rpartition(".")[0]
+            for name in imports_of(path)
+            if name.startswith("retrievo.") and {name, name.rpartition(".")[0]} & modules
+        }
+        - {module, "retrievo"}
+        for path in FILES
+        for module in [module_of(path).removesuffix(".__init__")]
+    }
+
+
+def test_no_module_imports_itself_by_way_of_others() -> None:
+    arrows = own_imports()
+    assert len(arrows["retrievo.cli"]) > 10
+    while leaves := [module for module, imported in arrows.items() if not imported & arrows.keys()]:
+        for module in leaves:
+            del arrows[module]
+    circle = {module: sorted(imported & arrows.keys()) for module, imported in arrows.items()}
+    assert circle == {}, "what remains is in a circle, or imports one"
 
 
 @pytest.mark.parametrize(

@@ -17,12 +17,12 @@ from retrievo.data.corpus import Corpus
 from retrievo.data.tables import NEGATIVES, RUN
 from retrievo.mining.mining import Judged
 from retrievo.models.encoder import Encoder
-from retrievo.objectives.choices import FinetuneConfig
-from retrievo.objectives.finetune import Finetune
 from retrievo.support.artifact import Manifest
 from retrievo.training.feeds.dataset_config import DataSetConfig
 from retrievo.training.feeds.finetune import TrainingData, TrainingFeed
 from retrievo.training.feeds.samplers import Draw
+from retrievo.training.objectives.finetune import Finetune
+from retrievo.training.objectives.table import FinetuneConfig
 from tests.copies import COPIES, PLAIN
 
 

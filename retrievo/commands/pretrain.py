@@ -23,7 +23,12 @@ from retrievo.data.options import (
     title_template_option,
 )
 from retrievo.models.options import bidirectional_option, device_option, model_option, revision_option
-from retrievo.objectives.choices import (
+from retrievo.support import console
+from retrievo.support.errors import RetrievoError, UsageError
+from retrievo.support.options import option, worked_out
+from retrievo.training.engine.config import DEVELOPMENT, MEMORY_OPTIONS, MODEL_FILES, WORKING_FILES, FitConfig
+from retrievo.training.engine.optimizers import OptimizerConfig
+from retrievo.training.objectives.table import (
     CONTRASTIVE,
     LONGEST_QUEUE,
     OBJECTIVES,
@@ -36,11 +41,6 @@ from retrievo.objectives.choices import (
     objective_class,
     recipe_defaults,
 )
-from retrievo.support import console
-from retrievo.support.errors import RetrievoError, UsageError
-from retrievo.support.options import option, worked_out
-from retrievo.training.engine.config import DEVELOPMENT, MEMORY_OPTIONS, MODEL_FILES, WORKING_FILES, FitConfig
-from retrievo.training.engine.optimizers import OptimizerConfig
 
 if TYPE_CHECKING:
     import torch

@@ -23,13 +23,13 @@ if TYPE_CHECKING:
     import torch
 
     from retrievo.models.encoder import Encoder
-    from retrievo.objectives.objective import Objective
     from retrievo.support.artifact import Manifest, Output
     from retrievo.training.batch import Batch
     from retrievo.training.engine.ance import RefreshingFeed
     from retrievo.training.engine.loop import Record
     from retrievo.training.engine.validation import Pool, Validation
     from retrievo.training.feeds.finetune import TrainingData
+    from retrievo.training.objectives.objective import Objective
 
 _VERIFIED_QUERIES = 32  # a batch that fits in one piece
 
@@ -163,7 +163,7 @@ def _fit(
 
 def _say(data: Sequence[TrainingData], objective: Objective) -> None:
     """What will be trained on, and what of the vectors."""
-    from retrievo.objectives.finetune import Finetune
+    from retrievo.training.objectives.finetune import Finetune
 
     for data_set in data:
         data_set.say_counts()

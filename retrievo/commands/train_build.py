@@ -7,18 +7,18 @@ from typing import TYPE_CHECKING, Any
 
 from retrievo.commands.train_config import CROSS_ENCODER, OF_THE_MODEL, OF_THE_QUERY, TrainConfig
 from retrievo.models.source import FIXED_DOCUMENTS, shows_titles
-from retrievo.objectives.choices import objective_class
 from retrievo.support.errors import RetrievoError, UsageError
 from retrievo.support.options import options_of
 from retrievo.training.feeds.dataset_config import STAGE_SETTINGS
+from retrievo.training.objectives.table import objective_class
 
 if TYPE_CHECKING:
     from retrievo.models.encoder import Encoder
-    from retrievo.objectives.objective import Objective
     from retrievo.retrieval.embeddings import Embeddings
     from retrievo.support.artifact import Input
     from retrievo.training.feeds.finetune import GroupFeed, TrainingData, TrainingFeed
     from retrievo.training.feeds.mixed import MixedFeed
+    from retrievo.training.objectives.objective import Objective
 
 
 def data_sets(config: TrainConfig) -> list[TrainingData]:
@@ -93,7 +93,7 @@ def _encoder(config: TrainConfig, data: Sequence[TrainingData]) -> tuple[Any, Ob
     from retrievo.models.adapters import add_adapters
     from retrievo.models.decoders import attend_both_ways
     from retrievo.models.encoder import Encoder
-    from retrievo.objectives.finetune import Finetune
+    from retrievo.training.objectives.finetune import Finetune
 
     name, options = _start(config, data), {name: getattr(config, name) for name in OF_THE_MODEL}
     if name != config.model:
@@ -120,8 +120,8 @@ def _query_encoder(config: TrainConfig, data: Sequence[TrainingData]) -> tuple[A
     """An untied encoder of which the side of queries is trained against fixed document vectors, and its batches."""
     from retrievo.models.adapters import add_adapters
     from retrievo.models.encoder import Encoder
-    from retrievo.objectives.adore import FixedDocuments
     from retrievo.training.feeds.finetune import TrainingFeed
+    from retrievo.training.objectives.adore import FixedDocuments
 
     vectors = _fixed_documents(config, data[0])
     options = {name: getattr(config, name) for name in OF_THE_QUERY} | {"tied": False}

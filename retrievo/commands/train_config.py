@@ -17,7 +17,6 @@ from retrievo.data.options import (
 )
 from retrievo.models.options import bidirectional_option, device_option, model_option, pooling_option, revision_option
 from retrievo.models.spec import SIMILARITIES
-from retrievo.objectives.choices import QUERIES_PER_TOPIC, AdoreConfig, CrossEncoderConfig
 from retrievo.support.artifact import is_unfinished
 from retrievo.support.errors import RetrievoError, UsageError
 from retrievo.support.options import option, options_of
@@ -25,6 +24,7 @@ from retrievo.support.settings import Layer, read_toml, relative_to
 from retrievo.training.engine.config import FitConfig, RefreshConfig, ValidationConfig
 from retrievo.training.feeds.dataset_config import STAGE_SETTINGS, DataSetConfig
 from retrievo.training.losses.losses import BATCH_TAUGHT, GROUPED, TAUGHT
+from retrievo.training.objectives.table import QUERIES_PER_TOPIC, AdoreConfig, CrossEncoderConfig
 
 STAGE_NEGATIVES = "negatives.parquet"
 STAGE_FILES = (  # what may lie in a stage before it is trained, and is not the model's

@@ -26,8 +26,8 @@ import torch
 from retrievo.data.corpus import Corpus
 from retrievo.models.condenser import MaskedEncoder
 from retrievo.models.scratch import scratch_folder, scratch_size
-from retrievo.objectives.choices import OBJECTIVES, PRETRAINING, objective_class
 from retrievo.training.feeds.pretrain import PretrainFeed
+from retrievo.training.objectives.table import OBJECTIVES, PRETRAINING, objective_class
 
 LENGTH = 250  # tokens of a made-up document
 

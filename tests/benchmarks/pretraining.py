@@ -32,12 +32,12 @@ from retrievo.models.chunks import cut_chunks, pad
 from retrievo.models.condenser import MaskedEncoder
 from retrievo.models.devices import prepare_cpu
 from retrievo.models.scratch import scratch_folder, scratch_size
-from retrievo.objectives.choices import OBJECTIVES, objective_class
-from retrievo.objectives.objective import Objective
-from retrievo.objectives.pretraining import SPAN
 from retrievo.training.batch import Batch, Chunk
 from retrievo.training.engine.gradient_cache import gradient_step
 from retrievo.training.feeds.pretrain import PretrainFeed
+from retrievo.training.objectives.masked_lm import SPAN
+from retrievo.training.objectives.objective import Objective
+from retrievo.training.objectives.table import OBJECTIVES, objective_class
 
 CHUNK_TOKENS, DTYPE = 4_096, torch.bfloat16
 

@@ -22,13 +22,13 @@ import torch
 from retrievo.data.corpus import Corpus, Queries
 from retrievo.data.qrels import Qrels
 from retrievo.models.encoder import Encoder
-from retrievo.objectives.choices import FinetuneConfig
-from retrievo.objectives.finetune import Finetune
 from retrievo.support.sizes import bytes_of
 from retrievo.training.batch import Batch
 from retrievo.training.engine.gradient_cache import GraphMemory, gradient_step
 from retrievo.training.feeds.dataset_config import DataSetConfig
 from retrievo.training.feeds.finetune import TrainingData, TrainingFeed
+from retrievo.training.objectives.finetune import Finetune
+from retrievo.training.objectives.table import FinetuneConfig
 
 
 def main() -> None:

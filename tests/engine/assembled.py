@@ -8,8 +8,8 @@ from tiny import finetune, finetune_batch
 from torch import Tensor
 
 from retrievo.distributed.collectives import rank, world_size
-from retrievo.objectives.objective import Objective
 from retrievo.training.batch import Batch
+from retrievo.training.objectives.objective import Objective
 
 GROUPS = [3, 1, 4, 2, 2]
 

@@ -22,13 +22,13 @@ from retrievo.distributed.collectives import (
     sum_gradients,
     world_size,
 )
-from retrievo.objectives.objective import Objective
 from retrievo.training.batch import Batch
 from retrievo.training.engine.chunk_size import ChunkTokens
 from retrievo.training.engine.config import FitConfig
 from retrievo.training.engine.gradient_cache import GraphMemory
 from retrievo.training.engine.loop import fit
 from retrievo.training.feeds.samplers import share
+from retrievo.training.objectives.objective import Objective
 
 STEPS = 20
 _GROUPED = ("group", "pairwise", "batch-margin-mse")

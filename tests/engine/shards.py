@@ -23,13 +23,13 @@ from retrievo.distributed.fsdp import own_part, shard
 from retrievo.models.adapters import add_adapters
 from retrievo.models.cross_encoder import CrossEncoder
 from retrievo.models.encoder import Encoder
-from retrievo.objectives.choices import CrossEncoderConfig, FinetuneConfig
-from retrievo.objectives.cross_encoder import BinaryCrossEncoder, GroupCrossEncoder
-from retrievo.objectives.finetune import Finetune
-from retrievo.objectives.objective import Objective
 from retrievo.training.batch import Batch, Rows
 from retrievo.training.engine.config import FitConfig
 from retrievo.training.engine.loop import fit
+from retrievo.training.objectives.cross_encoder import BinaryCrossEncoder, GroupCrossEncoder
+from retrievo.training.objectives.finetune import Finetune
+from retrievo.training.objectives.objective import Objective
+from retrievo.training.objectives.table import CrossEncoderConfig, FinetuneConfig
 
 GROUPS = EVERY[:4]
 STEPS, STOP = len(GROUPS), 2  # at the third one rank 1 has no rows

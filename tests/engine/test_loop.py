@@ -11,9 +11,6 @@ import pytest
 import torch
 from tiny import TinyEncoder, finetune, finetune_batch, taught_by_vectors
 
-from retrievo.objectives.choices import FinetuneConfig
-from retrievo.objectives.finetune import Finetune
-from retrievo.objectives.objective import Objective
 from retrievo.support.errors import RetrievoError, UsageError
 from retrievo.training.batch import Batch
 from retrievo.training.engine import checkpoints
@@ -21,6 +18,9 @@ from retrievo.training.engine.config import FitConfig
 from retrievo.training.engine.loop import fit, now_and_then, prefetched
 from retrievo.training.engine.optimizers import OPTIMIZERS, SCHEDULES
 from retrievo.training.losses.losses import BATCH_TAUGHT, LOSSES, TAUGHT
+from retrievo.training.objectives.finetune import Finetune
+from retrievo.training.objectives.objective import Objective
+from retrievo.training.objectives.table import FinetuneConfig
 
 PER_EPOCH = 4
 

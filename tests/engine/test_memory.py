@@ -11,11 +11,11 @@ from tiny import assert_same, finetune, finetune_batch, gradients
 from torch import Tensor
 
 from retrievo.models.encoder import Encoder
-from retrievo.objectives.choices import FinetuneConfig
-from retrievo.objectives.finetune import Finetune
 from retrievo.support.errors import RetrievoError
 from retrievo.training.engine.gradient_cache import ALL_GRAPHS, gradient_step
 from retrievo.training.engine.gradient_checkpointing import checkpoint_activations
+from retrievo.training.objectives.finetune import Finetune
+from retrievo.training.objectives.table import FinetuneConfig
 
 
 def gradient(model: Path, *, checkpointing: bool, **options: Any) -> dict[str, Tensor]:

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from retrievo.models.encoder import Encoder
-from retrievo.objectives.choices import FinetuneConfig
-from retrievo.objectives.finetune import Example, Finetune
 from retrievo.training.engine.gradient_cache import ALL_GRAPHS, gradient_step
+from retrievo.training.objectives.finetune import Example, Finetune
+from retrievo.training.objectives.table import FinetuneConfig
 
 
 def mini_lm() -> Path:

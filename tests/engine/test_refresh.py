@@ -17,14 +17,14 @@ from retrievo.commands.train import train
 from retrievo.commands.train_config import TrainConfig
 from retrievo.data.qrels import Qrels
 from retrievo.models.encoder import Encoder
-from retrievo.objectives.choices import FinetuneConfig
-from retrievo.objectives.finetune import Finetune
 from retrievo.support.errors import UsageError
 from retrievo.training.engine.ance import RefreshingFeed
 from retrievo.training.engine.checkpoints import save
 from retrievo.training.engine.config import REFRESHED, RefreshConfig
 from retrievo.training.feeds.dataset_config import open_data_set
 from retrievo.training.feeds.finetune import TrainingData, TrainingFeed
+from retrievo.training.objectives.finetune import Finetune
+from retrievo.training.objectives.table import FinetuneConfig
 
 DEPTH = 20
 # one thread: a fixture of the module would be made with more of them than what is compared with it

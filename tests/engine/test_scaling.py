@@ -11,11 +11,11 @@ import torch
 from test_loop import Feed, config
 from tiny import finetune, finetune_batch, gradients
 
-from retrievo.objectives.finetune import Finetune
 from retrievo.training.engine import loss_scale as scaling
 from retrievo.training.engine.gradient_cache import gradient_step
 from retrievo.training.engine.loop import fit
 from retrievo.training.engine.loss_scale import LossScale
+from retrievo.training.objectives.finetune import Finetune
 
 
 def trained(folder: Path, **options: Any) -> tuple[Finetune, list[dict[str, Any]]]:

@@ -22,9 +22,9 @@ from tiny import (
 )
 from torch import Tensor
 
-from retrievo.objectives.objective import Objective
 from retrievo.training.batch import Batch, Chunk, Rows
 from retrievo.training.engine.gradient_cache import ALL_GRAPHS, GraphMemory, Passes, gradient_step
+from retrievo.training.objectives.objective import Objective
 
 FOUR_GROUPS = [3, 1, 4, 2]
 

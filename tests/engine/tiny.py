@@ -13,10 +13,10 @@ from torch.nn import functional
 
 from retrievo.distributed.collectives import gather_counts, gather_rows, rank
 from retrievo.models.chunks import pad
-from retrievo.objectives.choices import FinetuneConfig
-from retrievo.objectives.finetune import Finetune
-from retrievo.objectives.objective import Objective
 from retrievo.training.batch import Batch, Chunk, Relevant, Rows, Stats
+from retrievo.training.objectives.finetune import Finetune
+from retrievo.training.objectives.objective import Objective
+from retrievo.training.objectives.table import FinetuneConfig
 
 VOCABULARY, DIM, LONGEST = 50, 16, 12
 

@@ -30,10 +30,10 @@ from retrievo.distributed.collectives import process_group, rank
 from retrievo.models.condenser import MaskedEncoder
 from retrievo.models.encoder import Encoder
 from retrievo.models.spec import EncoderSpec
-from retrievo.objectives.choices import OBJECTIVES, objective_class
-from retrievo.objectives.pretraining import CoCondenser, Condenser, MaskedLanguageModel
 from retrievo.training.engine.gradient_cache import gradient_step
 from retrievo.training.feeds.pretrain import PretrainFeed
+from retrievo.training.objectives.masked_lm import CoCondenser, Condenser, MaskedLanguageModel
+from retrievo.training.objectives.table import OBJECTIVES, objective_class
 
 SYLLABLES = [consonant + vowel for consonant in "bdfgkm" for vowel in "aeiou"]
 SIZE = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 32}

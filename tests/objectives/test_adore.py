@@ -20,16 +20,16 @@ from torch.nn import functional
 from retrievo.commands.train import train
 from retrievo.commands.train_config import TrainConfig
 from retrievo.models.encoder import Encoder
-from retrievo.objectives import adore
-from retrievo.objectives.adore import Adore, FixedDocuments
-from retrievo.objectives.choices import AdoreConfig
-from retrievo.objectives.finetune import Example
 from retrievo.retrieval.embeddings import Vectors
 from retrievo.retrieval.exact import search_exact
 from retrievo.support.artifact import Manifest
 from retrievo.support.errors import RetrievoError, UsageError
 from retrievo.training.batch import Relevant
 from retrievo.training.engine.gradient_cache import ALL_GRAPHS, gradient_step
+from retrievo.training.objectives import adore
+from retrievo.training.objectives.adore import Adore, FixedDocuments
+from retrievo.training.objectives.finetune import Example
+from retrievo.training.objectives.table import AdoreConfig
 
 DIM, ROWS = 8, 300
 RELEVANT = Relevant(torch.tensor([3, 250, 7]), torch.tensor([3, 250, 7]), torch.tensor([0, 2, 2, 3]))

@@ -15,14 +15,14 @@ from retrievo.data.sampling import random_keys
 from retrievo.models.condenser import HEAD_FILE, MaskedEncoder
 from retrievo.models.encoder import Encoder
 from retrievo.models.vectors import encode_tokens
-from retrievo.objectives.choices import CoCondenserConfig, SimClrConfig
-from retrievo.objectives.contrastive import SimClr
-from retrievo.objectives.objective import Objective
-from retrievo.objectives.pretraining import CoCondenser, Condenser
 from retrievo.training.augment.masking import IGNORED
 from retrievo.training.augment.special_tokens import Document
 from retrievo.training.batch import Batch
 from retrievo.training.engine.gradient_cache import gradient_step
+from retrievo.training.objectives.masked_lm import CoCondenser, Condenser
+from retrievo.training.objectives.objective import Objective
+from retrievo.training.objectives.simclr import SimClr
+from retrievo.training.objectives.table import CoCondenserConfig, SimClrConfig
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

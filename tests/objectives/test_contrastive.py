@@ -18,15 +18,15 @@ from torch import Tensor
 from torch.nn import functional
 
 from retrievo.data.sampling import random_keys
-from retrievo.objectives.choices import SimClrConfig
-from retrievo.objectives.contrastive import DOCUMENT, QUERY, ClozeCollator, CropCollator, figures
-from retrievo.objectives.objective import Objective
 from retrievo.support.errors import RetrievoError, UsageError
 from retrievo.training.augment.corruption import Corruption
 from retrievo.training.augment.special_tokens import Document, Frame
 from retrievo.training.batch import Batch
 from retrievo.training.engine.gradient_cache import ALL_GRAPHS, Passes, gradient_step
 from retrievo.training.losses import tiled as tiles
+from retrievo.training.objectives.objective import Objective
+from retrievo.training.objectives.simclr import DOCUMENT, QUERY, ClozeCollator, CropCollator, figures
+from retrievo.training.objectives.table import SimClrConfig
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 FRAMES = {QUERY: Frame((2,), (3,)), DOCUMENT: Frame((2,), (3,))}

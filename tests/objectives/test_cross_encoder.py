@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from retrievo.objectives.choices import CrossEncoderConfig, objective_class
 from retrievo.training.batch import Batch
 from retrievo.training.engine.gradient_cache import ALL_GRAPHS, gradient_step
 from retrievo.training.feeds.pairs import Group, PairCollator
+from retrievo.training.objectives.table import CrossEncoderConfig, objective_class
 
 GROUPS = [[[1, 2, 3], [4], [5, 6]], [[7, 8]], [[9], [10, 11, 12, 13]]]  # groups of 3, 1 and 2 pairs
 

@@ -20,11 +20,11 @@ from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
 from retrievo.models.encoder import Encoder
 from retrievo.models.spec import EncoderSpec
-from retrievo.objectives.choices import OBJECTIVES, FinetuneConfig
-from retrievo.objectives.finetune import Example, Finetune, FinetuneCollator
 from retrievo.support.errors import UsageError
 from retrievo.training.batch import Batch, Relevant, Rows
 from retrievo.training.engine.gradient_cache import ALL_GRAPHS, gradient_step
+from retrievo.training.objectives.finetune import Example, Finetune, FinetuneCollator
+from retrievo.training.objectives.table import OBJECTIVES, FinetuneConfig
 
 WORDS = ["[PAD]", "[CLS]", "[SEP]", "[UNK]", "cats", "dogs", "purr", "bark", "often", "alone"]
 
@@ -265,7 +265,7 @@ def test_every_objective_of_the_table_is_there_with_its_options(name: str) -> No
 
 def test_options_and_choice_tables_import_the_standard_library_only() -> None:
     code = (
-        "import sys, retrievo.objectives.choices, retrievo.engine.settings, retrievo.learning.optimizers;"
+        "import sys, retrievo.training.objectives.table, retrievo.training.engine.config, retrievo.training.engine.optimizers;"
         "sys.exit(' '.join({'torch', 'numpy', 'transformers', 'pyarrow'} & set(sys.modules)) or 0)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

@@ -12,13 +12,13 @@ from test_contrastive import batch
 from torch import Tensor
 from torch.nn import functional
 
-from retrievo.objectives import momentum
-from retrievo.objectives.choices import ContrieverConfig
-from retrievo.objectives.contrastive import DOCUMENT, QUERY
-from retrievo.objectives.momentum import LogSumExp, MomentumContrast
 from retrievo.support.errors import RetrievoError
 from retrievo.training.batch import Batch
 from retrievo.training.engine.gradient_cache import gradient_step
+from retrievo.training.objectives import contriever as momentum
+from retrievo.training.objectives.contriever import LogSumExp, MomentumContrast
+from retrievo.training.objectives.simclr import DOCUMENT, QUERY
+from retrievo.training.objectives.table import ContrieverConfig
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

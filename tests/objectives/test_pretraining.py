@@ -34,16 +34,16 @@ from torch import Tensor
 from retrievo.data.sampling import random_keys
 from retrievo.models.chunks import pad
 from retrievo.models.condenser import MaskedEncoder
-from retrievo.objectives import pretraining
-from retrievo.objectives.choices import CoCondenserConfig, CondenserConfig, MlmConfig
-from retrievo.objectives.objective import Objective
-from retrievo.objectives.pretraining import CoCondenser, Condenser, MaskedLanguageModel, SpanCollator
 from retrievo.support.errors import RetrievoError
 from retrievo.training.augment.masking import IGNORED
 from retrievo.training.augment.special_tokens import Document, Frame
 from retrievo.training.batch import Batch, Chunk
 from retrievo.training.engine.gradient_cache import ALL_GRAPHS, Passes, gradient_step
 from retrievo.training.losses import tiled as tiles
+from retrievo.training.objectives import masked_lm as pretraining
+from retrievo.training.objectives.masked_lm import CoCondenser, Condenser, MaskedLanguageModel, SpanCollator
+from retrievo.training.objectives.objective import Objective
+from retrievo.training.objectives.table import CoCondenserConfig, CondenserConfig, MlmConfig
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SCRIPT, ROOT = Path(__file__).with_name("pretraining_ranks.py"), Path(__file__).parents[2]

@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 import torch
 
 from retrievo.distributed.collectives import rank, sum_over_ranks, world_size
-from retrievo.objectives.objective import Objective
 from retrievo.support import console
 from retrievo.support.errors import RetrievoError
 from retrievo.training.batch import Batch
 from retrievo.training.engine.gradient_cache import GraphMemory, Passes
+from retrievo.training.objectives.objective import Objective
 
 _FEWEST, _MOST = 1_024, 1 << 18  # candidates: powers of two between
 _BETTER = 1.03  # a larger chunk must be so much faster to be worth its memory

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 
 from retrievo.distributed.collectives import as_rank_0_says
-from retrievo.objectives.objective import CONTESTED
 from retrievo.support import console
 from retrievo.support.errors import RetrievoError
+from retrievo.training.objectives.objective import CONTESTED
 
 _UNITS = {"pairs": "queries", "documents": "documents"}
 

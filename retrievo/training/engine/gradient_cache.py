@@ -20,10 +20,10 @@ from retrievo.distributed.collectives import gather_counts, rank, sum_gradients,
 from retrievo.distributed.fsdp import is_sharded, own_part, total_norm
 from retrievo.models.chunks import cut_chunks, pad
 from retrievo.models.devices import return_freed_memory, sent
-from retrievo.objectives.objective import Objective
 from retrievo.training.batch import Batch, Chunk, Stats
 from retrievo.training.engine.dropout import SeededDropout
 from retrievo.training.engine.gradient_checkpointing import checkpoints_activations
+from retrievo.training.objectives.objective import Objective
 
 _CHUNKS_APART = 8  # trimming before each costs 40 % of the speed of pre-training; steps of fewer chunks need none
 ALL_GRAPHS = sys.maxsize  # keep_graphs: plain training, every graph is kept and nothing is encoded twice

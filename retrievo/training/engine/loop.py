@@ -17,7 +17,6 @@ from torch.optim import Optimizer
 
 from retrievo.distributed.collectives import as_rank_0_says, broadcast_state, gather_counts
 from retrievo.models.precision import resolve_dtype
-from retrievo.objectives.objective import Objective
 from retrievo.support import console
 from retrievo.support.errors import RetrievoError
 from retrievo.support.options import flag_of
@@ -30,6 +29,7 @@ from retrievo.training.engine.gradient_checkpointing import checkpoint_activatio
 from retrievo.training.engine.logs import Log
 from retrievo.training.engine.loss_scale import LossScale
 from retrievo.training.engine.optimizers import OPTIMIZERS, learning_rate
+from retrievo.training.objectives.objective import Objective
 
 SAVE_SECONDS = 300.0  # between checkpoints, where no number of steps is given: what a killed run loses at most
 

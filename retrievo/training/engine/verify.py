@@ -13,10 +13,10 @@ from torch import Tensor
 
 from retrievo.distributed.collectives import process_group, rank
 from retrievo.distributed.launch import run_together
-from retrievo.objectives.objective import Objective
 from retrievo.support.errors import RetrievoError
 from retrievo.training.batch import Batch
 from retrievo.training.engine.gradient_cache import ALL_GRAPHS, Passes, gradient_step
+from retrievo.training.objectives.objective import Objective
 
 Assemble = Callable[[], tuple[Objective, Batch]]  # the objective, and this rank's part of one batch
 Gradients = dict[str, Tensor]

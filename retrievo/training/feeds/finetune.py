@@ -25,8 +25,6 @@ from retrievo.data.token_cache import TokenCache
 from retrievo.distributed.collectives import rank, world_size
 from retrievo.models.encoder import Encoder
 from retrievo.models.tokens import Tokenization
-from retrievo.objectives.choices import QUERIES_PER_TOPIC
-from retrievo.objectives.finetune import Example, FinetuneCollator
 from retrievo.support import console
 from retrievo.support.artifact import Input
 from retrievo.support.errors import RetrievoError
@@ -38,6 +36,8 @@ from retrievo.training.feeds.query_clusters import topics_of
 from retrievo.training.feeds.row_vectors import RowVectors
 from retrievo.training.feeds.samplers import Draw, GroupSampler, Ragged
 from retrievo.training.losses.losses import GROUPED
+from retrievo.training.objectives.finetune import Example, FinetuneCollator
+from retrievo.training.objectives.table import QUERIES_PER_TOPIC
 
 _BLOCK = 1 << 20  # pairs looked at at once
 

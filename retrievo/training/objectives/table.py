@@ -267,16 +267,22 @@ _GAO = {"batch_size": 2_000, "learning_rate": 1e-4, "beta2": 0.999, "epsilon": 1
 _IZACARD = {"batch_size": 2_048, "learning_rate": 5e-5, "beta2": 0.98, "epsilon": 1e-6}
 
 OBJECTIVES = {
-    "mlm": Choice(MlmConfig, "retrievo.objectives.pretraining:MaskedLanguageModel", _GAO),
-    "condenser": Choice(CondenserConfig, "retrievo.objectives.pretraining:Condenser", _GAO),
-    "cocondenser": Choice(CoCondenserConfig, "retrievo.objectives.pretraining:CoCondenser", _GAO),
-    "simclr": Choice(SimClrConfig, "retrievo.objectives.contrastive:SimClr", _IZACARD),
-    "ict": Choice(IctConfig, "retrievo.objectives.contrastive:InverseCloze", _IZACARD),
-    "contriever": Choice(ContrieverConfig, "retrievo.objectives.momentum:MomentumContrast", _IZACARD | {"delete": 0.1}),
-    "finetune": Choice(FinetuneConfig, "retrievo.objectives.finetune:Finetune", {}),
-    "adore": Choice(AdoreConfig, "retrievo.objectives.adore:Adore", {}),
-    "cross-encoder-group": Choice(CrossEncoderConfig, "retrievo.objectives.cross_encoder:GroupCrossEncoder", {}),
-    "cross-encoder-binary": Choice(CrossEncoderConfig, "retrievo.objectives.cross_encoder:BinaryCrossEncoder", {}),
+    "mlm": Choice(MlmConfig, "retrievo.training.objectives.masked_lm:MaskedLanguageModel", _GAO),
+    "condenser": Choice(CondenserConfig, "retrievo.training.objectives.masked_lm:Condenser", _GAO),
+    "cocondenser": Choice(CoCondenserConfig, "retrievo.training.objectives.masked_lm:CoCondenser", _GAO),
+    "simclr": Choice(SimClrConfig, "retrievo.training.objectives.simclr:SimClr", _IZACARD),
+    "ict": Choice(IctConfig, "retrievo.training.objectives.simclr:InverseCloze", _IZACARD),
+    "contriever": Choice(
+        ContrieverConfig, "retrievo.training.objectives.contriever:MomentumContrast", _IZACARD | {"delete": 0.1}
+    ),
+    "finetune": Choice(FinetuneConfig, "retrievo.training.objectives.finetune:Finetune", {}),
+    "adore": Choice(AdoreConfig, "retrievo.training.objectives.adore:Adore", {}),
+    "cross-encoder-group": Choice(
+        CrossEncoderConfig, "retrievo.training.objectives.cross_encoder:GroupCrossEncoder", {}
+    ),
+    "cross-encoder-binary": Choice(
+        CrossEncoderConfig, "retrievo.training.objectives.cross_encoder:BinaryCrossEncoder", {}
+    ),
 }
 PRETRAINING = (*_WITH_MLM["objective"], *CONTRASTIVE)
 

@@ -8,10 +8,10 @@ from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 
 from retrievo.models.cross_encoder import CrossEncoder
-from retrievo.objectives.choices import CrossEncoderConfig
-from retrievo.objectives.objective import CONTESTED, Objective
 from retrievo.training.batch import Batch, Chunk, Stats
 from retrievo.training.feeds.pairs import PAIR, PairCollator
+from retrievo.training.objectives.objective import CONTESTED, Objective
+from retrievo.training.objectives.table import CrossEncoderConfig
 
 
 class GroupCrossEncoder(Objective):

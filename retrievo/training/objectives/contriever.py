@@ -11,12 +11,12 @@ from torch.nn import functional
 
 from retrievo.distributed.collectives import gather_counts, gather_rows
 from retrievo.models.encoder import Encoder
-from retrievo.objectives.choices import ContrieverConfig
-from retrievo.objectives.contrastive import DOCUMENT, QUERY, InBatchContrast, figures
-from retrievo.objectives.objective import encoded
 from retrievo.support.errors import RetrievoError
 from retrievo.training.batch import Batch, Chunk, Stats
 from retrievo.training.losses.losses import TILE
+from retrievo.training.objectives.objective import encoded
+from retrievo.training.objectives.simclr import DOCUMENT, QUERY, InBatchContrast, figures
+from retrievo.training.objectives.table import ContrieverConfig
 
 
 class Seen(NamedTuple):

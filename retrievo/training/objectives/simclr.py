@@ -16,8 +16,6 @@ from retrievo.data.sampling import random_keys, uniform
 from retrievo.distributed.collectives import gather_counts, gather_rows, rank, world_size
 from retrievo.models.encoder import Encoder, position_limit
 from retrievo.models.spec import ROLES
-from retrievo.objectives.choices import IctConfig, SimClrConfig, ViewsConfig
-from retrievo.objectives.objective import CONTESTED, Objective, encoded
 from retrievo.support.errors import RetrievoError
 from retrievo.training.augment.corruption import Corruption
 from retrievo.training.augment.masking import Vocabulary
@@ -36,6 +34,8 @@ from retrievo.training.augment.special_tokens import Document, Frame, frame, fra
 from retrievo.training.batch import Batch, Chunk, Stats
 from retrievo.training.losses.losses import Contest, LossSettings
 from retrievo.training.losses.tiled import weighed
+from retrievo.training.objectives.objective import CONTESTED, Objective, encoded
+from retrievo.training.objectives.table import IctConfig, SimClrConfig, ViewsConfig
 
 QUERY, DOCUMENT = ROLES  # the named sets: a view in the role of a query, another in that of its key
 _WINDOW, _CROP, _KEEP, _CORRUPT = range(4)  # one stream of random numbers for each purpose

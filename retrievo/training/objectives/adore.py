@@ -17,12 +17,12 @@ from torch.nn import functional
 from retrievo.distributed.collectives import gather_counts, gather_rows
 from retrievo.models.devices import sent
 from retrievo.models.encoder import Encoder
-from retrievo.objectives.choices import AdoreConfig
-from retrievo.objectives.finetune import Example, Finetune, FinetuneCollator
 from retrievo.retrieval.embeddings import Vectors
 from retrievo.retrieval.exact import as_tensor
 from retrievo.training.batch import Batch, Relevant
 from retrievo.training.losses.losses import Contest, identity_mask, pairs_in_order
+from retrievo.training.objectives.finetune import Example, Finetune, FinetuneCollator
+from retrievo.training.objectives.table import AdoreConfig
 
 _BLOCK_VALUES, _BLOCK_SCORES = 1 << 24, 1 << 25  # documents x dimensions, queries x documents: 64 and 128 MiB
 

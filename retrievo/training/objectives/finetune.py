@@ -15,12 +15,12 @@ from torch.nn import functional
 
 from retrievo.distributed.collectives import gather_counts, gather_rows, rank
 from retrievo.models.encoder import Encoder
-from retrievo.objectives.choices import FinetuneConfig
-from retrievo.objectives.objective import CONTESTED, Objective, encoded
 from retrievo.support.errors import RetrievoError
 from retrievo.training.batch import Batch, Chunk, Relevant, Rows, Stats, flat
 from retrievo.training.losses.losses import Contest, LossSettings, identity_mask
 from retrievo.training.losses.tiled import Outcome, weighed
+from retrievo.training.objectives.objective import CONTESTED, Objective, encoded
+from retrievo.training.objectives.table import FinetuneConfig
 
 _COSINE_TEMPERATURE = 0.05  # cosines lie within -1 to 1, where a softmax tells little apart (SimCLR, table 5)
 

@@ -15,15 +15,15 @@ from torch.nn import functional
 from retrievo.data.sampling import random_keys
 from retrievo.models.condenser import HEAD_LAYERS, CondenserHead, MaskedEncoder
 from retrievo.models.encoder import position_limit
-from retrievo.objectives.choices import CoCondenserConfig, CondenserConfig, MlmConfig
-from retrievo.objectives.contrastive import among_all
-from retrievo.objectives.objective import CONTESTED, Objective
 from retrievo.support import console
 from retrievo.support.errors import RetrievoError
 from retrievo.training.augment.masking import IGNORED, Vocabulary
 from retrievo.training.augment.spans import LEAST_SPAN, cut_pairs, cut_windows, gather, whole_sentences
 from retrievo.training.augment.special_tokens import Document, Frame, frame, framed
 from retrievo.training.batch import Batch, Chunk, Stats
+from retrievo.training.objectives.objective import CONTESTED, Objective
+from retrievo.training.objectives.simclr import among_all
+from retrievo.training.objectives.table import CoCondenserConfig, CondenserConfig, MlmConfig
 
 SPAN = "span"  # the named set of every objective here
 _CUT, _MASK = range(2)  # one stream of random numbers for each purpose

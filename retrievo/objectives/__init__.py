@@ -1,1 +1,0 @@
-"""Layer 4: how rows become vectors and vectors become a loss."""
