@@ -16,7 +16,7 @@ from transformers import BertForMaskedLM, BertModel, PreTrainedTokenizerFast
 
 from retrievo.models.condenser import HEAD_FILE, CondenserHead, MaskedEncoder
 from retrievo.models.encoder import Encoder
-from retrievo.models.spec import EncoderSpec
+from retrievo.models.encoder_spec import EncoderSpec
 from retrievo.training.batch import Batch, Rows
 from retrievo.training.engine.gradient_cache import gradient_step
 from retrievo.training.objectives.contriever import MomentumContrast

@@ -371,9 +371,9 @@ def first(result: object, value: object = None, *rest: object, **options: object
 
 SPIES = {
     "threads of torch": Spy("torch:set_num_threads", first),
-    "threads of Java": Spy("retrievo.retrieval.lexical:JavaThreads", first),
+    "threads of Java": Spy("retrievo.retrieval.bm25:JavaThreads", first),
     "threads of faiss": Spy("faiss:omp_set_num_threads", first),
-    "chunks": Spy("retrievo.models.computing:cut_chunks", lambda result, *args: len(result)),
+    "chunks": Spy("retrievo.models.inference:cut_chunks", lambda result, *args: len(result)),
     "forward passes": Spy("retrievo.models.encoder:Encoder.encode"),
     "layers": Spy("transformers.models.bert.modeling_bert:BertAttention.forward"),
     "pages given back": Spy("retrievo.retrieval.embeddings:release_pages"),

@@ -468,7 +468,7 @@ def test_matches_are_looked_for_in_the_beginning_of_a_long_text(
 ) -> None:
     """Every word costs a call of Java: a book would take seconds for each hit."""
     from retrievo.retrieval import snippets
-    from retrievo.retrieval.lexical import BM25Index
+    from retrievo.retrieval.bm25 import BM25Index
 
     looked_at, find = [], BM25Index.matches
 

@@ -147,8 +147,8 @@ def _required(path: Path | None) -> Path:
 
 
 def _output(config: EncodeConfig, table: Table, device: torch.device) -> Output:
-    from retrievo.models.computing import computing_record
-    from retrievo.models.source import model_record
+    from retrievo.models.inference import computing_record
+    from retrievo.models.model_reference import model_record
     from retrievo.retrieval.embeddings import ANY_SHARD
     from retrievo.support.artifact import Output
 
@@ -175,7 +175,7 @@ def _pooling(config: EncodeConfig) -> str:
     """
     from retrievo.models.checkpoints import locate
     from retrievo.models.encoder import Encoder
-    from retrievo.models.opening import read_folder
+    from retrievo.models.loading import read_folder
 
     chosen = ("pooling",) if config.pooling else ()
     stated = read_folder(locate(config.model, config.revision), config.model, chosen).stated
@@ -186,8 +186,8 @@ def _pooling(config: EncodeConfig) -> str:
 def _encode_shards(config: EncodeConfig, table: Table, output: Output, device: torch.device) -> Manifest:
     """This process's share of the shards; the lead process begins and finishes the folder."""
     from retrievo.distributed.collectives import barrier, rank, world_size
-    from retrievo.models.computing import prepared
     from retrievo.models.encoder import Encoder
+    from retrievo.models.inference import prepared
     from retrievo.models.tokens import warn_of_texts_without_tokens
     from retrievo.retrieval.embeddings import (
         CHUNK_TOKENS,
@@ -236,7 +236,7 @@ def _encode_missing(
     A shard whose chunks do not fit begins with the budget of the config as every other: what it becomes depends on its
     rows and the memory alone, not on which shards this process had before.
     """
-    from retrievo.models.computing import computing
+    from retrievo.models.inference import computing
     from retrievo.models.splits import noted_splits
     from retrievo.models.vectors import encode_tokens
     from retrievo.retrieval.embeddings import CHUNK_TOKENS, EMPTY, TRUNCATED, WITHOUT_TOKENS, shard_name, write_shard

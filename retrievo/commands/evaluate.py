@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from retrievo.data.run import Run
     from retrievo.evaluation.answers import Answers
     from retrievo.evaluation.comparison import Evaluation
-    from retrievo.evaluation.scan import Judgements
+    from retrievo.evaluation.judged_run import Judgements
     from retrievo.evaluation.scoring import Standard
     from retrievo.support.artifact import Input
 
@@ -215,7 +215,7 @@ def _standard(config: EvaluateConfig, runs: Sequence[Run]) -> tuple[Standard, di
     from retrievo.data.origin import QUERIES, origins, warn_of_other_judgements
     from retrievo.data.qrels import Qrels
     from retrievo.data.run import Run
-    from retrievo.evaluation.scan import Judgements, Scan
+    from retrievo.evaluation.judged_run import Judgements, Scan
     from retrievo.evaluation.scoring import Standard, depth_needed
 
     metrics = tuple(dict.fromkeys(Metric.parse(typed) for typed in config.metrics))

@@ -18,7 +18,7 @@ from retrievo.support.errors import UsageError
 from retrievo.support.options import Options, option, options_of
 
 if TYPE_CHECKING:
-    from retrievo.data.importers.source import Part, Source
+    from retrievo.data.importers.input_files import Part, Source
     from retrievo.support.artifact import Manifest
 
 VECTORS = "vectors"
@@ -113,7 +113,7 @@ def import_(config: ImportConfig) -> Manifest:
     if config.format == VECTORS:
         return _import_vectors(config)
     from retrievo.data.importers.dataset import DatasetWriter
-    from retrievo.data.importers.source import Source
+    from retrievo.data.importers.input_files import Source
     from retrievo.support.artifact import Input, Output
 
     reader = importlib.import_module(FORMATS[config.format].reader)

@@ -87,7 +87,7 @@ def index(config: IndexConfig) -> Manifest:
 def index_texts(config: IndexConfig) -> Manifest:
     """A Lucene index for BM25; a document without words is counted, kept, and never found."""
     from retrievo.data.corpus import Corpus
-    from retrievo.retrieval import jvm, lexical
+    from retrievo.retrieval import bm25, jvm
     from retrievo.support.artifact import Output
 
     assert config.corpus is not None
@@ -101,7 +101,7 @@ def index_texts(config: IndexConfig) -> Manifest:
     with output.build() as folder, console.progress("indexing", len(corpus), "documents") as tick:
         documents = _documents(corpus, config.title_template, tick)
         options: dict[str, Any] = {"language": config.language, "term_vectors": config.term_vectors}
-        stats = lexical.build(documents, folder, threads=config.threads, **options)
+        stats = bm25.build(documents, folder, threads=config.threads, **options)
         if stats["empty"]:
             console.warn(f"{config.corpus}: {stats['empty']:,} documents have no text; they are kept and never found")
         manifest = output.finish(stats)
@@ -165,7 +165,7 @@ def _check_alike(new: Embeddings, old: Embeddings) -> None:
     Says which corpus they are of, and where a model computed in another precision.
     """
     from retrievo.data.origin import CORPUS, named, origins, same
-    from retrievo.models.source import check_same_model
+    from retrievo.models.model_reference import check_same_model
 
     check_same_model(new.path, new.manifest, old.path, old.manifest)
     if new.dtype != old.dtype:

@@ -189,7 +189,7 @@ def mine(config: MineConfig) -> Manifest:
     from retrievo.data.corpus import Corpus, Queries
     from retrievo.data.origin import read_now, warn_of_other_judgements, warn_of_others
     from retrievo.data.qrels import Qrels
-    from retrievo.models.source import model_record, shows_titles
+    from retrievo.models.model_reference import model_record, shows_titles
     from retrievo.support.artifact import Output
 
     titles = shows_titles(config.model, None if config.model else config.title_template)
@@ -414,8 +414,8 @@ def _embeddings(config: MineConfig, corpus: Corpus, model: Mapping[str, Input]) 
     """
     from retrievo.data.cache import cache_folder, made_by_verb
     from retrievo.data.ids import hash_texts
-    from retrievo.models.computing import computing_record
     from retrievo.models.devices import resolve_device
+    from retrievo.models.inference import computing_record
     from retrievo.support.artifact import MANIFEST, has_manifest
 
     assert config.model is not None

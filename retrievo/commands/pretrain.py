@@ -180,8 +180,8 @@ def pretrain(config: PretrainConfig) -> Manifest | None:
 
 
 def _output(config: PretrainConfig, corpora: Sequence[Corpus], device: torch.device, restart: int) -> Output:
-    from retrievo.models.precision import recorded_dtype
-    from retrievo.models.source import model_record
+    from retrievo.models.dtypes import recorded_dtype
+    from retrievo.models.model_reference import model_record
     from retrievo.support.artifact import Output
 
     model_config, model_inputs = model_record(config.model, config.revision)
@@ -272,10 +272,10 @@ def _masked(config: PretrainConfig, name: str, revision: str | None, options: di
 
 def _plain(config: PretrainConfig, name: str, revision: str | None, options: dict[str, Any]) -> Encoder:
     """A backbone without heads, pooled and compared as its folder says, else as Contriever is."""
+    from retrievo.models.bidirectional import attend_both_ways
     from retrievo.models.checkpoints import locate
-    from retrievo.models.decoders import attend_both_ways
     from retrievo.models.encoder import Encoder
-    from retrievo.models.opening import read_folder
+    from retrievo.models.loading import read_folder
 
     chosen: dict[str, Any] = {"pooling": config.pooling}
     if config.normalize is not None:
@@ -359,7 +359,7 @@ class _Work:
 
     def validate(self, step: int) -> dict[str, float]:
         """Means over the held-out documents, by the names of the log."""
-        from retrievo.models.precision import resolve_dtype
+        from retrievo.models.dtypes import resolve_dtype
         from retrievo.training.engine.gradient_cache import validation_step
 
         sums: Counter[str] = Counter()

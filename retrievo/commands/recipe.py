@@ -475,7 +475,7 @@ def _work(step: Step, *, fetch: bool = True) -> dict[str, Any]:
     fetch: whether hub models that the local cache lacks are fetched.
     Raises: RetrievoError where an input is not there.
     """
-    from retrievo.models.source import model_record
+    from retrievo.models.model_reference import model_record
     from retrievo.support.artifact import in_force
 
     inputs: dict[str, str] = {}

@@ -148,7 +148,7 @@ def _is_encoder(config: RerankConfig) -> bool:
     Raises: UsageError for options that only a cross-encoder has.
     """
     from retrievo.models.checkpoints import locate
-    from retrievo.models.opening import says_encoder
+    from retrievo.models.loading import says_encoder
     from retrievo.support.errors import UsageError
 
     found = says_encoder(locate(config.model, config.revision))
@@ -160,8 +160,8 @@ def _is_encoder(config: RerankConfig) -> bool:
 
 def _outputs(config: RerankConfig, inputs: dict[str, Input], device: torch.device) -> tuple[Output, Output]:
     """The run, and the folder of scores beside it, which goes when the run is there."""
-    from retrievo.models.computing import computing_record
-    from retrievo.models.source import model_record
+    from retrievo.models.inference import computing_record
+    from retrievo.models.model_reference import model_record
     from retrievo.support.artifact import Output
 
     model_config, model_inputs = model_record(config.model, config.revision)
@@ -304,8 +304,8 @@ class _CrossEncoderScorer:
 
     def __init__(self, config: RerankConfig, corpus: Corpus, queries: Queries, pairs: Pairs, device: torch.device):
         from retrievo.data.token_cache import TokenCache
-        from retrievo.models.computing import computing, prepared
         from retrievo.models.cross_encoder import CrossEncoder
+        from retrievo.models.inference import computing, prepared
 
         activation = ACTIVATIONS[config.activation] if config.activation else None
         model = CrossEncoder.load(config.model, config.revision, max_length=config.max_length, activation=activation)
@@ -341,8 +341,8 @@ class _EncoderScorer:
         import numpy as np
 
         from retrievo.data.token_cache import TokenCache
-        from retrievo.models.computing import computing, prepared
         from retrievo.models.encoder import Encoder
+        from retrievo.models.inference import computing, prepared
 
         self.encoder = prepared(Encoder.load(config.model, config.revision, as_stated=True), config.dtype, device)
         self.computing = computing(config.dtype, device, config.chunk_tokens)

@@ -44,7 +44,7 @@ def write_stage(stage: Path, following: Path, mined: Mapping[str, Input]) -> Non
     """
     import tomli_w
 
-    from retrievo.models.source import recorded_model
+    from retrievo.models.model_reference import recorded_model
     from retrievo.support.files import atomic_path
 
     path = following / STAGE_SETTINGS

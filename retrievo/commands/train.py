@@ -88,8 +88,8 @@ def _pool(config: TrainConfig, data: Sequence[TrainingData]) -> Pool | None:
 
 
 def _output(config: TrainConfig, data: Sequence[TrainingData], pool: Pool | None, device: torch.device) -> Output:
-    from retrievo.models.precision import recorded_dtype
-    from retrievo.models.source import model_record
+    from retrievo.models.dtypes import recorded_dtype
+    from retrievo.models.model_reference import model_record
     from retrievo.support.artifact import Output
 
     assert config.folder is not None
@@ -116,7 +116,7 @@ def _fit(
     """Every process trains; the lead one begins the folder, exports the encoder and finishes."""
     from retrievo.distributed.collectives import barrier, rank
     from retrievo.distributed.fsdp import shard
-    from retrievo.models.adapters import merge_adapters
+    from retrievo.models.lora import merge_adapters
     from retrievo.training.engine.logs import in_words
     from retrievo.training.engine.loop import fit, now_and_then
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from retrievo.commands.train_config import CROSS_ENCODER, OF_THE_MODEL, OF_THE_QUERY, TrainConfig
-from retrievo.models.source import FIXED_DOCUMENTS, shows_titles
+from retrievo.models.model_reference import FIXED_DOCUMENTS, shows_titles
 from retrievo.support.errors import RetrievoError, UsageError
 from retrievo.support.options import options_of
 from retrievo.training.feeds.dataset_config import STAGE_SETTINGS
@@ -50,7 +50,7 @@ def _fixed_documents(config: TrainConfig, data: TrainingData) -> Embeddings:
 
     Raises: RetrievoError where they are not those of this corpus by this model, or were cut.
     """
-    from retrievo.models.source import model_record, told_model
+    from retrievo.models.model_reference import model_record, told_model
     from retrievo.retrieval.embeddings import Embeddings
 
     assert config.fixed_documents is not None
@@ -90,9 +90,9 @@ def made(config: TrainConfig, data: Sequence[TrainingData]) -> tuple[Any, Object
 
 def _encoder(config: TrainConfig, data: Sequence[TrainingData]) -> tuple[Any, Objective, Any]:
     """An encoder, its objective and its batches."""
-    from retrievo.models.adapters import add_adapters
-    from retrievo.models.decoders import attend_both_ways
+    from retrievo.models.bidirectional import attend_both_ways
     from retrievo.models.encoder import Encoder
+    from retrievo.models.lora import add_adapters
     from retrievo.training.objectives.finetune import Finetune
 
     name, options = _start(config, data), {name: getattr(config, name) for name in OF_THE_MODEL}
@@ -118,8 +118,8 @@ def _feed(config: TrainConfig, data: TrainingData, encoder: Encoder, objective: 
 
 def _query_encoder(config: TrainConfig, data: Sequence[TrainingData]) -> tuple[Any, Objective, Any]:
     """An untied encoder of which the side of queries is trained against fixed document vectors, and its batches."""
-    from retrievo.models.adapters import add_adapters
     from retrievo.models.encoder import Encoder
+    from retrievo.models.lora import add_adapters
     from retrievo.training.feeds.finetune import TrainingFeed
     from retrievo.training.objectives.adore import FixedDocuments
 

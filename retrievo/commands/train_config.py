@@ -15,8 +15,8 @@ from retrievo.data.options import (
     threads_option,
     title_template_option,
 )
+from retrievo.models.encoder_spec import SIMILARITIES
 from retrievo.models.options import bidirectional_option, device_option, model_option, pooling_option, revision_option
-from retrievo.models.spec import SIMILARITIES
 from retrievo.support.artifact import is_unfinished
 from retrievo.support.errors import RetrievoError, UsageError
 from retrievo.support.options import option, options_of

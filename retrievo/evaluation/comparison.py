@@ -12,8 +12,8 @@ import pyarrow as pa
 
 from retrievo.data.columns import as_type
 from retrievo.data.run import Run
+from retrievo.evaluation.judged_run import Scan, positions
 from retrievo.evaluation.names import Metric
-from retrievo.evaluation.scan import Scan, positions
 from retrievo.evaluation.scoring import PerQuery, Standard, depth_needed
 from retrievo.evaluation.significance import bootstrap_interval, holm, randomization_test, t_test
 from retrievo.evaluation.texts import Texts

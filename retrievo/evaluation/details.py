@@ -10,9 +10,9 @@ import numpy as np
 import pyarrow as pa
 
 from retrievo.evaluation.comparison import Evaluation, paired
+from retrievo.evaluation.judged_run import positions
 from retrievo.evaluation.metrics import ranked_by
 from retrievo.evaluation.names import Metric
-from retrievo.evaluation.scan import positions
 from retrievo.evaluation.scoring import top_rows
 
 

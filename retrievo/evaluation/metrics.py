@@ -15,8 +15,8 @@ import numpy as np
 import pyarrow as pa
 
 from retrievo.data.ordering import ranks
+from retrievo.evaluation.judged_run import Judgements, Rows, Scan, positions
 from retrievo.evaluation.names import Rules
-from retrievo.evaluation.scan import Judgements, Rows, Scan, positions
 
 
 @dataclass(frozen=True)

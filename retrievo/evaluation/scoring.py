@@ -12,9 +12,9 @@ import pyarrow.compute as pc
 from retrievo.data.columns import as_type
 from retrievo.data.run import Run
 from retrievo.evaluation.answers import Answers
+from retrievo.evaluation.judged_run import Judgements, Scan, positions
 from retrievo.evaluation.metrics import METRICS, Hits, ranked_by, retrieved
 from retrievo.evaluation.names import CONVENTIONS, DEFAULT_CONVENTION, Metric, Rules
-from retrievo.evaluation.scan import Judgements, Scan, positions
 from retrievo.support.errors import RetrievoError, UsageError
 
 

@@ -14,10 +14,10 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from retrievo.models import checkpoints, opening
+from retrievo.models import checkpoints, loading
 from retrievo.models.encoder import Encoder
+from retrievo.models.encoder_spec import EncoderSpec
 from retrievo.models.saving import write_folder
-from retrievo.models.spec import EncoderSpec
 from retrievo.support import console
 from retrievo.support.errors import RetrievoError
 from retrievo.support.files import atomic_path
@@ -195,7 +195,7 @@ class MaskedEncoder(Encoder):
         if not plain.spec.tied:
             raise RetrievoError(str(name), "an encoder each for queries and documents", "one for both to pre-train")
         _check_type(plain.backbone.config.model_type)
-        folder = opening.read_folder(checkpoints.locate(str(name), revision), str(name)).backbones["document"]
+        folder = loading.read_folder(checkpoints.locate(str(name), revision), str(name)).backbones["document"]
         encoder = cls(_open_language_model(folder, str(name), notify), plain.tokenizer, plain.spec)
         if (folder / HEAD_FILE).is_file():
             encoder.condenser = CondenserHead.load(folder / HEAD_FILE, encoder.backbone)

@@ -15,13 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from retrievo.data.options import TITLE_TEMPLATE
-from retrievo.models import checkpoints, opening
-from retrievo.models.card import cross_encoder_card
-from retrievo.models.computing import compute_rows
+from retrievo.models import checkpoints, loading
 from retrievo.models.encoder import position_limit, seen_tokens
+from retrievo.models.encoder_spec import CROSS_ENCODER_FILE
+from retrievo.models.inference import compute_rows
+from retrievo.models.model_card import cross_encoder_card
 from retrievo.models.pairs import PairTokenization
 from retrievo.models.saving import move_into_place, write_tokenizer
-from retrievo.models.spec import CROSS_ENCODER_FILE
 from retrievo.support import console
 from retrievo.support.errors import RetrievoError
 from retrievo.support.files import remove
@@ -65,7 +65,7 @@ class CrossEncoder(nn.Module):
         self.type_stride: int = model.config.vocab_size if segments else 0
         # where a decoder's head looks for the last token that is no padding
         model.config.get_text_config().pad_token_id = self.pad_id
-        opening.check_vocabulary("--model", tokenizer, model)
+        loading.check_vocabulary("--model", tokenizer, model)
         _check_length(spec.max_length, tokenizer, model)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
@@ -112,9 +112,9 @@ class CrossEncoder(nn.Module):
         Raises: RetrievoError for a model that is not there, or gives more or less than one score.
         """
         folder = checkpoints.locate(str(name), revision)
-        reading = opening.read_cross_encoder(folder, str(name), fresh_head=train)
+        reading = loading.read_cross_encoder(folder, str(name), fresh_head=train)
         body = reading.backbones["document"]
-        tokenizer = opening.open_tokenizer(body, reading.lowercase)
+        tokenizer = loading.open_tokenizer(body, reading.lowercase)
         model = _open_classifier(body, str(name), fresh_head=train)
         spec = asdict(_read_own_spec(folder) if reading.own else _their_spec(reading, folder, tokenizer, model))
         for notice in reading.notices:
@@ -208,7 +208,7 @@ def _read_own_spec(folder: Path) -> CrossEncoderSpec:
 
 
 def _their_spec(
-    reading: opening.Reading, folder: Path, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel
+    reading: loading.Reading, folder: Path, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel
 ) -> CrossEncoderSpec:
     """What a foreign folder says: the length of its settings or its tokenizer, its prompt, its activation."""
     length = min(reading.max_length or tokenizer.model_max_length, position_limit(model) or sys.maxsize)

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from retrievo.models import checkpoints, opening
-from retrievo.models.computing import evaluating
+from retrievo.models import checkpoints, loading
+from retrievo.models.encoder_spec import POOLINGS, ROLES, EncoderSpec
+from retrievo.models.inference import evaluating
 from retrievo.models.saving import write_folder
-from retrievo.models.spec import POOLINGS, ROLES, EncoderSpec
 from retrievo.models.tokens import Tokenization, bare
 from retrievo.support import console
 from retrievo.support.errors import RetrievoError, UsageError
@@ -111,12 +111,12 @@ class Encoder(nn.Module):
         """
         name, chosen = str(name), {key: value for key, value in overrides.items() if value is not None}
         folder = checkpoints.locate(name, revision)
-        reading = opening.read_folder(folder, name, chosen)
+        reading = loading.read_folder(folder, name, chosen)
         if as_stated:
             _refuse_contradictions(reading.stated, chosen)
-        tokenizer = opening.open_tokenizer(reading.backbones["document"], reading.lowercase)
+        tokenizer = loading.open_tokenizer(reading.backbones["document"], reading.lowercase)
         backbones = {
-            role: opening.open_backbone(path, name if path == folder else None)
+            role: loading.open_backbone(path, name if path == folder else None)
             for role, path in reading.backbones.items()
         }
         spec = _complete(name, reading, chosen, backbones["document"], tokenizer)
@@ -163,7 +163,7 @@ def position_limit(backbone: PreTrainedModel) -> int | None:
 
 
 def _check_fit(spec: EncoderSpec, backbone: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    opening.check_vocabulary("--model", tokenizer, backbone)
+    loading.check_vocabulary("--model", tokenizer, backbone)
     least, most = tokenizer.num_special_tokens_to_add() + 1, position_limit(backbone)
     for role in ROLES:
         length = spec.max_length(role)
@@ -172,8 +172,8 @@ def _check_fit(spec: EncoderSpec, backbone: PreTrainedModel, tokenizer: PreTrain
             raise RetrievoError(f"--{role}-max-length", f"{length} tokens", f"{expected} for this backbone")
 
 
-def _check_same_tokenizer(reading: opening.Reading, tokenizer: PreTrainedTokenizerBase) -> None:
-    other = opening.open_tokenizer(reading.backbones["query"])
+def _check_same_tokenizer(reading: loading.Reading, tokenizer: PreTrainedTokenizerBase) -> None:
+    other = loading.open_tokenizer(reading.backbones["query"])
     if bare(other.backend_tokenizer.to_str()) != bare(tokenizer.backend_tokenizer.to_str()):
         raise RetrievoError(reading.backbones["query"], "another tokenizer than that of document/", "the same one")
 
@@ -187,7 +187,7 @@ def _refuse_contradictions(stated: Mapping[str, Any], overrides: Mapping[str, An
 
 def _complete(
     name: str,
-    reading: opening.Reading,
+    reading: loading.Reading,
     overrides: Mapping[str, Any],
     backbone: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,

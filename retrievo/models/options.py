@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import MISSING
 from typing import Any
 
-from retrievo.models.precision import DTYPES
-from retrievo.models.spec import POOLINGS
+from retrievo.models.dtypes import DTYPES
+from retrievo.models.encoder_spec import POOLINGS
 from retrievo.support.options import option
 
 DEVICES = ("auto", "cpu", "cuda")

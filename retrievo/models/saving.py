@@ -9,10 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from retrievo.models.card import model_card
 from retrievo.models.checkpoints import quiet
-from retrievo.models.opening import POOLING_FLAGS, POOLING_NAMES
-from retrievo.models.spec import ROLES, SPEC_FILE, EncoderSpec
+from retrievo.models.encoder_spec import ROLES, SPEC_FILE, EncoderSpec
+from retrievo.models.loading import POOLING_FLAGS, POOLING_NAMES
+from retrievo.models.model_card import model_card
 from retrievo.models.tokens import bare
 from retrievo.support.files import atomic_path, remove
 

@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from retrievo.models.computing import compute_rows
 from retrievo.models.encoder import Encoder
+from retrievo.models.inference import compute_rows
 
 
 def encode_tokens(

@@ -18,8 +18,8 @@ import torch
 from torch.nn import functional
 
 from retrievo.data.corpus import Corpus
-from retrievo.models.computing import computing, prepared
 from retrievo.models.encoder import Encoder
+from retrievo.models.inference import computing, prepared
 from retrievo.models.vectors import encode_texts
 
 

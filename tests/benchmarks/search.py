@@ -182,9 +182,9 @@ def bench_types(given: argparse.Namespace) -> None:
 def measured(name: str, documents: Any, asked: np.ndarray, exact: dict[int, Any], rounds: int) -> Row:
     import faiss
 
-    from retrievo.retrieval.approximate import default_effort, recall_of, search
     from retrievo.retrieval.faiss_build import build
     from retrievo.retrieval.faiss_index import FaissIndex
+    from retrievo.retrieval.faiss_search import default_effort, recall_of, search
     from retrievo.support.artifact import Output
 
     with tempfile.TemporaryDirectory() as home:
@@ -260,7 +260,7 @@ def plot(rows: list[Row], exact: float, count: int, path: Path) -> None:
 
 def bench_bm25(given: argparse.Namespace) -> None:
     from retrievo.data.corpus import Corpus, Queries
-    from retrievo.retrieval import lexical
+    from retrievo.retrieval import bm25 as lexical
     from retrievo.retrieval.jvm import java_class
 
     corpus, texts = Corpus(given.dataset), Queries(given.dataset).texts[: given.queries]

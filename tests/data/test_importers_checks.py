@@ -22,13 +22,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from retrievo.commands.import_ import ImportConfig, import_
-from retrievo.data.importers import negatives, source
+from retrievo.data.importers import input_files, negatives
 from retrievo.data.importers.dataset import settings_text
-from retrievo.data.importers.ledger import Ledger, SeenHashes
+from retrievo.data.importers.delimited import read_tsv
+from retrievo.data.importers.input_files import Member, Part, Source, split_of
+from retrievo.data.importers.json_lines import read_items, read_jsonl
 from retrievo.data.importers.negatives import NegativesWriter
-from retrievo.data.importers.records import read_items, read_jsonl
-from retrievo.data.importers.separated import read_tsv
-from retrievo.data.importers.source import Member, Part, Source, split_of
+from retrievo.data.importers.seen_ids import Ledger, SeenHashes
 from retrievo.support.artifact import Manifest
 from retrievo.support.errors import RetrievoError
 
@@ -89,7 +89,7 @@ def test_a_line_that_does_not_fit_is_named(line: str, words: str, tmp_path: Path
 
 @pytest.mark.parametrize("format", ["beir", "tsv"])
 def test_lines_are_counted_over_blocks(format: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(source, "BLOCK", 64)
+    monkeypatch.setattr(input_files, "BLOCK", 64)
     good = [document(_id=str(n)) if format == "beir" else f"{n}\ttext {n}\n" for n in range(40)]
     bad = ["broken\n"]
     path = write(tmp_path / ("corpus.jsonl" if format == "beir" else "c.tsv"), "".join(good + bad + good))
@@ -115,8 +115,8 @@ def test_a_wrong_number_of_columns_is_named(text: str, tmp_path: Path) -> None:
 
 
 def test_a_line_without_end_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(source, "BLOCK", 1 << 10)
-    monkeypatch.setattr(source, "LONGEST", 1 << 20)
+    monkeypatch.setattr(input_files, "BLOCK", 1 << 10)
+    monkeypatch.setattr(input_files, "LONGEST", 1 << 20)
     refused(
         "tsv", write(tmp_path / "a.tsv", "1\tx\n" + "y" * (1 << 21)), "line 2: a line of more than 1 MiB", header=False
     )
@@ -247,7 +247,7 @@ def test_folder_zip_and_gzip_give_the_same_bytes_at_every_block_size(
     with zipfile.ZipFile(tmp_path / "set.zip", "w") as archive:
         archive.write(tmp_path / "plain" / "corpus.jsonl", "set/corpus.jsonl")
     outputs = [run("beir", tmp_path / name)[0] for name in ("plain", "packed", "set.zip")]
-    monkeypatch.setattr(source, "BLOCK", 10_000)
+    monkeypatch.setattr(input_files, "BLOCK", 10_000)
     shutil.move(tmp_path / "plain", tmp_path / "again")
     outputs.append(run("beir", tmp_path / "again")[0])
     assert len({(output / "corpus.parquet").read_bytes() for output in outputs}) == 1
@@ -258,7 +258,7 @@ def test_folder_zip_and_gzip_give_the_same_bytes_at_every_block_size(
 
 
 def test_an_id_that_occurs_twice_is_named_with_both_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(source, "BLOCK", 64)
+    monkeypatch.setattr(input_files, "BLOCK", 64)
     write(tmp_path / "set" / "a.jsonl", "".join(document(_id=n) for n in range(20)))
     write(tmp_path / "set" / "b.jsonl", "\n" + document(_id=100) + document(_id="7") + document(_id="3"))
     places = "document id '3' occurs twice (", "set/a.jsonl, line 4 and ", "set/b.jsonl, line 4)"

@@ -20,9 +20,9 @@ from torch import nn
 
 from retrievo.distributed.collectives import barrier, process_group, rank
 from retrievo.distributed.fsdp import own_part, shard
-from retrievo.models.adapters import add_adapters
 from retrievo.models.cross_encoder import CrossEncoder
 from retrievo.models.encoder import Encoder
+from retrievo.models.lora import add_adapters
 from retrievo.training.batch import Batch, Rows
 from retrievo.training.engine.config import FitConfig
 from retrievo.training.engine.loop import fit

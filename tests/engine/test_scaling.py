@@ -11,7 +11,7 @@ import torch
 from test_loop import Feed, config
 from tiny import finetune, finetune_batch, gradients
 
-from retrievo.training.engine import loss_scale as scaling
+from retrievo.training.engine import loss_scale
 from retrievo.training.engine.gradient_cache import gradient_step
 from retrievo.training.engine.loop import fit
 from retrievo.training.engine.loss_scale import LossScale
@@ -51,7 +51,7 @@ def test_training_in_float16_begins_with_a_scaled_loss_and_no_other_type_has_one
 
 
 def test_an_overflow_halves_the_scale_and_no_step_is_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scaling, "_FIRST", 2.0**60)
+    monkeypatch.setattr(loss_scale, "_FIRST", 2.0**60)
     _, lines = trained(tmp_path, max_steps=4)
     assert [line["step"] for line in lines] == [1, 2, 3, 4]
     assert all(line["loss_scale"] < 2.0**60 for line in lines)
@@ -63,8 +63,8 @@ def test_an_overflow_halves_the_scale_and_no_step_is_lost(tmp_path: Path, monkey
 def test_steps_without_overflow_double_the_scale_also_across_a_resumed_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(scaling, "_STEPS_TO_DOUBLE", 3)
-    monkeypatch.setattr(scaling, "_FIRST", 16.0)
+    monkeypatch.setattr(loss_scale, "_STEPS_TO_DOUBLE", 3)
+    monkeypatch.setattr(loss_scale, "_FIRST", 16.0)
     whole, lines = trained(tmp_path / "whole", max_steps=8)
     assert [line["loss_scale"] for line in lines] == [16, 16, 32, 32, 32, 64, 64, 64]
 

@@ -10,8 +10,8 @@ import pytest
 
 from retrievo.data.run import Run
 from retrievo.evaluation.comparison import Evaluation
+from retrievo.evaluation.judged_run import Judgements, Scan
 from retrievo.evaluation.names import Metric, Rules
-from retrievo.evaluation.scan import Judgements, Scan
 from retrievo.evaluation.scoring import Standard
 from retrievo.evaluation.texts import Texts
 

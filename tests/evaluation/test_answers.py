@@ -11,9 +11,9 @@ import pytest
 from retrievo.data.corpus import Corpus
 from retrievo.data.tables import ANSWERS, Table
 from retrievo.evaluation.answers import Answers, tokens
+from retrievo.evaluation.judged_run import Judgements
 from retrievo.evaluation.names import CONVENTIONS, DEFAULT_CONVENTION, Metric
 from retrievo.evaluation.notes import _answer_notes
-from retrievo.evaluation.scan import Judgements
 from retrievo.evaluation.scoring import PerQuery, Standard, evaluate
 from retrievo.support.errors import RetrievoError, UsageError
 

@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from retrievo.distributed import collectives as distributed
+from retrievo.distributed import collectives
 from retrievo.distributed.collectives import (
     _buckets,
     as_rank_0_says,
@@ -44,7 +44,7 @@ def test_collectives_of_one_process_give_back_what_they_get() -> None:
 def test_buckets_hold_every_parameter_once_one_dtype_each_and_no_more_than_their_size(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(distributed, "BUCKET_BYTES", 40)
+    monkeypatch.setattr(collectives, "BUCKET_BYTES", 40)
     sizes = [(3, torch.float32), (8, torch.float32), (1, torch.bfloat16), (2, torch.float32), (30, torch.float32)]
     parameters = [nn.Parameter(torch.zeros(size, dtype=dtype)) for size, dtype in sizes]
     buckets = [[(len(p), p.dtype) for p in bucket] for bucket in _buckets(parameters)]

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from torch.nn import functional
 
 from retrievo.training.batch import Relevant
-from retrievo.training.losses import tiled as tiles
+from retrievo.training.losses import tiled
 from retrievo.training.losses.losses import LOSSES, SCOPES, TAUGHT, Contest, LossSettings, identity_mask
 from retrievo.training.losses.tiled import Outcome, weighed
 
@@ -160,7 +160,7 @@ BY_HAND = {"group": group_by_hand, "pairwise": pairwise_by_hand, "batch-margin-m
 def test_losses_of_groups_and_of_batch_teachers_are_those_of_plain_autograd(
     name: str, tile: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tiles, "TILE", tile)
+    monkeypatch.setattr(tiled, "TILE", tile)
     given_ = contest(masked=torch.tensor([[0, 1, 1], [6, 0, 3]]))  # document 3 is query 1's own, and no negative of it
     expected = BY_HAND[name](given_, given_.queries @ given_.documents.T / 0.3, [[1], [4], [6]])
     gradients = torch.autograd.grad(expected, (given_.queries, given_.documents))
@@ -223,7 +223,7 @@ def test_queries_that_the_teacher_does_not_know_have_no_loss_and_no_gradient(nam
 def test_gradients_are_those_of_finite_differences_whatever_the_tile(
     name: str, tile: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tiles, "TILE", tile)
+    monkeypatch.setattr(tiled, "TILE", tile)
     given_ = contest(masked=torch.tensor([[0, 1, 1], [6, 0, 6]]))
     temperature = torch.tensor(0.7, requires_grad=True, dtype=torch.float64)
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from retrievo.models.adapters import add_adapters, merge_adapters
 from retrievo.models.encoder import Encoder
+from retrievo.models.lora import add_adapters, merge_adapters
 
 pytest.importorskip("peft")
 

@@ -7,9 +7,9 @@ import re
 import numpy as np
 import pytest
 
-from retrievo.models.card import model_card
 from retrievo.models.encoder import Encoder
-from retrievo.models.spec import EncoderSpec
+from retrievo.models.encoder_spec import EncoderSpec
+from retrievo.models.model_card import model_card
 from retrievo.models.vectors import encode_tokens
 
 QUERY = "what is dense retrieval?"

@@ -14,7 +14,7 @@ import torch
 
 from retrievo.models.condenser import MaskedEncoder
 from retrievo.models.cross_encoder import CrossEncoder
-from retrievo.models.source import model_record
+from retrievo.models.model_reference import model_record
 from retrievo.support.errors import RetrievoError
 
 TEXTS = ["dense retrieval maps queries", "a short one", "inverted indexes count words"]

@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import nn
 
-from retrievo.models.computing import compute_rows, computing, computing_record, prepared
 from retrievo.models.encoder import Encoder
+from retrievo.models.inference import compute_rows, computing, computing_record, prepared
 from retrievo.models.splits import noted_splits, say_halved
 from retrievo.models.vectors import encode_tokens
 from retrievo.support.errors import RetrievoError
@@ -95,7 +95,7 @@ def test_weights_that_are_cut_among_ranks_see_the_chunks_in_order(threads, monke
     threads(4)
     module = Sums()
     monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
-    monkeypatch.setattr("retrievo.models.computing.is_shard", lambda tensor: tensor is module.weight)
+    monkeypatch.setattr("retrievo.models.inference.is_shard", lambda tensor: tensor is module.weight)
     sums(module)
     assert module.calls == [(threading.get_ident(), 4)] * 9
 
@@ -136,7 +136,7 @@ def test_a_text_for_which_there_is_no_room_is_an_error_with_what_to_do():
 def test_processes_that_share_each_chunk_do_not_halve_it_alone(monkeypatch):
     module = Crowded(50)
     monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
-    monkeypatch.setattr("retrievo.models.computing.is_shard", lambda tensor: tensor is module.weight)
+    monkeypatch.setattr("retrievo.models.inference.is_shard", lambda tensor: tensor is module.weight)
     with pytest.raises(RetrievoError, match="has no room for chunks of 200 tokens"):
         sums(module, chunk_tokens=200)
 

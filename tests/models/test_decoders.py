@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from retrievo.models.decoders import attend_both_ways
+from retrievo.models.bidirectional import attend_both_ways
 from retrievo.models.encoder import Encoder
 from retrievo.models.vectors import encode_texts
 from retrievo.support.errors import RetrievoError

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from retrievo.models import opening
+from retrievo.models import loading
 from retrievo.models.saving import write_tokenizer
 from retrievo.models.vectors import encode_tokens
 from retrievo.support.errors import RetrievoError, UsageError
@@ -412,4 +412,4 @@ def test_a_folder_says_that_it_is_an_encoder(tmp_path: Path, files: dict[str, An
     for name, content in {"config.json": {}, **files}.items():
         modules = [{"type": f"sentence_transformers.{kind}", "path": ""} for kind in content]
         (tmp_path / name).write_text(json.dumps(modules if name == "modules.json" else content))
-    assert opening.says_encoder(tmp_path) is encoder
+    assert loading.says_encoder(tmp_path) is encoder

@@ -12,7 +12,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from retrievo.models.encoder import Encoder
-from retrievo.models.source import model_record, recorded_model
+from retrievo.models.model_reference import model_record, recorded_model
 from retrievo.support.artifact import Manifest
 from retrievo.support.errors import RetrievoError
 

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from retrievo.models.spec import POOLINGS, SIMILARITIES, EncoderSpec
+from retrievo.models.encoder_spec import POOLINGS, SIMILARITIES, EncoderSpec
 from retrievo.support.errors import RetrievoError
 
 specs = st.builds(

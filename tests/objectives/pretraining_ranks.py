@@ -29,7 +29,7 @@ from retrievo.data.corpus import Corpus
 from retrievo.distributed.collectives import process_group, rank
 from retrievo.models.condenser import MaskedEncoder
 from retrievo.models.encoder import Encoder
-from retrievo.models.spec import EncoderSpec
+from retrievo.models.encoder_spec import EncoderSpec
 from retrievo.training.engine.gradient_cache import gradient_step
 from retrievo.training.feeds.pretrain import PretrainFeed
 from retrievo.training.objectives.masked_lm import CoCondenser, Condenser, MaskedLanguageModel

@@ -19,7 +19,7 @@ from torch.nn import functional
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
 from retrievo.models.encoder import Encoder
-from retrievo.models.spec import EncoderSpec
+from retrievo.models.encoder_spec import EncoderSpec
 from retrievo.support.errors import UsageError
 from retrievo.training.batch import Batch, Relevant, Rows
 from retrievo.training.engine.gradient_cache import ALL_GRAPHS, gradient_step

@@ -15,7 +15,7 @@ from torch.nn import functional
 from retrievo.support.errors import RetrievoError
 from retrievo.training.batch import Batch
 from retrievo.training.engine.gradient_cache import gradient_step
-from retrievo.training.objectives import contriever as momentum
+from retrievo.training.objectives import contriever
 from retrievo.training.objectives.contriever import LogSumExp, MomentumContrast
 from retrievo.training.objectives.simclr import DOCUMENT, QUERY
 from retrievo.training.objectives.table import ContrieverConfig
@@ -111,7 +111,7 @@ def test_tiles_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     expected = (queries @ every.T).logsumexp(1)
     (weights,) = torch.autograd.grad((expected * torch.arange(9)).sum(), queries)
     for tile in (1 << 21, 25):
-        monkeypatch.setattr(momentum, "TILE", tile)
+        monkeypatch.setattr(contriever, "TILE", tile)
         found, highest = LogSumExp.apply(queries, every)
         torch.testing.assert_close(found, expected)
         torch.testing.assert_close(highest, (queries @ every.T).amax(1))

@@ -39,8 +39,8 @@ from retrievo.training.augment.masking import IGNORED
 from retrievo.training.augment.special_tokens import Document, Frame
 from retrievo.training.batch import Batch, Chunk
 from retrievo.training.engine.gradient_cache import ALL_GRAPHS, Passes, gradient_step
-from retrievo.training.losses import tiled as tiles
-from retrievo.training.objectives import masked_lm as pretraining
+from retrievo.training.losses import tiled
+from retrievo.training.objectives import masked_lm
 from retrievo.training.objectives.masked_lm import CoCondenser, Condenser, MaskedLanguageModel, SpanCollator
 from retrievo.training.objectives.objective import Objective
 from retrievo.training.objectives.table import CoCondenserConfig, CondenserConfig, MlmConfig
@@ -288,7 +288,7 @@ def test_the_contrast_in_tiles_is_the_contrast_at_once(monkeypatch: pytest.Monke
     made = Batch(rows={}, counts={"spans": 10})
     found = []
     for tile in (1 << 21, 30):
-        monkeypatch.setattr(tiles, "TILE", tile)
+        monkeypatch.setattr(tiled, "TILE", tile)
         torch.manual_seed(1)
         spans = torch.randn(10, 16, requires_grad=True)
         loss, stats = trained.contrast({"span": spans}, made)
@@ -503,7 +503,7 @@ def test_masked_language_modelling_lets_go_of_a_head_that_it_would_not_train() -
 
 
 def test_a_condenser_needs_a_first_token(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pretraining, "frame", lambda tokenization: Frame((), (3,)))
+    monkeypatch.setattr(masked_lm, "frame", lambda tokenization: Frame((), (3,)))
     with pytest.raises(RetrievoError, match="--model: a tokenizer that puts nothing before a text"):
         Condenser(CondenserConfig(max_length=14), model())
 

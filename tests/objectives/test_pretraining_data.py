@@ -17,7 +17,7 @@ from pretraining_ranks import objective, texts, write_corpus
 from retrievo.data.corpus import Corpus
 from retrievo.support.errors import RetrievoError
 from retrievo.training.augment.masking import IGNORED
-from retrievo.training.feeds import pretrain as pretraining_data
+from retrievo.training.feeds import pretrain
 from retrievo.training.feeds.pretrain import PretrainFeed
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -118,10 +118,10 @@ def test_spans_and_masks_of_a_document_depend_on_the_epoch_and_not_on_the_batch(
 def test_ranks_share_a_batch_document_by_document(corpus: Corpus, ranks: int, monkeypatch: pytest.MonkeyPatch) -> None:
     made = feed(corpus)
     expected = [spans(made, step) for step in range(3)]
-    monkeypatch.setattr(pretraining_data, "world_size", lambda: ranks)
+    monkeypatch.setattr(pretrain, "world_size", lambda: ranks)
     parts = []
     for rank in range(ranks):
-        monkeypatch.setattr(pretraining_data, "rank", lambda rank=rank: rank)
+        monkeypatch.setattr(pretrain, "rank", lambda rank=rank: rank)
         parts.append([spans(made, step) for step in range(3)])
     for step, whole in enumerate(expected):
         assert [span for part in parts for span in part[step]] == whole
@@ -225,4 +225,4 @@ def test_blocks_of_offsets_find_the_same_documents() -> None:
     offsets = np.cumsum([0, *np.random.default_rng(0).integers(0, 30, 100)])
     expected = np.flatnonzero(np.diff(offsets) >= 16)
     for block in (1, 7, 1000):
-        assert pretraining_data._long_enough(offsets, 16, block).tolist() == expected.tolist()
+        assert pretrain._long_enough(offsets, 16, block).tolist() == expected.tolist()

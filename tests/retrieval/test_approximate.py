@@ -10,10 +10,10 @@ import pytest
 from folders import built
 
 from retrievo.data.ordering import exact_cosines, exact_scores, ranked, ranks
-from retrievo.retrieval import approximate
-from retrievo.retrieval.approximate import Effort, default_effort, recall_of, search, tune
+from retrievo.retrieval import faiss_search
 from retrievo.retrieval.embeddings import Embeddings
 from retrievo.retrieval.exact import search_exact
+from retrievo.retrieval.faiss_search import Effort, default_effort, recall_of, search, tune
 from retrievo.retrieval.hits import Hits
 from retrievo.retrieval.index_types import INDEX_TYPES
 from retrievo.support.errors import RetrievoError
@@ -70,12 +70,12 @@ def test_threads_batches_and_streaming_change_nothing(
     source = embeddings(vectors())
     index = built(source, index_type=name, shards=3)
     effort = Effort(4 if index.knob else 0, 40)
-    monkeypatch.setattr(approximate, "_FAST_PRODUCT", 0)  # calls of 32
+    monkeypatch.setattr(faiss_search, "_FAST_PRODUCT", 0)  # calls of 32
     expected = search(index, source, QUERIES, 10, effort, threads=1)
     assert same(search(index, source, QUERIES, 10, effort, threads=2), expected)
-    monkeypatch.setattr(approximate, "_BATCH_CANDIDATES", 1)
+    monkeypatch.setattr(faiss_search, "_BATCH_CANDIDATES", 1)
     assert same(search(index, source, QUERIES, 10, effort), expected)
-    monkeypatch.setattr(approximate, "_is_streamed", lambda index, memory: True)
+    monkeypatch.setattr(faiss_search, "_is_streamed", lambda index, memory: True)
     assert same(search(index, source, QUERIES, 10, effort, memory=64 << 20), expected)
 
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from retrievo.training.feeds import query_clusters as clusters
+from retrievo.training.feeds import query_clusters
 from retrievo.training.feeds.query_clusters import k_means, topics_of
 
 
@@ -56,7 +56,7 @@ def test_rounds_lower_the_loss(monkeypatch: pytest.MonkeyPatch) -> None:
     vectors, _ = blobs(20, 2000, spread=1.0)
     losses = []
     for rounds in (1, 2, 4, 20):
-        monkeypatch.setattr(clusters, "ROUNDS", rounds)
+        monkeypatch.setattr(query_clusters, "ROUNDS", rounds)
         losses.append(loss(vectors, found(vectors, 20)))
     assert losses == sorted(losses, reverse=True)
     assert losses[-1] < losses[0]
@@ -82,16 +82,16 @@ def test_the_last_bits_of_a_matrix_product_change_no_cluster(
 ) -> None:
     centres, _ = blobs(30, 30, dim=64)
     midway = (centres[:, None] + centres[None, :]).reshape(-1, 64) / 2  # as near to one as to the other
-    before, clustered = clusters._nearest(midway, centres), found(midway, 20)
-    monkeypatch.setattr(clusters, "_products", products)
-    assert np.array_equal(clusters._nearest(midway, centres), before)
+    before, clustered = query_clusters._nearest(midway, centres), found(midway, 20)
+    monkeypatch.setattr(query_clusters, "_products", products)
+    assert np.array_equal(query_clusters._nearest(midway, centres), before)
     assert np.array_equal(found(midway, 20), clustered)
 
 
 def test_a_vector_between_two_centres_goes_to_the_first() -> None:
     centres = np.array([[3, 3], [1, 0], [0, 1]], np.float32)
     vectors = np.array([[0.3, 0.3], [0.3, 0.30001], [9, 9]], np.float32)
-    assert clusters._nearest(vectors, centres).tolist() == [1, 2, 0]
+    assert query_clusters._nearest(vectors, centres).tolist() == [1, 2, 0]
 
 
 def test_other_seeds_begin_elsewhere() -> None:
@@ -115,7 +115,7 @@ def test_vectors_are_read_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
         sizes.append(len(rows))
         return vectors[rows]
 
-    monkeypatch.setattr(clusters, "_ROWS", 16)
+    monkeypatch.setattr(query_clusters, "_ROWS", 16)
     cluster = k_means(read, 100, 3, seed=1)
     assert max(sizes) == 16
     assert np.array_equal(cluster, whole)

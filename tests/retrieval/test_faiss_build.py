@@ -10,12 +10,12 @@ import pyarrow as pa
 import pytest
 from folders import built
 
-from retrievo.retrieval import approximate, faiss_build
-from retrievo.retrieval.approximate import Effort
+from retrievo.retrieval import faiss_build, faiss_search
 from retrievo.retrieval.embeddings import Embeddings, together
 from retrievo.retrieval.exact import search_exact
 from retrievo.retrieval.faiss_build import TRAINED, add, bytes_per_vector
 from retrievo.retrieval.faiss_index import FaissIndex, shard_name
+from retrievo.retrieval.faiss_search import Effort
 from retrievo.retrieval.index_types import INDEX_TYPES
 from retrievo.support.artifact import Input, Output
 from retrievo.support.errors import RetrievoError, UsageError
@@ -121,7 +121,7 @@ def test_documents_added_later_are_found_as_if_they_had_been_there(
     if grown.kind.exact:
         found = grown.search(queries, 10)
     else:
-        found = approximate.search(grown, all_vectors, queries, 10, Effort(grown.lists or 410, 410))
+        found = faiss_search.search(grown, all_vectors, queries, 10, Effort(grown.lists or 410, 410))
     assert found.score.tobytes() == expected.score.tobytes()
     assert grown.ids(found.row).to_pylist() == all_vectors.ids(expected.row).to_pylist()
 

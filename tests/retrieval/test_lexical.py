@@ -17,9 +17,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from retrievo.retrieval import lexical
+from retrievo.retrieval import bm25
+from retrievo.retrieval.bm25 import LANGUAGES, BM25Index, Hits, Rm3, build
 from retrievo.retrieval.jvm import start_jvm
-from retrievo.retrieval.lexical import LANGUAGES, BM25Index, Hits, Rm3, build
 from retrievo.support.errors import RetrievoError, UsageError
 
 WORDS = [f"word{letter}" for letter in "abcdefghijkl"]
@@ -100,7 +100,7 @@ def test_depth_10_is_the_first_10_of_depth_1000_however_many_share_a_score(
     whole = index.search(texts, 1000)
     tied = whole[0].scores[:40]
     assert (tied[1:] == tied[:-1]).sum() > 20, "the case shows nothing without ties"
-    monkeypatch.setattr(lexical, "_SPARE_HITS", 1)  # so that ties go on beyond the first fetch
+    monkeypatch.setattr(bm25, "_SPARE_HITS", 1)  # so that ties go on beyond the first fetch
     for depth in (1, 2, 10, 39, 41, 300):
         short = index.search(texts, depth)
         assert [pairs(hits) for hits in short] == [pairs(hits)[:depth] for hits in whole]
@@ -112,7 +112,7 @@ def test_results_do_not_depend_on_threads_or_batches(index: BM25Index, monkeypat
     reference = index.search(texts, 50, threads=1)
     assert same(index.search(texts, 50, threads=4), reference)
     assert same([hits for text in texts for hits in index.search([text], 50)], reference)
-    monkeypatch.setattr(lexical, "_BATCH_QUERIES", 3)
+    monkeypatch.setattr(bm25, "_BATCH_QUERIES", 3)
     assert same(index.search(texts, 50), reference)
 
 
@@ -151,7 +151,7 @@ def test_k1_and_b_change_scores(index: BM25Index) -> None:
 
 
 def test_progress_counts_every_query(index: BM25Index, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lexical, "_BATCH_QUERIES", 3)
+    monkeypatch.setattr(bm25, "_BATCH_QUERIES", 3)
     steps: list[int] = []
     index.search(WORDS, 40, progress=steps.append)
     assert sum(steps) == len(WORDS)
@@ -163,7 +163,7 @@ def test_progress_counts_every_query(index: BM25Index, monkeypatch: pytest.Monke
 def test_ties_are_lowered_as_in_anserinis_one_pass(gaps: list[list[int]], highest: float) -> None:
     tops = [np.float32(highest) - np.cumsum(top, dtype=np.float32) * np.float32(2e-6) for top in gaps]
     query = np.repeat(np.arange(len(tops)), [len(top) for top in tops])
-    lowered = lexical._lower_ties(np.concatenate([*tops, np.zeros(0, np.float32)]), query)
+    lowered = bm25._lower_ties(np.concatenate([*tops, np.zeros(0, np.float32)]), query)
     assert lowered.tolist() == [score for top in tops for score in one_pass(top)]
 
 
@@ -209,7 +209,7 @@ def test_the_index_does_not_depend_on_threads_or_batches(folder: Path, tmp_path:
     documents = random_documents(600, seed=1) + [(f"copy{row:02d}", "worda wordb wordc") for row in range(40)]
     steps: list[int] = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(lexical, "_BATCH_DOCUMENTS", 7)
+        patch.setattr(bm25, "_BATCH_DOCUMENTS", 7)
         build(iter(documents), tmp_path, threads=3, progress=steps.append)
     assert sum(steps) == 640
     assert max(steps) == 7

@@ -18,7 +18,7 @@ import pytest
 
 import retrievo
 from retrievo.cli import COMMANDS
-from retrievo.retrieval.answer import Answer, Hit
+from retrievo.retrieval.search_results import Answer, Hit
 from retrievo.retrieval.snippets import Snippet
 from retrievo.support import console
 from retrievo.support.options import options_of

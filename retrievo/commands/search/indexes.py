@@ -23,10 +23,10 @@ if TYPE_CHECKING:
     from retrievo.data.corpus import Corpus
     from retrievo.data.origin import Origin
     from retrievo.models.encoder import Encoder
-    from retrievo.retrieval.approximate import Effort
+    from retrievo.retrieval.bm25 import BM25Index
     from retrievo.retrieval.embeddings import Vectors
+    from retrievo.retrieval.faiss_search import Effort
     from retrievo.retrieval.hits import Hits
-    from retrievo.retrieval.lexical import BM25Index
     from retrievo.support.artifact import Manifest
 
 BM25_KIND, FAISS_KIND, EMBEDDINGS_KIND = "bm25-index", "faiss-index", "embeddings"
@@ -190,15 +190,15 @@ def warn_of_changed_texts(sources: Sequence[Source]) -> None:
 
 def open_bm25(config: SearchConfig, source: Source) -> BM25Index:
     """The index in a Java machine with the heap that was asked for."""
-    from retrievo.retrieval import jvm, lexical
+    from retrievo.retrieval import bm25, jvm
 
     jvm.start_jvm(config.heap)
-    return lexical.BM25Index(source.path, config.language)
+    return bm25.BM25Index(source.path, config.language)
 
 
 def bm25_options(config: SearchConfig) -> dict[str, Any]:
     """k1, b and RM3 where they were given; the index has its own defaults."""
-    from retrievo.retrieval.lexical import Rm3
+    from retrievo.retrieval.bm25 import Rm3
 
     rm3 = Rm3(config.rm3_documents, config.rm3_words, config.rm3_weight) if config.rm3 else None
     return {name: value for name, value in (("k1", config.k1), ("b", config.b), ("rm3", rm3)) if value is not None}
@@ -209,10 +209,10 @@ def bm25_options(config: SearchConfig) -> dict[str, Any]:
 
 def open_encoder(config: SearchConfig, source: Source) -> Encoder:
     """The model that made the embeddings of the documents."""
-    from retrievo.models.computing import prepared
     from retrievo.models.devices import resolve_device
     from retrievo.models.encoder import Encoder
-    from retrievo.models.source import unchanged_model
+    from retrievo.models.inference import prepared
+    from retrievo.models.model_reference import unchanged_model
 
     documents = source.embeddings_manifest()
     check_role(source.path, documents, "document")
@@ -224,7 +224,7 @@ def open_encoder(config: SearchConfig, source: Source) -> Encoder:
 
 def encode(config: SearchConfig, encoder: Encoder, texts: Sequence[str]) -> np.ndarray:
     """Vectors [Q, D] of queries."""
-    from retrievo.models.computing import computing
+    from retrievo.models.inference import computing
     from retrievo.models.tokens import warn_of_texts_without_tokens
     from retrievo.models.vectors import encode_tokens
 
@@ -293,7 +293,7 @@ class Dense:
             )
 
     def _approximate_batches(self, queries: np.ndarray, depth: int) -> Iterator[Hits]:
-        from retrievo.retrieval.approximate import search_batches
+        from retrievo.retrieval.faiss_search import search_batches
 
         assert self.index is not None
         self.effort = effort = self.effort or self._effort(queries, depth)
@@ -306,7 +306,7 @@ class Dense:
         """As asked for, tuned on some of the queries, or the defaults of the type."""
         from dataclasses import replace
 
-        from retrievo.retrieval.approximate import default_effort
+        from retrievo.retrieval.faiss_search import default_effort
 
         assert self.index is not None
         if self.config.recall_target is not None:
@@ -321,7 +321,7 @@ class Dense:
         return replace(effort, knob=knob or effort.knob, rescore=rescore)
 
     def _tuned(self, queries: np.ndarray, depth: int) -> Effort:
-        from retrievo.retrieval.approximate import tune
+        from retrievo.retrieval.faiss_search import tune
         from retrievo.retrieval.hits import joined
 
         target = self.config.recall_target
@@ -364,7 +364,7 @@ def check_role(path: Path, manifest: Manifest, role: str) -> None:
 
 def check_comparable(table: Path, queries: Manifest, source: Source) -> None:
     """Raises RetrievoError for vectors of one model that would be compared with vectors of another."""
-    from retrievo.models.source import check_same_model
+    from retrievo.models.model_reference import check_same_model
 
     documents = source.embeddings_manifest()
     for manifest, path, role in ((documents, source.path, "document"), (queries, table, "query")):
@@ -381,7 +381,7 @@ def check_comparable(table: Path, queries: Manifest, source: Source) -> None:
 
 def _trained_against(queries: Manifest, source: Source) -> bool:
     """Whether the model of the queries learned to search these very vectors (`train --fixed-documents`)."""
-    from retrievo.models.source import FIXED_DOCUMENTS, model_record
+    from retrievo.models.model_reference import FIXED_DOCUMENTS, model_record
     from retrievo.support.artifact import Input, Manifest, has_manifest
 
     if "model" not in queries.inputs:

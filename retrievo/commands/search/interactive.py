@@ -27,7 +27,7 @@ from retrievo.support.errors import RetrievoError
 if TYPE_CHECKING:
     from retrievo.commands.search.config import SearchConfig
     from retrievo.data.corpus import Corpus, Document
-    from retrievo.retrieval.answer import Answer
+    from retrievo.retrieval.search_results import Answer
 
 
 class _Asked(NamedTuple):
@@ -56,7 +56,7 @@ class Asker:
 
     def answer(self, question: str) -> Answer:
         """The best documents, with titles and snippets where the corpus is at hand, and where each was found."""
-        from retrievo.retrieval.answer import Answer, Hit
+        from retrievo.retrieval.search_results import Answer, Hit
         from retrievo.retrieval.snippets import LOOKED_AT, snippet
 
         question = _whole(question)

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from retrievo.commands.search.across import Shelves
     from retrievo.commands.search.config import SearchConfig
     from retrievo.data.corpus import Queries
-    from retrievo.retrieval.lexical import Hits
+    from retrievo.retrieval.bm25 import Hits
     from retrievo.support.artifact import Input
 
 HITS_AT_ONCE = 1 << 20  # of BM25, in memory before they are written

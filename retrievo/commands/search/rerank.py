@@ -25,9 +25,9 @@ class Reranker:
     """
 
     def __init__(self, config: SearchConfig, sources: Sequence[Source]):
-        from retrievo.models.computing import prepared
         from retrievo.models.cross_encoder import CrossEncoder
         from retrievo.models.devices import resolve_device
+        from retrievo.models.inference import prepared
 
         assert config.rerank is not None
         self.config = config
@@ -57,7 +57,7 @@ class Reranker:
         """Each query and each document is tokenized once."""
         import numpy as np
 
-        from retrievo.models.computing import computing
+        from retrievo.models.inference import computing
 
         asked, query_of = np.unique(query, return_inverse=True)
         known, document_of = np.unique(np.asarray(doc_ids, dtype=object), return_inverse=True)

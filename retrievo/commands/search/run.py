@@ -23,7 +23,7 @@ from retrievo.support import console
 
 if TYPE_CHECKING:
     from retrievo.data.run import RunWriter
-    from retrievo.retrieval.answer import Answer
+    from retrievo.retrieval.search_results import Answer
     from retrievo.support.artifact import Input
 
 
@@ -68,7 +68,7 @@ def _write_run(config: SearchConfig, plan: Plan) -> None:
     from retrievo.data.origin import QUERIES, read_now, warn_of_other_judgements
     from retrievo.data.qrels import Qrels
     from retrievo.data.run import RunWriter
-    from retrievo.models.source import model_record
+    from retrievo.models.model_reference import model_record
     from retrievo.support.artifact import Input, Output
 
     assert config.output is not None

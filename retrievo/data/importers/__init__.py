@@ -28,6 +28,6 @@ FORMATS = {
     "tevatron": Format("JSON Lines with positive and negative passages", "retrievo.data.importers.tevatron"),
     "jsonl": Format("JSON Lines, or an array of objects, with columns of your choice", "retrievo.data.importers.jsonl"),
     "tsv": Format("tab-separated lines, quotes are text", "retrievo.data.importers.tsv"),
-    "csv": Format("quoted values between commas, semicolons, tabs or bars", "retrievo.data.importers.comma"),
+    "csv": Format("quoted values between commas, semicolons, tabs or bars", "retrievo.data.importers.csv_"),
     "text": Format("a folder of .txt, .md and .html files, cut into passages", "retrievo.data.importers.text"),
 }

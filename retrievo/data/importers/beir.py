@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import PurePosixPath
 
 from retrievo.data.importers.dataset import DatasetWriter
+from retrievo.data.importers.input_files import Part, Source
+from retrievo.data.importers.json_lines import read_jsonl
 from retrievo.data.importers.judgements import copy_judgements
-from retrievo.data.importers.records import read_jsonl
-from retrievo.data.importers.source import Part, Source
 from retrievo.support.errors import RetrievoError
 
 _NOUNS = {"corpus.jsonl": "corpus", "queries.jsonl": "queries"}

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from retrievo.data.importers.cells import Column
 from retrievo.data.importers.dataset import DatasetWriter
-from retrievo.data.importers.source import Member, Part, Source
+from retrievo.data.importers.input_files import Member, Part, Source
+from retrievo.data.importers.text_columns import Column
 from retrievo.data.tables import CORPUS, QUERIES
 from retrievo.support.errors import RetrievoError, did_you_mean
 

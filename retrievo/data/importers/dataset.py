@@ -14,10 +14,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from retrievo.data.ids import hash_texts
-from retrievo.data.importers.cells import Column, answers_array, text_array
-from retrievo.data.importers.ledger import Ledger, SeenHashes
+from retrievo.data.importers.input_files import Part
 from retrievo.data.importers.negatives import NegativesWriter
-from retrievo.data.importers.source import Part
+from retrievo.data.importers.seen_ids import Ledger, SeenHashes
+from retrievo.data.importers.text_columns import Column, answers_array, text_array
 from retrievo.data.tables import CORPUS, QRELS, QUERIES, TEXTS, RowCache, Table, TableWriter
 from retrievo.support import console
 from retrievo.support.artifact import Output

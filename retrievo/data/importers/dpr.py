@@ -8,10 +8,10 @@ from typing import Any
 
 from retrievo.data.ids import hash_texts
 from retrievo.data.importers.dataset import DatasetWriter
+from retrievo.data.importers.delimited import first_row, in_columns, read_csv
 from retrievo.data.importers.examples import Example, Passage, write_examples
-from retrievo.data.importers.records import Record, need, need_list, need_objects, read_records, whole, with_unit
-from retrievo.data.importers.separated import first_row, in_columns, read_csv
-from retrievo.data.importers.source import Member, Part, Source, split_of
+from retrievo.data.importers.input_files import Member, Part, Source, split_of
+from retrievo.data.importers.json_lines import Record, need, need_list, need_objects, read_records, whole, with_unit
 from retrievo.support.errors import RetrievoError
 
 _HEADER = ["id", "text", "title"]

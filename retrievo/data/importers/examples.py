@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from retrievo.data.importers.dataset import DatasetWriter
-from retrievo.data.importers.records import transposed
-from retrievo.data.importers.source import Part
+from retrievo.data.importers.input_files import Part
+from retrievo.data.importers.json_lines import transposed
 
 
 class Passage(NamedTuple):

@@ -7,8 +7,8 @@ from typing import Any
 
 from retrievo.data.importers.columns import Choice, tables_of
 from retrievo.data.importers.dataset import DatasetWriter
-from retrievo.data.importers.records import first_record, read_columns, with_unit
-from retrievo.data.importers.source import Part, Source
+from retrievo.data.importers.input_files import Part, Source
+from retrievo.data.importers.json_lines import first_record, read_columns, with_unit
 
 
 def find(source: Source) -> list[Part]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from retrievo.data.importers.dataset import DatasetWriter
-from retrievo.data.importers.records import batches, transposed
-from retrievo.data.importers.source import Member, Part
+from retrievo.data.importers.input_files import Member, Part
+from retrievo.data.importers.json_lines import batches, transposed
 from retrievo.data.lines import is_number, split_fields, split_words, whole_number
 from retrievo.data.tables import QRELS
 

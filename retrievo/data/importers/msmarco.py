@@ -9,11 +9,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from retrievo.data.importers.cells import Column
 from retrievo.data.importers.dataset import DatasetWriter
+from retrievo.data.importers.delimited import read_tsv
+from retrievo.data.importers.input_files import Member, Part, Source
 from retrievo.data.importers.judgements import copy_judgements
-from retrievo.data.importers.separated import read_tsv
-from retrievo.data.importers.source import Member, Part, Source
+from retrievo.data.importers.text_columns import Column
 from retrievo.support.errors import RetrievoError
 
 _NAMES = {  # in this order: "msmarco-docdev-queries.tsv" has "doc" in it too

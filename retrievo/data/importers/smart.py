@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from retrievo.data.importers.dataset import DatasetWriter
-from retrievo.data.importers.records import batches
-from retrievo.data.importers.source import Member, Part, Source
+from retrievo.data.importers.input_files import Member, Part, Source
+from retrievo.data.importers.json_lines import batches
 from retrievo.support import console
 from retrievo.support.errors import RetrievoError
 

@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from retrievo.data.ids import hash_texts
-from retrievo.data.importers.cells import json_kind
 from retrievo.data.importers.dataset import DatasetWriter
-from retrievo.data.importers.records import Record, need, need_list, need_objects, read_records, transposed
-from retrievo.data.importers.source import Part, Source, split_of
+from retrievo.data.importers.input_files import Part, Source, split_of
+from retrievo.data.importers.json_lines import Record, need, need_list, need_objects, read_records, transposed
+from retrievo.data.importers.text_columns import json_kind
 from retrievo.support.errors import RetrievoError
 
 

@@ -7,7 +7,8 @@ from typing import Any
 
 from retrievo.data.importers.dataset import DatasetWriter
 from retrievo.data.importers.examples import Example, Passage, write_examples
-from retrievo.data.importers.records import (
+from retrievo.data.importers.input_files import Member, Part, Source, split_of
+from retrievo.data.importers.json_lines import (
     Record,
     first_record,
     need,
@@ -17,7 +18,6 @@ from retrievo.data.importers.records import (
     read_records,
     with_unit,
 )
-from retrievo.data.importers.source import Member, Part, Source, split_of
 from retrievo.support.errors import RetrievoError
 
 _SOURCE = "tevatron"

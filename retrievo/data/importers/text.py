@@ -11,8 +11,8 @@ from typing import NamedTuple
 from urllib.parse import quote
 
 from retrievo.data.importers.dataset import DatasetWriter
-from retrievo.data.importers.records import batches
-from retrievo.data.importers.source import Member, Part, Source
+from retrievo.data.importers.input_files import Member, Part, Source
+from retrievo.data.importers.json_lines import batches
 from retrievo.support import console
 from retrievo.support.errors import RetrievoError
 

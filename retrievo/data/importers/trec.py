@@ -8,10 +8,10 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from retrievo.data.importers.dataset import DatasetWriter
+from retrievo.data.importers.delimited import read_tsv
+from retrievo.data.importers.input_files import LONGEST, Member, Part, Source, split_of
+from retrievo.data.importers.json_lines import batches
 from retrievo.data.importers.judgements import copy_judgements, is_judgements
-from retrievo.data.importers.records import batches
-from retrievo.data.importers.separated import read_tsv
-from retrievo.data.importers.source import LONGEST, Member, Part, Source, split_of
 from retrievo.data.lines import split_fields
 from retrievo.support import console
 from retrievo.support.errors import RetrievoError

@@ -6,8 +6,8 @@ from typing import Any
 
 from retrievo.data.importers.columns import Choice, tables_of
 from retrievo.data.importers.dataset import DatasetWriter
-from retrievo.data.importers.separated import read_tsv
-from retrievo.data.importers.source import Part, Source
+from retrievo.data.importers.delimited import read_tsv
+from retrievo.data.importers.input_files import Part, Source
 
 
 def find(source: Source) -> list[Part]:

@@ -21,8 +21,8 @@ from retrievo.data.tables import NEGATIVES, TableWriter
 from retrievo.data.token_cache import TokenCache
 from retrievo.distributed.collectives import barrier, rank, world_size
 from retrievo.mining.mining import Filters, Judged, Rules, Tally, VectorMiner, Window, choose
-from retrievo.models.computing import computing
 from retrievo.models.encoder import Encoder
+from retrievo.models.inference import computing
 from retrievo.models.vectors import encode_tokens
 from retrievo.retrieval.embeddings import (
     Vectors,

@@ -16,7 +16,7 @@ import torch
 from torch.optim import Optimizer
 
 from retrievo.distributed.collectives import as_rank_0_says, broadcast_state, gather_counts
-from retrievo.models.precision import resolve_dtype
+from retrievo.models.dtypes import resolve_dtype
 from retrievo.support import console
 from retrievo.support.errors import RetrievoError
 from retrievo.support.options import flag_of

@@ -25,8 +25,8 @@ from retrievo.distributed.collectives import as_rank_0_says, barrier, rank
 from retrievo.distributed.fsdp import is_sharded
 from retrievo.evaluation.names import Metric
 from retrievo.evaluation.scoring import evaluate
-from retrievo.models.computing import computing
 from retrievo.models.encoder import Encoder
+from retrievo.models.inference import computing
 from retrievo.models.vectors import encode_tokens
 from retrievo.support import console
 from retrievo.support.errors import RetrievoError

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from retrievo.models.source import check_same_model
+from retrievo.models.model_reference import check_same_model
 from retrievo.retrieval.embeddings import Embeddings
 from retrievo.support.errors import RetrievoError
 from retrievo.training.feeds.row_vectors import RowVectors

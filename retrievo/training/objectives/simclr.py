@@ -15,7 +15,7 @@ from torch.nn import functional
 from retrievo.data.sampling import random_keys, uniform
 from retrievo.distributed.collectives import gather_counts, gather_rows, rank, world_size
 from retrievo.models.encoder import Encoder, position_limit
-from retrievo.models.spec import ROLES
+from retrievo.models.encoder_spec import ROLES
 from retrievo.support.errors import RetrievoError
 from retrievo.training.augment.corruption import Corruption
 from retrievo.training.augment.masking import Vocabulary

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from retrievo.models.spec import POOLINGS
+from retrievo.models.encoder_spec import POOLINGS
 from retrievo.support.errors import UsageError
 from retrievo.support.options import Options, option
 from retrievo.training.losses.losses import LOSSES, SCOPES, WITHOUT_TEMPERATURE

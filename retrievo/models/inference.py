@@ -18,7 +18,7 @@ from retrievo.distributed.collectives import is_shard
 from retrievo.models.attention import PlainAttention
 from retrievo.models.chunks import cut_chunks, pad
 from retrievo.models.devices import return_freed_memory, sent
-from retrievo.models.precision import recorded_dtype, resolve_dtype
+from retrievo.models.dtypes import recorded_dtype, resolve_dtype
 from retrievo.models.splits import begin_call, say_halved
 from retrievo.support.console import Tick
 from retrievo.support.errors import RetrievoError

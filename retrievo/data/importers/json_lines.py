@@ -16,8 +16,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.json
 
-from retrievo.data.importers.cells import Column, json_kind
-from retrievo.data.importers.source import BLOCK, LONGEST, Block, Member, Part
+from retrievo.data.importers.input_files import BLOCK, LONGEST, Block, Member, Part
+from retrievo.data.importers.text_columns import Column, json_kind
 from retrievo.support.errors import RetrievoError
 
 Record = dict[str, Any]

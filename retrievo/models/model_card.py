@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from retrievo.models.spec import EncoderSpec
+from retrievo.models.encoder_spec import EncoderSpec
 
 _SIMILARITY = {"dot": "the inner product", "cosine": "the cosine"}
 _POOLING = {"cls": "the first token", "mean": "the mean of all tokens", "last": "the last token"}

@@ -20,7 +20,7 @@ from retrievo.models.checkpoints import (
     quiet,
     read_json,
 )
-from retrievo.models.spec import CROSS_ENCODER_FILE, ROLES, SPEC_FILE, EncoderSpec
+from retrievo.models.encoder_spec import CROSS_ENCODER_FILE, ROLES, SPEC_FILE, EncoderSpec
 from retrievo.support.artifact import is_unfinished
 from retrievo.support.errors import RetrievoError
 

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from retrievo.models.checkpoints import base_folder, locate
-from retrievo.models.opening import assumed
+from retrievo.models.encoder_spec import CROSS_ENCODER_FILE, ROLES, SPEC_FILE
+from retrievo.models.loading import assumed
 from retrievo.models.scratch import PREFIX
-from retrievo.models.spec import CROSS_ENCODER_FILE, ROLES, SPEC_FILE
 from retrievo.support.artifact import BEGIN, MANIFEST, Input, Manifest
 from retrievo.support.errors import RetrievoError
 

@@ -10,8 +10,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
 
-from retrievo.data.importers.records import Batch, batches, transposed
-from retrievo.data.importers.source import LONGEST, Block, Member
+from retrievo.data.importers.input_files import LONGEST, Block, Member
+from retrievo.data.importers.json_lines import Batch, batches, transposed
 from retrievo.support.errors import RetrievoError
 
 _DELIMITERS = (",", ";", "\t", "|")
