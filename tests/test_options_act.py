@@ -662,7 +662,7 @@ def verifies_and_trains_nothing(bench: Bench, command: str) -> None:
         seen.append(assemble()[1])
         return [Check("one way and another", 0.25)]
 
-    with pytest.MonkeyPatch.context() as patch:  # the real one takes 10 s: tests/test_train.py
+    with pytest.MonkeyPatch.context() as patch:  # the real one takes 10 s: tests/commands/test_train.py
         patch.setattr("retrievo.training.engine.verify.verify", verify)
         done = bench.here(f"{BASES[command]} --verify-gradients", folder)
     assert done.code == 0, done.err
@@ -701,7 +701,7 @@ def starts_processes(bench: Bench, command: str) -> None:
         started.append(processes)
         function(config)
 
-    with pytest.MonkeyPatch.context() as patch:  # real ones take seconds: tests/test_encode.py
+    with pytest.MonkeyPatch.context() as patch:  # real ones take seconds: tests/commands/test_encode.py
         patch.setattr("retrievo.distributed.launch.run_together", together)
         patch.setattr("retrievo.retrieval.embeddings.shard_bounds", lambda rows: [(0, 9), (9, rows)])
         for flags in ("", "--processes 2"):

@@ -26,13 +26,17 @@ from transformers import (
 )
 
 from retrievo.data.corpus import Corpus
+from retrievo.data.sampling import random_keys
 from retrievo.distributed.collectives import process_group, rank
 from retrievo.models.condenser import MaskedEncoder
 from retrievo.models.encoder import Encoder
 from retrievo.models.encoder_spec import EncoderSpec
+from retrievo.training.augment.special_tokens import Document
+from retrievo.training.batch import Batch
 from retrievo.training.engine.gradient_cache import gradient_step
 from retrievo.training.feeds.pretrain import PretrainFeed
 from retrievo.training.objectives.masked_lm import CoCondenser, Condenser, MaskedLanguageModel
+from retrievo.training.objectives.objective import Objective
 from retrievo.training.objectives.table import OBJECTIVES, objective_class
 
 SYLLABLES = [consonant + vowel for consonant in "bdfgkm" for vowel in "aeiou"]
@@ -166,6 +170,17 @@ def gradients_of_an_epoch(folder: Path) -> dict[str, Tensor]:
             trained.after_step()
             found |= {f"{name}/{step}/{key}": value.clone() for key, value in trained.named_buffers(recurse=False)}
     return found
+
+
+def documents(trained: Objective, count: int, seed: int = 0) -> list[Document]:
+    rows = trained.encoder.tokenizer(texts(count, seed, shortest=16), add_special_tokens=False)["input_ids"]
+    keys = random_keys(seed, np.arange(count))
+    return [Document(np.array(row, np.uint16), key) for row, key in zip(rows, keys, strict=True)]
+
+
+def batch(trained: Any, count: int = 5, seed: int = 0) -> Batch:
+    made: Batch = trained.collator()(documents(trained, count, seed))
+    return made
 
 
 def main(folder: Path) -> None:

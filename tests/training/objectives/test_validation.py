@@ -6,8 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from pretraining_ranks import CLASSES, VIEWS, contrast, objective
-from test_contrastive import batch
+from pretraining_ranks import CLASSES, VIEWS, batch, contrast, objective
 
 from retrievo.training.engine.gradient_cache import gradient_step, validation_step
 

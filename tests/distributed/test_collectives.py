@@ -1,4 +1,4 @@
-"""One process is the trivial case; two processes are held against it in tests/engine/test_ranks.py."""
+"""One process is the trivial case; two processes are held against it in tests/training/engine/test_ranks.py."""
 
 from __future__ import annotations
 

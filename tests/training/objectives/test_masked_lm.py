@@ -44,9 +44,10 @@ from retrievo.training.objectives import masked_lm
 from retrievo.training.objectives.masked_lm import CoCondenser, Condenser, MaskedLanguageModel, SpanCollator
 from retrievo.training.objectives.objective import Objective
 from retrievo.training.objectives.table import CoCondenserConfig, CondenserConfig, MlmConfig
+from tests.conftest import CHECKOUT
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-SCRIPT, ROOT = Path(__file__).with_name("pretraining_ranks.py"), Path(__file__).parents[2]
+SCRIPT = CHECKOUT / "tests" / "training" / "pretraining_ranks.py"
 NAMES = list(CLASSES)
 
 
@@ -150,7 +151,7 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Tensor]]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     names = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
-    environment = {**os.environ, **names, "PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(two / "cache")}
+    environment = {**os.environ, **names, "PYTHONPATH": str(CHECKOUT), "XDG_CACHE_HOME": str(two / "cache")}
     started = [
         subprocess.Popen(
             [sys.executable, SCRIPT, two],

@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from pretraining_ranks import contrast
-from test_contrastive import batch
+from pretraining_ranks import batch, contrast
 from torch import Tensor
 from torch.nn import functional
 

@@ -12,8 +12,7 @@ import pytest
 
 from retrievo.retrieval.embeddings import Embeddings
 from retrievo.retrieval.exact import search_batches
-
-CHECKOUT = Path(__file__).resolve().parent.parent
+from tests.conftest import CHECKOUT
 
 
 @pytest.fixture(params=["float16", "float32"])

@@ -13,7 +13,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pretraining_ranks import VIEWS, contrast, texts
+from pretraining_ranks import VIEWS, batch, contrast, documents
 from torch import Tensor
 from torch.nn import functional
 
@@ -24,23 +24,11 @@ from retrievo.training.augment.special_tokens import Document, Frame
 from retrievo.training.batch import Batch
 from retrievo.training.engine.gradient_cache import ALL_GRAPHS, Passes, gradient_step
 from retrievo.training.losses import tiled as tiles
-from retrievo.training.objectives.objective import Objective
 from retrievo.training.objectives.simclr import DOCUMENT, QUERY, ClozeCollator, CropCollator, figures
 from retrievo.training.objectives.table import SimClrConfig
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 FRAMES = {QUERY: Frame((2,), (3,)), DOCUMENT: Frame((2,), (3,))}
-
-
-def documents(trained: Objective, count: int, seed: int = 0) -> list[Document]:
-    rows = trained.encoder.tokenizer(texts(count, seed, shortest=16), add_special_tokens=False)["input_ids"]
-    keys = random_keys(seed, np.arange(count))
-    return [Document(np.array(row, np.uint16), key) for row, key in zip(rows, keys, strict=True)]
-
-
-def batch(trained: Any, count: int = 5, seed: int = 0) -> Batch:
-    made: Batch = trained.collator()(documents(trained, count, seed))
-    return made
 
 
 def vectors(count: int, seed: int = 0) -> dict[str, Tensor]:

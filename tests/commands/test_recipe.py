@@ -16,9 +16,8 @@ import pytest
 
 from retrievo.commands.recipe import MARKS, RunConfig, read_recipe
 from retrievo.support.errors import RetrievoError
-from tests.conftest import Outcome
+from tests.conftest import CHECKOUT, Outcome
 
-CHECKOUT = Path(__file__).resolve().parent.parent
 EXAMPLES = sorted(
     path
     for path in (CHECKOUT / "examples").glob("*.toml")

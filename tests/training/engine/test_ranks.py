@@ -15,9 +15,9 @@ import torch
 from ranks import CASES, STEPS, train
 
 from retrievo.training.engine import checkpoints
+from tests.conftest import CHECKOUT
 
 SCRIPT = Path(__file__).with_name("ranks.py")
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,7 @@ def left_by(processes: int, folder: Path) -> Path:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     names = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
-    environment = {**os.environ, **names, "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, **names, "PYTHONPATH": str(CHECKOUT)}
     started = [
         subprocess.Popen(
             [sys.executable, SCRIPT, folder],
