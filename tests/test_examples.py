@@ -61,7 +61,7 @@ def collections(tmp_path: Path) -> Path:
     return tmp_path / "data"
 
 
-@pytest.mark.parametrize("size", ["small", "full"])
+@pytest.mark.parametrize("size", ["small", pytest.param("full", marks=pytest.mark.slow)])
 def test_every_command_of_the_grid_is_understood(
     size: str, grid: ModuleType, collections: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, retrievo: Callable
 ) -> None:

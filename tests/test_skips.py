@@ -37,7 +37,7 @@ def run(folder: Path, *flags: str) -> subprocess.CompletedProcess[str]:
 def test_a_skip_that_is_not_listed_fails_the_run_where_skips_are_counted(tmp_path: Path) -> None:
     (tmp_path / "test_one.py").write_text(LISTED + UNLISTED)
     (tmp_path / "test_two.py").write_text(WHOLE_FILE)
-    ran = run(tmp_path, "--listed-skips-only")
+    ran = run(tmp_path, "--listed-skips-only", "-n", "1")  # as in .ci/run, where workers run the tests
     told = [place for place in ("with_data", "of_nothing", "test_two.py", "with_a_gpu") if place in ran.stdout]
     assert (ran.returncode, told) == (1, ["with_data", "of_nothing", "test_two.py"]), ran.stdout
 

@@ -51,6 +51,7 @@ def test_an_error_of_the_lead_process_ends_all_with_one_line(house: Path, tmp_pa
     assert not output.exists()
 
 
+@pytest.mark.slow
 def test_a_batch_size_beyond_the_largest_loses_no_query(house: Path, tmp_path: Path, retrievo: Callable) -> None:
     count = 70_000
     np.save(tmp_path / "many.npy", np.random.default_rng(1).standard_normal((count, 48)).astype(np.float16))
@@ -65,6 +66,7 @@ def test_a_batch_size_beyond_the_largest_loses_no_query(house: Path, tmp_path: P
     assert len((tmp_path / "run.trec").read_text().splitlines()) == count
 
 
+@pytest.mark.slow
 def test_the_others_wait_for_longer_than_a_collective_may_take(house: Path, tmp_path: Path) -> None:
     run_together(slow_lead, house, tmp_path, processes=2)
     assert (tmp_path / "found").read_text() == "150"

@@ -20,7 +20,7 @@ from retrievo.support.errors import RetrievoError
 from retrievo.training.engine.checkpoints import WEIGHTS, latest
 from retrievo.training.engine.gradient_cache import Passes
 
-CASES = [*QUICK, *(pytest.param(case, marks=pytest.mark.slow) for case in SLOW)]
+CASES = [*QUICK, *SLOW]
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +55,7 @@ def saved(folder: Path, name: str = WEIGHTS) -> Path:
     return checkpoint / name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_cut_weights_have_the_losses_of_whole_ones(case: str, both: Path) -> None:
     whole, sharded = (log(both / case / kind) for kind in (WHOLE, SHARDED))
@@ -65,11 +66,13 @@ def test_cut_weights_have_the_losses_of_whole_ones(case: str, both: Path) -> Non
     assert [record["padding"] for record in sharded] == [record["padding"] for record in whole]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_cut_weights_are_saved_whole_and_end_as_whole_ones(case: str, both: Path) -> None:
     assert_same(*(load_file(saved(both / case / kind)) for kind in (SHARDED, WHOLE)), tolerance=3e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_each_process_holds_half_of_the_weights(case: str, both: Path) -> None:
     parts = [json.loads(path.read_text()) for path in both.glob("held-*.json")]
@@ -80,11 +83,13 @@ def test_each_process_holds_half_of_the_weights(case: str, both: Path) -> None:
     assert sum(held) <= whole + 8  # a temperature is everywhere
 
 
+@pytest.mark.slow
 def test_nothing_keeps_the_process_group_past_its_end(quick: Path) -> None:
     """Its threads could abort the exit of a process, one in some dozens."""
     assert [json.loads(path.read_text())["group"] for path in quick.glob("held-*.json")] == [1, 1]
 
 
+@pytest.mark.slow
 def test_a_stopped_run_goes_on_to_the_same_bytes(quick: Path) -> None:
     for name in (WEIGHTS, "optimizer.safetensors", "optimizer.json"):
         found, expected = (
@@ -93,6 +98,7 @@ def test_a_stopped_run_goes_on_to_the_same_bytes(quick: Path) -> None:
         assert found == expected
 
 
+@pytest.mark.slow
 def test_a_stopped_run_goes_on_with_whole_weights_and_in_one_process(
     quick: Path, tiny_model: Path, tmp_path: Path
 ) -> None:

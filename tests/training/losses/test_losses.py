@@ -241,6 +241,7 @@ def test_weights_multiply_each_loss_and_their_gradient() -> None:
     torch.testing.assert_close(both.losses, {name: loss.detach() for name, loss in alone.items()})
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_square_of_the_batch() -> None:
     """8,192 x 8,192 scores are 268 MB, and each copy of them as much again."""
     script = """if True:

@@ -168,6 +168,7 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Tensor]]:
     return [*found, *(torch.load(two / f"found-{number}.pt") for number in (0, 1))]
 
 
+@pytest.mark.slow
 def test_two_processes_make_the_step_that_one_makes(ranks: list[dict[str, Tensor]]) -> None:
     """Batches do not divide by two, and one leaves a process without documents."""
     expected, first, second = ranks
