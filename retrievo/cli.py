@@ -17,9 +17,9 @@ from retrievo.commands.evaluate_suite import SweepConfig
 from retrievo.commands.export import ExportConfig
 from retrievo.commands.import_ import ImportConfig
 from retrievo.commands.index import IndexConfig
-from retrievo.commands.label import LabelConfig
 from retrievo.commands.mine_negatives import MineConfig
 from retrievo.commands.pretrain import PretrainConfig
+from retrievo.commands.pseudo_label import PseudoLabelConfig
 from retrievo.commands.recipe import RunConfig
 from retrievo.commands.rerank import RerankConfig
 from retrievo.commands.search.config import SearchConfig
@@ -110,10 +110,10 @@ def _rerank(config: RerankConfig) -> None:
     rerank(config)
 
 
-def _label(config: LabelConfig) -> None:
-    from retrievo.commands.label import label
+def _pseudo_label(config: PseudoLabelConfig) -> None:
+    from retrievo.commands.pseudo_label import pseudo_label
 
-    label(config)
+    pseudo_label(config)
 
 
 def _run(config: RunConfig) -> None:
@@ -222,13 +222,13 @@ COMMANDS = {
             "--queries scifact --output teacher.parquet",
         ),
     ),
-    "label": Command(
-        LabelConfig,
-        _label,
+    "pseudo-label": Command(
+        PseudoLabelConfig,
+        _pseudo_label,
         "Label queries that nobody judged with what a cross-encoder is sure of: judgements and negatives to train on.",
         (
-            "retrievo label --run reranked.parquet --output labels",
-            "retrievo label --run reranked.parquet --qrels qrels/train.parquet --output labels",
+            "retrievo pseudo-label --run reranked.parquet --output labels",
+            "retrievo pseudo-label --run reranked.parquet --qrels qrels/train.parquet --output labels",
         ),
     ),
     "evaluate": Command(

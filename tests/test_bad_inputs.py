@@ -559,19 +559,19 @@ CASES: dict[str, tuple[Make, int, str]] = {
         "--teacher: does not apply to what was chosen; expected it only with loss margin-mse or kl",
     ),
     "cut weights in one process": (
-        lambda f: ["train", *TABLES, "--model", f, "--output", f / "out", "--shard"],
+        lambda f: ["train", *TABLES, "--model", f, "--output", f / "out", "--fsdp"],
         2,
-        "--shard: found one process; expected several, which keep a part of the model each; start it with torchrun",
+        "--fsdp: found one process; expected several, which keep a part of the model each; start it with torchrun",
     ),
     "cut weights with chunks of automatic size": (
-        lambda f: ["train", *TABLES, "--model", f, "--output", f / "out", "--shard", "--chunk-tokens", "auto"],
+        lambda f: ["train", *TABLES, "--model", f, "--output", f / "out", "--fsdp", "--chunk-tokens", "auto"],
         2,
-        "--chunk-tokens: auto can't be found out with --shard; pass --chunk-tokens N",
+        "--chunk-tokens: auto can't be found out with --fsdp; pass --chunk-tokens N",
     ),
     "verified gradients of cut weights": (
-        lambda f: ["train", *TABLES, "--model", f, "--shard", "--verify-gradients"],
+        lambda f: ["train", *TABLES, "--model", f, "--fsdp", "--verify-gradients"],
         2,
-        "--verify-gradients: looks at whole models; leave --shard out",
+        "--verify-gradients: looks at whole models; leave --fsdp out",
     ),
     "scale of adapters without any": (
         lambda f: ["train", *TABLES, "--model", f, "--output", f / "out", "--lora-alpha", 16],
@@ -581,7 +581,7 @@ CASES: dict[str, tuple[Make, int, str]] = {
     "adapters for a cross-encoder": (
         lambda f: ["train", *TABLES, "--model", f, "--output", f / "out", "--kind", "cross-encoder", "--lora-rank", 8],
         2,
-        "--lora-rank: does not apply to what was chosen; expected it only with kind encoder",
+        "--lora-rank: does not apply to what was chosen; expected it only with kind dense",
     ),
     "batch teacher of a loss that needs one": (
         lambda f: [
@@ -592,9 +592,9 @@ CASES: dict[str, tuple[Make, int, str]] = {
         "--loss batch-margin-mse: needs a teacher's vectors of the corpus and of the queries, found 1 folders",
     ),
     "loss of groups without negatives": (
-        lambda f: ["train", *TABLES, "--model", f, "--output", f / "out", "--loss", "group"],
+        lambda f: ["train", *TABLES, "--model", f, "--output", f / "out", "--loss", "listwise"],
         2,
-        "--loss group: learns from each query's own negatives, of which there are none; pass --negatives POOL",
+        "--loss listwise: learns from each query's own negatives, of which there are none; pass --negatives POOL",
     ),
     "margins without negatives": (
         lambda f: [
@@ -617,28 +617,28 @@ CASES: dict[str, tuple[Make, int, str]] = {
         2,
         "--balanced-margins: does not apply to what was chosen; expected it only with loss margin-mse or kl",
     ),
-    "number of topics without vectors": (
-        lambda f: ["train", *TABLES, "--model", f, "--output", f / "out", "--topic-count", 10],
+    "number of query clusters without vectors": (
+        lambda f: ["train", *TABLES, "--model", f, "--output", f / "out", "--query-cluster-count", 10],
         2,
-        "--topic-count: counts the clusters of vectors; pass --topics EMBEDDINGS",
+        "--query-cluster-count: counts the clusters of vectors; pass --query-clusters EMBEDDINGS",
     ),
-    "topics by vectors of documents": (
-        lambda f: ["train", *TABLES, "--model", f, "--output", f / "out", "--topics", HOUSE / "documents"],
+    "query clusters by vectors of documents": (
+        lambda f: ["train", *TABLES, "--model", f, "--output", f / "out", "--query-clusters", HOUSE / "documents"],
         1,
         "documents: holds document vectors; expected query vectors",
     ),
-    "topics for a cross-encoder": (
+    "query clusters for a cross-encoder": (
         lambda f: [
             *("train", *TABLES, "--model", f, "--output", f / "out", "--kind", "cross-encoder"),
-            *("--topics", HOUSE / "questions"),
+            *("--query-clusters", HOUSE / "questions"),
         ],
         2,
-        "--topics: does not apply to --kind cross-encoder; leave --topics out",
+        "--query-clusters: does not apply to --kind cross-encoder; leave --query-clusters out",
     ),
     "share of hard negatives without a pool": (
-        lambda f: ["train", *TABLES, "--model", f, "--output", f / "out", "--hard-share", 0.1],
+        lambda f: ["train", *TABLES, "--model", f, "--output", f / "out", "--hard-negative-ratio", 0.1],
         2,
-        "--hard-share: is 0.1 of no pool; pass --negatives POOL",
+        "--hard-negative-ratio: is 0.1 of no pool; pass --negatives POOL",
     ),
     "refresh of negatives that are never drawn": (
         lambda f: [
@@ -655,21 +655,21 @@ CASES: dict[str, tuple[Make, int, str]] = {
     ),
     "fixed documents and a pool of negatives": (
         lambda f: [
-            *("train", *TABLES, "--model", f, "--output", f / "out", "--fixed-documents", HOUSE / "documents"),
+            *("train", *TABLES, "--model", f, "--output", f / "out", "--document-embeddings", HOUSE / "documents"),
             *("--negatives", HOUSE / "run.trec"),
         ],
         2,
-        "--negatives: does not apply to --fixed-documents; leave --negatives out",
+        "--negatives: does not apply to --document-embeddings; leave --negatives out",
     ),
     "fixed documents of another corpus": (
-        lambda f: ["train", *TABLES, "--model", f, "--output", f / "out", "--fixed-documents", HOUSE / "documents"],
+        lambda f: ["train", *TABLES, "--model", f, "--output", f / "out", "--document-embeddings", HOUSE / "documents"],
         1,
         "does not hold the documents of this corpus; expected ",
     ),
     "negatives found among no fixed documents": (
         lambda f: ["train", *TABLES, "--model", f, "--output", f / "out", "--dynamic-negatives", 50],
         2,
-        "--dynamic-negatives: are found among fixed documents; pass --fixed-documents EMBEDDINGS too",
+        "--dynamic-negatives: are found among fixed documents; pass --document-embeddings EMBEDDINGS too",
     ),
     "temperature of a loss without one": (
         lambda f: [
@@ -703,18 +703,18 @@ CASES: dict[str, tuple[Make, int, str]] = {
         "--depth: found 200; expected at most --rerank-depth (100)",
     ),
     "bounds of labels that cross": (
-        lambda f: ["label", "--run", HOUSE / "run.trec", "--output", f / "out", "--negative-below", 0.95],
+        lambda f: ["pseudo-label", "--run", HOUSE / "run.trec", "--output", f / "out", "--negative-below", 0.95],
         2,
         "--negative-below: found 0.95; expected at most --positive-above (0.9)",
     ),
     "labels from probabilities that are none": (
-        lambda f: ["label", "--run", HOUSE / "run.trec", "--output", f / "out", "--scores", "probabilities"],
+        lambda f: ["pseudo-label", "--run", HOUSE / "run.trec", "--output", f / "out", "--scores", "probabilities"],
         1,
         "its scores lie between 2.5 and 2.5; expected 0 to 1; pass --scores logits",
     ),
     "labels of which nobody is sure": (
         lambda f: [
-            *("label", "--run", text(f / "r.trec", "q1 Q0 d1 1 1.5 x\nq2 Q0 d1 1 -3 x\nq3 Q0 d1 1 9 x\n")),
+            *("pseudo-label", "--run", text(f / "r.trec", "q1 Q0 d1 1 1.5 x\nq2 Q0 d1 1 -3 x\nq3 Q0 d1 1 9 x\n")),
             *("--qrels", text(f / "q.txt", "q3 0 d2 1\n"), "--output", f / "out"),
         ],
         1,
@@ -722,7 +722,7 @@ CASES: dict[str, tuple[Make, int, str]] = {
     ),
     "labels of a document twice for a query": (
         lambda f: [
-            *("label", "--run", text(f / "r.trec", "q1 Q0 d1 1 5 x\nq1 Q0 d1 2 4 x\n"), "--output", f / "out"),
+            *("pseudo-label", "--run", text(f / "r.trec", "q1 Q0 d1 1 5 x\nq1 Q0 d1 2 4 x\n"), "--output", f / "out"),
         ],
         1,
         "r.trec: query 'q1' and document 'd1' occur twice; expected each pair once; remove one of the rows",

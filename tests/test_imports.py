@@ -86,7 +86,10 @@ def test_import_label_and_evaluate_load_no_torch_faiss_or_java(dataset: Path) ->
     found = loaded_by("evaluate", "--run", dataset / "run.trec", "--qrels", dataset / "qrels.txt")
     assert found <= {"pyarrow", "numpy"}
     (dataset / "read.trec").write_text("q1 Q0 d1 1 4.5 x\nq1 Q0 d2 2 -4.5 x\n")
-    assert loaded_by("label", "--run", dataset / "read.trec", "--output", dataset / "labels") <= {"pyarrow", "numpy"}
+    assert loaded_by("pseudo-label", "--run", dataset / "read.trec", "--output", dataset / "labels") <= {
+        "pyarrow",
+        "numpy",
+    }
 
 
 def test_bm25_loads_java_and_no_torch(dataset: Path) -> None:

@@ -81,7 +81,7 @@ def write_dataset(
 
 
 TABLES = "--corpus {small} --queries {small} --qrels {small}/qrels/train.parquet"
-STEPS = "--batch-size 8 --max-steps 2 --learning-rate 1e-2 --warmup 0 --dtype float32"
+STEPS = "--batch-size 8 --max-steps 2 --learning-rate 1e-2 --warmup-ratio 0 --dtype float32"
 TRAIN = f"train --model {{tiny}} {TABLES} --negatives {{negatives.parquet}} --negatives-per-query 1"
 PRETRAIN = f"pretrain --model {{tiny}} --corpus {{small}} {STEPS} --output {{folder}}/out"
 VIEWS = f"{PRETRAIN} --window 24 --objective"
@@ -139,7 +139,7 @@ BASES = {
     "train": f"{TRAIN} {STEPS} --pooling mean --output {{folder}}/out",
     "train-epochs": f"{TRAIN} --batch-size 16 --dtype float32 --pooling mean --output {{folder}}/out",
     "train-ranker": f"{TRAIN} {STEPS} --kind cross-encoder --output {{folder}}/out",
-    "train-query-side": f"train --model {{model}} {TABLES} {STEPS} --fixed-documents {{vectors}} "
+    "train-query-side": f"train --model {{model}} {TABLES} {STEPS} --document-embeddings {{vectors}} "
     "--output {folder}/out",
     "mine-negatives": f"mine-negatives {TABLES} --source run --run {{dense.trec}} --depth 12 --samples 3 "
     "--output {folder}/out.parquet",
@@ -159,7 +159,7 @@ BASES = {
     "search-typed": "search 'wing1 over heat2' --index {bm25} --depth 3",
     "rerank": "rerank --run {bm25.trec} --model {ranker} --corpus {small} --queries {small} --depth 3 --dtype fp32 "
     "--output {folder}/run.trec",
-    "label": "label --run {files}/scored.trec --output {folder}/out",
+    "pseudo-label": "pseudo-label --run {files}/scored.trec --output {folder}/out",
     "evaluate": "evaluate --run {bm25.trec} --qrels {small}",
     "evaluate-two": "evaluate --run {bm25.trec} {dense.trec} --qrels {small} --baseline {bm25.trec}",
     "evaluate-suite": "evaluate --suite {suite} --model {model} --depth 6 --dtype fp32 --output {folder}/out",
@@ -901,7 +901,7 @@ FIT: dict[str, Probe] = {
     "optimizer": Acts("--optimizer asam"),
     "learning_rate": Acts("--learning-rate 1e-3"),
     "schedule": Acts("--schedule constant"),
-    "warmup": Acts("--warmup 0.5"),
+    "warmup_ratio": Acts("--warmup-ratio 0.5"),
     "weight_decay": Acts("--weight-decay 0.5"),
     "beta1": Acts("--beta1 0.5"),
     "beta2": Acts("--beta2 0.5"),
@@ -912,9 +912,9 @@ FIT: dict[str, Probe] = {
     "seed": Acts("--seed 1"),
     "dtype": Acts("--dtype bfloat16"),
     "chunk_tokens": Acts("--chunk-tokens 64"),
-    "graph_memory": Counted("--graph-memory 0", "forward passes"),
-    "gradient_checkpointing": Counted("--gradient-checkpointing", "layers", instead="--graph-memory 0"),
-    "max_gradient_norm": Acts("--max-gradient-norm 1e-3"),
+    "activation_memory": Counted("--activation-memory 0", "forward passes"),
+    "gradient_checkpointing": Counted("--gradient-checkpointing", "layers", instead="--activation-memory 0"),
+    "max_grad_norm": Acts("--max-grad-norm 1e-3"),
     "save_every": checkpoints("--save-every 1", ["2", "3"]),
     "keep_checkpoints": checkpoints("--keep-checkpoints 3", ["1", "2", "3"], beside="--max-steps 3 --save-every 1"),
     "restart": begins_anew("retrievo.training.engine.loop:gradient_step", "--save-every 1"),
@@ -1004,7 +1004,7 @@ PROBES: dict[str, dict[str, Probe]] = {
             beside="--loss batch-margin-mse",
             instead="--batch-teacher {asked} {vectors}",
         ),
-        "topics": Acts("--topics {asked}"),
+        "query_clusters": Acts("--query-clusters {asked}"),
         "query_prefix": Acts("--query-prefix 'wing '"),
         "document_prefix": Acts("--document-prefix 'wing '"),
         "refresh_every": Acts("--refresh-every 1", beside="--max-steps 3"),
@@ -1017,7 +1017,7 @@ PROBES: dict[str, dict[str, Probe]] = {
         "validate_every": Acts("--validate-every 2", beside=DEV),
         "patience": Acts("--patience 1", beside=f"{DEV} --learning-rate 1e-9 --max-steps 4"),
         "pair_loss": Acts("--pair-loss binary", base="train-ranker"),
-        "loss": Acts("--loss multi-positive"),
+        "loss": Acts("--loss supcon"),
         "loss_weight": Acts("--loss-weight 2"),
         "temperature": Acts("--temperature 7"),
         "learn_temperature": Acts("--learn-temperature"),
@@ -1026,18 +1026,18 @@ PROBES: dict[str, dict[str, Probe]] = {
         "soft_label_scope": Acts("--soft-label-scope group", beside=KL),
         "matryoshka": Acts("--matryoshka 8,32"),
         "dynamic_negatives": Acts("--dynamic-negatives 3", base="train-query-side"),
-        "kind": Acts("--kind cross-encoder", base="train-of", instead="--kind encoder"),
+        "kind": Acts("--kind cross-encoder", base="train-of", instead="--kind dense"),
         "model": Acts("--model {model}"),
         "revision": asks_the_hub(),
-        "also": Acts("--also {other}"),
-        "mix": Acts("--mix 1,9", beside="--also {other} --max-steps 4"),
-        "fixed_documents": Acts("--fixed-documents {vectors-32}", base="train-query-side"),
+        "extra_dataset": Acts("--extra-dataset {other}"),
+        "mix": Acts("--mix 1,9", beside="--extra-dataset {other} --max-steps 4"),
+        "document_embeddings": Acts("--document-embeddings {vectors-32}", base="train-query-side"),
         "output": lands_where_it_says(),
         "batch_size": Acts("--batch-size 4"),
         "negatives_per_query": Acts("--negatives-per-query 2"),
-        "hard_share": Acts("--hard-share 0.2"),
+        "hard_negative_ratio": Acts("--hard-negative-ratio 0.2"),
         "balanced_margins": Acts("--balanced-margins 2", beside=KL),
-        "topic_count": Acts("--topic-count 5", beside="--topics {asked}"),
+        "query_cluster_count": Acts("--query-cluster-count 5", beside="--query-clusters {asked}"),
         "epochs": Acts("--epochs 0.4", base="train-epochs", instead="--epochs 0.8"),
         "min_relevance": Acts("--min-relevance 2"),
         "max_length": Acts("--max-length 9", base="train-ranker"),
@@ -1051,7 +1051,7 @@ PROBES: dict[str, dict[str, Probe]] = {
         "bidirectional": Acts("--bidirectional", beside=DECODER),
         "lora_rank": Acts("--lora-rank 2"),
         "lora_alpha": Acts("--lora-alpha 32", beside="--lora-rank 2"),
-        "shard": Refused("--shard", "found one process"),
+        "fsdp": Refused("--fsdp", "found one process"),
         "verify_gradients": Does(verifies_and_trains_nothing),
         "force": forces("--seed 1"),
     },
@@ -1194,7 +1194,7 @@ PROBES: dict[str, dict[str, Probe]] = {
         "threads": Counted("--threads 3", "threads of torch", value=3),
         "force": forces("--depth 2"),
     },
-    "label": {
+    "pseudo-label": {
         "run": Acts("--run {files}/other.trec"),
         "qrels": Acts("--qrels {files}/judged.txt"),
         "corpus": Acts("--corpus {reworded}", beside="--queries {echo}", instead="--corpus {echo}"),

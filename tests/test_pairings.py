@@ -459,7 +459,7 @@ PAIRINGS: dict[str, Case] = {
         ("holds several tables of qrels (test.parquet, train.parquet)",),
     ),
     "topics of other queries": (
-        lambda h, f: h.train("--topics", h / "queries-two", "--topic-count", 2, out=f),
+        lambda h, f: h.train("--query-clusters", h / "queries-two", "--query-cluster-count", 2, out=f),
         0,
         (OTHERS, "/one", "/two"),
     ),
@@ -487,12 +487,12 @@ PAIRINGS: dict[str, Case] = {
         (ANOTHER, "/one", "/two"),
     ),
     "fixed documents of another corpus": (
-        lambda h, f: h.train("--fixed-documents", h / "corpus-two", "--dynamic-negatives", 3, out=f),
+        lambda h, f: h.train("--document-embeddings", h / "corpus-two", "--dynamic-negatives", 3, out=f),
         1,
         ("does not hold the documents of this corpus",),
     ),
     "fixed documents of another model": (
-        lambda h, f: h.train("--fixed-documents", h / "corpus-by-two", "--dynamic-negatives", 3, out=f),
+        lambda h, f: h.train("--document-embeddings", h / "corpus-by-two", "--dynamic-negatives", 3, out=f),
         1,
         ("was not made by the model that is trained", "/model-one", "/model-two"),
     ),

@@ -100,7 +100,7 @@ def test_a_loss_of_groups_learns_nothing_from_copies_and_says_so(tmp_path: Path,
     documents = {"d1": ("", PLAIN), **COPIES, "d2": ("", "harbor")}
     flags = tables(tmp_path / "data", documents, {"q1": "tea", "q2": "ship"}, [("q1", "d1"), ("q2", "d2")])
     copies = pool(tmp_path / "pool.parquet", [("q1", name) for name in COPIES])
-    made = train(*flags, "--negatives", copies, "--loss", "group")
+    made = train(*flags, "--negatives", copies, "--loss", "listwise")
     assert made.code == 1
     assert "leaves none of its 2 judged queries a negative" in made.err
     assert not (tmp_path / "model" / "model.safetensors").exists()
@@ -123,7 +123,7 @@ def test_mining_takes_no_query_for_a_negative_of_itself_and_tells(tmp_path: Path
     assert "2 of 2 queries (100%) are documents of the corpus" in made.err
 
 
-@pytest.mark.parametrize("loss", ["infonce", "multi-positive"])
+@pytest.mark.parametrize("loss", ["infonce", "supcon"])
 def test_training_takes_no_query_for_a_negative_or_a_positive_of_itself(
     loss: str, tmp_path: Path, train: Callable
 ) -> None:
@@ -181,7 +181,7 @@ def test_what_learned_nothing_is_an_error_in_the_end_also_of_a_run_that_goes_on(
 ) -> None:
     documents = {"d0": ("", "anchor0"), "d1": ("", "anchor1")}
     flags = tables(tmp_path / "data", documents, {"q0": "sail0"}, [("q0", "d0"), ("q0", "d1")])
-    flags = [*flags, "--hard-share", 0.5, "--negatives", pool(tmp_path / "p.parquet", [("q0", "d1")])]
+    flags = [*flags, "--hard-negative-ratio", 0.5, "--negatives", pool(tmp_path / "p.parquet", [("q0", "d1")])]
     made = [train(*flags, "--save-every", 1) for _ in range(1 + again)][-1]
     assert (made.code, "nothing was learned in 3 steps: none of the queries had a negative" in made.err) == (1, True)
     assert not (tmp_path / "model" / "manifest.json").exists()

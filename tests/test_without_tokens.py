@@ -62,7 +62,7 @@ def test_they_are_encoded_searched_and_told(
     assert retrievo("search", "--index", tmp_path / "corpus", NOTHING).code == 0
 
 
-@pytest.mark.parametrize("kind", ["encoder", "cross-encoder"])
+@pytest.mark.parametrize("kind", ["dense", "cross-encoder"])
 def test_training_leaves_them_out_and_says_how_many(
     bare_model: Path, dataset: Path, tmp_path: Path, retrievo: Callable, kind: str
 ) -> None:

@@ -332,14 +332,14 @@ class _Work:
         """Trains the encoder in place."""
         from retrievo.distributed.collectives import rank
         from retrievo.training.engine.logs import in_words
-        from retrievo.training.engine.loop import fit, now_and_then
+        from retrievo.training.engine.loop import every_n_steps, fit
 
         if rank() == 0:
             self.feed.say_counts()
         planned = dataclasses.replace(self.config, epochs=None, continue_=False, max_steps=self.steps)
         watch = _CollapseWatch(planned, self.stage.restart)
         held_out = self.config.held_out
-        every = now_and_then(self.validate, self.steps, self.config.validate_every) if held_out else []
+        every = every_n_steps(self.validate, self.steps, self.config.validate_every) if held_out else []
         with console.progress(self.stage.objective, self.steps, "steps") as tick:
 
             def progress(record: Record) -> None:
@@ -381,7 +381,7 @@ class _CollapseWatch:
     """
 
     def __init__(self, config: PretrainConfig, restart: int):
-        self.first = restart + round(config.warmup * (config.steps - restart))
+        self.first = restart + round(config.warmup_ratio * (config.steps - restart))
         self.warned = False
 
     def __call__(self, record: Record) -> None:

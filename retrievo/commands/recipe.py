@@ -23,9 +23,9 @@ from retrievo.commands.encode import EncodeConfig
 from retrievo.commands.evaluate import EvaluateConfig
 from retrievo.commands.import_ import ImportConfig
 from retrievo.commands.index import IndexConfig
-from retrievo.commands.label import LabelConfig
 from retrievo.commands.mine_negatives import MineConfig
 from retrievo.commands.pretrain import PretrainConfig
+from retrievo.commands.pseudo_label import PseudoLabelConfig
 from retrievo.commands.rerank import RerankConfig
 from retrievo.commands.search.config import SearchConfig
 from retrievo.commands.train_config import TrainConfig
@@ -55,7 +55,7 @@ COMMANDS = {
     "index": Kind(IndexConfig, "retrievo.commands.index:index", ""),
     "search": Kind(SearchConfig, "retrievo.commands.search.run:search", ".parquet"),
     "rerank": Kind(RerankConfig, "retrievo.commands.rerank:rerank", ".parquet"),
-    "label": Kind(LabelConfig, "retrievo.commands.label:label", ""),
+    "pseudo-label": Kind(PseudoLabelConfig, "retrievo.commands.pseudo_label:pseudo_label", ""),
     "evaluate": Kind(EvaluateConfig, "retrievo.commands.evaluate:evaluate", ".json"),
 }
 SECTIONS = ("variables", "defaults", "steps")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import MISSING
+from dataclasses import MISSING, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,36 @@ if TYPE_CHECKING:
     from retrievo.support.artifact import Input, Manifest
 
 
+# What the first version's manifests call options, inputs and losses that have other names now.
+_EARLIER_OPTIONS = {
+    "topics": "query_clusters",
+    "topic_count": "query_cluster_count",
+    "hard_share": "hard_negative_ratio",
+    "warmup": "warmup_ratio",
+    "max_gradient_norm": "max_grad_norm",
+    "graph_memory": "activation_memory",
+    "also": "extra_dataset",
+    "fixed_documents": "document_embeddings",
+    "shard": "fsdp",
+}
+_EARLIER_LOSSES = {"multi-positive": "supcon", "group": "listwise", "pairwise": "ranknet"}
+_EARLIER_KINDS = {"encoder": "dense"}
+
+
+def _in_todays_words(manifest: Manifest) -> Manifest:
+    """A manifest whose options, losses and inputs have their present names."""
+    if manifest.options > 1:
+        return manifest
+    config = {_EARLIER_OPTIONS.get(name, name): value for name, value in manifest.config.items()}
+    config["loss"] = [_EARLIER_LOSSES.get(name, name) for name in config.get("loss", ["infonce"])]
+    config["kind"] = _EARLIER_KINDS.get(config.get("kind", ""), config.get("kind", "dense"))
+    inputs = {
+        re.sub(r"(^|-)topics$", r"\1query-clusters", re.sub(r"^also-", "extra-dataset-", name)): told
+        for name, told in manifest.inputs.items()
+    }
+    return replace(manifest, config=config, inputs=inputs)
+
+
 def trained_stage(stage: Path) -> Manifest:
     """The manifest of a stage that `retrievo train` made.
 
@@ -27,7 +57,7 @@ def trained_stage(stage: Path) -> Manifest:
     from retrievo.support.artifact import Manifest
     from retrievo.support.errors import RetrievoError
 
-    manifest = Manifest.read(stage, "model")
+    manifest = _in_todays_words(Manifest.read(stage, "model"))
     if "qrels" not in manifest.inputs:
         raise RetrievoError(
             stage, "was not made by retrievo train", "a trained stage", "pass --source dense --model instead"
@@ -39,8 +69,8 @@ def write_stage(stage: Path, following: Path, mined: Mapping[str, Input]) -> Non
     """Writes the settings of the next stage: the model that the first one STARTED from, the tables that were mined for,
     both pools of negatives, and the options that stage 1 was given. Settings that are there already stay as they are.
 
-    mined: the corpus, the queries and the qrels. Where they are another data set of stage 1 (`--also`), pools, teachers
-    and prefixes are its own; where stage 1 did not know them, there are none.
+    mined: the corpus, the queries and the qrels. Where they are another data set of stage 1 (`--extra-dataset`),
+    pools, teachers and prefixes are its own; where stage 1 did not know them, there are none.
     """
     import tomli_w
 
@@ -70,7 +100,10 @@ def _whose(manifest: Manifest, mined: Mapping[str, Input]) -> str | None:
 
     Other queries or judgements of its corpus are the same data set.
     """
-    starts = ["", *(name.removesuffix("corpus") for name in manifest.inputs if re.fullmatch(r"also-\d+-corpus", name))]
+    starts = [
+        "",
+        *(name.removesuffix("corpus") for name in manifest.inputs if re.fullmatch(r"extra-dataset-\d+-corpus", name)),
+    ]
     for names in (tuple(mined), ("corpus",)):
         for start in starts:
             if all(_is_same(manifest, start + name, mined[name]) for name in names):
@@ -86,7 +119,7 @@ def _is_same(manifest: Manifest, name: str, given: Input) -> bool:
 
 
 def _beside(manifest: Manifest, whose: str | None, following: Path) -> tuple[dict[str, Any], list[str]]:
-    """What else a data set has: teachers, topics and, of the first one, what it is validated on; and its pools."""
+    """What else a data set has: teachers, query clusters, of the first one what validates it; and its pools."""
     if whose is None:
         return {}, []
 
@@ -94,7 +127,7 @@ def _beside(manifest: Manifest, whose: str | None, following: Path) -> tuple[dic
         return _from(following, manifest.input_path(whose + name, f"--{name}"))
 
     own = [name.removeprefix(whose) for name in manifest.inputs if name.startswith(whose)]
-    named = ("teacher", "topics", "dev-qrels", "dev-run", "dev-queries")
+    named = ("teacher", "query-clusters", "dev-qrels", "dev-run", "dev-queries")
     tables: dict[str, Any] = {name.replace("-", "_"): found(name) for name in named if name in own}
     if dense := [name for name in own if name.startswith("batch-teacher-")]:
         tables["batch_teacher"] = [found(name) for name in dense]
@@ -116,12 +149,12 @@ def _given(manifest: Manifest) -> dict[str, Any]:
 def _given_elsewhere(manifest: Manifest, whose: str | None, beside: Mapping[str, Any]) -> dict[str, Any]:
     """The same for another data set than the first one, with the prefixes of its own file."""
     apart = {known.name for known in options_of(ValidationConfig)} | {"query_prefix", "document_prefix"}
-    apart |= set() if "topics" in beside else {"topic_count"}
+    apart |= set() if "query_clusters" in beside else {"query_cluster_count"}
     given = {name: value for name, value in _given(manifest).items() if name not in apart}
     settings = (whose or "").removesuffix("-")
     if settings not in manifest.inputs:
         return given
-    path = settings_of(manifest.input_path(settings, "--also"))
+    path = settings_of(manifest.input_path(settings, "--extra-dataset"))
     told = open_data_set(path, {known.name for known in options_of(TrainConfig)})
     prefixes = {"query_prefix": told.query_prefix, "document_prefix": told.document_prefix}
     return given | {name: text for name, text in prefixes.items() if text is not None}

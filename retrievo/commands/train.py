@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from retrievo.commands.train_build import data_sets, inputs_of, made
-from retrievo.commands.train_config import CROSS_ENCODER, DEFAULT_EPOCHS, ENCODER, STAGE_FILES, TrainConfig
+from retrievo.commands.train_config import CROSS_ENCODER, DEFAULT_EPOCHS, DENSE, STAGE_FILES, TrainConfig
 from retrievo.distributed.environment import started_together
 from retrievo.support import console
 from retrievo.support.errors import UsageError
@@ -42,9 +42,9 @@ def train(config: TrainConfig) -> Manifest | None:
     from retrievo.distributed.collectives import barrier, process_group, rank
     from retrievo.models.devices import prepare_cpu, resolve_device
 
-    if config.shard and started_together() == 1:
+    if config.fsdp and started_together() == 1:
         fix = "start it with torchrun --nproc-per-node N -m retrievo train ..."
-        raise UsageError("--shard", "found one process", "several, which keep a part of the model each", fix)
+        raise UsageError("--fsdp", "found one process", "several, which keep a part of the model each", fix)
     prepare_cpu(config.threads)
     if config.verify_gradients:
         _verify(config)
@@ -97,7 +97,7 @@ def _output(config: TrainConfig, data: Sequence[TrainingData], pool: Pool | None
     dtype = recorded_dtype(config.dtype, device)
     return Output(
         config.folder,
-        "model" if config.kind == ENCODER else CROSS_ENCODER,
+        "model" if config.kind == DENSE else CROSS_ENCODER,
         config.record() | model_config | {"computed_in": dtype},
         model_inputs | inputs_of(config, data) | (pool.inputs if pool else {}),
         force=config.force,
@@ -118,7 +118,7 @@ def _fit(
     from retrievo.distributed.fsdp import shard
     from retrievo.models.lora import merge_adapters
     from retrievo.training.engine.logs import in_words
-    from retrievo.training.engine.loop import fit, now_and_then
+    from retrievo.training.engine.loop import every_n_steps, fit
 
     if config.draws_from_pools:
         for data_set in data:
@@ -129,9 +129,9 @@ def _fit(
         if rank() == 0:
             _say(data, objective)
         validation = _validation(config, pool, model, objective, feed, folder) if pool else None
-        if config.shard:
+        if config.fsdp:
             shard(objective, device)
-        every = now_and_then(validation, planned.steps, config.validate_every) if validation else []
+        every = every_n_steps(validation, planned.steps, config.validate_every) if validation else []
         if config.refresh_every:
             feed = _refreshing(planned, feed, model, folder)
             every = [*every, (config.refresh_every, feed)]
@@ -147,7 +147,7 @@ def _fit(
         barrier()
         if rank() != 0:
             return output.manifest({})
-        if config.shard:
+        if config.fsdp:
             model, objective = _in_one_piece(config, data, folder)
         stats = {"steps": steps, "queries": sum(data_set.judged for data_set in data)} | _best(validation, objective)
         if config.lora_rank:
@@ -155,7 +155,7 @@ def _fit(
         loss = config.pair_loss if config.kind == CROSS_ENCODER else ", ".join(config.loss)
         pairs = sum(data_set.pairs for data_set in data)
         model.save(folder, {"trained on": f"{pairs:,} judged pairs", "steps": steps, "loss": loss})
-        dim = {"dim": model.dim} if config.kind == ENCODER else {}
+        dim = {"dim": model.dim} if config.kind == DENSE else {}
         manifest = output.finish(stats | dim)
     _summary(config, manifest)
     return manifest
@@ -229,6 +229,6 @@ def _summary(config: TrainConfig, manifest: Manifest) -> None:
         following = (
             f"retrievo rerank --run RUN --model {config.folder} --corpus C --queries Q --output reranked.parquet"
         )
-    if config.fixed_documents is not None:
+    if config.document_embeddings is not None:
         following = f"retrievo encode --model {config.folder} --queries QUERIES --output QUERY-EMBEDDINGS"
     console.summary("trained", facts, following)

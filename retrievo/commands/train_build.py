@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def data_sets(config: TrainConfig) -> list[TrainingData]:
-    """The tables, read: those of the options, then those of --also.
+    """The tables, read: those of the options, then those of --extra-dataset.
 
     Raises: UsageError for a data set without the teacher that a loss needs.
     """
@@ -31,16 +31,20 @@ def data_sets(config: TrainConfig) -> list[TrainingData]:
     from retrievo.training.feeds.finetune import TrainingData
 
     known = {option.name for option in options_of(TrainConfig)}
-    chosen = [config, *(open_data_set(path, known) for path in config.also)]
-    for path, data_set in zip(config.also, chosen[1:], strict=True):
+    chosen = [config, *(open_data_set(path, known) for path in config.extra_dataset)]
+    for path, data_set in zip(config.extra_dataset, chosen[1:], strict=True):
         for name in ("teacher", "batch_teacher"):
             if getattr(config, name) and not getattr(data_set, name):
-                raise UsageError(f"--also {path}", f"has no {name}", None, f"give its {STAGE_SETTINGS} one too")
+                raise UsageError(
+                    f"--extra-dataset {path}", f"has no {name}", None, f"give its {STAGE_SETTINGS} one too"
+                )
         if config.kind == CROSS_ENCODER and (data_set.query_prefix or data_set.document_prefix):
-            raise UsageError(f"--also {path}", "has a prefix", None, "leave it out: cross-encoders read bare texts")
+            raise UsageError(
+                f"--extra-dataset {path}", "has a prefix", None, "leave it out: cross-encoders read bare texts"
+            )
     titles = shows_titles(config.model, config.title_template)
     data = [TrainingData(data_set, config.min_relevance, titles=titles) for data_set in chosen]
-    if config.fixed_documents is not None:
+    if config.document_embeddings is not None:
         data[0].inputs[FIXED_DOCUMENTS] = Input.of(_fixed_documents(config, data[0]).path)
     return data
 
@@ -53,8 +57,8 @@ def _fixed_documents(config: TrainConfig, data: TrainingData) -> Embeddings:
     from retrievo.models.model_reference import model_record, told_model
     from retrievo.retrieval.embeddings import Embeddings
 
-    assert config.fixed_documents is not None
-    found = Embeddings(config.fixed_documents)
+    assert config.document_embeddings is not None
+    found = Embeddings(config.document_embeddings)
     _, read = model_record(config.model, config.revision)
     prints = {name: told["fingerprint"] for name, told in found.manifest.inputs.items()}
     fix = f"retrievo encode --model {config.model} --corpus {config.corpus} --output EMBEDDINGS"
@@ -74,10 +78,10 @@ def inputs_of(config: TrainConfig, data: Sequence[TrainingData]) -> dict[str, In
     from retrievo.training.feeds.dataset_config import settings_of
 
     inputs = dict(data[0].inputs)
-    for number, (path, data_set) in enumerate(zip(config.also, data[1:], strict=True), start=1):
-        inputs |= {f"also-{number}-{name}": found for name, found in data_set.inputs.items()}
+    for number, (path, data_set) in enumerate(zip(config.extra_dataset, data[1:], strict=True), start=1):
+        inputs |= {f"extra-dataset-{number}-{name}": found for name, found in data_set.inputs.items()}
         settings = settings_of(path)
-        inputs |= {f"also-{number}": Input.of(settings)} if settings.is_file() else {}
+        inputs |= {f"extra-dataset-{number}": Input.of(settings)} if settings.is_file() else {}
     return inputs
 
 
@@ -85,7 +89,7 @@ def made(config: TrainConfig, data: Sequence[TrainingData]) -> tuple[Any, Object
     """The model of the kind that was chosen, its objective and its batches."""
     if config.kind == CROSS_ENCODER:
         return _cross_encoder(config, data)
-    return (_encoder if config.fixed_documents is None else _query_encoder)(config, data)
+    return (_encoder if config.document_embeddings is None else _query_encoder)(config, data)
 
 
 def _encoder(config: TrainConfig, data: Sequence[TrainingData]) -> tuple[Any, Objective, Any]:
@@ -112,8 +116,8 @@ def _feed(config: TrainConfig, data: TrainingData, encoder: Encoder, objective: 
     """The batches of one data set."""
     from retrievo.training.feeds.finetune import TrainingFeed
 
-    topics = data.topics_of_queries(config.topic_count, config.seed)
-    return TrainingFeed(data, encoder, objective.collator(), topics=topics, **_drawing(config))
+    query_clusters = data.topics_of_queries(config.query_cluster_count, config.seed)
+    return TrainingFeed(data, encoder, objective.collator(), query_clusters=query_clusters, **_drawing(config))
 
 
 def _query_encoder(config: TrainConfig, data: Sequence[TrainingData]) -> tuple[Any, Objective, Any]:
@@ -164,5 +168,5 @@ def _start(config: TrainConfig, data: Sequence[TrainingData]) -> str:
 
 def _drawing(config: TrainConfig) -> dict[str, Any]:
     """The options that say which groups a step trains on."""
-    names = ("batch_size", "negatives_per_query", "seed", "hard_share", "balanced_margins")
+    names = ("batch_size", "negatives_per_query", "seed", "hard_negative_ratio", "balanced_margins")
     return {name: getattr(config, name) for name in names}

@@ -36,18 +36,18 @@ STAGE_FILES = (  # what may lie in a stage before it is trained, and is not the 
 )
 DEFAULT_EPOCHS = 1.0
 _ROLE_OPTIONS = tuple(f"{role}_{what}" for role in ("query", "document") for what in ("prefix", "max_length"))
-ENCODER, CROSS_ENCODER = "encoder", "cross-encoder"
+DENSE, CROSS_ENCODER = "dense", "cross-encoder"
 OF_THE_MODEL = ("pooling", "normalize", "similarity", "tied", "title_template", *_ROLE_OPTIONS)
 OF_THE_QUERY = ("query_prefix", "query_max_length")
 _OF_FOUND_NEGATIVES = (
     "negatives",
     "negatives_per_query",
-    "hard_share",
+    "hard_negative_ratio",
     "refresh_every",
     "teacher",
     "batch_teacher",
-    "topics",
-    "also",
+    "query_clusters",
+    "extra_dataset",
 )
 
 
@@ -63,12 +63,12 @@ class TrainConfig(FitConfig, AdoreConfig, CrossEncoderConfig, ValidationConfig, 
     )
     kind: str = option(
         "What is trained: an encoder for search, or a cross-encoder for reranking.",
-        default=ENCODER,
-        choices=(ENCODER, CROSS_ENCODER),
+        default=DENSE,
+        choices=(DENSE, CROSS_ENCODER),
     )
     model: str = model_option(affects_output=False)
     revision: str | None = revision_option()
-    also: tuple[Path, ...] = option(
+    extra_dataset: tuple[Path, ...] = option(
         f"More data to train on: a dataset folder (its train split), a stage, or a TOML file as {STAGE_SETTINGS}.",
         default=(),
         several=True,
@@ -79,7 +79,7 @@ class TrainConfig(FitConfig, AdoreConfig, CrossEncoderConfig, ValidationConfig, 
         default=UNIFORM,
         check=check_mix,
     )
-    fixed_documents: Path | None = option(
+    document_embeddings: Path | None = option(
         "Embeddings of the corpus by the model: they stay, and the query encoder alone is trained, among the documents "
         "that it finds at each step (ADORE).",
         default=None,
@@ -87,7 +87,7 @@ class TrainConfig(FitConfig, AdoreConfig, CrossEncoderConfig, ValidationConfig, 
     output: Path | None = output_option("Model folder to make.", default=None, hidden_default="the stage")
     batch_size: int = option("Queries per step, over all processes.", default=64, minimum=1)
     negatives_per_query: int = option("Hard negatives drawn for each query and epoch.", default=7, minimum=0)
-    hard_share: float | None = option(
+    hard_negative_ratio: float | None = option(
         "Chance of a negative to be a hard one, the others being any documents (Contriever: 0.1).",
         default=None,
         minimum=0,
@@ -101,7 +101,7 @@ class TrainConfig(FitConfig, AdoreConfig, CrossEncoderConfig, ValidationConfig, 
         hidden_default="evenly over the pool",
         only={"loss": TAUGHT},
     )
-    topic_count: int | None = option(
+    query_cluster_count: int | None = option(
         "Clusters of the queries.",
         default=None,
         minimum=1,
@@ -135,18 +135,18 @@ class TrainConfig(FitConfig, AdoreConfig, CrossEncoderConfig, ValidationConfig, 
     tied: bool | None = option(
         "One backbone for queries and documents, or one each.", default=None, hidden_default="as the model"
     )
-    bidirectional: bool = bidirectional_option(only={"kind": (ENCODER,)})
+    bidirectional: bool = bidirectional_option(only={"kind": (DENSE,)})
     lora_rank: int | None = option(
         "Train adapters of this rank in all linear layers, and nothing else; merged when saved (retrievo[lora]).",
         default=None,
         minimum=1,
         hidden_default="all weights are trained",
-        only={"kind": (ENCODER,)},
+        only={"kind": (DENSE,)},
     )
     lora_alpha: int | None = option(
         "The adapters' part is scaled by this / rank.", default=None, minimum=1, hidden_default="twice the rank"
     )
-    shard: bool = option(
+    fsdp: bool = option(
         "Each process keeps a part of weights, gradients and optimizer state (FSDP2), for backbones that do not fit "
         "one device; under torchrun.",
         default=False,
@@ -169,15 +169,17 @@ class TrainConfig(FitConfig, AdoreConfig, CrossEncoderConfig, ValidationConfig, 
         if self.teacher is None and (taught := [loss for loss in self.loss if loss in TAUGHT]):
             raise UsageError(f"--loss {taught[0]}", "needs a teacher", None, "pass --teacher RUN")
         self._check_sampling()
-        if self.hard_share and not self.negatives and not self.refresh_every:
-            raise UsageError("--hard-share", f"is {self.hard_share:g} of no pool", None, "pass --negatives POOL")
-        if self.also:
-            shares(self.mix, [1] * (1 + len(self.also)))
+        if self.hard_negative_ratio and not self.negatives and not self.refresh_every:
+            raise UsageError(
+                "--hard-negative-ratio", f"is {self.hard_negative_ratio:g} of no pool", None, "pass --negatives POOL"
+            )
+        if self.extra_dataset:
+            shares(self.mix, [1] * (1 + len(self.extra_dataset)))
         elif self.mix != UNIFORM:
-            raise UsageError("--mix", f"is '{self.mix}' of one data set", None, "pass --also DATA too")
+            raise UsageError("--mix", f"is '{self.mix}' of one data set", None, "pass --extra-dataset DATA too")
         if self.lora_alpha and not self.lora_rank:
             raise UsageError("--lora-alpha", "scales adapters", None, "pass --lora-rank too")
-        if self.shard:
+        if self.fsdp:
             self._check_shard()
         if self.kind == CROSS_ENCODER:
             self._check_cross_encoder()
@@ -185,15 +187,15 @@ class TrainConfig(FitConfig, AdoreConfig, CrossEncoderConfig, ValidationConfig, 
 
     def _check_negatives_found(self) -> None:
         """Rules of the negatives that are found while training."""
-        if self.fixed_documents is not None:
-            self._refuse(_beside_fixed_documents(), "--fixed-documents")
+        if self.document_embeddings is not None:
+            self._refuse(_beside_fixed_documents(), "--document-embeddings")
         elif self.dynamic_negatives is not None:
-            fix = "pass --fixed-documents EMBEDDINGS too"
+            fix = "pass --document-embeddings EMBEDDINGS too"
             raise UsageError("--dynamic-negatives", "are found among fixed documents", None, fix)
         if self.refresh_every and not self.negatives_per_query:
             raise UsageError("--refresh-every", "mines negatives that are never drawn", "--negatives-per-query above 0")
-        if self.refresh_every and self.also:
-            fix = "leave --also out, or mine between rounds"
+        if self.refresh_every and self.extra_dataset:
+            fix = "leave --extra-dataset out, or mine between rounds"
             raise UsageError("--refresh-every", "mines for one data set", None, fix)
         if self.refresh_every and self.teacher is not None:
             found = "finds documents that the teacher has not scored"
@@ -216,26 +218,28 @@ class TrainConfig(FitConfig, AdoreConfig, CrossEncoderConfig, ValidationConfig, 
         if self.balanced_margins and not self.negatives:
             raise UsageError("--balanced-margins", "draws from a pool", None, "pass --negatives POOL")
         grouped = [loss for loss in self.loss if loss in GROUPED]
-        has_pool = self.negatives or self.refresh_every or self.hard_share is not None
-        has_own = self.fixed_documents is not None or (self.negatives_per_query and has_pool)
+        has_pool = self.negatives or self.refresh_every or self.hard_negative_ratio is not None
+        has_own = self.document_embeddings is not None or (self.negatives_per_query and has_pool)
         if grouped and not has_own:
             fix = "pass --negatives POOL" if self.negatives_per_query else "leave --negatives-per-query 0 out"
             raise UsageError(
                 f"--loss {grouped[0]}", "learns from each query's own negatives, of which there are none", None, fix
             )
-        if self.batch_size == 1 and not has_own and self.kind == ENCODER and not self.also:
+        if self.batch_size == 1 and not has_own and self.kind == DENSE and not self.extra_dataset:
             found = "is 1, and a query has no negatives of its own: there is nothing to tell its document from"
             raise UsageError("--batch-size", found, "2 or more, or --negatives POOL")
-        if self.topic_count and self.topics is None:
-            raise UsageError("--topic-count", "counts the clusters of vectors", None, "pass --topics EMBEDDINGS")
+        if self.query_cluster_count and self.query_clusters is None:
+            raise UsageError(
+                "--query-cluster-count", "counts the clusters of vectors", None, "pass --query-clusters EMBEDDINGS"
+            )
 
     def _check_shard(self) -> None:
         """Refuses what runs out of memory to learn something: processes that wait for each other can't."""
         if self.verify_gradients:
-            raise UsageError("--verify-gradients", "looks at whole models", None, "leave --shard out")
+            raise UsageError("--verify-gradients", "looks at whole models", None, "leave --fsdp out")
         if self.tokens_of_chunks is None:
-            raise UsageError("--chunk-tokens", "auto can't be found out with --shard", None, "pass --chunk-tokens N")
-        self._refuse({"refresh_every", "fixed_documents"}, "--shard")
+            raise UsageError("--chunk-tokens", "auto can't be found out with --fsdp", None, "pass --chunk-tokens N")
+        self._refuse({"refresh_every", "document_embeddings"}, "--fsdp")
 
     def _check_cross_encoder(self) -> None:
         """Refuses what only an encoder has: vectors, and other documents of the batch as negatives."""
@@ -248,15 +252,15 @@ class TrainConfig(FitConfig, AdoreConfig, CrossEncoderConfig, ValidationConfig, 
         """Without what says nothing: of encoders for a cross-encoder, of validation where there is none."""
         aside = _of_encoders() if self.kind == CROSS_ENCODER else set()
         aside |= _of_validation() if self.dev_qrels is None else set()
-        aside |= set() if self.also else {"mix"}
-        aside |= _beside_fixed_documents() if self.fixed_documents is not None else set()
+        aside |= set() if self.extra_dataset else {"mix"}
+        aside |= _beside_fixed_documents() if self.document_embeddings is not None else set()
         return {name: value for name, value in super().record().items() if name not in aside}
 
     @property
     def draws_from_pools(self) -> bool:
         """Whether all negatives are those of the pools and of the batch: no others are found or drawn on the way."""
-        fills = self.kind == CROSS_ENCODER or self.hard_share is not None
-        return not (fills or self.refresh_every or self.fixed_documents is not None)
+        fills = self.kind == CROSS_ENCODER or self.hard_negative_ratio is not None
+        return not (fills or self.refresh_every or self.document_embeddings is not None)
 
     @property
     def folder(self) -> Path | None:
@@ -289,7 +293,7 @@ def _of_encoders() -> set[str]:
     """Options that only an encoder has."""
     configs = (AdoreConfig, ValidationConfig, RefreshConfig)
     names = {known.name for config in configs for known in options_of(config)}
-    return {*OF_THE_MODEL, *names, "fixed_documents", "topics", "topic_count"} - {"title_template"}
+    return {*OF_THE_MODEL, *names, "document_embeddings", "query_clusters", "query_cluster_count"} - {"title_template"}
 
 
 def _beside_fixed_documents() -> set[str]:

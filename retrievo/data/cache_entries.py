@@ -27,7 +27,7 @@ KINDS = {  # the part of an entry's path before its name, without the number of 
     "identities": "identities of texts",
     "tokens": "tokens",
     "shingles": "word shingles",
-    "topics": "topics of queries",
+    "query-clusters": "clusters of queries",
     "scratch": "model from nothing",
     "bm25": "BM25 index",
     "embeddings": "embeddings",

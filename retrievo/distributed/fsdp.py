@@ -29,7 +29,7 @@ def shard(module: nn.Module, device: torch.device) -> None:
 
     units = _units(module)
     if not units:
-        raise RetrievoError("--shard", "the layers of this model's backbone are not known", None, "leave it out")
+        raise RetrievoError("--fsdp", "the layers of this model's backbone are not known", None, "leave it out")
     mesh = init_device_mesh(device.type, (world_size(),))
     # what caches of DTensor hold for good holds, from torch 2.10 on, the group with its threads
     at_the_end(getattr(mesh, "_pg_registry", {}).clear)

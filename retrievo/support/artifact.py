@@ -32,6 +32,7 @@ from retrievo.support.publishing import Place, discard, manifest_beside
 
 MANIFEST, BEGIN = publishing.MANIFEST, publishing.BEGIN
 METADATA_KEY = b"retrievo"
+OPTIONS = 2  # version of the names that options have in manifests; what other names told can't be compared
 _EMPTIED = {"kind": "", "config": {}, "inputs": {}}  # begin.json while a folder is emptied: nobody goes on with that
 
 # kind -> version of its format on disk; a reader refuses what it does not know
@@ -109,6 +110,7 @@ class Manifest:
     stats: dict[str, Any] = field(default_factory=dict)
     files: dict[str, dict[str, Any]] = field(default_factory=dict)
     seconds: float | None = None
+    options: int = 1  # version of the names in `config`; the first one was not written
     home: Path = Path()  # the folder that relative input paths start from; not part of the file
 
     @classmethod
@@ -168,7 +170,15 @@ def _is_ours(values: Any) -> bool:
     return isinstance(values, dict) and str(values.get("created_by")).startswith("retrievo") and "kind" in values
 
 
-_VALUE_TYPES = {"kind": str, "format": int, "created_by": str, "command": str, "stats": dict, "config": dict}
+_VALUE_TYPES = {
+    "kind": str,
+    "format": int,
+    "options": int,
+    "created_by": str,
+    "command": str,
+    "stats": dict,
+    "config": dict,
+}
 
 
 def _damaged(manifest: Manifest) -> str | None:
@@ -353,8 +363,12 @@ class Output:
             if not self.in_place:
                 self._build_aside()
             return None
-        changed = self.differences(manifest.kind, manifest.config, manifest.inputs)
-        if changed and self.continues and not self.differences(manifest.kind, self._carried(manifest), manifest.inputs):
+        changed = self.differences(manifest.as_json())
+        if (
+            changed
+            and self.continues
+            and not self.differences(manifest.as_json() | {"config": self._carried(manifest)})
+        ):
             return None
         if changed and not self.force:
             fix = "pass --force or another --output" if manifest.kind == self.kind else "choose another --output"
@@ -390,7 +404,7 @@ class Output:
         if self.restart or not begun or not (waiting / MANIFEST).is_file():
             return None
         manifest = Manifest.read(waiting)
-        same = not self.differences(manifest.kind, manifest.config, manifest.inputs)
+        same = not self.differences(manifest.as_json())
         return manifest if same else None
 
     def _has_own_partial(self) -> bool:
@@ -399,7 +413,7 @@ class Output:
         return not self.in_place or (not self.restart and begin.is_file() and self._is_same(_read_json(begin)))
 
     def _is_same(self, told: Mapping[str, Any]) -> bool:
-        return not self.differences(told["kind"], told["config"], told["inputs"])
+        return not self.differences(told)
 
     def holds_same_work(self) -> bool:
         """Whether what stands there, finished or not, is this very work."""
@@ -421,10 +435,16 @@ class Output:
         now = {name: self.config[name] for name in self.continues if name in self.config}
         return {name: value for name, value in manifest.config.items() if name not in self.continues} | now
 
-    def differences(self, kind: str, config: Mapping[str, Any], inputs: Mapping[str, Mapping[str, str]]) -> list[str]:
-        """What differs between this output and one that was made, in words; empty where it would be the same."""
-        if kind != self.kind:
-            return [f"it is of kind '{kind}', not '{self.kind}'"]
+    def differences(self, told: Mapping[str, Any]) -> list[str]:
+        """What differs between this output and one that was made, in words; empty where it would be the same.
+
+        told: what the other one's manifest or begin.json holds.
+        """
+        if told["kind"] != self.kind:
+            return [f"it is of kind '{told['kind']}', not '{self.kind}'"]
+        if told.get("options", 1) != OPTIONS:
+            return ["another version of retrievo made it, whose options had other names"]
+        config, inputs = told["config"], told["inputs"]
         before, wanted = in_force(config), in_force(self.config)
         changed = [
             f"{name} was {json.dumps(config.get(name))} and is now {json.dumps(self.config.get(name))}"
@@ -457,7 +477,7 @@ class Output:
         begin = self.path / BEGIN
         if self.in_place and begin.is_file():
             began = _read_json(begin)
-            changed = self.differences(began["kind"], began["config"], began["inputs"])
+            changed = self.differences(began)
             if changed and began != _EMPTIED and not (self.force or self.restart):
                 fix = "go on with the same options, pass --restart to begin anew, or choose another --output"
                 raise RetrievoError(self.path, f"is unfinished, but {'; '.join(changed)}", None, fix)
@@ -563,7 +583,8 @@ class Output:
 
     def _begin(self) -> dict[str, Any]:
         """What says whether unfinished work is the same work; never a time, so that it can be compared."""
-        return {"kind": self.kind, "format": KINDS[self.kind], "config": self.config, "inputs": self._inputs()}
+        told = {"kind": self.kind, "format": KINDS[self.kind], "options": OPTIONS}
+        return told | {"config": self.config, "inputs": self._inputs()}
 
     def _inputs(self) -> dict[str, dict[str, str]]:
         home = self.path.resolve().parent
@@ -582,7 +603,9 @@ class Output:
         """The manifest of this output, without the files and the time: what a single table carries in its metadata."""
         maker = f"retrievo {retrievo.__version__}"
         command = " ".join(["retrievo", *sys.argv[1:]]) if Path(sys.argv[0]).name == "retrievo" else "library call"
-        return Manifest(self.kind, KINDS[self.kind], maker, command, self.config, self._inputs(), dict(stats))
+        return Manifest(
+            self.kind, KINDS[self.kind], maker, command, self.config, self._inputs(), dict(stats), options=OPTIONS
+        )
 
     def finish(self, stats: Mapping[str, Any]) -> Manifest:
         """Writes the manifest, from when on the work is never lost, and puts the output in its place."""

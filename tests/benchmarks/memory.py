@@ -1,7 +1,7 @@
 """Peak memory of training over batch sizes, and of encoding over corpus sizes: both should be flat.
 
-    python tests/benchmarks/memory.py MODEL [--batches 64 256 1024] [--documents 5000 50000] [--graph-memory 256MB 0]
-                                      [--loss 65536]
+    python tests/benchmarks/memory.py MODEL [--batches 64 256 1024] [--documents 5000 50000]
+                                      [--activation-memory 256MB 0] [--loss 65536]
 
 Each figure is the peak resident memory of one `retrievo` process on generated texts of 8 to 40 words; with --loss also
 of the contrastive loss of so many pairs alone, forward and backward, D = 768, with identity masks.
@@ -31,7 +31,7 @@ def main() -> None:
     parser.add_argument("model")
     parser.add_argument("--batches", type=int, nargs="*", default=[64, 256, 1024])
     parser.add_argument("--documents", type=int, nargs="*", default=[5_000, 50_000])
-    parser.add_argument("--graph-memory", nargs="+", default=["256MB", "0"])
+    parser.add_argument("--activation-memory", nargs="+", default=["256MB", "0"])
     parser.add_argument("--loss", type=int, nargs="*", default=[])
     given = parser.parse_args()
     for pairs in given.loss:
@@ -41,11 +41,11 @@ def main() -> None:
         folder = Path(name)
         dataset = make_dataset(folder / "train", max(given.batches, default=1))
         tables = ["--corpus", dataset, "--queries", dataset, "--qrels", dataset / "qrels.txt"]
-        for memory, size in itertools.product(given.graph_memory, given.batches):
+        for memory, size in itertools.product(given.activation_memory, given.batches):
             output = folder / f"batch-{size}-{memory}"
-            flags = ["--max-steps", 1, "--batch-size", size, "--graph-memory", memory, *CHUNKS]
+            flags = ["--max-steps", 1, "--batch-size", size, "--activation-memory", memory, *CHUNKS]
             train = ["train", "--model", given.model, *tables, "--output", output, *flags]
-            print(f"train, batch {size:>6,}, --graph-memory {memory}: {peak(train):8,.0f} MiB", flush=True)
+            print(f"train, batch {size:>6,}, --activation-memory {memory}: {peak(train):8,.0f} MiB", flush=True)
         for count in given.documents:
             corpus = make_dataset(folder / f"corpus-{count}", count)
             encode = ["encode", "--model", given.model, "--corpus", corpus, "--output", folder / f"embeddings-{count}"]
@@ -84,7 +84,7 @@ def take_loss(pairs: int) -> None:
     import torch
 
     from retrievo.training.batch import Relevant
-    from retrievo.training.losses.losses import Contest, LossSettings, identity_mask
+    from retrievo.training.losses.losses import CandidateBatch, LossSettings, identity_mask
     from retrievo.training.losses.tiled import weighed
 
     queries, documents = (torch.randn(pairs, 768, requires_grad=True) for _ in range(2))
@@ -93,7 +93,7 @@ def take_loss(pairs: int) -> None:
     relevant = Relevant(ids=ids, hashes=ids, offsets=torch.arange(pairs + 1) * 2)
     masked = identity_mask(relevant, own, own, own)
     assert masked.shape[1] >= pairs, "each query has one such document, by its id and by its text"
-    contest = Contest(queries, documents, own, masked)
+    contest = CandidateBatch(queries, documents, own, masked)
     weighed(contest, {"infonce": 1.0}, 20.0, LossSettings()).total.backward()
     assert queries.grad is not None
     assert queries.grad.isfinite().all()

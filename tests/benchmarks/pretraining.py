@@ -65,7 +65,7 @@ def compare(given: argparse.Namespace, name: str, documents: int, *, passes: int
     optimizer = torch.optim.AdamW(objective.parameters(), lr=1e-5, fused=True)
 
     def engine() -> None:
-        gradient_step(objective, batch, step=0, seed=0, chunk_tokens=CHUNK_TOKENS, dtype=DTYPE, max_gradient_norm=1.0)
+        gradient_step(objective, batch, step=0, seed=0, chunk_tokens=CHUNK_TOKENS, dtype=DTYPE, max_grad_norm=1.0)
         optimizer.step()
 
     def plain() -> None:

@@ -40,7 +40,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--max-length", type=int, default=128)
     parser.add_argument("--chunk-tokens", type=int, default=4096)
-    parser.add_argument("--graph-memory", default="1GB")
+    parser.add_argument("--activation-memory", default="1GB")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     given = parser.parse_args()
     contenders = {
@@ -110,7 +110,7 @@ def _ours(given: argparse.Namespace, dtype: torch.dtype) -> Callable[[int, int],
         for size in (16, given.batch_size)
     }
     optimizer = torch.optim.AdamW(objective.parameters(), lr=1e-5, fused=True)
-    graphs = GraphMemory(bytes_of("--graph-memory", given.graph_memory))
+    graphs = GraphMemory(bytes_of("--activation-memory", given.activation_memory))
     options = {"seed": 0, "chunk_tokens": given.chunk_tokens, "dtype": dtype, "keep_graphs": graphs}
 
     def run(step: int, size: int) -> None:

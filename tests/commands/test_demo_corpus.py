@@ -279,6 +279,6 @@ def test_installed_packages_are_found_and_not_imported() -> None:
     assert (found["python"].folder / "json" / "decoder.py").is_file()
     assert (found["numpy"].folder / "linalg" / "__init__.py").is_file()
     assert set(found) <= {"python", *PACKAGES}
-    probe = "import sys; from retrievo.data.importers.docstrings import installed_packages; installed_packages(); "
+    probe = "import sys; from retrievo.commands.demo_corpus import installed_packages; installed_packages(); "
     probe += "print({'scipy', 'matplotlib', 'networkx', 'sklearn'} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True).stdout == "set()\n"

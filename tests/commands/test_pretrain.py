@@ -231,7 +231,7 @@ def test_options_of_other_objectives_are_refused(
 def test_a_finished_run_goes_on_with_a_longer_schedule(
     tiny_model: Path, corpus: Path, tmp_path: Path, retrievo: Callable
 ) -> None:
-    flags = start(tiny_model, corpus, tmp_path / "out", "--condenser-steps", 2, "--warmup", 0.5)
+    flags = start(tiny_model, corpus, tmp_path / "out", "--condenser-steps", 2, "--warmup-ratio", 0.5)
     assert retrievo(*flags, "--max-steps", 4).code == 0
     longer = retrievo(*flags, "--max-steps", 8)
     assert longer.code == 1
@@ -386,7 +386,7 @@ def test_weights_put_a_factor_before_each_term(
 def test_vectors_that_become_the_same_are_warned_about_once(capsys: pytest.CaptureFixture[str]) -> None:
     from retrievo.commands.pretrain import _CollapseWatch
 
-    watch = _CollapseWatch(PretrainConfig(corpus=Path("c"), max_steps=100, warmup=0.1), restart=0)
+    watch = _CollapseWatch(PretrainConfig(corpus=Path("c"), max_steps=100, warmup_ratio=0.1), restart=0)
     for step, spread in ((5, 0.01), (11, 0.5), (12, 0.04), (13, 0.03)):
         watch({"step": step, "vector_std": spread})
     watch({"step": 14, "loss": 1.0})  # an objective without vectors

@@ -195,7 +195,7 @@ def test_another_table_of_a_further_data_set_does_its_training_again(
     (tmp_path / "data" / "notes.txt").write_text("beside the tables")
     assert "both: finished" in retrievo("run", recipe).err
     pq.write_table(judged.slice(0, 50), tmp_path / "more.parquet")
-    assert "both (another also-qrels)" in retrievo("run", recipe).err
+    assert "both (another extra-dataset-1-qrels)" in retrievo("run", recipe).err
     assert "both: finished" not in retrievo("run", recipe, "--redo", "both").err
 
 
@@ -464,13 +464,20 @@ def test_tas_balanced_runs_to_its_table(
         "test": toy_dataset,
         "model": tiny_model,
     }
-    small = {"teacher": teacher, "pair_teacher": teacher, "topics": 8, "batch": 16, "steps": 10, "document_tokens": 48}
+    small = {
+        "teacher": teacher,
+        "pair_teacher": teacher,
+        "clusters": 8,
+        "batch": 16,
+        "steps": 10,
+        "document_tokens": 48,
+    }
     settings = [f"{name}={value}" for name, value in (paths | small).items()]
     recipe = CHECKOUT / "examples" / "tas-balanced.toml"
     outcome = retrievo("run", recipe, "--output", tmp_path / "road", "--set", *settings)
     assert outcome.code == 0, outcome.err
     assert [line.split("\t")[0] for line in outcome.out.splitlines()] == ["compare", "test-plain", "test-tas-balanced"]
-    assert "8 topics of " in outcome.err
+    assert "8 query clusters of " in outcome.err
 
 
 @pytest.mark.slow

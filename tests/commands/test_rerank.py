@@ -38,7 +38,7 @@ def home(tmp_path_factory: Any, tiny_model: Path, toy_dataset: Path, module_retr
     pool = ["--negatives", home / "negatives.parquet", "--negatives-per-query", 4]
     for arguments in (
         ["mine-negatives", *tables(toy_dataset), *qrels, *negatives],
-        training(tiny_model, toy_dataset, home / "ranker", *pool, "--epochs", 6, "--graph-memory", "4GB"),
+        training(tiny_model, toy_dataset, home / "ranker", *pool, "--epochs", 6, "--activation-memory", "4GB"),
         ["index", "--type", "bm25", "--corpus", toy_dataset, "--output", home / "bm25"],
         [
             "search",

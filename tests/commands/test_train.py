@@ -112,7 +112,7 @@ def test_validation_keeps_the_best_step_ends_early_and_goes_on_after_a_stop(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["encoder", "cross-encoder"])
+@pytest.mark.parametrize("kind", ["dense", "cross-encoder"])
 def test_gradients_are_verified_on_the_users_own_data(
     kind: str, two_rounds: Path, tiny_model: Path, toy_dataset: Path, retrievo: Callable
 ) -> None:
@@ -162,32 +162,40 @@ def taught(two_rounds: Path, toy_dataset: Path, module_retrievo: Callable) -> li
         done = module_retrievo(*arguments)
         assert done.code == 0, done.err
     return [
-        *("--loss", "group,margin-mse,batch-margin-mse", "--loss-weight", "1,1,0.75", "--teacher", run),
-        *("--batch-teacher", made["queries"], made["corpus"], "--topics", made["queries"], "--topic-count", 8),
+        *("--loss", "listwise,margin-mse,batch-margin-mse", "--loss-weight", "1,1,0.75", "--teacher", run),
+        *(
+            "--batch-teacher",
+            made["queries"],
+            made["corpus"],
+            "--query-clusters",
+            made["queries"],
+            "--query-cluster-count",
+            8,
+        ),
         *("--balanced-margins", 10, "--negatives", two_rounds / "bm25.parquet", "--negatives-per-query", 2),
     ]
 
 
-def test_topics_balanced_margins_and_two_teachers_go_together_and_on_to_the_next_stage(
+def test_query_clusters_balanced_margins_and_two_teachers_go_together_and_on_to_the_next_stage(
     taught: list[object], tiny_model: Path, toy_dataset: Path, tmp_path: Path, retrievo: Callable
 ) -> None:
     done = retrievo(*start(tiny_model, toy_dataset, tmp_path / "student", *taught, "--epochs", 6))
     assert done.code == 0, done.err
-    assert "8 topics of " in done.err
+    assert "8 query clusters of " in done.err
     found = losses(tmp_path / "student")
     assert np.mean(found[-10:]) < 0.8 * np.mean(
         found[:10]
     )  # an epoch each: a batch of one topic is harder than another
     record = json.loads((tmp_path / "student" / "metrics.jsonl").read_text().splitlines()[-1])
     assert record["loss"] == pytest.approx(
-        record["group"] + record["margin-mse"] + 0.75 * record["batch-margin-mse"], rel=1e-4
+        record["listwise"] + record["margin-mse"] + 0.75 * record["batch-margin-mse"], rel=1e-4
     )
     mined = retrievo("mine-negatives", tmp_path / "student", "to", tmp_path / "next", "--depth", 20, "--dtype", "fp32")
     assert mined.code == 0, mined.err
     settings = tomllib.loads((tmp_path / "next" / "train.toml").read_text())["train"]
-    assert settings["topic_count"] == 8
+    assert settings["query_cluster_count"] == 8
     assert settings["balanced_margins"] == 10
-    assert Path(settings["topics"]).name == "teacher-queries"
+    assert Path(settings["query_clusters"]).name == "teacher-queries"
     assert {Path(path).name for path in settings["batch_teacher"]} == {"teacher-queries", "teacher-corpus"}
     again = retrievo("train", tmp_path / "next", "--epochs", 0.2)
     assert again.code == 0, again.err
@@ -206,11 +214,11 @@ def test_vectors_that_do_not_fit_are_told(
     ):
         assert retrievo("encode", "--model", model, "--queries", table, "--output", output).code == 0
     for flags, message in (
-        (["--topics", corpus], "holds document vectors; expected query vectors"),
-        (["--topics", few], "has no vector of query 'q100', nor of 59 others"),
+        (["--query-clusters", corpus], "holds document vectors; expected query vectors"),
+        (["--query-clusters", few], "has no vector of query 'q100', nor of 59 others"),
         (
-            ["--topics", queries, "--topic-count", 161],
-            f"--topic-count: found 161 for {toy_dataset}; expected at most 160, its judged queries",
+            ["--query-clusters", queries, "--query-cluster-count", 161],
+            f"--query-cluster-count: found 161 for {toy_dataset}; expected at most 160, its judged queries",
         ),
         (["--loss", "batch-margin-mse", "--batch-teacher", corpus, corpus], "vectors of document and document"),
         (["--loss", "batch-margin-mse", "--batch-teacher", corpus, other], "was encoded by another model than"),
@@ -420,7 +428,7 @@ def test_a_model_can_start_from_nothing(toy_dataset: Path, tmp_path: Path, retri
         (["--loss", "infonce,infonce", "--loss-weight", "1,1"], "--loss: found infonce, infonce; expected each once"),
         (["--loss-weight", 0], "--loss-weight: is 0 for every loss: nothing is learned; expected one above 0"),
         (["--loss", "infonce,kl", "--teacher", "t.parquet"], "--loss-weight: 1 weights for 2 losses"),
-        (["--hard-share", 0.1], "--hard-share: is 0.1 of no pool; pass --negatives POOL"),
+        (["--hard-negative-ratio", 0.1], "--hard-negative-ratio: is 0.1 of no pool; pass --negatives POOL"),
         (
             ["--loss", "margin-mse", "--teacher", "t.parquet", "--temperature", 0.1],
             "--temperature: does not apply to what was chosen; expected it only with loss infonce or",
@@ -429,8 +437,8 @@ def test_a_model_can_start_from_nothing(toy_dataset: Path, tmp_path: Path, retri
         (["--pair-loss", "binary"], "--pair-loss: does not apply to what was chosen; expected it only with kind"),
         (["--max-length", 99], "--max-length: does not apply to what was chosen; expected it only with kind"),
         (
-            ["--gradient-checkpointing", "--graph-memory", "2GB"],
-            "--graph-memory: does not apply to what was chosen; expected it only with no gradient-checkpointing",
+            ["--gradient-checkpointing", "--activation-memory", "2GB"],
+            "--activation-memory: does not apply to what was chosen; expected it only with no gradient-checkpointing",
         ),
         (["--matryoshka", 64], "--matryoshka: found 64; expected at most 32, the dimension of the model's vectors"),
         (["--min-relevance", 5], "none of its 0 relevant pairs has its query and its document"),
@@ -456,11 +464,11 @@ def test_a_run_that_memory_ended_goes_on_with_options_that_take_less(
     monkeypatch.setattr(ChunkTokens, "shrink", full)
     monkeypatch.setattr("retrievo.training.engine.loop.gradient_step", _fitting_once(gradient_step))
     outcome = retrievo(*flags)
-    assert (outcome.code, "with --graph-memory 0 --chunk-tokens 2048: it goes on" in outcome.err) == (1, True)
+    assert (outcome.code, "with --activation-memory 0 --chunk-tokens 2048: it goes on" in outcome.err) == (1, True)
     outcome = retrievo(*flags, "--gradient-checkpointing", "--chunk-tokens", 64)
     assert outcome.code == 0, outcome.err
     assert "from step 2 on, --chunk-tokens is 64; it was 4096" in outcome.err
-    changed = {"chunk_tokens": [4096, 64], "graph_memory": ["1GB", "0"], "gradient_checkpointing": [False, True]}
+    changed = {"chunk_tokens": [4096, 64], "activation_memory": ["1GB", "0"], "gradient_checkpointing": [False, True]}
     lines = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
     assert [line.get("changed") for line in lines] == [None, changed, None]
     recorded = Manifest.read(tmp_path / "out").config
@@ -481,11 +489,11 @@ def _fitting_once(step: Callable) -> Callable:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("sampled", ["plainly", "by topics"])
+@pytest.mark.parametrize("sampled", ["plainly", "by clusters"])
 def test_killed_at_any_moment_and_run_again_training_ends_in_the_same_bytes(
     sampled: str, taught: list[object], tiny_model: Path, toy_dataset: Path, tmp_path: Path, process: Callable
 ) -> None:
-    flags = ("--max-steps", 20, "--save-every", 3, *(taught if sampled == "by topics" else ()))
+    flags = ("--max-steps", 20, "--save-every", 3, *(taught if sampled == "by clusters" else ()))
     took = process(start(tiny_model, toy_dataset, tmp_path / "whole", *flags))
     assert took is not None
     rng, kills = random.Random(0), 0
@@ -500,12 +508,12 @@ def test_killed_at_any_moment_and_run_again_training_ends_in_the_same_bytes(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("sampled", ["plainly", "by topics"])
+@pytest.mark.parametrize("sampled", ["plainly", "by clusters"])
 def test_two_processes_log_the_losses_of_one(
     sampled: str, taught: list[object], tiny_model: Path, toy_dataset: Path, tmp_path: Path, process: Callable
 ) -> None:
     uneven = ("--max-steps", 12, "--batch-size", 15)  # 8 and 7 queries; the last batch of an epoch has 10
-    flags = (*uneven, *(taught if sampled == "by topics" else ()))
+    flags = (*uneven, *(taught if sampled == "by clusters" else ()))
     process(start(tiny_model, toy_dataset, tmp_path / "one", *flags))
     process(start(tiny_model, toy_dataset, tmp_path / "two", *flags), processes=2)
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-5)
@@ -527,7 +535,7 @@ def test_sharded_processes_leave_the_files_of_whole_ones(
     flags += ("--epsilon", 1e-3)  # AdamW would blow up what is nothing but rounding, such as gradients of key biases
     whole, sharded = tmp_path / "whole", tmp_path / "sharded"
     process(start(tiny_model, toy_dataset, whole, *flags), processes=2)
-    process(start(tiny_model, toy_dataset, sharded, *flags, "--shard"), processes=2)
+    process(start(tiny_model, toy_dataset, sharded, *flags, "--fsdp"), processes=2)
     logs = [
         [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
         for folder in (whole, sharded)
@@ -596,7 +604,7 @@ def other_dataset(tmp_path_factory: Any) -> Path:
 def test_two_data_sets_are_learned_from_in_batches_of_one_each(
     tiny_model: Path, toy_dataset: Path, other_dataset: Path, tmp_path: Path, retrievo: Callable
 ) -> None:
-    flags = ["--also", other_dataset, "--mix", "equal", "--negatives-per-query", 0, "--max-steps", 24]
+    flags = ["--extra-dataset", other_dataset, "--mix", "equal", "--negatives-per-query", 0, "--max-steps", 24]
     done = retrievo(*start(tiny_model, toy_dataset, tmp_path / "both", *flags))
     assert done.code == 0, done.err
     lines = [json.loads(line) for line in (tmp_path / "both" / "metrics.jsonl").read_text().splitlines()]
@@ -605,7 +613,7 @@ def test_two_data_sets_are_learned_from_in_batches_of_one_each(
         of_one = [line["loss"] for line in lines if line["dataset"] == number]
         assert np.mean(of_one[-3:]) < 0.8 * of_one[0]
     inputs = json.loads((tmp_path / "both" / "manifest.json").read_text())["inputs"]
-    assert {"corpus", "also-1-corpus", "also-1-queries", "also-1-qrels"} <= set(inputs)
+    assert {"corpus", "extra-dataset-1-corpus", "extra-dataset-1-queries", "extra-dataset-1-qrels"} <= set(inputs)
 
 
 def test_a_data_set_has_the_prefix_of_its_file(
@@ -637,7 +645,10 @@ def test_a_data_set_has_the_prefix_of_its_file(
 def test_each_data_set_is_mined_for_into_a_stage_of_its_own(
     tiny_model: Path, toy_dataset: Path, other_dataset: Path, tmp_path: Path, retrievo: Callable
 ) -> None:
-    both, more = tmp_path / "both", ["--also", other_dataset.parent / "prefixed.toml", "--query-prefix", "the "]
+    both, more = (
+        tmp_path / "both",
+        ["--extra-dataset", other_dataset.parent / "prefixed.toml", "--query-prefix", "the "],
+    )
     trained = retrievo(*start(tiny_model, toy_dataset, both, *more, "--max-steps", 4))
     assert trained.code == 0, trained.err
     for name, dataset, prefix in (("first", toy_dataset, "the "), ("second", other_dataset, "hot ")):
@@ -647,7 +658,9 @@ def test_each_data_set_is_mined_for_into_a_stage_of_its_own(
         places = [Path(tmp_path / name / settings[table]).resolve() for table in ("corpus", "queries", "qrels")]
         assert places == [dataset, dataset, dataset / "qrels" / "train.parquet"]
         assert settings["query_prefix"] == prefix
-    second = retrievo(*start(tiny_model, toy_dataset, tmp_path / "m", "--also", tmp_path / "second", "--max-steps", 2))
+    second = retrievo(
+        *start(tiny_model, toy_dataset, tmp_path / "m", "--extra-dataset", tmp_path / "second", "--max-steps", 2)
+    )
     assert second.code == 0, second.err
     assert "of unknown queries or documents" not in second.err
 
@@ -667,7 +680,7 @@ def test_mistakes_in_the_file_of_a_data_set_are_named(
     lines: str, message: str, tiny_model: Path, toy_dataset: Path, tmp_path: Path, retrievo: Callable
 ) -> None:
     (tmp_path / "more.toml").write_text(f"[train]\n{lines}\n")
-    done = retrievo(*start(tiny_model, toy_dataset, tmp_path / "m", "--also", tmp_path / "more.toml"))
+    done = retrievo(*start(tiny_model, toy_dataset, tmp_path / "m", "--extra-dataset", tmp_path / "more.toml"))
     assert done.code
     assert message in done.err.replace("\n", " ")
     assert str(tmp_path) in done.err.replace("\n", "")
@@ -676,9 +689,9 @@ def test_mistakes_in_the_file_of_a_data_set_are_named(
 @pytest.mark.parametrize(
     ("flags", "code", "message"),
     [
-        (["--also", "nowhere"], 1, "nowhere: is no data set to train on"),
+        (["--extra-dataset", "nowhere"], 1, "nowhere: is no data set to train on"),
         (["--mix", "equal"], 2, "--mix: is 'equal' of one data set"),
-        (["--also", ".", "--mix", "1,2,3"], 2, "found 3 weights for 2 of them"),
+        (["--extra-dataset", ".", "--mix", "1,2,3"], 2, "found 3 weights for 2 of them"),
     ],
 )
 def test_what_is_no_further_data_set_is_refused(

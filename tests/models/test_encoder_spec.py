@@ -92,7 +92,7 @@ def test_pooling_answers_in_float32(pooling):
 
 
 def test_option_tables_import_neither_torch_nor_numpy():
-    code = "import sys, retrievo.models.spec, retrievo.models.precision as _; "
+    code = "import sys, retrievo.models.encoder_spec, retrievo.models.dtypes as _; "
     code += "print(sorted({'torch', 'numpy'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -331,11 +331,11 @@ def test_match_spans_lie_in_the_text_in_order_and_apart(text: str, index: BM25In
 QUIET = """
 import os, sys
 from pathlib import Path
-from retrievo.retrieval import jvm, lexical
+from retrievo.retrieval import bm25, jvm
 before = dict(os.environ)
 jvm.start_jvm("128m")
-lexical.build([("a", "cats")], Path(sys.argv[1]))
-with lexical.BM25Index(Path(sys.argv[1])) as index:
+bm25.build([("a", "cats")], Path(sys.argv[1]))
+with bm25.BM25Index(Path(sys.argv[1])) as index:
     found = index.search(["cat"], 10)[0].doc_ids.to_pylist()
 heavy = {"torch", "transformers", "faiss", "openai", "pyserini", "scipy"} & set(sys.modules)
 heap = jvm.java_class("Runtime").getRuntime().maxMemory() >> 20
@@ -356,7 +356,7 @@ def test_bm25_prints_nothing_imports_nothing_heavy_and_leaves_the_environment(tm
 INTERRUPTED = """
 import itertools, sys
 from pathlib import Path
-from retrievo.retrieval.lexical import BM25Index, build
+from retrievo.retrieval.bm25 import BM25Index, build
 
 folder, started = Path(sys.argv[1]), lambda count: print("started", flush=True)
 words = [f"word{number}" for number in range(1000)]

@@ -63,12 +63,41 @@ def test_other_work_is_refused_and_the_difference_named(tmp_path: Path, source: 
 def test_an_option_that_is_off_was_so_before_there_was_such_an_option(tmp_path: Path, source: Path) -> None:
     made = {"source": Input.of(source)}
     make(Output(tmp_path / "out", "dataset", {"depth": 10}, made))
-    later = {"depth": 10, "bidirectional": False, "ranker": None, "also": []}
+    later = {"depth": 10, "bidirectional": False, "ranker": None, "extra_dataset": []}
     assert Output(tmp_path / "out", "dataset", later, made).already_finished() is not None
     with pytest.raises(RetrievoError, match="bidirectional was null and is now true"):
         Output(tmp_path / "out", "dataset", later | {"bidirectional": True}, made).already_finished()
     with pytest.raises(RetrievoError, match="first was null and is now 0"):
         Output(tmp_path / "out", "dataset", later | {"first": 0}, made).already_finished()
+
+
+def as_of_the_first_version(path: Path) -> None:
+    """Takes from a manifest or begin.json what the first version did not write."""
+    told = json.loads(path.read_text())
+    assert told.pop("options") == 2
+    path.write_text(json.dumps(told))
+
+
+def test_an_output_whose_options_had_other_names_is_read_and_not_taken_for_the_same(
+    tmp_path: Path, source: Path
+) -> None:
+    make(output(tmp_path / "out", source))
+    as_of_the_first_version(tmp_path / "out" / MANIFEST)
+    assert Manifest.read(tmp_path / "out", "dataset").config == {"depth": 10}
+    words = "is finished, but another version of retrievo made it, whose options had other names; pass --force"
+    with pytest.raises(RetrievoError, match=words):
+        output(tmp_path / "out", source).already_finished()
+
+
+def test_work_begun_with_options_of_other_names_is_not_resumed(tmp_path: Path, source: Path) -> None:
+    begun = output(tmp_path / "out", source, in_place=True)
+    assert begun.already_finished() is None
+    with contextlib.suppress(KeyboardInterrupt), begun.build() as folder:
+        (folder / "data.txt").write_text("half")
+        raise KeyboardInterrupt
+    as_of_the_first_version(tmp_path / "out" / BEGIN)
+    with pytest.raises(RetrievoError, match="is unfinished, but another version of retrievo made it"):
+        output(tmp_path / "out", source, in_place=True).already_finished()
 
 
 def test_force_replaces_what_the_manifest_lists_and_keeps_the_rest(tmp_path: Path, source: Path) -> None:

@@ -380,7 +380,7 @@ def check_comparable(table: Path, queries: Manifest, source: Source) -> None:
 
 
 def _trained_against(queries: Manifest, source: Source) -> bool:
-    """Whether the model of the queries learned to search these very vectors (`train --fixed-documents`)."""
+    """Whether the model of the queries learned to search these very vectors (`train --document-embeddings`)."""
     from retrievo.models.model_reference import FIXED_DOCUMENTS, model_record
     from retrievo.support.artifact import Input, Manifest, has_manifest
 

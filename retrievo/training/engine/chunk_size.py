@@ -62,7 +62,7 @@ class ChunkTokens:
             raise RetrievoError("training", found, None, self._advice(longest))
         if self.graphs.budget:
             self.graphs.budget = 0
-            console.warn("out of memory: no graphs are kept from here on (--graph-memory 0)")
+            console.warn("out of memory: no graphs are kept from here on (--activation-memory 0)")
             return
         self.tokens //= 2
         console.warn(f"out of memory: chunks have {self.tokens:,} tokens from here on (--chunk-tokens {self.tokens})")
@@ -70,7 +70,7 @@ class ChunkTokens:
     def _advice(self, longest: int) -> str:
         """What takes less memory; a run that is begun takes these options."""
         assert self.tokens is not None
-        graphs = "--graph-memory 0 " if self.graphs.budget else ""
+        graphs = "--activation-memory 0 " if self.graphs.budget else ""
         if graphs or self.tokens > longest:
             tokens = max(longest, self.tokens // 2)
             return f"run it again with {graphs}--chunk-tokens {tokens}: it goes on from its latest checkpoint"

@@ -18,7 +18,7 @@ REFRESH_DEPTH = 200  # as ANCE (Xiong et al. 2021) and mine-negatives search
 DEVELOPMENT = "dev "  # what names of the log begin with that were measured on development data
 # What a run may be given anew when it goes on. They change its memory and, as the number of processes does, the
 # rounding of its gradient and which dropout is drawn.
-MEMORY_OPTIONS = ("chunk_tokens", "graph_memory", "gradient_checkpointing")
+MEMORY_OPTIONS = ("chunk_tokens", "activation_memory", "gradient_checkpointing")
 WORKING_FILES = (CHECKPOINTS, METRICS, PLOT, TENSORBOARD, REFRESHED)  # what training leaves beside its result
 MODEL_FILES = (  # patterns of what decides how a saved model is loaded, for the sake of one that was half saved
     "*.safetensors",
@@ -41,8 +41,8 @@ MODEL_FILES = (  # patterns of what decides how a saved model is loaded, for the
 
 
 def graph_bytes(text: str) -> int:
-    """Bytes of `--graph-memory`."""
-    return bytes_of("--graph-memory", text)
+    """Bytes of `--activation-memory`."""
+    return bytes_of("--activation-memory", text)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +53,7 @@ class FitConfig(OptimizerConfig):
     seed: int = option("Of the order of the data, of dropout and of all else that is random.", default=0, minimum=0)
     dtype: str = dtype_option()
     chunk_tokens: int | str = chunk_tokens_option(4096, auto="what proves fastest")
-    graph_memory: str = option(
+    activation_memory: str = option(
         "Memory for graphs of chunks that are kept, so that these are not encoded twice; 0 keeps none.",
         default="1GB",
         check=graph_bytes,
@@ -64,7 +64,7 @@ class FitConfig(OptimizerConfig):
         "texts and models that do not fit; no graphs are kept then.",
         default=False,
     )
-    max_gradient_norm: float = option("Longer gradients are shortened to it; 0 shortens none.", default=1.0, minimum=0)
+    max_grad_norm: float = option("Longer gradients are shortened to it; 0 shortens none.", default=1.0, minimum=0)
     save_every: int | None = option(
         "Steps between checkpoints.",
         default=None,

@@ -41,7 +41,7 @@ def gradient_step(
     chunk_tokens: int,
     keep_graphs: int | GraphMemory = 0,
     dtype: torch.dtype = torch.float32,
-    max_gradient_norm: float = 0.0,
+    max_grad_norm: float = 0.0,
     loss_scale: float = 1.0,
 ) -> Stats:
     """Leaves the gradient of the global batch in `.grad` of every parameter, on every rank; returns figures to log.
@@ -52,7 +52,7 @@ def gradient_step(
 
     step, seed: decide dropout, with rank and chunk. chunk_tokens: most tokens of a chunk, padding included.
     keep_graphs: a number of chunks, or the memory that their graphs may take. Neither changes the gradient.
-    dtype: what encoders and local losses compute in. max_gradient_norm: longer gradients are shortened to it; 0 = none.
+    dtype: what encoders and local losses compute in. max_grad_norm: longer gradients are shortened to it; 0 = none.
     loss_scale: the losses are multiplied by it on the way back, and the gradient divided; float16 needs it.
     Returns `loss` and the objective's figures (true for the global batch), `gradient_norm` (before shortening),
     `tokens`, `padded_tokens` and the counts of the batch, over all ranks.
@@ -70,7 +70,7 @@ def gradient_step(
     if loss_scale != 1:
         torch._foreach_div_([own_part(p.grad) for p in parameters if p.grad is not None], loss_scale)
     stats = _summed({"loss": loss + local_loss, "local_loss": local_loss, **stats})
-    stats["gradient_norm"] = _clip(parameters, max_gradient_norm)
+    stats["gradient_norm"] = _clip(parameters, max_grad_norm)
     return stats | {name: torch.tensor(count) for name, count in passes.batch.counts.items()}
 
 

@@ -115,7 +115,7 @@ def _check_so_far(log: Log, device: torch.device, feed: Feed, called: Sequence[t
         log.contrast.check(log.path.parent, device, ends=False)
 
 
-def now_and_then(callback: Callback, steps: int, often: int | None = None) -> list[tuple[int, Callback]]:
+def every_n_steps(callback: Callback, steps: int, often: int | None = None) -> list[tuple[int, Callback]]:
     """What `fit` takes for a callback after every `often` of the steps (default: a tenth of them) and the last one."""
     often = min(steps, often or -(-steps // 10))
     return [(often, callback)] + ([(steps, callback)] if steps % often else [])
@@ -147,10 +147,10 @@ class _Means(NamedTuple):
     @classmethod
     def of(cls, config: FitConfig, device: torch.device) -> _Means:
         """As the options say; with gradient checkpointing no graph is kept, for it would hold next to nothing."""
-        graphs = GraphMemory(0 if config.gradient_checkpointing else graph_bytes(config.graph_memory))
+        graphs = GraphMemory(0 if config.gradient_checkpointing else graph_bytes(config.activation_memory))
         dtype = resolve_dtype(config.dtype, device)
         asked = {name: getattr(config, name) for name in MEMORY_OPTIONS}
-        asked |= {"graph_memory": "0"} if config.gradient_checkpointing else {}
+        asked |= {"activation_memory": "0"} if config.gradient_checkpointing else {}
         return cls(dtype, ChunkTokens(config.tokens_of_chunks, graphs, asked), LossScale(dtype))
 
     def record(self) -> Record:
@@ -191,7 +191,7 @@ def _update(
                 chunk_tokens=chunks.measure(objective, batch, dtype),
                 keep_graphs=chunks.graphs,
                 dtype=dtype,
-                max_gradient_norm=config.max_gradient_norm,
+                max_grad_norm=config.max_grad_norm,
                 loss_scale=scale.value,
             )
         except torch.OutOfMemoryError:
@@ -259,7 +259,7 @@ def _is_due(config: FitConfig, finished: int, seconds: float, device: torch.devi
 
 def _state(feed: Feed, config: FitConfig, step: int, restart: int) -> dict[str, Any]:
     """What must be the same for a checkpoint to go on exactly."""
-    schedule = {"name": config.schedule, "warmup": config.warmup, "max_steps": config.steps, "restart": restart}
+    schedule = {"name": config.schedule, "warmup": config.warmup_ratio, "max_steps": config.steps, "restart": restart}
     return {"seed": config.seed, "schedule": schedule, "data": feed.position(step)}
 
 

@@ -82,7 +82,7 @@ class OptimizerConfig(Options):
     optimizer: str = option("How parameters move along the gradient.", default="adamw", choices=tuple(OPTIMIZERS))
     learning_rate: float = learning_rate_option(5e-6)
     schedule: str = option("Course of the learning rate after the warm-up.", default="linear", choices=tuple(SCHEDULES))
-    warmup: float = option(
+    warmup_ratio: float = option(
         "Share of the steps in which the learning rate rises from 0.", default=0.1, minimum=0, maximum=0.99
     )
     weight_decay: float = option("Decay of matrices (not of biases and LayerNorm).", default=0.01, minimum=0)
@@ -102,7 +102,7 @@ class OptimizerConfig(Options):
 
 def learning_rate(config: OptimizerConfig, step: int, max_steps: int) -> float:
     """The learning rate of step 0 ... max_steps - 1; neither the first nor the last step is spent at rate 0."""
-    warmup = round(config.warmup * max_steps)
+    warmup = round(config.warmup_ratio * max_steps)
     if step < warmup:
         return config.learning_rate * (step + 1) / (warmup + 1)
     return config.learning_rate * SCHEDULES[config.schedule]((step - warmup) / (max_steps - warmup))

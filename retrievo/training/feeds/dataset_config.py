@@ -32,7 +32,7 @@ class DataSetConfig(Options):
         several=True,
         only={"loss": BATCH_TAUGHT},
     )
-    topics: Path | None = option(
+    query_clusters: Path | None = option(
         "Embeddings of the queries, by which each batch is of queries that lie together (TAS).", default=None
     )
     query_prefix: str | None = option("Text put before each query.", default=None, hidden_default="as the model")

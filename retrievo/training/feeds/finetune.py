@@ -48,8 +48,8 @@ class TrainingData:
     Judgements and negatives of queries or documents that are not there are counted and left out; a document without
     title and text is never trained on.
 
-    titles: whether the model is shown titles. topics: embeddings folder of the queries. batch_teacher: one of the
-    documents and one of the queries, in any order.
+    titles: whether the model is shown titles. query_clusters: embeddings folder of the queries. batch_teacher: one of
+    the documents and one of the queries, in any order.
     Raises: RetrievoError for tables that can't be read, and where no judged pair is left.
     """
 
@@ -77,7 +77,9 @@ class TrainingData:
             raise RetrievoError(told.qrels, found, None, "check --queries, --corpus and --min-relevance")
         self._qrels = told.qrels
         self.teacher = None if told.teacher is None else self._taught_by(Run.open(told.teacher))
-        self.query_vectors = None if told.topics is None else self._vectors("topics", told.topics, "query")
+        self.query_vectors = (
+            None if told.query_clusters is None else self._vectors("query-clusters", told.query_clusters, "query")
+        )
         self.batch_teacher = BatchTeacher(told.batch_teacher, self._vectors) if told.batch_teacher else None
 
     def _warn_of_others(self, path: Path) -> None:
@@ -116,7 +118,7 @@ class TrainingData:
         """The topic of each query [n], -1 of what is not trained on: the cluster of its vector; None without vectors.
 
         count: default one for each 200 judged queries, 2 at least.
-        Raises: RetrievoError where there are fewer judged queries than topics.
+        Raises: RetrievoError where there are fewer judged queries than clusters.
         """
         if self.query_vectors is None:
             return None
@@ -124,12 +126,12 @@ class TrainingData:
         count = count or min(len(judged), max(2, len(judged) // QUERIES_PER_TOPIC))
         if count > len(judged):
             asked = f"found {count:,} for {self.queries.path}"
-            raise RetrievoError("--topic-count", asked, f"at most {len(judged):,}, its judged queries")
+            raise RetrievoError("--query-cluster-count", asked, f"at most {len(judged):,}, its judged queries")
         found = np.full(len(self.queries), -1)
         found[judged] = topics_of(self.query_vectors, judged, count, seed)
         sizes = np.bincount(found[judged], minlength=count)
         console.note(
-            f"{count:,} topics of {sizes.min():,} to {sizes.max():,} queries, {np.median(sizes):g} in the median"
+            f"{count:,} query clusters of {sizes.min():,} to {sizes.max():,} queries, median {np.median(sizes):g}"
         )
         return found
 
@@ -229,9 +231,9 @@ class GroupFeed:
         batch_size: int,
         negatives_per_query: int,
         seed: int,
-        hard_share: float | None = None,
+        hard_negative_ratio: float | None = None,
         balanced_margins: int | None = None,
-        topics: np.ndarray | None = None,
+        query_clusters: np.ndarray | None = None,
     ):
         self.data, self.collator = data, collator
         self.query_tokens = TokenCache(data.queries.table, tokenizations[0])
@@ -250,9 +252,9 @@ class GroupFeed:
             batch_size=batch_size,
             negatives_per_query=negatives_per_query,
             seed=seed,
-            hard_share=hard_share,
+            hard_negative_ratio=hard_negative_ratio,
             empty=np.flatnonzero(data.empty | no_document),
-            topics=topics,
+            query_clusters=query_clusters,
             balanced_margins=balanced_margins,
             teacher=data.teacher,
         )

@@ -52,12 +52,20 @@ class PairFeed(GroupFeed):
         model: CrossEncoder,
         collator: PairCollator,
         *,
-        hard_share: float | None = None,
+        hard_negative_ratio: float | None = None,
         **drawing: Any,
     ):
         self.tokenization = tokenization = model.tokenization
-        hard_share = 1.0 if hard_share is None else hard_share  # what is missing in a pool is drawn from all documents
-        super().__init__(data, (tokenization.query, tokenization.document), collator, hard_share=hard_share, **drawing)
+        hard_negative_ratio = (
+            1.0 if hard_negative_ratio is None else hard_negative_ratio
+        )  # what is missing in a pool is drawn from all documents
+        super().__init__(
+            data,
+            (tokenization.query, tokenization.document),
+            collator,
+            hard_negative_ratio=hard_negative_ratio,
+            **drawing,
+        )
 
     def example(self, draw: Draw) -> Group:
         query, (positive, *others) = self.query_tokens.row(draw.query), draw.documents

@@ -30,13 +30,15 @@ def topics_of(vectors: RowVectors, rows: np.ndarray, count: int, seed: int) -> n
     """The cluster of each of these rows [n], from 0; found once and kept in the user's cache, for all processes."""
 
     def build(folder: Path) -> None:
-        with console.progress("looking for topics", ROUNDS, "rounds") as tick:
+        with console.progress("clustering queries", ROUNDS, "rounds") as tick:
             found = k_means(lambda numbers: vectors.of(rows[numbers]), len(rows), count, seed=seed, tick=tick)
-        np.save(folder / "topics.npy", found)
+        np.save(folder / "query_clusters.npy", found)
 
     key = hashlib.blake2b(rows.tobytes(), digest_size=8).hexdigest()
-    folder = cached(f"topics-{FORMAT}/{vectors.input.fingerprint}-{key}-{count}-{seed}", build, [vectors.input.path])
-    return np.load(folder / "topics.npy")
+    folder = cached(
+        f"query-clusters-{FORMAT}/{vectors.input.fingerprint}-{key}-{count}-{seed}", build, [vectors.input.path]
+    )
+    return np.load(folder / "query_clusters.npy")
 
 
 def k_means(read: Read, rows: int, clusters: int, *, seed: int, tick: console.Tick | None = None) -> np.ndarray:

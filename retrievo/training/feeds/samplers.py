@@ -55,10 +55,10 @@ class GroupSampler:
     """Groups of a query, one positive and some negatives; an epoch is one pass over the queries with a positive.
 
     positives, negatives: documents of each query by row number. negatives_per_query: how many are drawn each epoch.
-    hard_share: chance of each of them to come from the pool, the others being any documents; None = as many as there
-    are (Contriever, Izacard et al. 2021, fine-tuning on MS MARCO: 0.1).
+    hard_negative_ratio: probability that each of them comes from the pool, the others being any documents; None = as
+    many as there are (Contriever, Izacard et al. 2021, fine-tuning on MS MARCO: 0.1).
     empty: documents without text [e], which are never filled up with.
-    topics: cluster number of each query [n]; batches are then of as few clusters as fill them (`order`).
+    query_clusters: cluster number of each query [n]; batches are then of as few clusters as fill them (`order`).
     balanced_margins, teacher: into how many bins of the teacher's margins negatives fall evenly (`_balanced`).
     Batches are global: `batch_size` queries, the last one of an epoch smaller.
     Raises: RetrievoError where no query has a positive.
@@ -73,13 +73,13 @@ class GroupSampler:
         batch_size: int,
         negatives_per_query: int,
         seed: int,
-        hard_share: float | None = None,
+        hard_negative_ratio: float | None = None,
         empty: np.ndarray = _NONE,
-        topics: np.ndarray | None = None,
+        query_clusters: np.ndarray | None = None,
         balanced_margins: int | None = None,
         teacher: PairScores | None = None,
     ):
-        self.hard_share, self.empty, self.topics = hard_share, empty, topics
+        self.hard_negative_ratio, self.empty, self.query_clusters = hard_negative_ratio, empty, query_clusters
         self.balanced_margins, self.teacher = balanced_margins, teacher
         self.positives, self.negatives, self.documents = positives, negatives, documents
         self.batch_size, self.negatives_per_query, self.seed = batch_size, negatives_per_query, seed
@@ -99,18 +99,18 @@ class GroupSampler:
         return {"epoch": epoch, "batch": batch}
 
     def order(self, epoch: int) -> np.ndarray:
-        """The queries in the order of one epoch; with topics batch by batch of as few topics as fill it.
+        """The queries in the order of one epoch; with query clusters batch by batch of as few clusters as fill it.
 
         Topic-aware sampling (TAS, Hofstaetter et al. 2021, section 3.2) draws a cluster for each batch, with
-        replacement. Here each query comes once an epoch: topics lie one after the other in a random order, their
-        queries shuffled, cut into batches, which come in a random order; so n batches of k topics hold at most
+        replacement. Here each query comes once an epoch: clusters lie one after the other in a random order, their
+        queries shuffled, cut into batches, which come in a random order; so n batches of k clusters hold at most
         n + k - 1 pairs of a batch and a topic.
         """
         random = self._random(_ORDER, epoch)
         shuffled = random.permutation(self.queries)
-        if self.topics is None:
+        if self.query_clusters is None:
             return shuffled
-        topic = random.permutation(self.topics.max() + 1)[self.topics[shuffled]]
+        topic = random.permutation(self.query_clusters.max() + 1)[self.query_clusters[shuffled]]
         by_topic = shuffled[np.argsort(topic, kind="stable")]
         whole = len(by_topic) - len(by_topic) % self.batch_size  # the batch that is smaller stays the last one
         batches = random.permutation(by_topic[:whole].reshape(-1, self.batch_size))
@@ -133,7 +133,7 @@ class GroupSampler:
         """
         positives = self.positives.list(query)
         pool = np.setdiff1d(self.negatives.list(query).astype(np.int64), positives)  # sorted and unique
-        wanted = self.negatives_per_query if len(pool) or self.hard_share is not None else 0
+        wanted = self.negatives_per_query if len(pool) or self.hard_negative_ratio is not None else 0
         random = self._random(_WALK, query)
         positive = random.permutation(positives)[epoch % len(positives)]
         walked = epoch * self._stride(wanted)
@@ -167,13 +167,13 @@ class GroupSampler:
 
     def _stride(self, wanted: int) -> int:
         """How far an epoch goes on in the pool: as many places as it takes, on average."""
-        return wanted if self.hard_share is None else max(1, round(wanted * self.hard_share))
+        return wanted if self.hard_negative_ratio is None else max(1, round(wanted * self.hard_negative_ratio))
 
     def _hard(self, epoch: int, query: int, wanted: int) -> int:
         """How many of a group's negatives come from the pool."""
-        if self.hard_share is None:
+        if self.hard_negative_ratio is None:
             return wanted
-        return int((self._random(_HARD, epoch, query).random(wanted) < self.hard_share).sum())
+        return int((self._random(_HARD, epoch, query).random(wanted) < self.hard_negative_ratio).sum())
 
     def _others(self, epoch: int, query: int, wanted: int, *excluded: np.ndarray) -> np.ndarray:
         """Distinct documents outside `excluded`; all there are where the corpus is too small."""

@@ -22,7 +22,7 @@ SCOPES = ("batch", "group")
 
 
 @dataclass(frozen=True)
-class Contest:
+class CandidateBatch:
     """The queries of one rank and the documents of all ranks, which are the candidates of each query.
 
     masked: (query, document) pairs that are no negatives; may repeat, never the own positive.
@@ -42,7 +42,7 @@ class Contest:
     teacher_documents: Tensor | None = None  # [P, Dt]
     itself: Tensor | None = None  # [2, m]
 
-    def truncated(self, dim: int) -> Contest:
+    def truncated(self, dim: int) -> CandidateBatch:
         """The same contest of the first `dim` dimensions."""
         return dataclasses.replace(self, queries=self.queries[:, :dim], documents=self.documents[:, :dim])
 
@@ -99,7 +99,7 @@ def info_nce(tile: Tile, settings: LossSettings) -> Tensor:
     return loss + settings.label_smoothing * (tile.positive - mean)
 
 
-def multi_positive(tile: Tile, settings: LossSettings) -> Tensor:
+def supcon(tile: Tile, settings: LossSettings) -> Tensor:
     """The mean over all relevant documents p of the batch of -log(exp s_p / (exp s_p + sum of exp s_n)).
 
     Positives do not compete with one another (Khosla et al. 2020, eq. 2, without the other positives in the
@@ -115,7 +115,7 @@ def multi_positive(tile: Tile, settings: LossSettings) -> Tensor:
     return torch.zeros_like(negatives).index_add(0, query, lost) / relevant.sum(1)
 
 
-def group_nce(tile: Tile, settings: LossSettings) -> Tensor:
+def listwise(tile: Tile, settings: LossSettings) -> Tensor:
     """InfoNCE among the query's own documents alone: -log softmax(s / T) at its positive, against its negatives.
 
     The listwise form of training on static hard negatives; beside `infonce` at a small weight, which brings random
@@ -126,7 +126,7 @@ def group_nce(tile: Tile, settings: LossSettings) -> Tensor:
     return torch.nn.functional.softplus(_own_negatives(tile).logsumexp(1) - tile.positive)
 
 
-def pairwise(tile: Tile, settings: LossSettings) -> Tensor:
+def ranknet(tile: Tile, settings: LossSettings) -> Tensor:
     """RankNet: the mean over own negatives n of log(1 + exp((s_n - s_p) / T)).
 
     Burges et al. 2005, for a pair whose order is certain; the loss that STAR is written with (Zhan et al. 2021).
@@ -203,19 +203,36 @@ def _taught(tile: Tile) -> tuple[Tensor, Tensor, Tensor]:
     return tile.teacher.nan_to_num(0), known, tile.own
 
 
-LOSSES: dict[str, Callable[[Tile, LossSettings], Tensor]] = {  # each [t], what it makes of each query
-    "infonce": info_nce,
-    "multi-positive": multi_positive,
-    "margin-mse": margin_mse,
-    "kl": soft_labels,
-    "batch-margin-mse": batch_margin_mse,
-    "group": group_nce,
-    "pairwise": pairwise,
+PAIRS, VECTORS = "pairs", "vectors"  # what a teacher gives: scores of pairs, or vectors that score the whole batch
+
+
+@dataclass(frozen=True)
+class Loss:
+    """A row of `LOSSES`: what a loss makes of each query of a tile [t], and what it needs.
+
+    teacher: the kind of teacher, if any. own_negatives: it learns from a query's own negatives alone, not from those of
+    the batch. temperature: whether scores are divided by one.
+    """
+
+    function: Callable[[Tile, LossSettings], Tensor]
+    teacher: str | None = None
+    own_negatives: bool = False
+    temperature: bool = True
+
+
+LOSSES = {
+    "infonce": Loss(info_nce),
+    "supcon": Loss(supcon),
+    "margin-mse": Loss(margin_mse, teacher=PAIRS, own_negatives=True, temperature=False),
+    "kl": Loss(soft_labels, teacher=PAIRS),
+    "batch-margin-mse": Loss(batch_margin_mse, teacher=VECTORS, temperature=False),
+    "listwise": Loss(listwise, own_negatives=True),
+    "ranknet": Loss(ranknet, own_negatives=True),
 }
-TAUGHT = ("margin-mse", "kl")  # these need a teacher of pairs
-BATCH_TAUGHT = ("batch-margin-mse",)  # these need a teacher with vectors
-GROUPED = ("group", "pairwise", "margin-mse")  # these learn from a query's own negatives alone
-WITHOUT_TEMPERATURE = ("margin-mse", "batch-margin-mse")
+TAUGHT = tuple(name for name, loss in LOSSES.items() if loss.teacher == PAIRS)
+BATCH_TAUGHT = tuple(name for name, loss in LOSSES.items() if loss.teacher == VECTORS)
+GROUPED = tuple(name for name, loss in LOSSES.items() if loss.own_negatives)
+WITHOUT_TEMPERATURE = tuple(name for name, loss in LOSSES.items() if not loss.temperature)
 
 
 def contested(tile: Tile, name: str, settings: LossSettings, rival: Tensor) -> Tensor:
@@ -223,7 +240,7 @@ def contested(tile: Tile, name: str, settings: LossSettings, rival: Tensor) -> T
 
     rival: `tile.rival`. All other queries have loss and gradient 0, whatever the model.
     """
-    if name in ("group", "pairwise"):
+    if LOSSES[name].own_negatives and LOSSES[name].teacher is None:
         return (_own_negatives(tile) > NEVER / 2).any(1)
     if name not in TAUGHT:
         return rival > float("-inf")

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from retrievo.training.losses.losses import LOSSES, TILE, Contest, LossSettings, Tile, contested
+from retrievo.training.losses.losses import LOSSES, TILE, CandidateBatch, LossSettings, Tile, contested
 
 
 class Outcome(NamedTuple):
@@ -21,7 +21,7 @@ class Outcome(NamedTuple):
 
 
 def weighed(
-    contest: Contest, weights: Mapping[str, float], temperature: float | Tensor, settings: LossSettings
+    contest: CandidateBatch, weights: Mapping[str, float], temperature: float | Tensor, settings: LossSettings
 ) -> Outcome:
     """The weighted sum of losses of `LOSSES` over all queries, tile by tile.
 
@@ -48,7 +48,7 @@ class TiledLoss(torch.autograd.Function):
         queries: Tensor,
         documents: Tensor,
         temperature: float | Tensor,
-        contest: Contest,
+        contest: CandidateBatch,
         weights: Mapping[str, float],
         settings: LossSettings,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -62,7 +62,7 @@ class TiledLoss(torch.autograd.Function):
         )
         for rows, tile in _tiles(contest, queries, documents, learned[0] if learned else temperature):
             with torch.enable_grad():
-                values = torch.stack([LOSSES[name](tile, settings).sum() for name in weights])
+                values = torch.stack([LOSSES[name].function(tile, settings).sum() for name in weights])
                 total = (values * values.new_tensor(list(weights.values()))).sum()
             slope, *rest = torch.autograd.grad(total, [tile.similarities, *learned], materialize_grads=True)
             torch.mm(slope, documents, out=of_queries[rows])
@@ -84,7 +84,7 @@ class TiledLoss(torch.autograd.Function):
 
 
 def _tiles(
-    contest: Contest, queries: Tensor, documents: Tensor, temperature: float | Tensor
+    contest: CandidateBatch, queries: Tensor, documents: Tensor, temperature: float | Tensor
 ) -> Iterator[tuple[slice, Tile]]:
     """Rows of the queries with their scores, whose graph begins at the similarities."""
     order = contest.masked[0].argsort()
@@ -103,14 +103,14 @@ def _tiles(
         yield rows, Tile(similarities, scores, temperature, contest.positives[rows], out, own, teacher, taught, itself)
 
 
-def _batch_teacher(contest: Contest, rows: slice) -> Tensor | None:
+def _batch_teacher(contest: CandidateBatch, rows: slice) -> Tensor | None:
     """What the teacher with vectors says of all documents [t, P]."""
     if contest.teacher_queries is None or contest.teacher_documents is None:
         return None
     return contest.teacher_queries[rows] @ contest.teacher_documents.T
 
 
-def _itself(contest: Contest, rows: slice, masked: Tensor) -> Tensor | None:
+def _itself(contest: CandidateBatch, rows: slice, masked: Tensor) -> Tensor | None:
     """Which documents are the query itself [t, P]; None where no document of the contest is."""
     if contest.itself is None:
         return None

@@ -20,7 +20,7 @@ from retrievo.models.encoder import Encoder
 from retrievo.retrieval.embeddings import Vectors
 from retrievo.retrieval.exact import as_tensor
 from retrievo.training.batch import Batch, Relevant
-from retrievo.training.losses.losses import Contest, identity_mask, pairs_in_order
+from retrievo.training.losses.losses import CandidateBatch, identity_mask, pairs_in_order
 from retrievo.training.objectives.finetune import Example, Finetune, FinetuneCollator
 from retrievo.training.objectives.table import AdoreConfig
 
@@ -123,7 +123,7 @@ class Adore(Finetune):
 
     Candidates are the own positives and the `dynamic_negatives` best documents of every query of the global batch, by
     their fixed vectors; documents relevant to a query, or with the text of one that is, are masked as in fine-tuning.
-    The paper lets a query compete with its own best alone, by LambdaLoss; the losses `group` and `pairwise` do so too.
+    The paper lets a query compete with its own best alone, by LambdaLoss; so do `listwise` and `ranknet`.
     Those that others found score lower with it than its own, so `infonce` comes closer to the whole corpus.
     Only the backbone of queries is trained; each rank searches for its own queries.
     """
@@ -139,7 +139,7 @@ class Adore(Finetune):
     def collator(self) -> AdoreCollator:
         return AdoreCollator(self.encoder.pad_id)
 
-    def _contest(self, vectors: dict[str, Tensor], batch: Batch) -> Contest:
+    def _contest(self, vectors: dict[str, Tensor], batch: Batch) -> CandidateBatch:
         """This rank's queries among what all ranks found."""
         assert batch.relevant is not None, "fine-tuning needs the relevant documents of each query"
         queries, own = vectors["query"], batch.ids["document"]
@@ -153,4 +153,4 @@ class Adore(Finetune):
         itself = None if themselves is None else identity_mask(themselves, rows, hashes, positives)
         places = torch.searchsorted(rows, found).where(found >= 0, positives[:, None])  # [B, K]
         groups = torch.cat([positives[:, None], places], dim=1)
-        return Contest(queries, self.documents.take(rows), positives, masked, groups, itself=itself)
+        return CandidateBatch(queries, self.documents.take(rows), positives, masked, groups, itself=itself)

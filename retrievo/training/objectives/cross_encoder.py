@@ -19,7 +19,7 @@ class GroupCrossEncoder(Objective):
 
     The softmax needs the scores of a whole group, whose pairs lie in different chunks, as they differ in length: so the
     scores are this objective's vectors [n, 1], and the gradient cache keeps the gradient exact. Where all
-    graphs fit --graph-memory, no pair is read twice.
+    graphs fit --activation-memory, no pair is read twice.
     """
 
     Config = CrossEncoderConfig

@@ -17,7 +17,7 @@ from retrievo.distributed.collectives import gather_counts, gather_rows, rank
 from retrievo.models.encoder import Encoder
 from retrievo.support.errors import RetrievoError
 from retrievo.training.batch import Batch, Chunk, Relevant, Rows, Stats, flat
-from retrievo.training.losses.losses import Contest, LossSettings, identity_mask
+from retrievo.training.losses.losses import CandidateBatch, LossSettings, identity_mask
 from retrievo.training.losses.tiled import Outcome, weighed
 from retrievo.training.objectives.objective import CONTESTED, Objective, encoded
 from retrievo.training.objectives.table import FinetuneConfig
@@ -121,18 +121,18 @@ class Finetune(Objective):
         stats |= {f"{name}{CONTESTED}": count / batch.counts["pairs"] for name, count in contested}
         return torch.stack([outcome.total for outcome in outcomes]).sum() / pairs, stats
 
-    def _outcome(self, contest: Contest) -> Outcome:
+    def _outcome(self, contest: CandidateBatch) -> Outcome:
         weights = dict(zip(self.config.loss, self.config.loss_weight, strict=True))
         return weighed(contest, weights, self.temperature, self.settings)
 
-    def _of_unit_length(self, contest: Contest) -> Contest:
+    def _of_unit_length(self, contest: CandidateBatch) -> CandidateBatch:
         """What was of unit length and then cut is scaled again, as the encoder does it."""
         if not self._cosines:
             return contest
         queries, documents = (functional.normalize(side, dim=-1) for side in (contest.queries, contest.documents))
         return dataclasses.replace(contest, queries=queries, documents=documents)
 
-    def _contest(self, vectors: dict[str, Tensor], batch: Batch) -> Contest:
+    def _contest(self, vectors: dict[str, Tensor], batch: Batch) -> CandidateBatch:
         """This rank's queries among the documents of all ranks."""
         queries, documents = vectors["query"], vectors["document"]
         counts = gather_counts(len(documents), documents.device)
@@ -148,7 +148,7 @@ class Finetune(Objective):
         own, inside = _own(batch.groups, starts)
         teacher = None if batch.teacher is None else batch.teacher[own].where(inside, float("nan"))
         taught = batch.teacher_vectors
-        return Contest(
+        return CandidateBatch(
             queries,
             gather_rows(documents, counts),
             positives,

@@ -32,7 +32,7 @@ from retrievo.training.augment.spans import (
 )
 from retrievo.training.augment.special_tokens import Document, Frame, frame, framed
 from retrievo.training.batch import Batch, Chunk, Stats
-from retrievo.training.losses.losses import Contest, LossSettings
+from retrievo.training.losses.losses import CandidateBatch, LossSettings
 from retrievo.training.losses.tiled import weighed
 from retrievo.training.objectives.objective import CONTESTED, Objective, encoded
 from retrievo.training.objectives.table import IctConfig, SimClrConfig, ViewsConfig
@@ -208,7 +208,7 @@ def among_all(
     place = torch.arange(len(rows), device=rows.device)
     own = sum(counts[: rank()]) + place
     itself = torch.stack([place, own])[:, : len(place) if paired else 0]
-    contest = Contest(rows, every, own ^ 1 if paired else own, masked=itself)
+    contest = CandidateBatch(rows, every, own ^ 1 if paired else own, masked=itself)
     outcome = weighed(contest, {"infonce": 1.0}, temperature, LossSettings(label_smoothing))
     loss = outcome.total / total
     stats = {"contrastive_loss": loss.detach(), "accuracy": outcome.correct / total}

@@ -74,7 +74,7 @@ class AdoreConfig(FinetuneConfig):
     """Fine-tuning of the query encoder alone, against fixed document vectors."""
 
     dynamic_negatives: int | None = option(
-        "With --fixed-documents: documents found for each query at each step, which are negatives.",
+        "With --document-embeddings: documents found for each query at each step, which are negatives.",
         default=None,
         minimum=1,
         hidden_default=f"{DYNAMIC_NEGATIVES}",

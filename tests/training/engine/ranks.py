@@ -31,7 +31,7 @@ from retrievo.training.feeds.samplers import share
 from retrievo.training.objectives.objective import Objective
 
 STEPS = 20
-_GROUPED = ("group", "pairwise", "batch-margin-mse")
+_GROUPED = ("listwise", "ranknet", "batch-margin-mse")
 GROUPS = [[3, 1, 4, 2, 2], [2, 2, 2], [1], [4, 4], [1, 3, 1, 3], [2]]  # of six steps; two have a single query
 
 

@@ -81,13 +81,13 @@ def pairs(step: int, of: slice) -> Batch:
 
 Case = tuple[Callable[[Path], Objective], Callable[[int, slice], Batch], dict[str, Any]]
 QUICK: dict[str, Case] = {
-    "learned temperature": (learned_temperature, queries, {"graph_memory": "300KB"}),
+    "learned temperature": (learned_temperature, queries, {"activation_memory": "300KB"}),
     "untied, dropout": (lambda model: with_dropout(encoder(model, tied=False)), queries, {}),
     "gradient checkpointing": (lambda model: with_dropout(encoder(model)), queries, {"gradient_checkpointing": True}),
     "binary cross-encoder": (lambda model: cross_encoder(model, BinaryCrossEncoder), pairs, {}),
 }
 SLOW: dict[str, Case] = {
-    "all graphs kept": (encoder, queries, {"graph_memory": "1GB"}),
+    "all graphs kept": (encoder, queries, {"activation_memory": "1GB"}),
     "adapters": (lambda model: with_adapters(encoder(model)), queries, {}),
     "asam": (learned_temperature, queries, {"optimizer": "asam"}),
     "cross-encoder": (cross_encoder, pairs, {}),
@@ -104,7 +104,7 @@ def train(case: str, model: Path, folder: Path, *, sharded: bool, steps: int = S
         for parameter in objective.parameters():
             nn.init.zeros_(parameter)
     # clipping keeps early steps alike; plain AdamW would blow up differences where a gradient is nearly zero
-    usual = {"max_steps": STEPS, "learning_rate": 1e-2, "epsilon": 1e-3, "chunk_tokens": 30, "graph_memory": "0"}
+    usual = {"max_steps": STEPS, "learning_rate": 1e-2, "epsilon": 1e-3, "chunk_tokens": 30, "activation_memory": "0"}
     config = FitConfig(**usual | options, dtype="float32", save_every=STOP)
     done: list[int] = []
     if sharded:

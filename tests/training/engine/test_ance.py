@@ -33,7 +33,7 @@ STEADY = {
     "batch_size": 16,
     "learning_rate": 1e-3,
     "schedule": "constant",
-    "warmup": 0.0,
+    "warmup_ratio": 0.0,
     "dtype": "float32",
 }
 MODEL = {"temperature": 0.1, "similarity": "cosine", "pooling": "mean", "negatives_per_query": 2}
@@ -198,7 +198,7 @@ def test_stopped_within_a_refresh_and_run_again_training_ends_in_the_same_bytes(
 def test_any_documents_fill_up_a_share_of_hard_ones_until_there_are_some(
     tiny_model: Path, toy_dataset: Path, tmp_path: Path
 ) -> None:
-    config = TrainConfig(**refreshed(tiny_model, toy_dataset, tmp_path / "out", hard_share=0.5, max_steps=8))
+    config = TrainConfig(**refreshed(tiny_model, toy_dataset, tmp_path / "out", hard_negative_ratio=0.5, max_steps=8))
     train(config)
     assert len(losses(tmp_path / "out")) == 8
 

@@ -80,13 +80,13 @@ def test_of_several_processes_each_goes_on_with_the_options_that_the_error_names
             errors.append(str(error))
             given |= options_of(str(error))
     assert [options_of(error) for error in errors] == [
-        {"graph_memory": "0", "chunk_tokens": 32},
+        {"activation_memory": "0", "chunk_tokens": 32},
         {"chunk_tokens": 16},
     ]
     assert "from step 3 on, --chunk-tokens is 16; it was 64" in capsys.readouterr().err
     assert [line["chunk_tokens"] for line in lines(tmp_path) if "loss" in line] == [64, 64, 16, 16]
     changes = [line for line in lines(tmp_path) if "changed" in line]
-    assert changes[-1] == {"step": 2, "changed": {"chunk_tokens": [64, 16], "graph_memory": ["1GB", "0"]}}
+    assert changes[-1] == {"step": 2, "changed": {"chunk_tokens": [64, 16], "activation_memory": ["1GB", "0"]}}
 
 
 def until(step: int, objective: Any, folder: Path, **given: Any) -> None:
@@ -101,7 +101,7 @@ def test_a_run_that_goes_on_keeps_what_memory_left_it_until_it_is_told_otherwise
     until(1, small(16), tmp_path, chunk_tokens=64)
     until(2, finetune(), tmp_path, chunk_tokens=64)  # the same command again
     until(3, finetune(), tmp_path, chunk_tokens=32)
-    until(4, finetune(), tmp_path, chunk_tokens=32, graph_memory="1MB")
+    until(4, finetune(), tmp_path, chunk_tokens=32, activation_memory="1MB")
     steps = [line for line in lines(tmp_path) if "loss" in line]
     assert [line["chunk_tokens"] for line in steps] == [16, 16, 32, 32]
     assert [line["graph_bytes"] for line in steps] == [0, 0, 0, 1 << 20]

@@ -130,5 +130,5 @@ def test_chunks_without_rows_change_no_gradient(tiny_model: Path, kept: int) -> 
 
 
 def test_a_model_of_unknown_layers_is_refused() -> None:
-    with pytest.raises(RetrievoError, match="--shard: the layers of this model's backbone are not known; leave it out"):
+    with pytest.raises(RetrievoError, match="--fsdp: the layers of this model's backbone are not known; leave it out"):
         shard(finetune(), torch.device("cpu"))

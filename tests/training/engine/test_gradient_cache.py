@@ -221,7 +221,7 @@ def test_clipping_shortens_the_whole_gradient_and_reports_its_norm_before(device
     objective, batch = finetune().to(device), finetune_batch(FOUR_GROUPS)
     _, free = step_gradient(objective, batch)
     norm = torch.cat([gradient.flatten() for gradient in free.values()]).norm().item()
-    stats, clipped = step_gradient(objective, batch, max_gradient_norm=norm / 2)
+    stats, clipped = step_gradient(objective, batch, max_grad_norm=norm / 2)
     assert stats["gradient_norm"].item() == pytest.approx(norm, rel=1e-5)
     assert_same(clipped, {name: gradient / 2 for name, gradient in free.items()})
 

@@ -15,7 +15,7 @@ from retrievo.support.errors import RetrievoError, UsageError
 from retrievo.training.batch import Batch
 from retrievo.training.engine import checkpoints
 from retrievo.training.engine.config import FitConfig
-from retrievo.training.engine.loop import fit, now_and_then, prefetched
+from retrievo.training.engine.loop import every_n_steps, fit, prefetched
 from retrievo.training.engine.optimizers import OPTIMIZERS, SCHEDULES
 from retrievo.training.losses.losses import BATCH_TAUGHT, LOSSES, TAUGHT
 from retrievo.training.objectives.finetune import Finetune
@@ -59,7 +59,7 @@ def test_a_callback_now_and_then_is_called_after_the_last_step_too(
     steps: int, often: int | None, expected: list[int], tmp_path: Path
 ) -> None:
     called: list[int] = []
-    run(tmp_path, max_steps=steps, every=now_and_then(called.append, steps, often))
+    run(tmp_path, max_steps=steps, every=every_n_steps(called.append, steps, often))
     assert called == expected
 
 
@@ -338,11 +338,11 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path, options: dict[st
         {"seed": 1},
         {"dtype": "bfloat16"},
         {"chunk_tokens": 12},  # dropout is drawn chunk by chunk
-        {"max_gradient_norm": 1e-3},
-        {"max_gradient_norm": 0.0},
+        {"max_grad_norm": 1e-3},
+        {"max_grad_norm": 0.0},
         {"learning_rate": 2e-2},
         {"schedule": "cosine"},
-        {"warmup": 0.5},
+        {"warmup_ratio": 0.5},
         {"weight_decay": 0.5},
         {"beta1": 0.5},
         {"beta2": 0.5},
@@ -368,7 +368,7 @@ def test_kept_graphs_save_encodings_and_change_not_a_bit(tmp_path: Path) -> None
             return encode(chunk)
 
         objective.encode = counted
-        chosen = config(max_steps=2, graph_memory=memory)
+        chosen = config(max_steps=2, activation_memory=memory)
         fit(objective, Feed(), chosen, folder=tmp_path / memory, device=torch.device("cpu"))
         calls.append(count[0])
     assert calls[1] == calls[0] // 2 + 1, "every chunk is encoded once, and one of them to see what its graph takes"
@@ -416,8 +416,11 @@ def test_the_optimizer_gets_the_rate_of_the_schedule_and_may_ask_for_the_gradien
     ("options", "message"),
     [
         ({"max_steps": 0}, "--max-steps: found 0; expected at least 1"),
-        ({"graph_memory": "much"}, "--graph-memory: found 'much'; expected a number and MB, GB or TB; write 4GB"),
-        ({"max_gradient_norm": -1.0}, "--max-gradient-norm: found -1.0; expected at least 0"),
+        (
+            {"activation_memory": "much"},
+            "--activation-memory: found 'much'; expected a number and MB, GB or TB; write 4GB",
+        ),
+        ({"max_grad_norm": -1.0}, "--max-grad-norm: found -1.0; expected at least 0"),
     ],
 )
 def test_wrong_options_name_the_flag(options: dict[str, Any], message: str) -> None:

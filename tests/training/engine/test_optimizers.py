@@ -71,7 +71,7 @@ def test_asam_takes_the_gradient_uphill_and_moves_from_where_it_stood() -> None:
 
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_a_schedule_warms_up_to_the_peak_and_no_step_is_spent_at_zero(name: str) -> None:
-    config = OptimizerConfig(schedule=name, learning_rate=2.0, warmup=0.25)
+    config = OptimizerConfig(schedule=name, learning_rate=2.0, warmup_ratio=0.25)
     rates = [learning_rate(config, step, 40) for step in range(40)]
     assert rates[:11] == pytest.approx([2.0 * (step + 1) / 11 for step in range(11)])
     assert rates[10] == max(rates) == 2.0
@@ -81,7 +81,8 @@ def test_a_schedule_warms_up_to_the_peak_and_no_step_is_spent_at_zero(name: str)
 def test_schedules_follow_their_formulas() -> None:
     course = {
         name: [
-            learning_rate(OptimizerConfig(schedule=name, learning_rate=1.0, warmup=0.0), step, 4) for step in range(4)
+            learning_rate(OptimizerConfig(schedule=name, learning_rate=1.0, warmup_ratio=0.0), step, 4)
+            for step in range(4)
         ]
         for name in SCHEDULES
     }
@@ -95,7 +96,7 @@ def test_schedules_follow_their_formulas() -> None:
     [
         ({"optimizer": "adam"}, "--optimizer: found 'adam'; did you mean 'adamw'?"),
         ({"schedule": "liner"}, "--schedule: found 'liner'; did you mean 'linear'?"),
-        ({"warmup": 1.0}, "--warmup: found 1.0; expected at most 0.99"),
+        ({"warmup_ratio": 1.0}, "--warmup-ratio: found 1.0; expected at most 0.99"),
     ],
 )
 def test_wrong_options_name_the_flag(options: dict[str, object], message: str) -> None:

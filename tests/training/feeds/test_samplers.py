@@ -22,7 +22,7 @@ def samplers(draw: st.DrawFn) -> GroupSampler:
     documents = st.lists(st.integers(0, DOCUMENTS - 1), max_size=9)
     queries = draw(st.lists(st.tuples(documents, documents), min_size=1, max_size=12))
     queries.append(([3], [4, 5]))  # one at least can be trained on
-    topics = draw(st.none() | st.lists(st.integers(0, 3), min_size=len(queries), max_size=len(queries)))
+    query_clusters = draw(st.none() | st.lists(st.integers(0, 3), min_size=len(queries), max_size=len(queries)))
     return GroupSampler(
         Ragged.of([sorted(set(positives)) for positives, _ in queries]),
         Ragged.of([negatives for _, negatives in queries]),
@@ -30,7 +30,7 @@ def samplers(draw: st.DrawFn) -> GroupSampler:
         batch_size=draw(st.integers(1, 8)),
         negatives_per_query=draw(st.integers(0, 6)),
         seed=draw(st.integers(0, 1000)),
-        topics=None if topics is None else np.array(topics),
+        query_clusters=None if query_clusters is None else np.array(query_clusters),
     )
 
 
@@ -39,7 +39,7 @@ def one_query(
     negatives: list[int],
     wanted: int = 2,
     documents: int = DOCUMENTS,
-    hard_share: float | None = None,
+    hard_negative_ratio: float | None = None,
 ) -> GroupSampler:
     return GroupSampler(
         Ragged.of([positives]),
@@ -48,7 +48,7 @@ def one_query(
         batch_size=1,
         negatives_per_query=wanted,
         seed=7,
-        hard_share=hard_share,
+        hard_negative_ratio=hard_negative_ratio,
     )
 
 
@@ -155,20 +155,20 @@ def test_shares_are_contiguous_and_differ_by_one_at_most(total: int, ranks: int)
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
 
-@pytest.mark.parametrize("hard_share", [0.0, 0.1, 0.5, 1.0])
-def test_a_share_of_the_negatives_is_hard_and_the_others_are_any_documents(hard_share: float) -> None:
+@pytest.mark.parametrize("hard_negative_ratio", [0.0, 0.1, 0.5, 1.0])
+def test_a_share_of_the_negatives_is_hard_and_the_others_are_any_documents(hard_negative_ratio: float) -> None:
     pool = list(range(1, 6))
-    sampler = one_query([0], pool, wanted=4, documents=1000, hard_share=hard_share)
+    sampler = one_query([0], pool, wanted=4, documents=1000, hard_negative_ratio=hard_negative_ratio)
     groups = [sampler.draw(epoch, 0).documents[1:] for epoch in range(1000)]
     assert all(len(set(group)) == 4 and 0 not in group for group in groups)
-    assert np.isin(groups, pool).mean() == pytest.approx(hard_share, abs=0.02)
+    assert np.isin(groups, pool).mean() == pytest.approx(hard_negative_ratio, abs=0.02)
     assert all(np.array_equal(sampler.draw(epoch, 0).documents[1:], groups[epoch]) for epoch in (0, 500, 999))
 
 
-@pytest.mark.parametrize("hard_share", [0.1, 0.25])
-def test_a_share_goes_through_the_whole_pool_evenly(hard_share: float) -> None:
+@pytest.mark.parametrize("hard_negative_ratio", [0.1, 0.25])
+def test_a_share_goes_through_the_whole_pool_evenly(hard_negative_ratio: float) -> None:
     pool = list(range(1, 29))
-    sampler = one_query([0], pool, wanted=7, documents=1000, hard_share=hard_share)
+    sampler = one_query([0], pool, wanted=7, documents=1000, hard_negative_ratio=hard_negative_ratio)
     drawn = np.concatenate([sampler.draw(epoch, 0).documents[1:] for epoch in range(4000)])
     counts = np.bincount(drawn, minlength=29)[pool]
     assert counts.min() > 0.5 * counts.mean()
@@ -183,22 +183,28 @@ def test_nothing_is_filled_up_with_documents_without_text() -> None:
 
 def test_with_a_share_a_query_without_a_pool_gets_random_negatives() -> None:
     assert len(one_query([0], [], wanted=3).draw(0, 0).documents) == 1
-    assert len(set(one_query([0], [], wanted=3, hard_share=0.1).draw(0, 0).documents)) == 4
+    assert len(set(one_query([0], [], wanted=3, hard_negative_ratio=0.1).draw(0, 0).documents)) == 4
 
 
 @given(samplers(), st.integers(0, 3))
 def test_a_batch_is_of_as_few_topics_as_fill_it(sampler: GroupSampler, epoch: int) -> None:
-    if sampler.topics is None:
+    if sampler.query_clusters is None:
         return
     steps = range(epoch * sampler.batches_per_epoch, (epoch + 1) * sampler.batches_per_epoch)
-    topics = [{int(sampler.topics[draw.query]) for draw in sampler.batch(step)} for step in steps]
-    assert sum(map(len, topics)) <= len(topics) + len(set().union(*topics)) - 1
+    query_clusters = [{int(sampler.query_clusters[draw.query]) for draw in sampler.batch(step)} for step in steps]
+    assert sum(map(len, query_clusters)) <= len(query_clusters) + len(set().union(*query_clusters)) - 1
 
 
 def of_topics(seed: int = 0) -> GroupSampler:
-    """1,000 queries of 10 topics in batches of 32."""
-    topics = np.random.default_rng(5).integers(0, 10, 1000)
-    given_ = {"documents": 1, "batch_size": 32, "negatives_per_query": 0, "topics": topics, "seed": seed}
+    """1,000 queries of 10 query_clusters in batches of 32."""
+    query_clusters = np.random.default_rng(5).integers(0, 10, 1000)
+    given_ = {
+        "documents": 1,
+        "batch_size": 32,
+        "negatives_per_query": 0,
+        "query_clusters": query_clusters,
+        "seed": seed,
+    }
     return GroupSampler(Ragged.of([[0]] * 1000), Ragged.of([[]] * 1000), **given_)
 
 
@@ -208,8 +214,8 @@ def test_topics_meet_in_another_order_and_other_queries_in_a_batch_from_epoch_to
     assert np.array_equal(orders[0], orders[2])
     first, second = ([frozenset(order[at : at + 32]) for at in range(0, 1000, 32)] for order in orders[:2])
     assert not set(first) & set(second)
-    assert sampler.topics is not None
-    of_batch = sampler.topics[orders[0][:992:32]]
+    assert sampler.query_clusters is not None
+    of_batch = sampler.query_clusters[orders[0][:992:32]]
     assert (of_batch[1:] == of_batch[:-1]).sum() < 10, "batches of one topic are scattered over the epoch"
     assert not np.array_equal(orders[0], of_topics(seed=1).order(0))
 

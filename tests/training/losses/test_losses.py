@@ -17,27 +17,27 @@ from torch.nn import functional
 
 from retrievo.training.batch import Relevant
 from retrievo.training.losses import tiled
-from retrievo.training.losses.losses import LOSSES, SCOPES, TAUGHT, Contest, LossSettings, identity_mask
+from retrievo.training.losses.losses import LOSSES, SCOPES, TAUGHT, CandidateBatch, LossSettings, identity_mask
 from retrievo.training.losses.tiled import Outcome, weighed
 
 NOTHING = torch.zeros(2, 0, dtype=torch.int64)
 
 
-def contest(queries: int = 3, documents: int = 7, masked: torch.Tensor = NOTHING) -> Contest:
+def contest(queries: int = 3, documents: int = 7, masked: torch.Tensor = NOTHING) -> CandidateBatch:
     """Own positives at 0, 2, 5; groups 0-1, 2-4 and 5-6, of which the teacher does not know document 4."""
     torch.manual_seed(0)
     drawn = (torch.randn(count, 4, dtype=torch.float64).requires_grad_() for count in (queries, documents))
     own = torch.tensor([[0, 1, 0], [2, 3, 4], [5, 6, 5]])
     teacher = torch.tensor([[2.0, 1.0, math.nan], [3.0, 1.5, math.nan], [0.5, 0.7, math.nan]], dtype=torch.float64)
     vectors = (torch.randn(count, 2, dtype=torch.float64) for count in (queries, documents))
-    return Contest(*list(drawn), torch.tensor([0, 2, 5]), masked, own, teacher, *vectors)
+    return CandidateBatch(*list(drawn), torch.tensor([0, 2, 5]), masked, own, teacher, *vectors)
 
 
-def value(given_: Contest, name: str = "infonce", temperature: Any = 1.0, **settings: Any) -> Outcome:
+def value(given_: CandidateBatch, name: str = "infonce", temperature: Any = 1.0, **settings: Any) -> Outcome:
     return weighed(given_, {name: 1.0}, temperature, LossSettings(**settings))
 
 
-def scores_of(given_: Contest) -> np.ndarray:
+def scores_of(given_: CandidateBatch) -> np.ndarray:
     return (given_.queries @ given_.documents.T).detach().numpy()
 
 
@@ -86,25 +86,25 @@ def test_a_repeated_pair_in_the_mask_changes_nothing(name: str) -> None:
 
 
 def test_a_query_with_no_other_candidate_has_loss_zero_and_counts_as_correct() -> None:
-    alone = Contest(torch.ones(1, 4), torch.ones(1, 4), torch.tensor([0]), NOTHING)
-    assert value(alone).total.item() == value(alone, "multi-positive").total.item() == 0
+    alone = CandidateBatch(torch.ones(1, 4), torch.ones(1, 4), torch.tensor([0]), NOTHING)
+    assert value(alone).total.item() == value(alone, "supcon").total.item() == 0
     assert value(alone).correct.item() == 1
 
 
 def test_a_tie_with_a_negative_is_not_correct() -> None:
-    tied = Contest(torch.ones(1, 4), torch.ones(2, 4), torch.tensor([0]), NOTHING)
+    tied = CandidateBatch(torch.ones(1, 4), torch.ones(2, 4), torch.tensor([0]), NOTHING)
     assert value(tied).correct.item() == 0
 
 
 def test_no_queries_give_no_loss_and_still_a_gradient_for_the_documents() -> None:
     documents = torch.randn(3, 4, requires_grad=True)
-    empty = Contest(torch.zeros(0, 4), documents, torch.zeros(0, dtype=torch.int64), NOTHING)
+    empty = CandidateBatch(torch.zeros(0, 4), documents, torch.zeros(0, dtype=torch.int64), NOTHING)
     value(empty).total.backward()
     assert torch.equal(documents.grad, torch.zeros(3, 4))
 
 
 def test_without_other_positives_multi_positive_is_infonce() -> None:
-    torch.testing.assert_close(value(contest(), "multi-positive").total, value(contest()).total)
+    torch.testing.assert_close(value(contest(), "supcon").total, value(contest()).total)
 
 
 def test_multi_positive_is_the_mean_over_positives_that_do_not_compete() -> None:
@@ -114,7 +114,7 @@ def test_multi_positive_is_the_mean_over_positives_that_do_not_compete() -> None
         negatives = sum(math.exp(scores[query, n]) for n in range(7) if n not in positives)
         each = [-math.log(math.exp(scores[query, p]) / (math.exp(scores[query, p]) + negatives)) for p in positives]
         expected += sum(each) / len(each)
-    assert value(given_, "multi-positive").total.item() == pytest.approx(expected)
+    assert value(given_, "supcon").total.item() == pytest.approx(expected)
 
 
 def test_margin_mse_is_the_mean_squared_difference_of_margins_that_the_teacher_knows() -> None:
@@ -124,7 +124,7 @@ def test_margin_mse_is_the_mean_squared_difference_of_margins_that_the_teacher_k
     assert value(given_, "margin-mse", temperature=0.1).total.item() == pytest.approx(expected)
 
 
-def group_by_hand(given_: Contest, scores: torch.Tensor, negatives: list[list[int]]) -> torch.Tensor:
+def group_by_hand(given_: CandidateBatch, scores: torch.Tensor, negatives: list[list[int]]) -> torch.Tensor:
     lost = []
     for query, own in enumerate(negatives):
         positive = given_.positives[query].item()
@@ -132,7 +132,7 @@ def group_by_hand(given_: Contest, scores: torch.Tensor, negatives: list[list[in
     return torch.stack(lost).sum()
 
 
-def pairwise_by_hand(given_: Contest, scores: torch.Tensor, negatives: list[list[int]]) -> torch.Tensor:
+def pairwise_by_hand(given_: CandidateBatch, scores: torch.Tensor, negatives: list[list[int]]) -> torch.Tensor:
     each = [
         (1 + (scores[query, own] - scores[query, given_.positives[query]]).exp()).log().mean()
         for query, own in enumerate(negatives)
@@ -141,7 +141,7 @@ def pairwise_by_hand(given_: Contest, scores: torch.Tensor, negatives: list[list
     return torch.stack(each).sum()
 
 
-def batch_margins_by_hand(given_: Contest, scores: torch.Tensor, negatives: list[list[int]]) -> torch.Tensor:
+def batch_margins_by_hand(given_: CandidateBatch, scores: torch.Tensor, negatives: list[list[int]]) -> torch.Tensor:
     student = given_.queries @ given_.documents.T  # without temperature
     taught = given_.teacher_queries @ given_.teacher_documents.T
     masked, each = set(map(tuple, given_.masked.T.tolist())), []
@@ -152,7 +152,7 @@ def batch_margins_by_hand(given_: Contest, scores: torch.Tensor, negatives: list
     return torch.stack(each).sum()
 
 
-BY_HAND = {"group": group_by_hand, "pairwise": pairwise_by_hand, "batch-margin-mse": batch_margins_by_hand}
+BY_HAND = {"listwise": group_by_hand, "ranknet": pairwise_by_hand, "batch-margin-mse": batch_margins_by_hand}
 
 
 @pytest.mark.parametrize("name", BY_HAND)
@@ -169,7 +169,7 @@ def test_losses_of_groups_and_of_batch_teachers_are_those_of_plain_autograd(
     torch.testing.assert_close(torch.autograd.grad(found, (given_.queries, given_.documents)), gradients)
 
 
-@pytest.mark.parametrize("name", ["group", "pairwise"])
+@pytest.mark.parametrize("name", ["listwise", "ranknet"])
 def test_without_negatives_of_its_own_a_query_has_no_loss_in_its_group(name: str) -> None:
     given_ = contest()
     alone = dataclasses.replace(given_, own=given_.own[:, :1])
@@ -183,7 +183,7 @@ def test_a_group_that_is_the_whole_batch_has_the_loss_of_infonce() -> None:
     given_ = contest()
     others = [[n for n in range(7) if n != positive] for positive in given_.positives.tolist()]
     own = torch.cat([given_.positives[:, None], torch.tensor(others)], dim=1)
-    torch.testing.assert_close(value(dataclasses.replace(given_, own=own), "group").total, value(given_).total)
+    torch.testing.assert_close(value(dataclasses.replace(given_, own=own), "listwise").total, value(given_).total)
 
 
 def test_a_student_that_is_its_batch_teacher_has_nothing_to_learn() -> None:
@@ -246,11 +246,11 @@ def test_memory_does_not_grow_with_the_square_of_the_batch() -> None:
     """8,192 x 8,192 scores are 268 MB, and each copy of them as much again."""
     script = """if True:
         import resource, torch
-        from retrievo.training.losses.losses import Contest, LossSettings
+        from retrievo.training.losses.losses import CandidateBatch, LossSettings
         from retrievo.training.losses.tiled import weighed
         sides = [torch.randn(8192, 8).requires_grad_() for _ in range(2)]
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        contest = Contest(*sides, torch.arange(8192), torch.stack([torch.arange(8191), torch.arange(1, 8192)]))
+        contest = CandidateBatch(*sides, torch.arange(8192), torch.stack([torch.arange(8191), torch.arange(1, 8192)]))
         weighed(contest, {"infonce": 1.0}, 0.05, LossSettings()).total.backward()
         print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
     """

@@ -117,7 +117,7 @@ def examples() -> list[Example]:
 
 
 def candidates(queries: Tensor, relevant: list[set[int]], depth: int, loss: str) -> list[list[int]]:
-    """Of each query the own positive first, and what any query found (`group`: what it found itself), save what is
+    """Of each query the own positive first, and what any query found (`listwise`: what it found itself), save what is
     relevant to it or reads so.
     """
     hits = search_exact(queries.numpy(), stored(), ROWS)
@@ -125,7 +125,7 @@ def candidates(queries: Tensor, relevant: list[set[int]], depth: int, loss: str)
     for query in range(3):
         never = relevant[query] | {row + 290 for row in relevant[query]} | set(EMPTY)
         found.append([row for row in hits.row[hits.query == query].tolist() if row not in never][:depth])
-    if loss == "group":
+    if loss == "listwise":
         return [[first, *own] for first, own in zip((3, 40, 7), found, strict=True)]
     union = {3, 40, 7}.union(*found)
     return [
@@ -134,7 +134,7 @@ def candidates(queries: Tensor, relevant: list[set[int]], depth: int, loss: str)
     ]
 
 
-@pytest.mark.parametrize("loss", ["infonce", "group"])
+@pytest.mark.parametrize("loss", ["infonce", "listwise"])
 def test_the_gradient_is_that_of_plain_autograd_over_the_same_candidates(loss: str) -> None:
     trained = Adore(AdoreConfig(loss=(loss,), temperature=0.5, dynamic_negatives=6), Table("dot"), fixed())
     stats = gradient_step(trained, trained.collator()(examples()), step=0, seed=0, chunk_tokens=2)
@@ -179,7 +179,7 @@ def encoded(retrievo: Callable, model: Path, texts: list[object], output: Path, 
 def given(tiny_model: Path, dataset: Path, documents: Path, output: Path, **more: Any) -> TrainConfig:
     tables = {"corpus": dataset, "queries": dataset, "qrels": dataset / "qrels" / "train.parquet"}
     steps = {"batch_size": 16, "learning_rate": 1e-3, "temperature": 0.2, "dtype": "float32", "epochs": 6.0}
-    fixed = {"fixed_documents": documents, "dynamic_negatives": 20, "model": str(tiny_model), "output": output}
+    fixed = {"document_embeddings": documents, "dynamic_negatives": 20, "model": str(tiny_model), "output": output}
     return TrainConfig(**{**tables, **steps, **fixed, **more})
 
 
@@ -326,7 +326,7 @@ def test_vectors_of_another_model_corpus_role_or_length_are_refused(
     [
         {"negatives": (Path("n.parquet"),)},
         {"negatives_per_query": 3},
-        {"hard_share": 0.1, "negatives": (Path("n.parquet"),)},
+        {"hard_negative_ratio": 0.1, "negatives": (Path("n.parquet"),)},
         {"refresh_every": 5},
         {"teacher": Path("t.parquet")},
         {"matryoshka": (8,)},
@@ -342,18 +342,18 @@ def test_vectors_of_another_model_corpus_role_or_length_are_refused(
     ids=str,
 )
 def test_what_would_move_documents_or_draw_negatives_is_refused(option: dict[str, Any], tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="does not apply to --fixed-documents"):
+    with pytest.raises(UsageError, match="does not apply to --document-embeddings"):
         given(tmp_path, tmp_path, tmp_path, tmp_path / "out", **option)
 
 
 def test_dynamic_negatives_are_found_among_fixed_documents_only(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="--dynamic-negatives: are found among fixed documents"):
-        given(tmp_path, tmp_path, tmp_path, tmp_path / "out", fixed_documents=None)
+        given(tmp_path, tmp_path, tmp_path, tmp_path / "out", document_embeddings=None)
 
 
 def test_the_manifest_names_the_vectors(trained: Path, vectors: Path) -> None:
     manifest = Manifest.read(trained, "model")
-    assert manifest.input_path("fixed-documents", "--fixed-documents") == vectors
+    assert manifest.input_path("fixed-documents", "--document-embeddings") == vectors
     assert "negatives_per_query" not in manifest.config
 
 
@@ -362,7 +362,7 @@ def test_two_processes_make_the_gradient_of_one(
     tiny_model: Path, toy_dataset: Path, vectors: Path, tmp_path: Path, process: Callable, retrievo: Callable
 ) -> None:
     tables = ["--corpus", toy_dataset, "--queries", toy_dataset, "--qrels", toy_dataset / "qrels" / "train.parquet"]
-    flags = ["train", "--model", tiny_model, *tables, "--fixed-documents", vectors, "--dynamic-negatives", 20]
+    flags = ["train", "--model", tiny_model, *tables, "--document-embeddings", vectors, "--dynamic-negatives", 20]
     done = retrievo(*flags, "--verify-gradients")
     assert done.code == 0, done.err
     assert max(float(line.split()[-1]) for line in done.out.splitlines()[1:]) < 1e-4

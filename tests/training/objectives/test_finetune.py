@@ -139,13 +139,13 @@ def test_what_is_cut_is_compared_as_the_encoder_gives_it() -> None:
 def test_groups_are_known_without_a_teacher_and_compete_by_themselves() -> None:
     vectors = {"query": torch.randn(2, 4), "document": torch.randn(5, 4)}
     groups = [[0, 1, 2], [3, 4]]
-    found, stats = objective(loss=("group", "pairwise"), loss_weight=(1.0, 0.0)).contrast(vectors, batch())
+    found, stats = objective(loss=("listwise", "ranknet"), loss_weight=(1.0, 0.0)).contrast(vectors, batch())
     scores = vectors["query"] @ vectors["document"].T
     own = [scores[query, group] for query, group in enumerate(groups)]
     expected = torch.stack([functional.cross_entropy(row, torch.tensor(0)) for row in own]).mean()
     assert found.item() == pytest.approx(expected.item(), rel=1e-5)
     ranknet = torch.stack([functional.softplus(row[1:] - row[0]).mean() for row in own]).mean()
-    assert stats["pairwise"].item() == pytest.approx(ranknet.item(), rel=1e-5)
+    assert stats["ranknet"].item() == pytest.approx(ranknet.item(), rel=1e-5)
 
 
 def test_accuracy_is_the_share_of_queries_whose_positive_wins() -> None:

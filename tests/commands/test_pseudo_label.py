@@ -1,4 +1,4 @@
-"""`retrievo label`: from a cross-encoder's run to judgements and negatives that `retrievo train` takes."""
+"""`retrievo pseudo-label`: from a cross-encoder's run to judgements and negatives that `retrievo train` takes."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def home(tmp_path: Path) -> Path:
 
 
 def labelling(home: Path, *more: object, run: str = "reranked.trec", output: str = "labels") -> list[object]:
-    return ["label", "--run", home / run, "--qrels", home / "qrels.txt", "--output", home / output, *more]
+    return ["pseudo-label", "--run", home / run, "--qrels", home / "qrels.txt", "--output", home / output, *more]
 
 
 def pairs(path: Path) -> list[tuple[Any, ...]]:
@@ -76,7 +76,7 @@ def test_judgements_that_are_there_stay_and_the_others_get_labels(home: Path, re
 
 
 def test_without_judgements_every_query_may_be_labelled(home: Path, retrievo: Callable) -> None:
-    made = retrievo("label", "--run", home / "reranked.trec", "--output", home / "labels")
+    made = retrievo("pseudo-label", "--run", home / "reranked.trec", "--output", home / "labels")
     assert made.code == 0, made.err
     assert ("q1", "d9", 1) in pairs(home / "labels" / "qrels.parquet")
     assert "judgements of" not in made.err
@@ -140,7 +140,7 @@ def test_labels_are_trained_on(tiny_model: Path, toy_dataset: Path, tmp_path: Pa
     rows = [(f"q{n}", f"d{(n + k) % 240}", 5.0 if k == 0 else -5.0) for n in range(160, 240) for k in range(4)]
     judged = toy_dataset / "qrels" / "train.parquet"
     run = write_run(tmp_path / "reranked.trec", rows)
-    made = retrievo("label", "--run", run, "--qrels", judged, "--output", tmp_path / "labels")
+    made = retrievo("pseudo-label", "--run", run, "--qrels", judged, "--output", tmp_path / "labels")
     assert made.code == 0, made.err
     labels = tmp_path / "labels"
     trained = retrievo(
@@ -178,7 +178,7 @@ def reranked(home: Path, rows: list[tuple[str, str, float]], **stats: str) -> Pa
 
 def test_the_unit_of_scores_is_what_the_run_says(home: Path, retrievo: Callable) -> None:
     young = [("q2", "d2", 0.9), ("q2", "d3", 0.2), ("q2", "d4", 0.1)]
-    command = ["label", "--run", reranked(home, young, scores="logits"), "--positive-above", 0.7]
+    command = ["pseudo-label", "--run", reranked(home, young, scores="logits"), "--positive-above", 0.7]
     made = retrievo(*command, "--negative-below", 0.54, "--output", home / "labels")
     assert made.code == 0, made.err
     assert "taken for" not in made.err
@@ -202,10 +202,10 @@ def test_a_document_that_is_the_query_gets_no_label(home: Path, retrievo: Callab
     pq.write_table(pa.table({"id": ["q2"], "text": ["is it so?"]}), home / "queries.parquet")
     write_run(home / "own.trec", [("q2", "d2", 9.0), ("q2", "d3", 8.0)])
     texts = ["--corpus", home / "corpus.parquet", "--queries", home / "queries.parquet"]
-    assert retrievo("label", "--run", home / "own.trec", "--output", home / "labels", *texts).code == 0
+    assert retrievo("pseudo-label", "--run", home / "own.trec", "--output", home / "labels", *texts).code == 0
     assert pairs(home / "labels" / "qrels.parquet") == [("q2", "d3", 1)]
     assert Manifest.read(home / "labels", "labels").stats["query_text"] == 1
-    assert "may become relevant" in retrievo("label", "--run", home / "own.trec", "--output", home / "bare").err
+    assert "may become relevant" in retrievo("pseudo-label", "--run", home / "own.trec", "--output", home / "bare").err
 
 
 @pytest.mark.slow
@@ -218,7 +218,7 @@ def test_labelling_killed_at_any_moment_and_run_again_ends_in_the_same_bytes(kil
     names, ranks = ["query_id", "doc_id", "score", "rank"], pa.array(np.zeros(len(scores), np.int32))
     pq.write_table(pa.table([query, document, pa.array(scores), ranks], names=names), tmp_path / "run.parquet")
     kill_harness.check(
-        lambda output: ["label", "--run", str(tmp_path / "run.parquet"), "--output", str(output)], kills=4
+        lambda output: ["pseudo-label", "--run", str(tmp_path / "run.parquet"), "--output", str(output)], kills=4
     )
 
 

@@ -1,4 +1,4 @@
-"""`retrievo label`: judgements and negatives for queries that nobody judged, from the scores of a cross-encoder."""
+"""`retrievo pseudo-label`: judgements and negatives for unjudged queries, from a cross-encoder's scores."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ JUDGEMENTS, NEGATIVES = "qrels.parquet", "negatives.parquet"
 
 
 @dataclass(frozen=True, kw_only=True)
-class LabelConfig(Options):
-    """Options of `retrievo label`."""
+class PseudoLabelConfig(Options):
+    """Options of `retrievo pseudo-label`."""
 
     run: Path = option("Run with a cross-encoder's scores (retrievo rerank).")
     qrels: Path | None = option("Judgements that are there: their queries keep them and get no labels.", default=None)
@@ -55,7 +55,7 @@ class LabelConfig(Options):
             raise UsageError("--corpus", "goes with --queries", "both or none")
 
 
-def label(config: LabelConfig) -> Manifest:
+def pseudo_label(config: PseudoLabelConfig) -> Manifest:
     """Labels the queries of the run that --qrels does not judge, or finds them labelled; judgements there are stay.
 
     Of several processes the lead one does all.
@@ -96,7 +96,7 @@ def _recorded(run: Path) -> Manifest | None:
         return None
 
 
-def _unit(config: LabelConfig, run: Run, made: Manifest | None) -> str:
+def _unit(config: PseudoLabelConfig, run: Run, made: Manifest | None) -> str:
     """What the scores are: as the run says, as the user says, or a guess that is told.
 
     Raises: RetrievoError where they are no cross-encoder's, or of the other unit than the user says.
@@ -125,7 +125,7 @@ def _unit(config: LabelConfig, run: Run, made: Manifest | None) -> str:
     return unit
 
 
-def _texts(config: LabelConfig, made: Manifest | None) -> tuple[Judged | None, dict[str, Input]]:
+def _texts(config: PseudoLabelConfig, made: Manifest | None) -> tuple[Judged | None, dict[str, Input]]:
     """The queries of the run beside the corpus, to know which documents are queries themselves; and what was read."""
     import pyarrow as pa
 
@@ -153,7 +153,7 @@ def _texts(config: LabelConfig, made: Manifest | None) -> tuple[Judged | None, d
 
 
 def _write(
-    config: LabelConfig, run: Run, qrels: Qrels | None, texts: Judged | None, folder: Path, output: Output
+    config: PseudoLabelConfig, run: Run, qrels: Qrels | None, texts: Judged | None, folder: Path, output: Output
 ) -> dict[str, Any]:
     """Writes both tables, the judgements that are there before the labels; returns the figures."""
     import pyarrow as pa
@@ -183,7 +183,7 @@ def _write(
     return stats
 
 
-def _check(config: LabelConfig, tally: Tally) -> None:
+def _check(config: PseudoLabelConfig, tally: Tally) -> None:
     """Raises RetrievoError where the scores can't be what --scores says, and where nothing was labelled."""
     from retrievo.support.errors import RetrievoError
 
@@ -204,7 +204,7 @@ def _stats(tally: Tally, judgements: int) -> dict[str, Any]:
     return {**counts, "judgements": judgements}
 
 
-def _summary(config: LabelConfig, manifest: Manifest) -> None:
+def _summary(config: PseudoLabelConfig, manifest: Manifest) -> None:
     told, above = manifest.stats, f"{config.positive_above:g}"
     facts = {
         "made": f"{config.output} ({told['labelled']:,} of {told['queries']:,} queries labelled)",
