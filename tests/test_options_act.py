@@ -896,7 +896,7 @@ ENCODED = "encode --model {folder}/out --corpus {small} --dtype fp32 --output {f
 ASKED = "encode --model {folder}/out --queries {small} --dtype fp32 --output {folder}/vectors"
 SEARCHED = "search --index {folder}/out --queries {small} --depth 30 --output {folder}/run.trec"
 
-# of the training loop: engine/settings.py
+# of the training loop: training/engine/config.py
 FIT: dict[str, Probe] = {
     "optimizer": Acts("--optimizer asam"),
     "learning_rate": Acts("--learning-rate 1e-3"),

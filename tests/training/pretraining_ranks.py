@@ -1,4 +1,4 @@
-"""Tiny models and documents of pre-training; as a script, what each process of test_pretraining.py does."""
+"""Tiny models and documents of pre-training; as a script, what each process of objectives/test_masked_lm.py does."""
 
 from __future__ import annotations
 

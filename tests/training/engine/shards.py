@@ -1,4 +1,4 @@
-"""What each process of test_sharding.py does."""
+"""What each process of test_fsdp.py does."""
 
 from __future__ import annotations
 
