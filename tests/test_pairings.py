@@ -139,7 +139,9 @@ def begun(folder: Path) -> Path:
     """A finished output as if it had been stopped."""
     told = json.loads((folder / "manifest.json").read_text())
     (folder / "manifest.json").unlink()
-    (folder / "begin.json").write_text(json.dumps({k: told[k] for k in ("kind", "format", "config", "inputs")}))
+    (folder / "begin.json").write_text(
+        json.dumps({k: told[k] for k in ("kind", "format", "options", "config", "inputs")})
+    )
     return folder
 
 

@@ -258,7 +258,7 @@ def test_a_continuation_that_was_cut_short_goes_on_as_that_continuation(
         assert retrievo(*start(tiny_model, corpus, tmp_path / name, *flags, "--max-steps", 6, "--continue")).code == 0
     cut = tmp_path / "cut"  # as a kill in step 6 leaves it
     manifest = json.loads((cut / MANIFEST).read_text())
-    begin = {name: manifest[name] for name in ("kind", "format", "config", "inputs")}
+    begin = {name: manifest[name] for name in ("kind", "format", "options", "config", "inputs")}
     (cut / BEGIN).write_text(json.dumps(begin))
     (cut / MANIFEST).unlink()
     (cut / "checkpoints" / "step-000006" / MANIFEST).unlink()
@@ -295,7 +295,7 @@ def test_a_run_with_a_queue_goes_on_exactly_where_it_was_stopped(
 def cut_short(folder: Path, keep: int) -> None:
     """Leaves a finished run as a kill would, after a checkpoint."""
     manifest = json.loads((folder / MANIFEST).read_text())
-    begin = {name: manifest[name] for name in ("kind", "format", "config", "inputs")}
+    begin = {name: manifest[name] for name in ("kind", "format", "options", "config", "inputs")}
     (folder / BEGIN).write_text(json.dumps(begin))
     (folder / MANIFEST).unlink()
     for checkpoint in (folder / "checkpoints").glob("step-*"):

@@ -186,7 +186,14 @@ def test_another_table_of_a_further_data_set_does_its_training_again(
 ) -> None:
     lines = ['corpus = "{data}"', 'queries = "{data}"', 'qrels = "{data}/qrels/train.parquet"']
     more = ["[train]", *lines[:2], 'qrels = "more.parquet"']
-    step = ["[steps.both]", 'command = "train"', 'model = "model"', 'also = "more.toml"', "max_steps = 1", *lines]
+    step = [
+        "[steps.both]",
+        'command = "train"',
+        'model = "model"',
+        'extra_dataset = "more.toml"',
+        "max_steps = 1",
+        *lines,
+    ]
     recipe = lay_out(tmp_path, toy_dataset, tiny_model, "\n".join(step).replace("{data}", "data"))
     (tmp_path / "more.toml").write_text("\n".join(more).replace("{data}", "data"))
     judged = pq.read_table(tmp_path / "data" / "qrels" / "test.parquet")

@@ -623,14 +623,14 @@ def test_a_data_set_has_the_prefix_of_its_file(
     from retrievo.commands.train_config import TrainConfig
     from retrievo.models.encoder import Encoder
 
-    def queries(also: Path) -> set[int]:
+    def queries(extra: Path) -> set[int]:
         config = TrainConfig(
             model=str(tiny_model),
             corpus=toy_dataset,
             queries=toy_dataset,
             qrels=toy_dataset / "qrels" / "train.parquet",
             output=tmp_path / "m",
-            also=(also,),
+            extra_dataset=(extra,),
             pooling="mean",
         )
         _, _, feed = made(config, data_sets(config))

@@ -62,7 +62,7 @@ def test_a_text_that_does_not_fit_alone_is_an_error_with_what_to_do(tmp_path: Pa
 def options_of(advice: str) -> dict[str, Any]:
     """What a message says to type, as a Config takes it."""
     typed = re.findall(r"--(\S+) (\d+)", advice)
-    return {name.replace("-", "_"): value if name == "graph-memory" else int(value) for name, value in typed}
+    return {name.replace("-", "_"): value if name == "activation-memory" else int(value) for name, value in typed}
 
 
 def test_of_several_processes_each_goes_on_with_the_options_that_the_error_names(
