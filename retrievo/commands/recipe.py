@@ -485,7 +485,7 @@ def _work(step: Step, *, fetch: bool = True) -> dict[str, Any]:
         if known.kind is Path:
             for name, path in _read_paths(step.config, known):
                 if known.name == "extra_dataset":
-                    inputs |= {f"{name}-{read}": found for read, found in _of_data_set(step.config, path).items()}
+                    inputs |= {f"extra-dataset-{read}": found for read, found in _of_data_set(step.config, path).items()}
                 else:
                     inputs[name] = _fingerprint(known.name, path)
         elif known.declaration.path_or_name and value:

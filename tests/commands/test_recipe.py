@@ -202,7 +202,7 @@ def test_another_table_of_a_further_data_set_does_its_training_again(
     (tmp_path / "data" / "notes.txt").write_text("beside the tables")
     assert "both: finished" in retrievo("run", recipe).err
     pq.write_table(judged.slice(0, 50), tmp_path / "more.parquet")
-    assert "both (another extra-dataset-1-qrels)" in retrievo("run", recipe).err
+    assert "both (another extra-dataset-qrels)" in retrievo("run", recipe).err
     assert "both: finished" not in retrievo("run", recipe, "--redo", "both").err
 
 
