@@ -485,7 +485,8 @@ def _work(step: Step, *, fetch: bool = True) -> dict[str, Any]:
         if known.kind is Path:
             for name, path in _read_paths(step.config, known):
                 if known.name == "extra_dataset":
-                    inputs |= {f"extra-dataset-{read}": found for read, found in _of_data_set(step.config, path).items()}
+                    tables = _of_data_set(step.config, path)
+                    inputs |= {f"extra-dataset-{table}": fingerprint for table, fingerprint in tables.items()}
                 else:
                     inputs[name] = _fingerprint(known.name, path)
         elif known.declaration.path_or_name and value:
