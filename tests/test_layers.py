@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 import retrievo
+from tests.conftest import CHECKOUT
+from tests.house import circles, imported_modules, modules_of, undocumented
 
 PACKAGE = Path(retrievo.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
@@ -58,30 +60,10 @@ def test_imports_go_down_only(path: Path) -> None:
             assert layer < own_layer or room == own_room, f"{module_of(path)} imports {imported}"
 
 
-def own_imports() -> dict[str, set[str]]:
-    """The modules of this package that each module imports, wherever in the file the import stands."""
-    modules = {module_of(path).removesuffix(".__init__") for path in FILES}
-    return {
-        module: {
-            name if name in modules else name.rpartition(".")[0]
-            for name in imports_of(path)
-            if name.startswith("retrievo.") and {name, name.rpartition(".")[0]} & modules
-        }
-        - {module, "retrievo"}
-        for path in FILES
-        for module in [module_of(path).removesuffix(".__init__")]
-    }
-
-
 def test_no_module_imports_itself_by_way_of_others() -> None:
-    arrows = own_imports()
-    assert len(arrows["retrievo.cli"]) > 10
-    ends = set(arrows)
-    while ends:  # what imports nothing that is left, or is imported by nothing that is left, is in no circle
-        imported = set().union(*arrows.values())
-        ends = {module for module in arrows if not arrows[module] & arrows.keys() or module not in imported}
-        arrows = {module: names for module, names in arrows.items() if module not in ends}
-    assert {module: sorted(names & arrows.keys()) for module, names in arrows.items()} == {}
+    modules = modules_of(CHECKOUT)
+    assert len(imported_modules(modules)["retrievo.cli"]) > 10
+    assert circles(modules) == []
 
 
 @pytest.mark.parametrize(
@@ -116,12 +98,4 @@ def test_functions_are_short() -> None:
 
 
 def test_public_functions_and_classes_have_docstrings() -> None:
-    bare = [
-        f"{module_of(path)}.{node.name}"
-        for path in FILES
-        for node in ast.parse(path.read_text(encoding="utf-8")).body
-        if isinstance(node, (ast.FunctionDef, ast.ClassDef))
-        and not node.name.startswith("_")
-        and not ast.get_docstring(node)
-    ]
-    assert bare == []
+    assert undocumented(modules_of(CHECKOUT)) == []

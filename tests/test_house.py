@@ -1,0 +1,73 @@
+"""The counts of tests/house.py, on a small package whose counts are known."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.house import measures
+
+FILES = {
+    "retrievo/__init__.py": "",
+    "retrievo/cli.py": "from retrievo.data import one\nfrom retrievo.commands.go import GoConfig\n",
+    "retrievo/data/__init__.py": "",
+    "retrievo/data/one.py": "def bare(x: Any):\n    from retrievo.data import two\n",
+    "retrievo/data/two.py": "from retrievo.data.one import bare\n\ndef long():\n    'Told.'\n" + "    x = 1\n" * 39,
+    "retrievo/commands/go.py": '''
+"""A verb."""
+from retrievo.data.two import long
+TABLE = {"depth": 1}
+
+class GoConfig(Options):
+    """Options."""
+    depth: int = option("How deep.", only={"output": ()})
+    alone: int = option("Said here only.", only={"output": ()})
+    span: int = option("Checked by range only.", only={"output": ()})
+    output: str = option("Where to.")
+    typed: str = option("Checked twice.")
+
+    def check(self):
+        if self.typed and self.output:
+            raise UsageError("--typed", "does not go with --output")
+        if self.span > self.depth:
+            raise UsageError("--span", f"found {self.span}", "less")
+
+    def unrelated(self):
+        return "alone"
+
+def check_more(config: GoConfig):
+    """Refuses."""
+    return [name for name in TABLE if getattr(config, name)] + ["typed"]
+''',
+    "tests/data/test_one.py": "",
+    "tests/data/test_three.py": "",
+}
+
+
+@pytest.fixture
+def counted(tmp_path: Path) -> dict[str, list[str]]:
+    for name, text in FILES.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    return measures(tmp_path)
+
+
+def test_each_measure_counts_what_it_says(counted: dict[str, list[str]]) -> None:
+    go = "retrievo.commands.go"
+    assert counted == {
+        "rooms": ["cli", "commands", "data"],
+        "folders": ["commands", "data"],
+        "arrows": ["cli -> commands", "cli -> data", "commands -> data"],
+        "circles": ["retrievo.data.one, retrievo.data.two"],
+        "long-functions": ["retrievo.data.two.long: 41 lines"],
+        "any": ["retrievo.data.one:1"],
+        "scattered-rules": [
+            "GoConfig.depth: declaration, commands.go.TABLE",
+            "GoConfig.typed: commands.go.check_more, commands.go.GoConfig.check",
+        ],
+        "undocumented": ["retrievo.data.one.bare"],
+        "undocumented-methods": [f"{go}.GoConfig.check", f"{go}.GoConfig.unrelated"],
+        "untested-modules": [go, "retrievo.data.two"],
+        "config-parameters": [f"{go}.check_more(config)"],
+    }
