@@ -33,10 +33,7 @@ from retrievo.training.objectives.table import (
     LONGEST_QUEUE,
     OBJECTIVES,
     PRETRAINING,
-    CoCondenserConfig,
-    ContrieverConfig,
-    IctConfig,
-    SimClrConfig,
+    PretrainingOptions,
     ViewsConfig,
     objective_class,
     recipe_defaults,
@@ -59,7 +56,7 @@ VALIDATED = {"loss", "mlm_loss", "head_mlm_loss", "late_mlm_loss", "contrastive_
 
 
 @dataclass(frozen=True, kw_only=True)
-class PretrainConfig(FitConfig, CoCondenserConfig, SimClrConfig, IctConfig, ContrieverConfig):
+class PretrainConfig(FitConfig, PretrainingOptions):
     """Options of `retrievo pretrain`; the defaults are the published recipe of the chosen objective."""
 
     objective: str = option("What is learned from documents.", default=COCONDENSER, choices=PRETRAINING)

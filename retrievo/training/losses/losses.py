@@ -206,49 +206,58 @@ def _taught(tile: Tile) -> tuple[Tensor, Tensor, Tensor]:
 PAIRS, VECTORS = "pairs", "vectors"  # what a teacher gives: scores of pairs, or vectors that score the whole batch
 
 
+def _has_rival(tile: Tile, settings: LossSettings, rival: Tensor) -> Tensor:
+    """Where another candidate than the own positive competes [t]."""
+    return rival > float("-inf")
+
+
+def _has_own_negative(tile: Tile, settings: LossSettings, rival: Tensor) -> Tensor:
+    """Where the query has a negative of its own that is not masked [t]."""
+    return (_own_negatives(tile) > NEVER / 2).any(1)
+
+
+def _has_taught_margin(tile: Tile, settings: LossSettings, rival: Tensor) -> Tensor:
+    """Where the teacher knows the positive and one of the own negatives [t]."""
+    _, known, _ = _taught(tile)
+    return (known[:, 1:] & known[:, :1]).any(1)
+
+
+def _has_taught_distribution(tile: Tile, settings: LossSettings, rival: Tensor) -> Tensor:
+    """Where the teacher knows a document, and the model's distribution is over another one too [t]."""
+    _, known, columns = _taught(tile)
+    known = known & tile.scores.gather(1, columns).isfinite()
+    return known.any(1) & (rival > float("-inf")) if settings.soft_label_scope == "batch" else known.sum(1) > 1
+
+
 @dataclass(frozen=True)
 class Loss:
     """A row of `LOSSES`: what a loss makes of each query of a tile [t], and what it needs.
 
     teacher: the kind of teacher, if any. own_negatives: it learns from a query's own negatives alone, not from those of
-    the batch. temperature: whether scores are divided by one.
+    the batch. temperature: whether scores are divided by one. learns: from which queries it can learn [t], given the
+    highest score of another candidate [t] (`Tile.rival`); all others have loss and gradient 0, whatever the model.
     """
 
     function: Callable[[Tile, LossSettings], Tensor]
     teacher: str | None = None
     own_negatives: bool = False
     temperature: bool = True
+    learns: Callable[[Tile, LossSettings, Tensor], Tensor] = _has_rival
 
 
 LOSSES = {
     "infonce": Loss(info_nce),
     "supcon": Loss(supcon),
-    "margin-mse": Loss(margin_mse, teacher=PAIRS, own_negatives=True, temperature=False),
-    "kl": Loss(soft_labels, teacher=PAIRS),
+    "margin-mse": Loss(margin_mse, teacher=PAIRS, own_negatives=True, temperature=False, learns=_has_taught_margin),
+    "kl": Loss(soft_labels, teacher=PAIRS, learns=_has_taught_distribution),
     "batch-margin-mse": Loss(batch_margin_mse, teacher=VECTORS, temperature=False),
-    "listwise": Loss(listwise, own_negatives=True),
-    "ranknet": Loss(ranknet, own_negatives=True),
+    "listwise": Loss(listwise, own_negatives=True, learns=_has_own_negative),
+    "ranknet": Loss(ranknet, own_negatives=True, learns=_has_own_negative),
 }
 TAUGHT = tuple(name for name, loss in LOSSES.items() if loss.teacher == PAIRS)
 BATCH_TAUGHT = tuple(name for name, loss in LOSSES.items() if loss.teacher == VECTORS)
 GROUPED = tuple(name for name, loss in LOSSES.items() if loss.own_negatives)
 WITHOUT_TEMPERATURE = tuple(name for name, loss in LOSSES.items() if not loss.temperature)
-
-
-def contested(tile: Tile, name: str, settings: LossSettings, rival: Tensor) -> Tensor:
-    """Which queries a loss can learn from [t]: those with something that their positive is told apart from.
-
-    rival: `tile.rival`. All other queries have loss and gradient 0, whatever the model.
-    """
-    if LOSSES[name].own_negatives and LOSSES[name].teacher is None:
-        return (_own_negatives(tile) > NEVER / 2).any(1)
-    if name not in TAUGHT:
-        return rival > float("-inf")
-    _, known, columns = _taught(tile)
-    if name == "margin-mse":
-        return (known[:, 1:] & known[:, :1]).any(1)
-    known = known & tile.scores.gather(1, columns).isfinite()
-    return known.any(1) & (rival > float("-inf")) if settings.soft_label_scope == "batch" else known.sum(1) > 1
 
 
 def identity_mask(relevant: Relevant, ids: Tensor, hashes: Tensor, positives: Tensor) -> Tensor:

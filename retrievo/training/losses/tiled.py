@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from retrievo.training.losses.losses import LOSSES, TILE, CandidateBatch, LossSettings, Tile, contested
+from retrievo.training.losses.losses import LOSSES, TILE, CandidateBatch, LossSettings, Tile
 
 
 class Outcome(NamedTuple):
@@ -72,7 +72,7 @@ class TiledLoss(torch.autograd.Function):
             sums += values.detach()
             rival = tile.rival
             correct += (tile.positive.detach() > rival).sum()
-            learned_from += torch.stack([contested(tile, name, settings, rival).sum() for name in weights])
+            learned_from += torch.stack([LOSSES[name].learns(tile, settings, rival).sum() for name in weights])
         ctx.save_for_backward(of_queries, of_documents, of_learned[0] if of_learned else None)
         ctx.mark_non_differentiable(sums, correct, learned_from)
         return sums @ sums.new_tensor(list(weights.values())), sums, correct, learned_from

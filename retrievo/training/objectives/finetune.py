@@ -92,7 +92,9 @@ class Finetune(Objective):
             found = f"found {max(config.matryoshka)}"
             raise RetrievoError("--matryoshka", found, f"at most {encoder.dim}, the dimension of the model's vectors")
         self.dims = (*config.matryoshka, *({encoder.dim} - set(config.matryoshka))) if config.matryoshka else ()
-        self.settings = LossSettings(config.label_smoothing, config.teacher_temperature, config.soft_label_scope)
+        self.settings = LossSettings(
+            **{known.name: getattr(config, known.name) for known in dataclasses.fields(LossSettings)}
+        )
         self._cosines = encoder.spec.similarity == "cosine" or encoder.spec.normalize
         self._temperature = config.temperature or (_COSINE_TEMPERATURE if self._cosines else 1.0)
         start = torch.tensor(math.log(self._temperature))

@@ -253,6 +253,11 @@ class CrossEncoderConfig(Options):
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class PretrainingOptions(CoCondenserConfig, SimClrConfig, IctConfig, ContrieverConfig):
+    """The options of all objectives of pre-training."""
+
+
 class Choice(NamedTuple):
     """The options of an objective, where its class lies, and the values that its paper gives to common options."""
 
