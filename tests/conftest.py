@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import os
 import pty
 import random
@@ -108,7 +109,7 @@ def on_terminal(work: Callable[[], object]) -> str:
         patch.setenv("TERM", "xterm")
         patch.setenv("COLUMNS", "400")
         console._screen.cache_clear()
-        with contextlib.redirect_stdout(screen), contextlib.redirect_stderr(screen):
+        with contextlib.redirect_stdout(screen), contextlib.redirect_stderr(screen), console.shown():
             work()
     console._screen.cache_clear()
     watcher.join()
@@ -119,6 +120,13 @@ def on_terminal(work: Callable[[], object]) -> str:
 @pytest.fixture
 def terminal() -> Callable[[Callable[[], object]], str]:
     return on_terminal
+
+
+@pytest.fixture
+def said(caplog: pytest.LogCaptureFixture) -> Callable[[], str]:
+    """All notes and warnings of library calls so far, one a line."""
+    caplog.set_level(logging.INFO, "retrievo")
+    return lambda: "\n".join(record.getMessage() for record in caplog.records if record.name == "retrievo")
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ from multiprocessing.connection import wait
 from typing import Any
 
 from retrievo.distributed.environment import tokenizing_environment
+from retrievo.support import console
 from retrievo.support.errors import RetrievoError, told_by_system
 
 
@@ -25,7 +26,9 @@ def run_together(function: Callable[..., Any], *arguments: Any, processes: int) 
     told |= {"MASTER_ADDR": "localhost", "MASTER_PORT": _free_port(), **tokenizing_environment(processes)}
     started = [
         context.Process(
-            target=_run, args=({**told, "RANK": n, "LOCAL_RANK": n}, problems, function, arguments), daemon=True
+            target=_run,
+            args=({**told, "RANK": n, "LOCAL_RANK": n}, console.is_shown(), problems, function, arguments),
+            daemon=True,
         )
         for n in range(processes)
     ]
@@ -53,10 +56,13 @@ def _free_port() -> int:
         return port
 
 
-def _run(told: dict[str, Any], problems: Any, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+def _run(
+    told: dict[str, Any], shown: bool, problems: Any, function: Callable[..., Any], arguments: tuple[Any, ...]
+) -> None:
     os.environ.update({name: str(value) for name, value in told.items()})
     try:
-        function(*arguments)
+        with console.shown(shown):
+            function(*arguments)
     except (RetrievoError, OSError) as problem:
         error = problem if isinstance(problem, RetrievoError) else told_by_system(problem)
         problems.put((type(error), error.where, error.found, error.expected, error.fix))

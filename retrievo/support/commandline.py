@@ -127,7 +127,8 @@ def run_app(app: typer.Typer, arguments: Sequence[str]) -> int:
     """
     console.prepare_streams()
     try:
-        code = app(list(arguments), standalone_mode=False)
+        with console.shown():
+            code = app(list(arguments), standalone_mode=False)
     except TyperException as problem:
         console.error(" ".join(problem.format_message().split()) + _next_step(problem))
         return problem.exit_code

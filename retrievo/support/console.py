@@ -1,4 +1,7 @@
-"""What a person sees: notes, warnings, progress and a closing summary on stderr; data on stdout."""
+"""What a person sees: notes, warnings, progress and a closing summary on stderr; data on stdout.
+
+The command line calls `shown` for that. Elsewhere the same texts go to the logger `retrievo`, and nothing is printed.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ import contextlib
 import contextvars
 import functools
 import json
+import logging
 import os
 import sys
 import time
@@ -21,6 +25,10 @@ if TYPE_CHECKING:
 _CONTROLS = dict.fromkeys([*range(9), *range(11, 32), *range(127, 160)], "\ufffd")
 
 _inner: contextvars.ContextVar[bool] = contextvars.ContextVar("inner", default=False)
+_shown = False  # for all threads, so no ContextVar
+
+_log = logging.getLogger("retrievo")
+_log.addHandler(logging.NullHandler())  # else Python prints warnings that nobody listens to
 
 
 class Tick(Protocol):
@@ -64,16 +72,40 @@ def is_lead() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
+@contextlib.contextmanager
+def shown(wanted: bool = True) -> Iterator[None]:
+    """Shows on stderr what is otherwise logged; `wanted=False` changes nothing."""
+    global _shown
+    before, _shown = _shown, _shown or wanted
+    try:
+        yield
+    finally:
+        _shown = before
+
+
+def is_shown() -> bool:
+    """Whether notes and warnings are shown on stderr and not logged: a process that is started must be told."""
+    return _shown
+
+
 def note(text: str) -> None:
     """One line that tells what is going on."""
-    if is_lead():
+    if not is_lead():
+        return
+    if _shown:
         _screen().print(plain(text))
+    else:
+        _log.info("%s", text)
 
 
 def warn(text: str) -> None:
     """One line about something that the user may want to change."""
-    if is_lead():
+    if not is_lead():
+        return
+    if _shown:
         _screen().print(plain(f"warning: {text}", "yellow"))
+    else:
+        _log.warning("%s", text)
 
 
 def error(text: str) -> None:
@@ -86,7 +118,7 @@ def progress(description: str, total: int | None, unit: str) -> Iterator[Tick]:
     """A bar with rate and time left on a terminal; elsewhere one line every 30 seconds, so that logs stay short."""
     if not is_lead():
         yield lambda amount=1, told=None: None
-    elif _screen().is_terminal:
+    elif _shown and _screen().is_terminal:
         with _bar(description, total, unit) as tick:
             yield tick
     else:
@@ -154,6 +186,9 @@ def is_inner() -> bool:
 def summary(title: str, facts: Mapping[str, object], next_command: str | None = None) -> None:
     """What was made, where, how long it took, and the next command to type."""
     if not is_lead() or _inner.get():
+        return
+    if not _shown:
+        _log.info("%s: %s", title, "; ".join(f"{name} {value}" for name, value in facts.items()))
         return
     _screen().print(plain(title, "bold green"))
     width = max((len(name) for name in facts), default=0)

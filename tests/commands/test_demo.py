@@ -65,7 +65,7 @@ def test_a_config_is_told_as_it_would_be_typed() -> None:
 
 @pytest.mark.slow
 def test_the_demo_walks_the_road_once_and_its_folder_answers_short_commands(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any, retrievo: Callable
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any, said: Callable[[], str], retrievo: Callable
 ) -> None:
     monkeypatch.chdir(tmp_path)
     demo(DemoConfig(), TINY).print()
@@ -73,7 +73,7 @@ def test_the_demo_walks_the_road_once_and_its_folder_answers_short_commands(
     assert all(name in table for name in RUNS)
     stamps = {path: path.stat().st_mtime_ns for path in Path("retrievo-demo").rglob("*") if path.is_file()}
     again = demo(DemoConfig(), TINY)
-    assert "already finished" in capsys.readouterr().err
+    assert "already finished" in said()
     assert stamps == {path: path.stat().st_mtime_ns for path in stamps}
     assert len(again.claims) == len(CLAIMS)
     monkeypatch.chdir("retrievo-demo")

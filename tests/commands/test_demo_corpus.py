@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -197,7 +198,7 @@ def test_a_summary_that_several_share_asks_for_none_of_them(ship: Package, tmp_p
     assert {"ship.shared.one", "ship.shared.two"}.isdisjoint(asked(tmp_path / "out"))
 
 
-def test_what_is_left_out_is_counted(ship: Package, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_what_is_left_out_is_counted(ship: Package, tmp_path: Path, said: Callable[[], str]) -> None:
     stats = make_dataset(tmp_path / "out", [ship]).stats
     assert stats["left_out"] == {
         "unreadable files": 1,
@@ -207,7 +208,7 @@ def test_what_is_left_out_is_counted(ship: Package, tmp_path: Path, capfd: pytes
         "queries of several documents, or repeated in the document": 3,
     }
     assert (stats["documents"], stats["queries"], sum(stats["qrels"].values())) == (11, 8, 8)
-    told = capfd.readouterr().err
+    told = said()
     assert "11 documents, 8 queries (train" in told
     assert "without a summary line 3" in told
 

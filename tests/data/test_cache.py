@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import os
 import random
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +21,7 @@ import hashlib, os, sys, time
 from pathlib import Path
 import numpy as np
 from retrievo.data.cache import GrowingArray, cached
-from retrievo.support import locks
+from retrievo.support import console, locks
 
 locks.QUIET = 0.05
 
@@ -35,7 +34,8 @@ def build(folder):
             time.sleep(float(sys.argv[2]) / 10)
 
 for name in sys.argv[3:]:
-    folder = cached(f"numbers-1/{name}", build, [Path("table.parquet")])
+    with console.shown():
+        folder = cached(f"numbers-1/{name}", build, [Path("table.parquet")])
     print(name, hashlib.sha256((folder / "values.npy").read_bytes()).hexdigest(), flush=True)
 """
 
@@ -88,18 +88,14 @@ def test_an_entry_is_on_the_disk_before_it_is_said_to_be_whole(own: Path, monkey
     assert [path for path, inode in written.items() if inode not in synced] == []
 
 
-def test_an_entry_made_of_more_than_a_gigabyte_is_told_of(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_entry_made_of_more_than_a_gigabyte_is_told_of(own: Path, said: Callable[[], str]) -> None:
     def build(folder: Path) -> None:
         with (folder / "large").open("wb") as file:
             file.truncate(3 << 29)
 
-    with contextlib.redirect_stderr(io.StringIO()) as told:
-        for _ in range(2):
-            cached("numbers-1/large", build, [])
-    assert (
-        told.getvalue()
-        == f"kept for later in {own}/numbers-1/large (1.5 GB); retrievo cache lists and prunes the cache\n"
-    )
+    for _ in range(2):
+        cached("numbers-1/large", build, [])
+    assert said() == f"kept for later in {own}/numbers-1/large (1.5 GB); retrievo cache lists and prunes the cache"
 
 
 def test_in_a_cache_that_is_read_only_what_is_whole_is_used(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ import json
 import os
 import tomllib
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -601,10 +602,10 @@ def test_a_folder_that_can_not_be_looked_into_is_refused(tmp_path: Path, monkeyp
     refused("text", home, "locked: cannot be read (Permission denied)")
 
 
-def test_text_files_without_words_give_no_document(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_text_files_without_words_give_no_document(tmp_path: Path, said: Callable[[], str]) -> None:
     dataset = imported("text", folder(tmp_path / "home", {"a.txt": "word", "b.txt": " \n"}))
     assert [row[0] for row in dataset.rows("corpus")] == ["a.txt#0"]
-    assert "files without words: 1" in capfd.readouterr().err
+    assert "files without words: 1" in said()
 
 
 def test_every_imported_dataset_opens_as_its_nouns(tmp_path: Path) -> None:

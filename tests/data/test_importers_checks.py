@@ -10,7 +10,7 @@ import shutil
 import time
 import tomllib
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -186,7 +186,7 @@ def test_ids_may_be_json_numbers_among_texts(tmp_path: Path) -> None:
 
 
 def test_missing_title_and_null_text_are_empty_and_empty_texts_are_counted(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    tmp_path: Path, said: Callable[[], str]
 ) -> None:
     records = [document(), document(_id="2", text=None, title=None), document(_id="3", text=" \n", title="T")]
     path = write(tmp_path / "corpus.jsonl", "".join(records))
@@ -194,7 +194,7 @@ def test_missing_title_and_null_text_are_empty_and_empty_texts_are_counted(
     rows = pq.read_table(output / "corpus.parquet").to_pylist()
     assert [(row["title"], row["text"]) for row in rows] == [("", "x"), ("", ""), ("T", " \n")]
     assert manifest.stats["blank_texts"] == {"corpus": 1}  # a title is something to read
-    assert "documents without text: 1; kept" in capfd.readouterr().err
+    assert "documents without text: 1; kept" in said()
 
 
 def test_escapes_in_json_are_resolved_and_other_separators_are_no_line_ends(tmp_path: Path) -> None:
@@ -266,7 +266,7 @@ def test_an_id_that_occurs_twice_is_named_with_both_places(tmp_path: Path, monke
 
 
 def test_judgements_of_unknown_documents_and_queries_are_counted_and_kept(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    tmp_path: Path, said: Callable[[], str]
 ) -> None:
     write(tmp_path / "set" / "corpus.jsonl", document(_id="d"))
     write(tmp_path / "set" / "queries.jsonl", document(_id="q"))
@@ -274,18 +274,16 @@ def test_judgements_of_unknown_documents_and_queries_are_counted_and_kept(
     output, manifest = run("beir", tmp_path / "set")
     assert pq.read_table(output / "qrels/dev.parquet").num_rows == 4
     assert manifest.stats["unknown_in_qrels"] == {"dev": {"queries": 2, "corpus": 2}}
-    said = capfd.readouterr().err
-    assert "judgements (dev) of a document that is not in the corpus: 2; kept" in said
-    assert "judgements (dev) of a query that is not there: 2; kept" in said
+    told = said()
+    assert "judgements (dev) of a document that is not in the corpus: 2; kept" in told
+    assert "judgements (dev) of a query that is not there: 2; kept" in told
 
 
-def test_qrels_may_mix_tabs_and_spaces_and_a_pair_is_kept_once(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_qrels_may_mix_tabs_and_spaces_and_a_pair_is_kept_once(tmp_path: Path, said: Callable[[], str]) -> None:
     path = write(tmp_path / "qrels.dev.tsv", "1\t0\td1\t1\n1 0 d2 2\n\n1\t0  d3 \t-1\r\n1 0 d2 2\n")
     rows = pq.read_table(run("msmarco", path)[0] / "qrels/dev.parquet").to_pylist()
     assert [tuple(row.values()) for row in rows] == [("1", "d1", 1), ("1", "d2", 2), ("1", "d3", -1)]
-    assert "judgements (dev) that came again with the same grade: 1; left out" in capfd.readouterr().err
+    assert "judgements (dev) that came again with the same grade: 1; left out" in said()
 
 
 @pytest.mark.parametrize(
@@ -429,13 +427,13 @@ SGML = "<top>\n<num> Number: {}\n<title> a wing\n</top>\n"
     ],
 )
 def test_topics_have_the_ids_of_the_judgements_beside_them(
-    numbers: list[str], judged: list[str], ids: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    numbers: list[str], judged: list[str], ids: list[str], tmp_path: Path, said: Callable[[], str]
 ) -> None:
     write(tmp_path / "in" / "topics", "".join(map(SGML.format, numbers)))
     if judged:
         write(tmp_path / "in" / "qrels", "".join(f"{id} 0 d 1\n" for id in judged))
     assert [id for id, _ in queries("trec", tmp_path / "in")] == ids
-    assert ("ids such as 051 are kept; import the judgements too" in capsys.readouterr().err) == (not judged)
+    assert ("ids such as 051 are kept; import the judgements too" in said()) == (not judged)
 
 
 XML = """<?xml version="1.0" encoding="UTF-8"?>
@@ -460,14 +458,12 @@ XML = """<?xml version="1.0" encoding="UTF-8"?>
         ('<topic id="a">\n  a whole\n patient </topic>', "title", [("a", "a whole patient")]),
     ],
 )
-def test_topics_in_xml_are_read(
-    text: str, field: str, found: list, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_topics_in_xml_are_read(text: str, field: str, found: list, tmp_path: Path, said: Callable[[], str]) -> None:
     path = write(tmp_path / "topics.xml", text)
     assert queries("trec", path, topic_field=field) == found
     if text is XML:
         told = {"title": "query", "description": "question"}[field]
-        assert f"the query of a topic is its <{told}>" in capsys.readouterr().err
+        assert f"the query of a topic is its <{told}>" in said()
 
 
 @pytest.mark.parametrize(
@@ -551,10 +547,10 @@ HALF = "\\ud83d"
     ],
 )
 def test_halves_of_characters_are_replaced_and_counted(
-    format: str, name: str, text: str, count: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    format: str, name: str, text: str, count: int, tmp_path: Path, said: Callable[[], str]
 ) -> None:
     assert texts(format, write(tmp_path / name, text))[0] == "a\ufffdb"
-    assert f"texts that hold half of a character: {count}; it is replaced" in capsys.readouterr().err
+    assert f"texts that hold half of a character: {count}; it is replaced" in said()
 
 
 @pytest.mark.parametrize(
@@ -575,7 +571,7 @@ def test_halves_of_characters_are_replaced_and_counted(
     ],
 )
 def test_a_page_is_read_as_it_declares(
-    start: bytes, encoding: str, warns: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    start: bytes, encoding: str, warns: bool, tmp_path: Path, said: Callable[[], str]
 ) -> None:
     word = {"cp1251": "крыло", "koi8-r": "крыло", "gb18030": "機翼"}.get(encoding, "Flügelß")
     write(tmp_path / "in" / "a.html", start + f"<title>{word}</title><p>{word} x".encode(encoding))
@@ -584,7 +580,7 @@ def test_a_page_is_read_as_it_declares(
     if b"iso-8859-1" in start and encoding == "utf-8":
         word = word.encode().decode("cp1252")
     assert [(row["title"], row["text"]) for row in found] == [(word, f"{word} x"), ("b", "fine")]
-    assert ("HTML pages in another encoding than they declare: 1" in capsys.readouterr().err) == warns
+    assert ("HTML pages in another encoding than they declare: 1" in said()) == warns
 
 
 # a whole record of each format; below each of its values is replaced by what does not belong there

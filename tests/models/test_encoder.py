@@ -91,9 +91,9 @@ def test_guessed_pooling_is_told_and_chosen_pooling_is_not(load, notices, bert_f
     assert notices == []
 
 
-def test_a_guess_is_printed_unless_somebody_listens(bert_folder, capsys):
+def test_a_guess_is_printed_unless_somebody_listens(bert_folder, said):
     Encoder.load(bert_folder)
-    assert "'cls' is assumed" in capsys.readouterr().err.replace("\n", " ")
+    assert "'cls' is assumed" in said().replace("\n", " ")
 
 
 def test_an_override_of_none_is_no_override(load, bert_folder):

@@ -114,7 +114,7 @@ class Crowded(Sums):
 
 
 @pytest.mark.parametrize("count", [1, 2])
-def test_where_memory_runs_out_chunks_are_halved_and_that_is_noted(threads, count, capsys):
+def test_where_memory_runs_out_chunks_are_halved_and_that_is_noted(threads, count, said):
     say_halved.cache_clear()
     threads(count)
     told = []
@@ -124,7 +124,7 @@ def test_where_memory_runs_out_chunks_are_halved_and_that_is_noted(threads, coun
         sums(Crowded(50), chunk_tokens=100)
     assert sum(told) == len(ROWS[1]) - 1, "what is computed anew does not count twice"
     assert splits.stats() == {"chunk_tokens_of_calls": {"1": 50, "2": 50}}
-    warned = capsys.readouterr().err
+    warned = said()
     assert warned.count("out of memory: computed anew in chunks of 50 tokens; --chunk-tokens 50 spares the try") == 1
 
 

@@ -98,11 +98,11 @@ def test_a_folder_may_hold_no_vectors(imported: Import) -> None:
     assert (found.rows, found.dim, list(found.blocks(10)), len(found.ids())) == (0, 7, [], 0)
 
 
-def test_float64_is_stored_as_float32_with_a_note(imported: Import, capsys: pytest.CaptureFixture[str]) -> None:
+def test_float64_is_stored_as_float32_with_a_note(imported: Import, said: Callable[[], str]) -> None:
     array = np.random.default_rng(0).standard_normal((10, 3))
     found = imported(array)
     assert (found.take(np.arange(10)) == array.astype(np.float32)).all()
-    assert "float64 is stored as float32" in capsys.readouterr().err
+    assert "float64 is stored as float32" in said()
 
 
 @pytest.mark.parametrize(

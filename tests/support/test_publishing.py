@@ -346,7 +346,7 @@ def test_killed_while_it_was_emptied_a_folder_is_never_gone_on_with(
 
 @pytest.mark.parametrize("resumes", [False, True])
 def test_interrupted_work_aside_stays_where_it_can_be_gone_on_with(
-    resumes: bool, place: Path, capsys: pytest.CaptureFixture[str]
+    resumes: bool, place: Path, said: Callable[[], str]
 ) -> None:
     made = output(place, resumes=resumes)
     assert made.already_finished() is None
@@ -359,7 +359,7 @@ def test_interrupted_work_aside_stays_where_it_can_be_gone_on_with(
     with pytest.raises(KeyboardInterrupt):
         interrupted()
     assert (place.with_name("out.partial") / "half.txt").exists() == resumes
-    assert ("the same command goes on from there" in capsys.readouterr().err) == resumes
+    assert ("the same command goes on from there" in said()) == resumes
 
 
 def test_a_full_disk_is_told_with_the_folder_and_what_is_free(place: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -43,10 +44,10 @@ def lines(folder: Path) -> list[dict[str, Any]]:
 
 
 def test_memory_that_runs_out_takes_the_kept_graphs_first_and_then_halves_the_chunks(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, said: Callable[[], str]
 ) -> None:
     fit(small(16), Feed(), config(max_steps=3, chunk_tokens=64, dtype="fp32"), folder=tmp_path / "small", device=CPU)
-    told = capsys.readouterr().err
+    told = said()
     assert "no graphs are kept from here on" in told
     assert "chunks have 16 tokens from here on (--chunk-tokens 16)" in told
     assert [line["chunk_tokens"] for line in lines(tmp_path / "small")] == [16, 16, 16]
@@ -66,7 +67,7 @@ def options_of(advice: str) -> dict[str, Any]:
 
 
 def test_of_several_processes_each_goes_on_with_the_options_that_the_error_names(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: Callable[[], str]
 ) -> None:
     given: dict[str, Any] = {"max_steps": 4, "chunk_tokens": 64, "dtype": "fp32", "save_every": 1}
     monkeypatch.setattr("retrievo.training.engine.chunk_size.world_size", lambda: 2)
@@ -83,7 +84,7 @@ def test_of_several_processes_each_goes_on_with_the_options_that_the_error_names
         {"activation_memory": "0", "chunk_tokens": 32},
         {"chunk_tokens": 16},
     ]
-    assert "from step 3 on, --chunk-tokens is 16; it was 64" in capsys.readouterr().err
+    assert "from step 3 on, --chunk-tokens is 16; it was 64" in said()
     assert [line["chunk_tokens"] for line in lines(tmp_path) if "loss" in line] == [64, 64, 16, 16]
     changes = [line for line in lines(tmp_path) if "changed" in line]
     assert changes[-1] == {"step": 2, "changed": {"chunk_tokens": [64, 16], "activation_memory": ["1GB", "0"]}}

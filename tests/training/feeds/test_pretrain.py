@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -72,15 +73,15 @@ def test_the_last_batch_of_an_epoch_is_smaller_and_the_next_epoch_goes_on(corpus
     ]
 
 
-def test_what_is_left_out_depends_on_the_spans_and_is_said(corpus: Corpus, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_is_left_out_depends_on_the_spans_and_is_said(corpus: Corpus, said: Callable[[], str]) -> None:
     pairs, single = feed(corpus), feed(corpus, "mlm")
     assert (pairs.sources[0].left_out, single.sources[0].left_out) == (4, 3)
     assert 8 in single.sources[0].rows  # 15 tokens
     pairs.say_counts()
-    told = " ".join(capsys.readouterr().err.split())
+    told = " ".join(said().split())
     assert "10 documents of" in told
     assert "2 x 12 of them are seen in an epoch" in told
-    assert "warning: documents left out, which have fewer than 16 tokens: 4" in told
+    assert "documents left out, which have fewer than 16 tokens: 4" in told
 
 
 def test_a_corpus_of_short_documents_is_used_whole(tmp_path: Path) -> None:

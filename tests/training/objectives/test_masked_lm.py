@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 from collections import defaultdict
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -455,7 +456,7 @@ def test_every_option_changes_the_loss(name: str, option: str, value: Any) -> No
     assert losses[0] != pytest.approx(losses[1], rel=1e-4)
 
 
-def test_a_head_goes_on_from_stage_to_stage_and_on_disk(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_head_goes_on_from_stage_to_stage_and_on_disk(tmp_path: Path, said: Callable[[], str]) -> None:
     first = objective("condenser", early_layer=0, head_layers=1)
     first.encoder.save(tmp_path)
     encoder = MaskedEncoder.load(tmp_path)
@@ -463,12 +464,12 @@ def test_a_head_goes_on_from_stage_to_stage_and_on_disk(tmp_path: Path, capsys: 
     assert (second.head.early_layer, len(second.head.layers)) == (0, 1)
     own = dict(first.named_parameters())
     assert all(torch.equal(own[name], value) for name, value in second.named_parameters())
-    assert "no Condenser head" not in capsys.readouterr().err
+    assert "no Condenser head" not in said()
 
 
-def test_a_fresh_head_for_cocondenser_is_warned_of(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_fresh_head_for_cocondenser_is_warned_of(said: Callable[[], str]) -> None:
     CoCondenser(CoCondenserConfig(max_length=14), model())
-    assert "warning: the model has no Condenser head" in capsys.readouterr().err
+    assert "the model has no Condenser head" in said()
 
 
 @pytest.mark.parametrize(
