@@ -121,6 +121,7 @@ class InBatchContrast(Objective):
     config: ViewsConfig
     vector_names: ClassVar[tuple[str, ...]] = (QUERY, DOCUMENT)
     roles: ClassVar[tuple[str, ...]] = ROLES  # in the order of the batch
+    Collator: ClassVar[type[CropCollator]] = CropCollator  # what cuts the views
 
     def __init__(self, config: ViewsConfig, encoder: Encoder):
         super().__init__()
@@ -149,7 +150,7 @@ class InBatchContrast(Objective):
         return False
 
     def collator(self) -> CropCollator:
-        return CropCollator(*self._of_collator())
+        return self.Collator(*self._of_collator())
 
     def _of_collator(self) -> tuple[int, float, float, Corruption, dict[str, Frame], int]:
         told = self.config
