@@ -15,7 +15,8 @@ from retrievo.training.losses.losses import LOSSES, SCOPES, WITHOUT_TEMPERATURE
 
 _WITH_HEAD = {"objective": ("condenser", "cocondenser")}
 _WITH_MLM = {"objective": ("mlm", *_WITH_HEAD["objective"])}
-CONTRASTIVE = ("simclr", "ict", "contriever")  # objectives that train the vectors of views alone, without any head
+# objectives that train the vectors of views alone, without any head
+CONTRASTIVE = ("simclr", "ict", "contriever")
 _WITH_VIEWS = {"objective": CONTRASTIVE}
 _WITH_TEMPERATURE = {"loss": tuple(name for name in LOSSES if name not in WITHOUT_TEMPERATURE)}
 LONGEST_QUEUE = 131_072  # Contriever's, for the model that is not fine-tuned
