@@ -1,11 +1,13 @@
-"""The counts of tests/house.py, on a small package whose counts are known."""
+"""The counts of tests/house.py, on a small package whose counts are known; the tree of docs/architecture.md."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
+from tests.conftest import CHECKOUT
 from tests.house import measures
 
 FILES = {
@@ -71,3 +73,27 @@ def test_each_measure_counts_what_it_says(counted: dict[str, list[str]]) -> None
         "untested-modules": ["commands.go", "data.two"],
         "config-parameters": ["commands.go.check_more(config)"],
     }
+
+
+def tree_of_the_page() -> dict[str, str]:
+    """Each path of the annotated tree with its note; a path that stands there twice fails."""
+    page = (CHECKOUT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    lines = re.search(r"^## Every file\n.*?^```\nretrievo/\n(.*?)^```$", page, re.M | re.S)
+    assert lines, "docs/architecture.md has no tree"
+    found: dict[str, str] = {}
+    above: list[str] = []
+    for line in lines[1].splitlines():
+        indent, name, note = re.fullmatch(r"( +)(\S+) +(\S.*)", line).groups()  # type: ignore[union-attr]
+        above = [*above[: len(indent) // 2 - 1], name.rstrip("/")]
+        assert "/".join(above) not in found, line
+        found["/".join(above)] = note
+    return found
+
+
+def test_the_tree_of_the_page_on_architecture_is_the_package() -> None:
+    package = CHECKOUT / "retrievo"
+    files = {path.relative_to(package).as_posix() for path in package.rglob("*.py")}
+    folders = {str(Path(name).parent) for name in files} - {"."}
+    there = {name for name in files if name == "__init__.py" or not name.endswith("/__init__.py")} | folders
+    listed = tree_of_the_page().keys()
+    assert (sorted(there - listed), sorted(listed - there)) == ([], []), "docs/architecture.md, 'Every file'"
