@@ -79,9 +79,9 @@ WARNINGS = """
 ## Warnings
 
 Odd but usable data is counted in one line that begins with `warning:`: documents and queries without text, which are
-kept; judgements of queries or documents that are not there, which `import` keeps, and `train` and (of documents)
+kept; judgments of queries or documents that are not there, which `import` keeps, and `train` and (of documents)
 `mine-negatives` leave out; TOML keys that do not apply to what was chosen; a corpus that has changed since its index
-was built; runs, negatives, teachers, judgements and vectors of another corpus or of other queries than those they are
+was built; runs, negatives, teachers, judgments and vectors of another corpus or of other queries than those they are
 read beside; a run that is less deep than a metric looks. `evaluate` reads no corpus: a judged document counts whether
 or not it is in one.
 """

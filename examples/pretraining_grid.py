@@ -2,7 +2,7 @@
 
     python examples/pretraining_grid.py DATA OUTPUT [--size small|full] [--parts views adapt ...] [--seeds 0 1 2]
 
-DATA holds dataset folders as `retrievo import` makes them: acl_titles and squad (train and test or dev judgements),
+DATA holds dataset folders as `retrievo import` makes them: acl_titles and squad (train and test or dev judgments),
 scifact and nfcorpus, openstax_text (bare documents). Every step is a retrievo command, printed before it runs, so that
 the script goes on where it was stopped; --dry-run prints them all. Tables and plots go to OUTPUT/results.
 
@@ -38,7 +38,7 @@ class Size:
     length: int  # tokens of a span, and of a document in fine-tuning
     window: int
     batch: int
-    head_steps: int  # of pre-training with masked language modelling
+    head_steps: int  # of pre-training with masked language modeling
     view_steps: int  # of pre-training by contrasting views
     rate: float
     pooling: str  # in fine-tuning
@@ -165,7 +165,7 @@ class Lab:
     # --------------------------------------------------------------------------------------------------- the data
 
     def judged(self, dataset: str, split: str = "test") -> Path:
-        """The judgements of a split; dev where there is no test."""
+        """The judgments of a split; dev where there is no test."""
         path = self.data / dataset / "qrels" / f"{split}.parquet"
         return path if path.is_file() or split != "test" else path.with_name("dev.parquet")
 
@@ -180,7 +180,7 @@ class Lab:
         return path
 
     def some_pairs(self, dataset: str, count: int | None) -> Path:
-        """Judgements of a seeded sample of the training queries; None = all."""
+        """Judgments of a seeded sample of the training queries; None = all."""
         whole = self.judged(dataset, "train")
         if count is None:
             return whole
@@ -203,7 +203,7 @@ class Lab:
         return folder
 
     def headed(self, dataset: str, objective: str, seed: int, *flags: object, arm: str = "") -> str | Path:
-        """After `nothing` or an objective with masked language modelling, of equal steps in all."""
+        """After `nothing` or an objective with masked language modeling, of equal steps in all."""
         steps = self.size.head_steps
         if objective == "nothing":
             return self.size.model

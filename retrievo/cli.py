@@ -225,7 +225,7 @@ COMMANDS = {
     "pseudo-label": Command(
         PseudoLabelConfig,
         _pseudo_label,
-        "Label queries that nobody judged with what a cross-encoder is sure of: judgements and negatives to train on.",
+        "Label queries that nobody judged with what a cross-encoder is sure of: judgments and negatives to train on.",
         (
             "retrievo pseudo-label --run reranked.parquet --output labels",
             "retrievo pseudo-label --run reranked.parquet --qrels qrels/train.parquet --output labels",
@@ -234,7 +234,7 @@ COMMANDS = {
     "evaluate": Command(
         SweepConfig,
         _evaluate,
-        "Score runs against judgements, and test their differences.",
+        "Score runs against judgments, and test their differences.",
         (
             "retrievo evaluate --run runs/bm25.parquet --qrels scifact --metrics ndcg@10 recall@100",
             "retrievo evaluate --run runs/*.parquet --qrels scifact --baseline runs/bm25.parquet --report report.html",

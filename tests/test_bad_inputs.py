@@ -172,8 +172,8 @@ CASES: dict[str, tuple[Make, int, str]] = {
         1,
         "holds no Parquet file for the corpus; import the data first, or pass another --corpus",
     ),
-    # runs and judgements
-    "a folder of several splits where one table of judgements is meant": (
+    # runs and judgments
+    "a folder of several splits where one table of judgments is meant": (
         lambda f: [*evaluate(f, "q1 Q0 d1 1 2 x\n")[:-1], splits(f / "qrels")],
         1,
         "qrels: holds several tables of qrels (test.parquet, train.parquet); expected one of them; name it: --qrels ",
@@ -212,8 +212,8 @@ CASES: dict[str, tuple[Make, int, str]] = {
         1,
         "q.txt line 1: relevance is 'good'; expected a whole number",
     ),
-    "empty judgements": (lambda f: evaluate(f, "q1 Q0 d1 1 2 x\n", "\n"), 1, "q.txt"),
-    "judgements with two columns": (
+    "empty judgments": (lambda f: evaluate(f, "q1 Q0 d1 1 2 x\n", "\n"), 1, "q.txt"),
+    "judgments with two columns": (
         lambda f: evaluate(f, "q1 Q0 d1 1 2 x\n", "q1 d1\n"),
         1,
         "its first line has 2 fields",
@@ -754,7 +754,7 @@ CASES: dict[str, tuple[Make, int, str]] = {
         "out.csv'; expected a file that ends in .parquet",
     ),
     "empty question": (lambda f: ["search", " ", "--index", HOUSE / "bm25"], 2, "QUESTION: is empty"),
-    # artefacts
+    # artifacts
     "index that is not there": (
         lambda f: ["search", "x", "--index", f / "no"],
         1,
@@ -782,17 +782,17 @@ CASES: dict[str, tuple[Make, int, str]] = {
         1,
         "thesis.txt: exists already and carries no record of how it was made; pass --force to replace it",
     ),
-    "folder that is no artefact": (
+    "folder that is no artifact": (
         lambda f: ["search", "x", "--index", f],
         1,
-        "is no artefact of retrievo (it has no manifest.json)",
+        "is no artifact of retrievo (it has no manifest.json)",
     ),
     "unfinished index": (
         lambda f: ["search", "x", "--index", text(f / "begin.json", "{}").parent],
         1,
         "is unfinished; run the command that makes it again",
     ),
-    "artefact of another kind": (
+    "artifact of another kind": (
         lambda f: ["index", "--embeddings", HOUSE / "bm25", "--output", f / "out"],
         1,
         "is of kind 'bm25-index'; expected embeddings",
@@ -1041,6 +1041,6 @@ def test_odd_but_usable_data_is_counted_in_a_warning(tmp_path: Path, retrievo: C
     assert outcome.code == 0, outcome.err
     warnings = " ".join(line for line in outcome.err.splitlines() if line.startswith("warning: "))
     assert "documents without text: 1; kept" in warnings
-    assert "judgements (test) of a query that is not there: 1; kept" in warnings
-    assert "judgements (test) of a document that is not in the corpus: 1; kept" in warnings
+    assert "judgments (test) of a query that is not there: 1; kept" in warnings
+    assert "judgments (test) of a document that is not in the corpus: 1; kept" in warnings
     assert json.loads((tmp_path / "out" / "manifest.json").read_text())["stats"]

@@ -30,7 +30,7 @@ CHUNK_TOKENS = 40  # a few spans: the gradient cache is at work
 
 
 def check_condenser(folder: Path, case: dict[str, Any]) -> None:
-    """The three losses and all gradients of coCondenser; the late loss is that of plain masked language modelling."""
+    """The three losses and all gradients of coCondenser; the late loss is that of plain masked language modeling."""
     encoder, batch, expected = masked_encoder(folder, case["skip_from"]), span_batch(case), case["expected"]
     assert encoder.condenser is not None
     assert len(encoder.condenser.layers) == case["n_head_layers"]

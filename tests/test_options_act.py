@@ -48,7 +48,7 @@ RECORDED = ("learning_rate", "chunk_tokens", "memory_bytes")  # in the log: told
 def write_dataset(
     folder: Path, count: int, seed: int, own: bool = False, letter: str = "d", echo: bool = False
 ) -> Path:
-    """Documents of 24 to 34 words, every fourth one nearly its neighbour; queries of their words, each with two judged
+    """Documents of 24 to 34 words, every fourth one nearly its neighbor; queries of their words, each with two judged
     documents, of grades 2 and 1.
 
     own: queries have the ids of documents. letter: what ids begin with. echo: queries are the documents' very texts.

@@ -375,17 +375,17 @@ PAIRINGS: dict[str, Case] = {
         0,
         ("is a run of another corpus", "/one", "/two"),
     ),
-    "judgements of another collection": (
+    "judgments of another collection": (
         lambda h, f: h.evaluate("run-one.parquet", qrels="two"),
         0,
         (OTHERS, "/one", "/two"),
     ),
-    "judgements of all splits": (
+    "judgments of all splits": (
         lambda h, f: h.evaluate("run-one.parquet", qrels="one/qrels"),
         1,
         ("holds several tables of qrels (test.parquet, train.parquet)",),
     ),
-    "judgements of no query of the run": (
+    "judgments of no query of the run": (
         lambda h, f: h.evaluate("strange.trec"),
         1,
         ("none of its 1 queries is judged",),
@@ -434,7 +434,7 @@ PAIRINGS: dict[str, Case] = {
         0,
         (ANOTHER, "/one", "/two"),
     ),
-    "negatives for another collection's judgements": (
+    "negatives for another collection's judgments": (
         lambda h, f: h.mine("--source", "random", out=f, qrels="two/qrels/test.parquet"),
         0,
         (OTHERS, "/one", "/two"),
@@ -450,7 +450,7 @@ PAIRINGS: dict[str, Case] = {
         0,
         (ANOTHER, "/one", "/two"),
     ),
-    "training on another collection's judgements": (
+    "training on another collection's judgments": (
         lambda h, f: h.train(out=f, qrels="two/qrels/train.parquet"),
         0,
         (OTHERS, "/one", "/two"),
@@ -520,7 +520,7 @@ PAIRINGS: dict[str, Case] = {
 TRAINED = (
     "negatives of another corpus",
     "a teacher of another corpus",
-    "training on another collection's judgements",
+    "training on another collection's judgments",
     "topics of other queries",
     "a teacher of the batch of another corpus",
     "validation on a run of another corpus",

@@ -212,7 +212,7 @@ def test_all_numbers_of_a_vector_are_trained_beside_those_that_do_alone(tmp_path
 # ----------------------------------------------------------------------------------------------------- development
 
 
-def test_development_judgements_of_another_corpus_are_refused(tmp_path: Path, train: Callable) -> None:
+def test_development_judgments_of_another_corpus_are_refused(tmp_path: Path, train: Callable) -> None:
     flags = tables(tmp_path / "data", DOCUMENTS, QUERIES, PAIRS)
     tables(tmp_path / "dev", DOCUMENTS, QUERIES, [("q0", "x0"), ("q1", "x1")])
     ranking = run(tmp_path / "run.parquet", {"q0": ["d1", "d2"], "q1": ["d3"]})

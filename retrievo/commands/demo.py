@@ -56,7 +56,7 @@ class Plan:
     """How much the demo does; the default takes some 5 minutes on 2 cores.
 
     Pre-training is the contrast of crops (SimCLR): a minute of it teaches a model that starts from nothing, while a
-    minute of masked language modelling makes all its vectors alike, out of which fine-tuning does not find.
+    minute of masked language modeling makes all its vectors alike, out of which fine-tuning does not find.
     """
 
     model: str = "scratch:small"

@@ -1,4 +1,4 @@
-"""`retrievo evaluate`: score runs against judgements, and say which differences are more than chance."""
+"""`retrievo evaluate`: score runs against judgments, and say which differences are more than chance."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from retrievo.data.run import Run
     from retrievo.evaluation.answers import Answers
     from retrievo.evaluation.comparison import Evaluation
-    from retrievo.evaluation.judged_run import Judgements
+    from retrievo.evaluation.judged_run import Judgments
     from retrievo.evaluation.scoring import Standard
     from retrievo.support.artifact import Input
 
@@ -152,7 +152,7 @@ def _check_given(config: EvaluateConfig) -> None:
         )
     if config.qrels is None and any(Metric.parse(typed).needs_qrels for typed in config.metrics):
         fix = _named(_qrels_here(), "--qrels FILE or a dataset folder")
-        raise UsageError("--qrels", "no judgements to score against", None, fix)
+        raise UsageError("--qrels", "no judgments to score against", None, fix)
 
 
 def _warn_of_pairs(config: EvaluateConfig, runs: Sequence[Run]) -> None:
@@ -212,36 +212,36 @@ def _depth(run: Run) -> int | None:
 
 def _standard(config: EvaluateConfig, runs: Sequence[Run]) -> tuple[Standard, dict[str, Input]]:
     """What the runs are measured against, and the files that it was read from."""
-    from retrievo.data.origin import QUERIES, origins, warn_of_other_judgements
+    from retrievo.data.origin import QUERIES, origins, warn_of_other_judgments
     from retrievo.data.qrels import Qrels
     from retrievo.data.run import Run
-    from retrievo.evaluation.judged_run import Judgements, Scan
+    from retrievo.evaluation.judged_run import Judgments, Scan
     from retrievo.evaluation.scoring import Standard, depth_needed
 
     metrics = tuple(dict.fromkeys(Metric.parse(typed) for typed in config.metrics))
-    inputs, judgements, reference = {}, Judgements.of(None), None
+    inputs, judgments, reference = {}, Judgments.of(None), None
     if config.qrels is not None:
         qrels = Qrels.read(config.qrels)
-        inputs["qrels"], judgements = qrels.input, Judgements.of(qrels.table)
+        inputs["qrels"], judgments = qrels.input, Judgments.of(qrels.table)
         for run in runs:
-            warn_of_other_judgements(qrels.input, run.path, origins(run.path, QUERIES))
-        if judgements.grade.max(initial=0) < config.min_relevance:
-            console.warn(f"{config.qrels}: no judgement reaches --min-relevance {config.min_relevance}")
+            warn_of_other_judgments(qrels.input, run.path, origins(run.path, QUERIES))
+        if judgments.grade.max(initial=0) < config.min_relevance:
+            console.warn(f"{config.qrels}: no judgment reaches --min-relevance {config.min_relevance}")
     if config.reference_run is not None:
         first = Run.open(config.reference_run)
         depth = depth_needed(metrics, of_reference=True)
         inputs["reference_run"] = first.input
-        reference = Scan.of(first, Judgements.of(None), depth=depth, name="reference run")
+        reference = Scan.of(first, Judgments.of(None), depth=depth, name="reference run")
     answers = None
     if any(metric.needs_answers for metric in metrics):
-        answers = _answers(config, runs, judgements, inputs)
-    return Standard(metrics, judgements, config.rules, config.min_relevance, reference, answers), inputs
+        answers = _answers(config, runs, judgments, inputs)
+    return Standard(metrics, judgments, config.rules, config.min_relevance, reference, answers), inputs
 
 
-def _answers(config: EvaluateConfig, runs: Sequence[Run], judgements: Judgements, inputs: dict[str, Input]) -> Answers:
+def _answers(config: EvaluateConfig, runs: Sequence[Run], judgments: Judgments, inputs: dict[str, Input]) -> Answers:
     """The answers, and the corpus that the runs were made from."""
     from retrievo.data.corpus import Corpus
-    from retrievo.data.origin import QUERIES, origins, warn_of_other_judgements
+    from retrievo.data.origin import QUERIES, origins, warn_of_other_judgments
     from retrievo.data.tables import ANSWERS, Table
     from retrievo.evaluation.answers import Answers
     from retrievo.evaluation.texts import corpus_of
@@ -256,8 +256,8 @@ def _answers(config: EvaluateConfig, runs: Sequence[Run], judgements: Judgements
     inputs |= {"answers": table.input, "corpus": corpus.input}
     if any(file.name == "queries.parquet" for file in table.files):  # a table of answers alone has no texts to compare
         for run in runs:
-            warn_of_other_judgements(table.input, run.path, origins(run.path, QUERIES))
-    return Answers.read(table, corpus, judgements.query_ids)
+            warn_of_other_judgments(table.input, run.path, origins(run.path, QUERIES))
+    return Answers.read(table, corpus, judgments.query_ids)
 
 
 def _write_report(config: EvaluateConfig, evaluation: Evaluation) -> None:
@@ -299,7 +299,7 @@ def _here(wanted: Callable[[Path], bool]) -> list[Path]:
 
 
 def _qrels_here() -> list[Path]:
-    """Judgements by file: of a folder of splits never the folder, which is none of them."""
+    """Judgments by file: of a folder of splits never the folder, which is none of them."""
     found = _here(lambda path: path.name.startswith("qrels") if path.is_file() else path.name == "qrels")
     return [file for path in found for file in ([path] if path.is_file() else sorted(path.glob("*.*")))]
 

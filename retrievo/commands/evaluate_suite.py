@@ -42,7 +42,7 @@ class SweepConfig(EvaluateConfig):
         alternative="what",
     )
     known_item: str | None = option(
-        "Without judgements: ask --corpus for documents by their title, or by a span held out of them.",
+        "Without judgments: ask --corpus for documents by their title, or by a span held out of them.",
         default=None,
         choices=KNOWN_ITEMS,
         alternative="what",
@@ -121,7 +121,7 @@ def _warn(config: SweepConfig) -> tuple[str, ...]:
 
 
 def _datasets(config: SweepConfig) -> Iterator[tuple[str, Path]]:
-    """The datasets by name: folders of a suite with corpus, queries and judgements, or the one made of known items."""
+    """The datasets by name: folders of a suite with corpus, queries and judgments, or the one made of known items."""
     from retrievo.data.corpus import Corpus
     from retrievo.evaluation.known_item import make_known_items
 

@@ -187,7 +187,7 @@ def mine(config: MineConfig) -> Manifest:
     Raises: RetrievoError for tables that can't be read or a stage that was not trained.
     """
     from retrievo.data.corpus import Corpus, Queries
-    from retrievo.data.origin import read_now, warn_of_other_judgements, warn_of_others
+    from retrievo.data.origin import read_now, warn_of_other_judgments, warn_of_others
     from retrievo.data.qrels import Qrels
     from retrievo.models.model_reference import model_record, shows_titles
     from retrievo.support.artifact import Output
@@ -203,7 +203,7 @@ def mine(config: MineConfig) -> Manifest:
     output = Output(config.output, "negatives", record, inputs, **ways)
     manifest = output.already_finished(lead=console.is_lead())
     if manifest is None:
-        warn_of_other_judgements(qrels.input, config.queries, read_now("queries", queries.input))
+        warn_of_other_judgments(qrels.input, config.queries, read_now("queries", queries.input))
         pairs = _relevant_pairs(qrels, queries, config.min_relevance)
         with console.inner_steps():
             vectors = _embeddings(config, corpus, model_inputs) if config.model is not None else None
@@ -373,7 +373,7 @@ class _Work:
         if tally.unmeasured and (self.config.margin is not None or self.config.relative_margin is not None):
             console.warn(f"margins say nothing of {tally.unmeasured:,} rankings that hold no relevant document")
         if self.judged.lost:
-            console.warn(f"judgements left out, of documents that are not in the corpus: {self.judged.lost:,}")
+            console.warn(f"judgments left out, of documents that are not in the corpus: {self.judged.lost:,}")
         if tally.unscored:
             console.warn(f"the teacher has no score for {tally.unscored:,} candidates, which stay")
 

@@ -1,4 +1,4 @@
-"""`retrievo pseudo-label`: judgements and negatives for unjudged queries, from a cross-encoder's scores."""
+"""`retrievo pseudo-label`: judgments and negatives for unjudged queries, from a cross-encoder's scores."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from retrievo.support.artifact import Input, Manifest, Output
 
 LOGITS, PROBABILITIES = "logits", "probabilities"
-JUDGEMENTS, NEGATIVES = "qrels.parquet", "negatives.parquet"
+JUDGMENTS, NEGATIVES = "qrels.parquet", "negatives.parquet"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,10 +28,10 @@ class PseudoLabelConfig(Options):
     """Options of `retrievo pseudo-label`."""
 
     run: Path = option("Run with a cross-encoder's scores (retrievo rerank).")
-    qrels: Path | None = option("Judgements that are there: their queries keep them and get no labels.", default=None)
+    qrels: Path | None = option("Judgments that are there: their queries keep them and get no labels.", default=None)
     corpus: Path | None = corpus_option(default=None, hidden_default="as the run's manifest says")
     queries: Path | None = queries_option(default=None, hidden_default="as the run's manifest says")
-    output: Path = output_option(f"Folder to make, with {JUDGEMENTS} and {NEGATIVES}.")
+    output: Path = output_option(f"Folder to make, with {JUDGMENTS} and {NEGATIVES}.")
     positive_above: float = option(
         "Documents of a higher probability become relevant ones.", default=0.9, minimum=0, maximum=1
     )
@@ -56,20 +56,20 @@ class PseudoLabelConfig(Options):
 
 
 def pseudo_label(config: PseudoLabelConfig) -> Manifest:
-    """Labels the queries of the run that --qrels does not judge, or finds them labelled; judgements there are stay.
+    """Labels the queries of the run that --qrels does not judge, or finds them labeled; judgments there are stay.
 
     Of several processes the lead one does all.
     A document that is the query itself gets no label, where texts are known: of the run's manifest or of the options.
     Raises: RetrievoError for a run that can't be read, scores of the other kind, and where no query gets a label.
     """
-    from retrievo.data.origin import QUERIES, origins, warn_of_other_judgements
+    from retrievo.data.origin import QUERIES, origins, warn_of_other_judgments
     from retrievo.data.qrels import Qrels
     from retrievo.data.run import Run
     from retrievo.support.artifact import Output
 
     run, qrels = Run.open(config.run), Qrels.read(config.qrels) if config.qrels else None
     if qrels:
-        warn_of_other_judgements(qrels.input, config.run, origins(config.run, QUERIES))
+        warn_of_other_judgments(qrels.input, config.run, origins(config.run, QUERIES))
     made = _recorded(config.run)
     config = dataclasses.replace(config, scores=_unit(config, run, made))
     texts, read = _texts(config, made)
@@ -155,7 +155,7 @@ def _texts(config: PseudoLabelConfig, made: Manifest | None) -> tuple[Judged | N
 def _write(
     config: PseudoLabelConfig, run: Run, qrels: Qrels | None, texts: Judged | None, folder: Path, output: Output
 ) -> dict[str, Any]:
-    """Writes both tables, the judgements that are there before the labels; returns the figures."""
+    """Writes both tables, the judgments that are there before the labels; returns the figures."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -167,30 +167,30 @@ def _write(
     tally, bounds = Tally(), Bounds.of(config.positive_above, config.negative_below, logits=config.scores == LOGITS)
     judged = pc.unique(flat_strings(qrels.table["query_id"])) if qrels else pa.array([], pa.large_string())
     with (
-        TableWriter(folder / JUDGEMENTS, QRELS.arrow) as judgements,
+        TableWriter(folder / JUDGMENTS, QRELS.arrow) as judgments,
         TableWriter(folder / NEGATIVES, COLUMNS.arrow) as negatives,
     ):
         if qrels:
-            judgements.write(qrels.table)
+            judgments.write(qrels.table)
         for block in run.whole_queries():
             labels = label(run, block, bounds, judged, tally, texts)
-            judgements.write(labels.positives)
+            judgments.write(labels.positives)
             negatives.write(labels.negatives)
         _check(config, tally)
         stats = _stats(tally, len(qrels.table) if qrels else 0)
-        output.record(JUDGEMENTS, judgements.close())
+        output.record(JUDGMENTS, judgments.close())
         output.record(NEGATIVES, negatives.close(dataclasses.replace(output.manifest(stats), kind="negatives")))
     return stats
 
 
 def _check(config: PseudoLabelConfig, tally: Tally) -> None:
-    """Raises RetrievoError where the scores can't be what --scores says, and where nothing was labelled."""
+    """Raises RetrievoError where the scores can't be what --scores says, and where nothing was labeled."""
     from retrievo.support.errors import RetrievoError
 
     found = f"its scores lie between {tally.lowest:g} and {tally.highest:g}"
     if config.scores == PROBABILITIES and (tally.lowest < 0 or tally.highest > 1):
         raise RetrievoError(config.run, found, "0 to 1", "pass --scores logits, or rerank with --activation sigmoid")
-    if not tally.labelled:
+    if not tally.labeled:
         found = (
             f"no query gets a label: {tally.judged:,} are judged, {tally.unsure:,} have no document above "
             f"{config.positive_above:g}"
@@ -198,22 +198,22 @@ def _check(config: PseudoLabelConfig, tally: Tally) -> None:
         raise RetrievoError(config.run, found, None, "lower --positive-above, or label other queries")
 
 
-def _stats(tally: Tally, judgements: int) -> dict[str, Any]:
+def _stats(tally: Tally, judgments: int) -> dict[str, Any]:
     hidden = ("lowest", "highest", *(("query_text",) if not tally.query_text else ()))
     counts = {name: value for name, value in vars(tally).items() if name not in hidden}
-    return {**counts, "judgements": judgements}
+    return {**counts, "judgments": judgments}
 
 
 def _summary(config: PseudoLabelConfig, manifest: Manifest) -> None:
     told, above = manifest.stats, f"{config.positive_above:g}"
     facts = {
-        "made": f"{config.output} ({told['labelled']:,} of {told['queries']:,} queries labelled)",
-        "positives": f"{told['positives']:,} ({told['positives'] / told['labelled']:.1f} for each labelled query)",
-        "negatives": f"{told['negatives']:,} ({told['without_negatives']:,} labelled queries have none)",
+        "made": f"{config.output} ({told['labeled']:,} of {told['queries']:,} queries labeled)",
+        "positives": f"{told['positives']:,} ({told['positives'] / told['labeled']:.1f} for each labeled query)",
+        "negatives": f"{told['negatives']:,} ({told['without_negatives']:,} labeled queries have none)",
         "left out": f"{told['judged']:,} judged queries, {told['unsure']:,} without a document above {above}",
         **({"query-text": f"{found:,} documents are their query"} if (found := told.get("query_text")) else {}),
-        **({"joined": f"{told['judgements']:,} judgements of {config.qrels}"} if config.qrels else {}),
+        **({"joined": f"{told['judgments']:,} judgments of {config.qrels}"} if config.qrels else {}),
         "took": console.seconds(manifest.seconds or 0.0),
     }
-    tables = f"--qrels {config.output / JUDGEMENTS} --negatives {config.output / NEGATIVES}"
-    console.summary("labelled", facts, f"retrievo train ... {tables}")
+    tables = f"--qrels {config.output / JUDGMENTS} --negatives {config.output / NEGATIVES}"
+    console.summary("labeled", facts, f"retrievo train ... {tables}")

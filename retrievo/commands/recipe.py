@@ -519,7 +519,7 @@ def _of_data_set(config: Options, path: Path) -> dict[str, str]:
 
 
 def _fingerprint(name: str, path: Path) -> str:
-    """A fingerprint of whatever an option of this name reads: a table, an artefact, or a folder of files.
+    """A fingerprint of whatever an option of this name reads: a table, an artifact, or a folder of files.
 
     Of a dataset folder only the table that is meant counts: another one beside it changes nothing.
     """

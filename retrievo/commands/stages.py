@@ -98,7 +98,7 @@ def write_stage(stage: Path, following: Path, mined: Mapping[str, Input]) -> Non
 def _whose(manifest: Manifest, mined: Mapping[str, Input]) -> str | None:
     """What inputs of the data set begin with that was mined for: "" for the first one; None where there is no such.
 
-    Other queries or judgements of its corpus are the same data set.
+    Other queries or judgments of its corpus are the same data set.
     """
     starts = [
         "",

@@ -1,6 +1,6 @@
 """Which Parquet files are meant by a path: one file, the shards of one table in a folder, a glob, or a dataset folder.
 
-A folder is one table only where that is plain. Splits of judgements, several runs, and tables of another noun that lie
+A folder is one table only where that is plain. Splits of judgments, several runs, and tables of another noun that lie
 there too are never joined in silence.
 """
 

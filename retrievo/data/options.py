@@ -30,7 +30,7 @@ def queries_option(default: Any = MISSING, **declared: Any) -> Any:
 
 def qrels_option(default: Any = MISSING, **declared: Any) -> Any:
     """`--qrels`."""
-    help = f"Judgements: {TABLE} (its test split, else dev), TREC or BEIR text."
+    help = f"Judgments: {TABLE} (its test split, else dev), TREC or BEIR text."
     return option(help, default=default, **declared)
 
 

@@ -53,7 +53,7 @@ def origins(path: Path, noun: str) -> tuple[Origin, ...]:
     """The corpora, or the queries, that something was made from, through all that lies between; none where unknown."""
     try:
         manifest = Manifest.read(path)
-    except RetrievoError:  # a file of another tool, or an artefact that is gone
+    except RetrievoError:  # a file of another tool, or an artifact that is gone
         return ()
     own = [name for name in manifest.inputs if re.fullmatch(rf"{noun}(-\d+)?", name)]
     between = [name for name in manifest.inputs if re.fullmatch(rf"({'|'.join(_MADE_OF)})(-\d+)?", name)]
@@ -150,8 +150,8 @@ def warn_of_others(path: Path, **given: Input) -> None:
             console.warn(f"{path}: {told.replace('another queries', 'other queries')}")
 
 
-def warn_of_other_judgements(qrels: Input, what: object, queries: Sequence[Origin]) -> None:
-    """Says that judgements lie in a dataset of other queries than those of a run or a search."""
+def warn_of_other_judgments(qrels: Input, what: object, queries: Sequence[Origin]) -> None:
+    """Says that judgments lie in a dataset of other queries than those of a run or a search."""
     for file in qrels.files:
         table = (file.parent.parent if file.parent.name == "qrels" else file.parent) / "queries.parquet"
         if table.is_file():

@@ -1,4 +1,4 @@
-"""Relevance judgements: which documents answer which query, and how well."""
+"""Relevance judgments: which documents answer which query, and how well."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _BEIR = (("query_id", pa.string()), ("doc_id", pa.string()), ("relevance", pa.in
 
 @dataclass(frozen=True)
 class Qrels:
-    """Judgements as a table of query_id, doc_id, relevance (int32); a pair is judged once."""
+    """Judgments as a table of query_id, doc_id, relevance (int32); a pair is judged once."""
 
     path: Path
     table: pa.Table
@@ -40,7 +40,7 @@ class Qrels:
         else:
             qrels = cls(path, pa.concat_tables(_read_text(file) for file in files), Input.of(path, files))
         if not qrels.table.num_rows:
-            raise RetrievoError(path, "holds no judgements", "at least one row", "check the file")
+            raise RetrievoError(path, "holds no judgments", "at least one row", "check the file")
         qrels._check_pairs()
         return qrels
 
@@ -51,7 +51,7 @@ class Qrels:
             found = (
                 f"query '{first['query_id']}' and document '{first['doc_id']}' are judged {first['count_all']} times"
             )
-            raise RetrievoError(self.path, found, "one judgement for each pair", "remove the others")
+            raise RetrievoError(self.path, found, "one judgment for each pair", "remove the others")
 
 
 def _read_text(path: Path) -> pa.Table:

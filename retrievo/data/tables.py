@@ -247,7 +247,7 @@ def _check_type(found: pa.Field, column: Column, file: Path) -> None:
     elif pa.types.is_list(column.type):
         is_list = pa.types.is_list(value) or pa.types.is_large_list(value)
         fits = is_list and (_is_text(value.value_type) or pa.types.is_null(value.value_type))
-    else:  # grades may come as 1.0; judgements whose grades are fractional scores are a run
+    else:  # grades may come as 1.0; judgments whose grades are fractional scores are a run
         floats = pa.types.is_floating(column.type) or found.name != "score"
         fits = pa.types.is_integer(value) or (pa.types.is_floating(value) and floats)
     if not fits:

@@ -8,8 +8,8 @@ from html import escape
 
 import numpy as np
 
-# Okabe & Ito 2008: told apart by colour-blind eyes; the dashes tell lines apart on grey paper.
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b8860b", "#56b4e9")
+# Okabe & Ito 2008: told apart by color-blind eyes; the dashes tell lines apart on gray paper.
+COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b8860b", "#56b4e9")
 _DASHES = ("none", "6 3", "2 2", "8 3 2 3", "12 4", "1 3")
 # Letters of 11 units stay legible where 380 units become the 340 pixels of a phone.
 _WIDTH, _HEIGHT, _LEFT, _BOTTOM, _TOP, _RIGHT = 380, 230, 52, 40, 12, 18
@@ -29,7 +29,7 @@ def line_chart(lines: Mapping[str, Mapping[int, float]], x_label: str, y_label: 
     for number, line in enumerate(lines.values()):
         points = " ".join(f"{x(math.log10(depth / depths[0])):.1f},{y(value):.1f}" for depth, value in line.items())
         parts.append(
-            f'<polyline points="{points}" fill="none" stroke="{_colour(number)}" stroke-width="2" '
+            f'<polyline points="{points}" fill="none" stroke="{_color(number)}" stroke-width="2" '
             f'stroke-dasharray="{_DASHES[number % len(_DASHES)]}"/>'
         )
     return _chart(parts, x_label, y_label) + legend(lines)
@@ -44,8 +44,8 @@ def difference_chart(differences: np.ndarray, x_label: str, y_label: str) -> str
     x, y = _scale(0, max(len(values), 1), _LEFT, _WIDTH - _RIGHT), _scale(-reach, reach, _HEIGHT - _BOTTOM, _TOP)
     parts = [_grid(y, _ticks(-reach, reach))]
     edges = [x(number) for number in range(len(values) + 1)]
-    for colour, part in zip(COLOURS, (np.maximum(values, 0), np.minimum(values, 0)), strict=False):
-        parts.append(f'<path d="{_steps(edges, y, part.tolist())}" fill="{colour}"/>')
+    for color, part in zip(COLORS, (np.maximum(values, 0), np.minimum(values, 0)), strict=False):
+        parts.append(f'<path d="{_steps(edges, y, part.tolist())}" fill="{color}"/>')
     return _chart(parts, x_label, y_label)
 
 
@@ -64,9 +64,9 @@ def histogram(groups: Mapping[str, np.ndarray], x_label: str, y_label: str, bins
     parts += [_text(x(at), _HEIGHT - _BOTTOM + 15, _short(at)) for at in _ticks(edges[0], edges[-1])]
     for number, share in enumerate(shares.values()):
         outline = _steps([x(edge) for edge in edges.tolist()], y, share.tolist())
-        colour = _colour(number)
+        color = _color(number)
         parts.append(
-            f'<path d="{outline}" fill="{colour}" fill-opacity="0.25" stroke="{colour}" '
+            f'<path d="{outline}" fill="{color}" fill-opacity="0.25" stroke="{color}" '
             f'stroke-dasharray="{_DASHES[number % len(_DASHES)]}"/>'
         )
     return _chart(parts, x_label, y_label) + legend(shares)
@@ -75,15 +75,15 @@ def histogram(groups: Mapping[str, np.ndarray], x_label: str, y_label: str, bins
 def legend(names: Iterable[str]) -> str:
     """Which line or area is whose, as text that wraps on a narrow page."""
     keys = "".join(
-        f'<span><svg class="key" viewBox="0 0 24 8"><line x1="0" y1="4" x2="24" y2="4" stroke="{_colour(number)}" '
+        f'<span><svg class="key" viewBox="0 0 24 8"><line x1="0" y1="4" x2="24" y2="4" stroke="{_color(number)}" '
         f'stroke-width="3" stroke-dasharray="{_DASHES[number % len(_DASHES)]}"/></svg>{escape(name)}</span>'
         for number, name in enumerate(names)
     )
     return f'<p class="legend">{keys}</p>'
 
 
-def _colour(number: int) -> str:
-    return COLOURS[number % len(COLOURS)]
+def _color(number: int) -> str:
+    return COLORS[number % len(COLORS)]
 
 
 def _scale(low: float, high: float, start: float, end: float) -> Callable[[float], float]:

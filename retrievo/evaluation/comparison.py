@@ -80,7 +80,7 @@ class Evaluation:
         depth = max(depth_needed(standard.metrics), SHOWN_DEPTH + 1)
         scans, scored = {}, {}
         for name, run in runs.items():
-            scans[name] = Scan.of(run, standard.judgements, depth=depth, name=name)
+            scans[name] = Scan.of(run, standard.judgments, depth=depth, name=name)
             scored[name] = standard.score(scans[name], name)
         tests = {} if baseline is None else _tests(metrics, scored, baseline, seed)
         return cls(metrics, standard, scans, scored, texts, baseline, tests)

@@ -54,18 +54,18 @@ def top_documents(evaluation: Evaluation, name: str, query_ids: Sequence[str], c
 
 def relevant_documents(evaluation: Evaluation, query_ids: Sequence[str]) -> list[list[str]]:
     """The documents judged relevant for each of these queries."""
-    judgements = evaluation.standard.judgements
-    at = positions(judgements.query_ids, pa.array(query_ids, pa.large_string()))[judgements.query]
+    judgments = evaluation.standard.judgments
+    at = positions(judgments.query_ids, pa.array(query_ids, pa.large_string()))[judgments.query]
     found: list[list[str]] = [[] for _ in query_ids]
-    for row in np.flatnonzero((at >= 0) & (judgements.grade >= evaluation.standard.min_relevance)).tolist():
-        found[at[row]].append(judgements.doc_id[row].as_py())
+    for row in np.flatnonzero((at >= 0) & (judgments.grade >= evaluation.standard.min_relevance)).tolist():
+        found[at[row]].append(judgments.doc_id[row].as_py())
     return found
 
 
 def recall_by_depth(evaluation: Evaluation, name: str) -> dict[int, float]:
     """Depth -> share of the relevant documents among so many first rows, averaged over judged queries."""
     scan, standard = evaluation.scans[name], evaluation.standard
-    if not len(standard.judgements.query_ids):
+    if not len(standard.judgments.query_ids):
         return {}
     deepest = int(scan.retrieved.max(initial=0))
     depths = sorted({int(step * 10**power) for power in range(7) for step in (1, 2, 5)} | {deepest})
@@ -81,11 +81,11 @@ def recall_by_depth(evaluation: Evaluation, name: str) -> dict[int, float]:
 def scores(evaluation: Evaluation, name: str) -> tuple[np.ndarray, np.ndarray]:
     """Scores of the relevant documents that a run found, and of other documents among its first rows."""
     scan, standard = evaluation.scans[name], evaluation.standard
-    relevant = standard.judgements.grade[scan.hit] >= standard.min_relevance
+    relevant = standard.judgments.grade[scan.hit] >= standard.min_relevance
     _, kept = ranked_by(scan, scan.top, standard.rules)
-    judged = positions(scan.query_ids, standard.judgements.query_ids)[scan.top.query]
+    judged = positions(scan.query_ids, standard.judgments.query_ids)[scan.top.query]
     found = np.full(len(judged), -1)
-    found[kept] = standard.judgements.find(judged[kept], scan.top_doc.filter(pa.array(kept)))
+    found[kept] = standard.judgments.find(judged[kept], scan.top_doc.filter(pa.array(kept)))
     good = np.zeros(len(judged), bool)
-    good[found >= 0] = standard.judgements.grade[found[found >= 0]] >= standard.min_relevance
+    good[found >= 0] = standard.judgments.grade[found[found >= 0]] >= standard.min_relevance
     return scan.hits.score[relevant], scan.top.score[kept & ~good & (judged >= 0)]

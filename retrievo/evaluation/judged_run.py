@@ -1,7 +1,7 @@
 """What evaluation keeps of a run: one pass over its rows, a block of whole queries at a time.
 
-A run of millions of rows meets the judgements block by block; what stays are the judged rows with their ranks, the
-first rows of every query and a few counts, so that memory depends on the number of queries and judgements alone.
+A run of millions of rows meets the judgments block by block; what stays are the judged rows with their ranks, the
+first rows of every query and a few counts, so that memory depends on the number of queries and judgments alone.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ NO_RANK = 0
 
 
 @dataclass(frozen=True)
-class Judgements:
+class Judgments:
     """Who judged what: m pairs of a query and a document with a grade.
 
     query_ids: strings [J], by first appearance.
@@ -37,7 +37,7 @@ class Judgements:
     grade: np.ndarray
 
     @classmethod
-    def of(cls, qrels: pa.Table | None) -> Judgements:
+    def of(cls, qrels: pa.Table | None) -> Judgments:
         """From a table of query_id, doc_id, relevance; None = nothing is judged.
 
         Raises: RetrievoError for a pair that is judged twice.
@@ -63,13 +63,13 @@ class Judgements:
 
     @functools.cached_property
     def _keys(self) -> tuple[np.ndarray, np.ndarray]:
-        """Ascending numbers of the pairs, and where each stands among the judgements."""
+        """Ascending numbers of the pairs, and where each stands among the judgments."""
         key = self.query * len(self._docs) + positions(self.doc_id, self._docs)
         order = np.argsort(key)
         return key[order], order
 
     def find(self, query: np.ndarray, doc_id: pa.LargeStringArray) -> np.ndarray:
-        """The position of each (query, document) among the judgements, int64 [n]; -1 where it is not judged."""
+        """The position of each (query, document) among the judgments, int64 [n]; -1 where it is not judged."""
         keys, order = self._keys
         doc = positions(doc_id, self._docs)
         if not len(keys):
@@ -111,7 +111,7 @@ class Scan:
 
     query_ids:  strings [U], by first appearance.
     retrieved:  rows of each query, [U].
-    hits:       the judged rows; hit: their positions among the judgements, [h].
+    hits:       the judged rows; hit: their positions among the judgments, [h].
     top:        the first rows of each query by either rank; top_doc: their documents.
     self_rows:  the rows whose document id is the query id.
     unlike:     queries with rows that the file ranks otherwise than their scores do, bool [U].
@@ -129,22 +129,22 @@ class Scan:
     told: bool
 
     @classmethod
-    def of(cls, run: pa.Table | Run, judgements: Judgements, *, depth: int = 0, name: str = "run") -> Scan:
+    def of(cls, run: pa.Table | Run, judgments: Judgments, *, depth: int = 0, name: str = "run") -> Scan:
         """Reads a run: query_id, doc_id, score and perhaps rank, rows in any order.
 
         depth: how many first rows of every query to keep.
         Raises: RetrievoError for a pair that occurs twice or a score that is not finite, naming query and document.
         """
         blocks = [run] if isinstance(run, pa.Table) else run.blocks()
-        scan = cls._joined([_scan(block, judgements, depth, name) for block in blocks], judgements)
+        scan = cls._joined([_scan(block, judgments, depth, name) for block in blocks], judgments)
         if isinstance(run, Run) and pc.count_distinct(scan.query_ids).as_py() < len(scan.query_ids):
-            return cls._joined([_scan(run.table, judgements, depth, name)], judgements)  # its queries are scattered
+            return cls._joined([_scan(run.table, judgments, depth, name)], judgments)  # its queries are scattered
         return scan
 
     @classmethod
-    def _joined(cls, parts: list[Scan], judgements: Judgements) -> Scan:
+    def _joined(cls, parts: list[Scan], judgments: Judgments) -> Scan:
         if not parts:
-            return _scan(_NO_ROWS, judgements, 0, "run")
+            return _scan(_NO_ROWS, judgments, 0, "run")
         if len(parts) == 1:
             return parts[0]
         offsets = np.cumsum([0, *(len(part.query_ids) for part in parts)])[:-1].tolist()
@@ -186,13 +186,13 @@ def positions(ids: pa.Array, among: pa.Array) -> np.ndarray:
     return pc.index_in(ids, value_set=among).fill_null(-1).to_numpy().astype(np.int64)
 
 
-def _scan(block: pa.Table, judgements: Judgements, depth: int, name: str) -> Scan:
+def _scan(block: pa.Table, judgments: Judgments, depth: int, name: str) -> Scan:
     """One block of whole queries."""
     query_ids, query = _coded(block["query_id"])
     doc_id, score = flat_strings(block["doc_id"]), block["score"].to_numpy()
     _check_finite(name, score, query_ids, query, doc_id)
-    judged = positions(query_ids, judgements.query_ids)
-    group = np.where(judged >= 0, judged, len(judgements.query_ids) + np.arange(len(query_ids)))
+    judged = positions(query_ids, judgments.query_ids)
+    group = np.where(judged >= 0, judged, len(judgments.query_ids) + np.arange(len(query_ids)))
     prints = fingerprints(group[query], doc_id)
     if twice := repeated(query, doc_id, prints):
         raise _twice(name, query_ids[query[twice[0]]], doc_id[twice[0]])
@@ -203,10 +203,10 @@ def _scan(block: pa.Table, judgements: Judgements, depth: int, name: str) -> Sca
     told = block["rank"].to_numpy() if "rank" in block.column_names else np.zeros(len(rank), np.int32)
     every = Rows(query, rank, told, score)
     # Few rows have the fingerprint of a judged pair or of a query as its own document; only those are compared as text.
-    wanted = np.concatenate([judgements.fingerprints, fingerprints(group, query_ids)])
+    wanted = np.concatenate([judgments.fingerprints, fingerprints(group, query_ids)])
     rows = np.flatnonzero(pc.is_in(pa.array(prints), value_set=pa.array(wanted)).to_numpy(zero_copy_only=False))
     ids = doc_id.take(pa.array(rows))
-    hit = judgements.find(judged[query[rows]], ids)
+    hit = judgments.find(judged[query[rows]], ids)
     own = pc.equal(ids, query_ids.take(pa.array(query[rows]))).to_numpy(zero_copy_only=False)
     first = np.flatnonzero((rank <= depth) | ((told <= depth) & (told > NO_RANK))) if depth else rows[:0]
     return Scan(

@@ -41,7 +41,7 @@ class _Drawn:
 
 
 def make_known_items(path: Path, corpus: Corpus, *, kind: str, count: int, seed: int, force: bool = False) -> None:
-    """Writes a dataset folder: the corpus without what its queries are made of, queries and one judgement each.
+    """Writes a dataset folder: the corpus without what its queries are made of, queries and one judgment each.
 
     kind:  'title' asks with titles (all titles are taken away); 'span' with ten words out of a text.
     count: most queries; drawn among documents whose title, or text, is the only one of its kind.

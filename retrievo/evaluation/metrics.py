@@ -1,6 +1,6 @@
 """trec_eval's metrics over whole runs at once: every step is one array operation over all queries.
 
-A run and its judgements meet once, in `Scan`; `Hits` are its judged rows under one convention. Each metric is a formula
+A run and its judgments meet once, in `Scan`; `Hits` are its judged rows under one convention. Each metric is a formula
 over those few rows, so that a further metric costs next to nothing, however deep the run.
 """
 
@@ -15,19 +15,19 @@ import numpy as np
 import pyarrow as pa
 
 from retrievo.data.ordering import ranks
-from retrievo.evaluation.judged_run import Judgements, Rows, Scan, positions
+from retrievo.evaluation.judged_run import Judgments, Rows, Scan, positions
 from retrievo.evaluation.names import Rules
 
 
 @dataclass(frozen=True)
 class Hits:
-    """The judged rows of a run [h], by query and rank, and what the judgements hold for each of Q queries.
+    """The judged rows of a run [h], by query and rank, and what the judgments hold for each of Q queries.
 
     query:         [h], ascending positions among the Q queries.
     rank, grade:   [h].
     retrieved:     rows of the run for each query, [Q].
     relevant:      documents judged relevant for each query, [Q].
-    judgements:    (query, grade), [m] each: everything judged.
+    judgments:    (query, grade), [m] each: everything judged.
     min_relevance: the lowest relevant grade.
     """
 
@@ -36,19 +36,19 @@ class Hits:
     grade: np.ndarray
     retrieved: np.ndarray
     relevant: np.ndarray
-    judgements: tuple[np.ndarray, np.ndarray]
+    judgments: tuple[np.ndarray, np.ndarray]
     min_relevance: int
 
     @classmethod
-    def of(cls, scan: Scan, judgements: Judgements, rules: Rules, query_ids: pa.Array, min_relevance: int) -> Hits:
-        """The judged rows for the given queries, among which those of the judgements come first."""
+    def of(cls, scan: Scan, judgments: Judgments, rules: Rules, query_ids: pa.Array, min_relevance: int) -> Hits:
+        """The judged rows for the given queries, among which those of the judgments come first."""
         rank, kept = ranked_by(scan, scan.hits, rules)
         query, hit = positions(scan.query_ids, query_ids)[scan.hits.query[kept]], scan.hit[kept]
         by_rank = np.lexsort((rank[kept], query))
-        relevant = np.bincount(judgements.query[judgements.grade >= min_relevance], minlength=len(query_ids))
+        relevant = np.bincount(judgments.query[judgments.grade >= min_relevance], minlength=len(query_ids))
         return cls(
-            query[by_rank], rank[kept][by_rank], judgements.grade[hit[by_rank]],
-            retrieved(scan, rules, query_ids), relevant, (judgements.query, judgements.grade), min_relevance,
+            query[by_rank], rank[kept][by_rank], judgments.grade[hit[by_rank]],
+            retrieved(scan, rules, query_ids), relevant, (judgments.query, judgments.grade), min_relevance,
         )  # fmt: skip
 
     def top(self, cutoff: int | None) -> np.ndarray:
@@ -66,7 +66,7 @@ class Hits:
     @functools.cached_property
     def ideal(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The best ranking there could be, (query, rank, grade): everything judged, by grade descending."""
-        query, grade = self.judgements
+        query, grade = self.judgments
         order = np.lexsort((-grade.astype(np.int64), query))
         return query[order], ranks(query[order]), grade[order]
 
@@ -137,7 +137,7 @@ def success(hits: Hits, cutoff: int) -> np.ndarray:
 
 
 def judged(hits: Hits, cutoff: int) -> np.ndarray:
-    """|judged in the top k| / min(k, |retrieved|); a grade of 0 or below is a judgement too."""
+    """|judged in the top k| / min(k, |retrieved|); a grade of 0 or below is a judgment too."""
     return _share(hits.count(hits.top(cutoff)), np.minimum(cutoff, hits.retrieved))
 
 

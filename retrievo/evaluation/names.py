@@ -152,7 +152,7 @@ def _suggestion(text: str) -> str:
 
 
 def check_metric(text: str) -> None:
-    """Raises UsageError for a metric that is none, or that needs more than a run and judgements."""
+    """Raises UsageError for a metric that is none, or that needs more than a run and judgments."""
     metric = Metric.parse(text)
     if metric.needs_reference or metric.needs_answers:
-        raise UsageError("metric", f"found '{text}'", "a metric of one run and its judgements, such as ndcg@10")
+        raise UsageError("metric", f"found '{text}'", "a metric of one run and its judgments, such as ndcg@10")

@@ -71,7 +71,7 @@ def _notes(name: str, found: PerQuery, standard: Standard) -> list[str]:
         lines.append(f"{name}: {found.missing:,} of {found.judged:,} judged queries are missing, {effect}")
     if found.unjudged and standard.measures:
         effect = "count for nb-recall alone" if standard.compares else "are left out"
-        lines.append(f"{name}: {found.unjudged:,} queries have no judgements and {effect}")
+        lines.append(f"{name}: {found.unjudged:,} queries have no judgments and {effect}")
     if found.unknown:
         lines.append(f"{name}: {found.unknown:,} rows are of documents that the corpus lacks, taken for no answer")
     if found.removed:

@@ -1,4 +1,4 @@
-"""Runs measured against judgements, answers or another run: the value of every metric for every query."""
+"""Runs measured against judgments, answers or another run: the value of every metric for every query."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from retrievo.data.columns import as_type
 from retrievo.data.run import Run
 from retrievo.evaluation.answers import Answers
-from retrievo.evaluation.judged_run import Judgements, Scan, positions
+from retrievo.evaluation.judged_run import Judgments, Scan, positions
 from retrievo.evaluation.metrics import METRICS, Hits, ranked_by, retrieved
 from retrievo.evaluation.names import CONVENTIONS, DEFAULT_CONVENTION, Metric, Rules
 from retrievo.support.errors import RetrievoError, UsageError
@@ -25,7 +25,7 @@ class PerQuery:
     query_ids: strings [Q]: the judged queries by first appearance in the qrels, then those with answers and, where a
                metric compares with a reference run, the other queries of the run.
     values:    float64 [Q] for each metric; NaN where a query does not enter the mean.
-    judged:    number of queries with judgements or answers.
+    judged:    number of queries with judgments or answers.
     missing:   those of them that the run lacks.
     unjudged:  queries of the run that have neither.
     removed:   rows dropped because their document id equals the query id.
@@ -56,7 +56,7 @@ class Standard:
     """What runs are measured against, and by which rules.
 
     metrics:       which values to take.
-    judgements:    grades of documents; empty where no metric needs them.
+    judgments:    grades of documents; empty where no metric needs them.
     rules:         ties, missing queries, documents that are their own query.
     min_relevance: the lowest relevant grade.
     reference:     the run that nb-recall-n@k looks into.
@@ -64,7 +64,7 @@ class Standard:
     """
 
     metrics: tuple[Metric, ...]
-    judgements: Judgements
+    judgments: Judgments
     rules: Rules = CONVENTIONS[DEFAULT_CONVENTION].rules
     min_relevance: int = 1
     reference: Scan | None = None
@@ -76,8 +76,8 @@ class Standard:
                 raise UsageError(str(metric), "no reference run to look into", None, "pass --reference-run")
             if metric.needs_answers and self.answers is None:
                 raise UsageError(str(metric), "no answers to look for", None, "pass --answers")
-            if metric.needs_qrels and not len(self.judgements.query_ids):
-                raise UsageError(str(metric), "no judgements", None, "pass --qrels")
+            if metric.needs_qrels and not len(self.judgments.query_ids):
+                raise UsageError(str(metric), "no judgments", None, "pass --qrels")
         if self.min_relevance < 1:
             raise UsageError("--min-relevance", f"found {self.min_relevance}", "at least 1")
         if self.rules.missing not in ("zero", "skip"):
@@ -90,7 +90,7 @@ class Standard:
 
     @property
     def measures(self) -> bool:
-        """Whether a metric takes queries with judgements or answers alone."""
+        """Whether a metric takes queries with judgments or answers alone."""
         return not all(metric.needs_reference for metric in self.metrics)
 
     def score(self, scan: Scan, name: str = "run") -> PerQuery:
@@ -121,19 +121,19 @@ class Standard:
             raise RetrievoError(name, "its rank column holds no ranks", "each from 1 on, once in a query", fix)
 
     def _measured_ids(self) -> pa.LargeStringArray:
-        """The queries with judgements, then those with answers."""
-        ids = [self.judgements.query_ids, *([self.answers.query_ids] if self.answers else [])]
+        """The queries with judgments, then those with answers."""
+        ids = [self.judgments.query_ids, *([self.answers.query_ids] if self.answers else [])]
         return pc.unique(pa.concat_arrays(ids))
 
     def _values(
         self, scan: Scan, query_ids: pa.LargeStringArray, present: np.ndarray, first_answers: np.ndarray
     ) -> dict[Metric, np.ndarray]:
-        hits = Hits.of(scan, self.judgements, self.rules, query_ids, self.min_relevance)
-        judged = np.arange(len(query_ids)) < len(self.judgements.query_ids)
+        hits = Hits.of(scan, self.judgments, self.rules, query_ids, self.min_relevance)
+        judged = np.arange(len(query_ids)) < len(self.judgments.query_ids)
         values = {}
         for metric in self.metrics:
             if metric.needs_reference:
-                value, enters = self._neighbourhood_recall(metric, scan, query_ids), present
+                value, enters = self._neighborhood_recall(metric, scan, query_ids), present
             elif metric.needs_answers:
                 value, enters = self._answer_recall(metric, query_ids, first_answers)
             else:
@@ -142,7 +142,7 @@ class Standard:
             values[metric] = np.where(averaged, value, np.nan)
         return values
 
-    def _neighbourhood_recall(self, metric: Metric, scan: Scan, query_ids: pa.LargeStringArray) -> np.ndarray:
+    def _neighborhood_recall(self, metric: Metric, scan: Scan, query_ids: pa.LargeStringArray) -> np.ndarray:
         """|reference top k intersected with run top n| / n, also where the run is shorter (coCondenser, eq. 17)."""
         assert self.reference is not None
         assert metric.cutoff
@@ -223,10 +223,10 @@ def evaluate(
     Raises: RetrievoError for a (query, document) pair that occurs twice, a score that is not finite, a run of other
             queries or of another corpus; UsageError where a metric lacks its qrels, its reference or its answers.
     """
-    judgements = Judgements.of(qrels)
+    judgments = Judgments.of(qrels)
     first = None
     if reference is not None:
         depth = depth_needed(metrics, of_reference=True)
-        first = Scan.of(reference, Judgements.of(None), depth=depth, name="reference run")
-    standard = Standard(tuple(metrics), judgements, rules, min_relevance, first, answers)
-    return standard.score(Scan.of(run, judgements, depth=depth_needed(metrics), name=run_name), run_name)
+        first = Scan.of(reference, Judgments.of(None), depth=depth, name="reference run")
+    standard = Standard(tuple(metrics), judgments, rules, min_relevance, first, answers)
+    return standard.score(Scan.of(run, judgments, depth=depth_needed(metrics), name=run_name), run_name)

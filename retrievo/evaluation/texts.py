@@ -62,7 +62,7 @@ def _first(runs: Sequence[Run], name: str) -> Path | None:
 
 
 def _follow(path: Path, name: str) -> Path | None:
-    """An input of an artefact or of what it was made from; None where the trail is lost: texts are an extra."""
+    """An input of an artifact or of what it was made from; None where the trail is lost: texts are an extra."""
     try:
         manifest = Manifest.read(path)
         if name == "corpus" and mixes_corpora(path):  # an id may be that of two texts

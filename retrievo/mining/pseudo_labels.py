@@ -41,14 +41,14 @@ def _logit(p: float) -> float:
 
 @dataclass
 class Tally:
-    """What labelling met: queries of the run, the labels of some, and why others have none."""
+    """What labeling met: queries of the run, the labels of some, and why others have none."""
 
     queries: int = 0
-    labelled: int = 0
+    labeled: int = 0
     positives: int = 0
     negatives: int = 0
     without_negatives: int = 0  # queries with a positive that have none
-    judged: int = 0  # queries left out: they have judgements
+    judged: int = 0  # queries left out: they have judgments
     unsure: int = 0  # queries left out: no document is surely relevant
     query_text: int = 0  # documents left out: they are the query itself
     lowest: float = math.inf  # score of a query that is not judged
@@ -58,7 +58,7 @@ class Tally:
 class Labels(NamedTuple):
     """Labels by query, then rank."""
 
-    positives: pa.Table  # judgements, of relevance 1
+    positives: pa.Table  # judgments, of relevance 1
     negatives: pa.Table
 
 
@@ -89,7 +89,7 @@ def label(
     below = (score < bounds.negative_below) & (positives > 0)[query]
     _count(tally, positives, np.bincount(query[below], minlength=len(positives)), score)
     block = block.drop_columns("rank").append_column("rank", pa.array(ranks(query)))
-    return Labels(_judgements(block.filter(pa.array(above))), _negatives(block.filter(pa.array(below)), run.name))
+    return Labels(_judgments(block.filter(pa.array(above))), _negatives(block.filter(pa.array(below)), run.name))
 
 
 def _themselves(block: pa.Table, texts: Judged) -> np.ndarray:
@@ -117,7 +117,7 @@ def _count(tally: Tally, positives: np.ndarray, negatives: np.ndarray, score: np
     """Adds what a block holds: positives and negatives of each query [q], and all scores."""
     sure = positives > 0
     tally.queries += len(positives)
-    tally.labelled += int(sure.sum())
+    tally.labeled += int(sure.sum())
     tally.unsure += int((~sure).sum())
     tally.without_negatives += int((sure & (negatives == 0)).sum())
     tally.positives += int(positives.sum())
@@ -126,7 +126,7 @@ def _count(tally: Tally, positives: np.ndarray, negatives: np.ndarray, score: np
     tally.highest = max(tally.highest, float(score.max(initial=-math.inf)))
 
 
-def _judgements(rows: pa.Table) -> pa.Table:
+def _judgments(rows: pa.Table) -> pa.Table:
     ones = pa.array(np.ones(rows.num_rows, np.int32))
     return table_of([rows["query_id"], rows["doc_id"], ones], QRELS.arrow)
 

@@ -169,7 +169,7 @@ def _spread(texts: Iterable[str], most: int) -> list[str]:
 def word_pieces(words: Mapping[str, int], most: int = MOST_PIECES, fewest: int = FEWEST_TIMES) -> list[str]:
     """A WordPiece vocabulary of counted words in order of ids: special tokens, letters, then pieces as they are made.
 
-    Again and again the two neighbouring pieces that occur together most often become one (byte-pair encoding; Sennrich
+    Again and again the two neighboring pieces that occur together most often become one (byte-pair encoding; Sennrich
     et al. 2016, algorithm 1), which is how the `tokenizers` library trains WordPiece too. Its trainer numbers the
     letters inside words in the random order of a hash map and breaks ties by these numbers, so that each training ends
     in another vocabulary; here they are sorted, and the smaller pair wins a tie.
@@ -183,7 +183,7 @@ def word_pieces(words: Mapping[str, int], most: int = MOST_PIECES, fewest: int =
 
 
 class _Merging:
-    """Words cut into pieces, with a count of each pair of neighbours that is kept while pairs become pieces.
+    """Words cut into pieces, with a count of each pair of neighbors that is kept while pairs become pieces.
 
     queue: (-count, pair) of every pair, with its count of now or a higher one of before.
     """
@@ -231,12 +231,12 @@ class _Merging:
             self._count(word, -self.times[number])
             self.words[number] = word = _joined(word, pair, new)
             self._count(word, self.times[number])
-            for neighbours in pairwise(word):
-                if new in neighbours:
-                    self.places[neighbours].add(number)
-                    changed.add(neighbours)
-        for neighbours in changed:
-            heapq.heappush(self.queue, (-self.counts[neighbours], neighbours))
+            for neighbors in pairwise(word):
+                if new in neighbors:
+                    self.places[neighbors].add(number)
+                    changed.add(neighbors)
+        for neighbors in changed:
+            heapq.heappush(self.queue, (-self.counts[neighbors], neighbors))
 
 
 def _joined(word: list[int], pair: tuple[int, int], new: int) -> list[int]:

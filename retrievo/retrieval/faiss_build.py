@@ -205,7 +205,7 @@ def _graph(faiss: Any, index: Any) -> Any:
 def bytes_per_vector(faiss: Any, index: Any) -> int | None:
     """What FAISS keeps of each vector; None where it does not say.
 
-    Lists: the code and an id of 8 bytes. HNSW with M neighbours: 2 M links of 4 bytes in the lowest layer, M in each
+    Lists: the code and an id of 8 bytes. HNSW with M neighbors: 2 M links of 4 bytes in the lowest layer, M in each
     higher one, which a vector reaches with probability 1 / M, and 12 bytes of bookkeeping.
     """
     if isinstance(index, (faiss.IndexPreTransform, faiss.IndexIDMap)):

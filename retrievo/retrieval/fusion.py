@@ -55,12 +55,12 @@ def z_scores(run: Ranking) -> Shares:
     last = np.append(first[1:], len(score)) - 1 if len(first) else first
     size = np.maximum(np.bincount(run.query, minlength=run.queries), 1)
     mean = np.bincount(run.query, score, run.queries) / size
-    centred = score - mean[run.query]
-    deviation = np.sqrt(np.bincount(run.query, centred**2, run.queries) / size)
+    centered = score - mean[run.query]
+    deviation = np.sqrt(np.bincount(run.query, centered**2, run.queries) / size)
     flat = np.zeros(run.queries, bool)
     flat[run.query[first]] = score[first] == score[last]  # of which the deviation may be off from 0 by a rounding
     deviation[flat | (deviation == 0)] = 1
-    normalized = np.where(flat[run.query], 1.0, centred / deviation[run.query])
+    normalized = np.where(flat[run.query], 1.0, centered / deviation[run.query])
     lowest = np.zeros(run.queries)
     lowest[run.query[last]] = np.where(flat[run.query[last]], -1.0, normalized[last])
     return Shares(normalized, lowest)

@@ -80,8 +80,8 @@ INDEX_TYPES = {
     "ivfpq": IndexType("lists of product-quantized vectors, D / 8 bytes each", _ivfpq, rescored=10),
     "opq-ivfpq": IndexType("the same after a rotation that makes codes more exact", _opq_ivfpq, rescored=10),
     "hnsw": IndexType(
-        "float32 vectors in a graph of neighbours: the quickest search, the most memory",
-        lambda rows, dim: Recipe("HNSW32", "32 neighbours of each vector"),
+        "float32 vectors in a graph of neighbors: the quickest search, the most memory",
+        lambda rows, dim: Recipe("HNSW32", "32 neighbors of each vector"),
     ),
     "sq8": IndexType("all vectors in 8 bits a dimension", lambda rows, dim: Recipe("SQ8"), rescored=2),
     "fp16": IndexType("all vectors as float16", lambda rows, dim: Recipe("SQfp16"), rescored=2),

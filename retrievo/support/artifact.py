@@ -1,4 +1,4 @@
-"""Artefacts on disk: what a finished one records, and how an unfinished one never passes for finished.
+"""Artifacts on disk: what a finished one records, and how an unfinished one never passes for finished.
 
 Every output is either absent, unfinished (`begin.json`, no manifest) or whole (`manifest.json`, written last). Folders
 that cannot be used half-done are built in `OUTPUT.partial/` and published (`support/publishing.py`), so a reader sees
@@ -99,7 +99,7 @@ def _digest(value: Any) -> str:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a finished artefact says of itself."""
+    """What a finished artifact says of itself."""
 
     kind: str
     format: int
@@ -115,7 +115,7 @@ class Manifest:
 
     @classmethod
     def read(cls, path: Path, *kinds: str) -> Manifest:
-        """The manifest of an artefact folder or of a single file made by retrievo, checked to be one of `kinds`.
+        """The manifest of an artifact folder or of a single file made by retrievo, checked to be one of `kinds`.
 
         Raises: RetrievoError where there is none, where it is unfinished, of another kind, or of a newer format, or
             where a file that is not Parquet has changed since.
@@ -128,7 +128,7 @@ class Manifest:
         except TypeError:
             raise RetrievoError(path, "its manifest has other keys than this version knows", None, _upgrade()) from None
         if damaged := _damaged(manifest):
-            raise RetrievoError(path, f"its manifest is damaged at '{damaged}'", None, "make the artefact again")
+            raise RetrievoError(path, f"its manifest is damaged at '{damaged}'", None, "make the artifact again")
         if kinds and manifest.kind not in kinds:
             raise RetrievoError(path, f"is of kind '{manifest.kind}'", f"{' or '.join(kinds)}")
         if manifest.format > KINDS.get(manifest.kind, 0):
@@ -140,7 +140,7 @@ class Manifest:
         return {name: value for name, value in vars(self).items() if name != "home" and value is not None}
 
     def input_path(self, name: str, flag: str | None) -> Path:
-        """Where an input lies now, be it a glob: where it was, else beside the artefact.
+        """Where an input lies now, be it a glob: where it was, else beside the artifact.
 
         flag: what to pass where it was moved; None where a command has no such flag.
         Raises: RetrievoError that names the flag to pass where it was moved or never recorded.
@@ -227,11 +227,11 @@ def _read_manifest_file(folder: Path) -> dict[str, Any]:
     if is_unfinished(folder):
         raise RetrievoError(folder, "is unfinished", None, "run the command that makes it again")
     if not (folder / MANIFEST).is_file():
-        raise RetrievoError(folder, "is no artefact of retrievo (it has no manifest.json)", None, "check the path")
+        raise RetrievoError(folder, "is no artifact of retrievo (it has no manifest.json)", None, "check the path")
     try:
         return json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:  # no JSON, or no UTF-8
-        fix = "make the artefact again, or check the path"
+        fix = "make the artifact again, or check the path"
         raise RetrievoError(folder / MANIFEST, f"is not JSON: {error}", None, fix) from None
 
 

@@ -146,7 +146,7 @@ def manifest_beside(file: Path) -> Path:
 
 
 def is_manifest_beside(path: Path) -> bool:
-    """Whether a path is no artefact itself but the manifest of the file beside it, as a pattern finds both."""
+    """Whether a path is no artifact itself but the manifest of the file beside it, as a pattern finds both."""
     return path.name.endswith(BESIDE) and path.with_name(path.name.removesuffix(BESIDE)).is_file()
 
 

@@ -2,7 +2,7 @@
 
     python tests/benchmarks/mining.py DATASET QRELS [--queries 20000] [--depth 200] [--rounds 2]
 
-DATASET has a corpus and queries, QRELS are judgements of its training queries, of which the first so many are taken.
+DATASET has a corpus and queries, QRELS are judgments of its training queries, of which the first so many are taken.
 Both commands search one BM25 index with all cores, in turn; the last mining runs with one thread and must give the same
 negatives.
 """

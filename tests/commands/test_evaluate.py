@@ -49,13 +49,13 @@ def test_several_runs_and_metrics_as_typed(folder: Path, retrievo: Callable) -> 
     rows = [line.split("\t") for line in outcome.out.splitlines()]
     assert rows == [["run", "mrr@10", "recall@1"], ["first", "0.5000", "0.1667"], ["second", "0.8333", "0.6667"]]
     assert "first: 1 of 3 judged queries are missing, counted as 0" in outcome.err
-    assert "second: 1 queries have no judgements" in outcome.err
+    assert "second: 1 queries have no judgments" in outcome.err
 
 
-def test_a_grade_that_no_judgement_reaches_is_told(folder: Path, retrievo: Callable) -> None:
+def test_a_grade_that_no_judgment_reaches_is_told(folder: Path, retrievo: Callable) -> None:
     asked = ["evaluate", "--run", "first.trec", "--qrels", "qrels.txt", "--min-relevance"]
-    assert "qrels.txt: no judgement reaches --min-relevance 3" in retrievo(*asked, 3).err
-    assert "no judgement" not in retrievo(*asked, 2).err
+    assert "qrels.txt: no judgment reaches --min-relevance 3" in retrievo(*asked, 3).err
+    assert "no judgment" not in retrievo(*asked, 2).err
 
 
 def test_a_run_is_not_compared_with_itself(folder: Path, retrievo: Callable) -> None:
@@ -185,10 +185,10 @@ def test_without_a_run_the_ones_that_lie_here_are_named(folder: Path, retrievo: 
     assert outcome.code == 2
     assert "first.trec, second.trec" in outcome.err
     outcome = retrievo("evaluate", "--run", "first.trec")
-    assert "--qrels: no judgements to score against; pass one of: qrels.txt" in outcome.err
+    assert "--qrels: no judgments to score against; pass one of: qrels.txt" in outcome.err
 
 
-def test_judgements_that_lie_here_are_named_by_file(folder: Path, retrievo: Callable) -> None:
+def test_judgments_that_lie_here_are_named_by_file(folder: Path, retrievo: Callable) -> None:
     (folder / "data" / "qrels").mkdir(parents=True)
     for split in ("test", "train"):
         table = pa.table({"query_id": ["q1"], "doc_id": ["d1"], "relevance": [1]})

@@ -160,7 +160,7 @@ def test_mining_again_in_another_precision_makes_vectors_of_its_own(
         assert made.code == 0, made.err
 
 
-def test_a_depth_beyond_the_corpus_and_queries_without_judgements_stop_nothing(
+def test_a_depth_beyond_the_corpus_and_queries_without_judgments_stop_nothing(
     toy_dataset: Path, tmp_path: Path, retrievo: Callable
 ) -> None:
     flags = ["--depth", 5_000, "--samples", 4_000, "--relative-margin", 0.1, "--output", tmp_path / "n.parquet"]
@@ -182,7 +182,7 @@ def test_judged_documents_that_the_corpus_lacks_are_counted(
     for name in ("first", "second"):
         made = retrievo(*mine, "--output", tmp_path / f"{name}.parquet")
         assert made.code == 0, made.err
-        assert "judgements left out, of documents that are not in the corpus: 1" in made.err
+        assert "judgments left out, of documents that are not in the corpus: 1" in made.err
     assert "already finished" in made.err  # the BM25 index
     assert "nothing to do" not in made.err
 

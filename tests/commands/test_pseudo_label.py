@@ -1,4 +1,4 @@
-"""`retrievo pseudo-label`: from a cross-encoder's run to judgements and negatives that `retrievo train` takes."""
+"""`retrievo pseudo-label`: from a cross-encoder's run to judgments and negatives that `retrievo train` takes."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def home(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def labelling(home: Path, *more: object, run: str = "reranked.trec", output: str = "labels") -> list[object]:
+def labeling(home: Path, *more: object, run: str = "reranked.trec", output: str = "labels") -> list[object]:
     return ["pseudo-label", "--run", home / run, "--qrels", home / "qrels.txt", "--output", home / output, *more]
 
 
@@ -52,8 +52,8 @@ def pairs(path: Path) -> list[tuple[Any, ...]]:
     return [tuple(row.values())[:3] for row in pq.read_table(path).to_pylist()]
 
 
-def test_judgements_that_are_there_stay_and_the_others_get_labels(home: Path, retrievo: Callable) -> None:
-    made = retrievo(*labelling(home))
+def test_judgments_that_are_there_stay_and_the_others_get_labels(home: Path, retrievo: Callable) -> None:
+    made = retrievo(*labeling(home))
     assert made.code == 0, made.err
     labels = [("q2", "d3", 1), ("q2", "d2", 1), ("q4", "d4", 1)]
     assert pairs(home / "labels" / "qrels.parquet") == [*QRELS, *labels]
@@ -61,25 +61,25 @@ def test_judgements_that_are_there_stay_and_the_others_get_labels(home: Path, re
     manifest = Manifest.read(home / "labels", "labels")
     assert manifest.stats == {
         "queries": 4,
-        "labelled": 2,
+        "labeled": 2,
         "positives": 3,
         "negatives": 1,
         "without_negatives": 1,
         "judged": 1,
         "unsure": 1,
-        "judgements": 3,
+        "judgments": 3,
     }
     assert set(manifest.inputs) == {"run", "qrels"}
     assert Manifest.read(home / "labels" / "negatives.parquet", "negatives").config["positive_above"] == 0.9
-    for told in ("2 of 4 queries labelled", "3 (1.5 for each", "1 judged queries, 1 without a document above 0.9"):
+    for told in ("2 of 4 queries labeled", "3 (1.5 for each", "1 judged queries, 1 without a document above 0.9"):
         assert told in made.err
 
 
-def test_without_judgements_every_query_may_be_labelled(home: Path, retrievo: Callable) -> None:
+def test_without_judgments_every_query_may_be_labeled(home: Path, retrievo: Callable) -> None:
     made = retrievo("pseudo-label", "--run", home / "reranked.trec", "--output", home / "labels")
     assert made.code == 0, made.err
     assert ("q1", "d9", 1) in pairs(home / "labels" / "qrels.parquet")
-    assert "judgements of" not in made.err
+    assert "judgments of" not in made.err
 
 
 def test_other_bounds_and_probabilities(home: Path, retrievo: Callable) -> None:
@@ -88,7 +88,7 @@ def test_other_bounds_and_probabilities(home: Path, retrievo: Callable) -> None:
     for output, flags in (("logits", {}), ("sure", {"run": "sure.trec"})):
         more = ["--positive-above", 0.85, "--negative-below", 0.11]
         scale = ["--scores", "probabilities"] if flags else []
-        made = retrievo(*labelling(home, *more, *scale, output=output, **flags))
+        made = retrievo(*labeling(home, *more, *scale, output=output, **flags))
         assert made.code == 0, made.err
     assert pairs(home / "logits" / "qrels.parquet") == pairs(home / "sure" / "qrels.parquet")
     assert ("q3", "d3", 1) in pairs(home / "sure" / "qrels.parquet")
@@ -100,7 +100,7 @@ def test_other_bounds_and_probabilities(home: Path, retrievo: Callable) -> None:
 def test_the_order_of_the_run_changes_no_label(
     rows_at_once: int, home: Path, retrievo: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert retrievo(*labelling(home)).code == 0
+    assert retrievo(*labeling(home)).code == 0
     rows = sorted(ROWS, key=lambda row: row[2])  # the queries are scattered, the worst documents come first
     columns = [pa.array(column) for column in zip(*rows, strict=True)]
     ranks = pa.array([0] * len(rows), pa.int32())
@@ -108,7 +108,7 @@ def test_the_order_of_the_run_changes_no_label(
     pq.write_table(pa.table([*columns, ranks], names=names), home / "reranked.parquet")
     monkeypatch.setattr(run_module, "_ROWS_PER_READ", rows_at_once)
     monkeypatch.setattr(run_module, "_ROWS_PER_BLOCK", rows_at_once)
-    assert retrievo(*labelling(home, run="reranked.parquet", output="shuffled")).code == 0
+    assert retrievo(*labeling(home, run="reranked.parquet", output="shuffled")).code == 0
     for name in ("qrels.parquet", "negatives.parquet"):
         first, second = (pairs(home / folder / name) for folder in ("labels", "shuffled"))
         for query in ("q1", "q2", "q3", "q4", "q7"):
@@ -117,22 +117,22 @@ def test_the_order_of_the_run_changes_no_label(
 
 
 def test_finished_labels_are_recognized_and_others_refused(home: Path, retrievo: Callable) -> None:
-    assert retrievo(*labelling(home)).code == 0
+    assert retrievo(*labeling(home)).code == 0
     before = (home / "labels" / "manifest.json").read_bytes()
-    again = retrievo(*labelling(home))
+    again = retrievo(*labeling(home))
     assert (again.code, "is already finished; nothing to do" in again.err) == (0, True)
     assert (home / "labels" / "manifest.json").read_bytes() == before
-    other = retrievo(*labelling(home, "--positive-above", 0.8))
+    other = retrievo(*labeling(home, "--positive-above", 0.8))
     assert (other.code, "positive_above was 0.9 and is now 0.8" in other.err) == (1, True)
     write_run(home / "reranked.trec", ROWS[2:])
-    assert "its run is another one" in retrievo(*labelling(home)).err
+    assert "its run is another one" in retrievo(*labeling(home)).err
 
 
-def test_a_stopped_labelling_leaves_nothing_that_passes_for_labels(
+def test_a_stopped_labeling_leaves_nothing_that_passes_for_labels(
     home: Path, retrievo: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (home / "reranked.trec").write_text((home / "reranked.trec").read_text() + "q9 Q0 d1 0 nan x\n")
-    assert retrievo(*labelling(home)).code == 1
+    assert retrievo(*labeling(home)).code == 1
     assert sorted(path.name for path in home.iterdir()) == ["qrels.txt", "reranked.trec"]
 
 
@@ -191,10 +191,10 @@ def test_the_unit_of_scores_is_what_the_run_says(home: Path, retrievo: Callable)
 
 
 def test_the_unit_of_a_foreign_run_is_guessed_and_said(home: Path, retrievo: Callable) -> None:
-    made = retrievo(*labelling(home))
+    made = retrievo(*labeling(home))
     assert "they lie between -6 and 9 and are taken for logits" in made.err
     write_run(home / "sure.trec", [("q2", "d2", 0.95), ("q2", "d3", 0.05)])
-    assert "are taken for probabilities" in retrievo(*labelling(home, run="sure.trec", output="sure")).err
+    assert "are taken for probabilities" in retrievo(*labeling(home, run="sure.trec", output="sure")).err
 
 
 def test_a_document_that_is_the_query_gets_no_label(home: Path, retrievo: Callable) -> None:
@@ -209,7 +209,7 @@ def test_a_document_that_is_the_query_gets_no_label(home: Path, retrievo: Callab
 
 
 @pytest.mark.slow
-def test_labelling_killed_at_any_moment_and_run_again_ends_in_the_same_bytes(kill_harness: Any, tmp_path: Path) -> None:
+def test_labeling_killed_at_any_moment_and_run_again_ends_in_the_same_bytes(kill_harness: Any, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     scores = rng.normal(0, 4, 400_000).astype(np.float32)
     query, document = (pa.array([f"{letter}{n}" for n in numbers]) for letter, numbers in (
@@ -225,6 +225,6 @@ def test_labelling_killed_at_any_moment_and_run_again_ends_in_the_same_bytes(kil
 @pytest.mark.slow
 def test_two_processes_label_as_one(home: Path, process: Callable) -> None:
     for processes in (1, 2):
-        process([str(word) for word in labelling(home, output=str(processes))], processes=processes)
+        process([str(word) for word in labeling(home, output=str(processes))], processes=processes)
     for name in ("qrels.parquet", "negatives.parquet"):
         assert pq.read_table(home / "1" / name).equals(pq.read_table(home / "2" / name))

@@ -244,7 +244,7 @@ Sums only.
 """
 
 
-def test_trec_documents_topics_and_judgements_are_told_apart_by_content(tmp_path: Path) -> None:
+def test_trec_documents_topics_and_judgments_are_told_apart_by_content(tmp_path: Path) -> None:
     files = {
         "disks/ft/ft911_1.gz": TREC_DOCUMENTS,
         "topics.51-100": TOPICS,
@@ -299,7 +299,7 @@ SMART = {
 }
 
 
-def test_smart_query_ids_are_ordinals_where_the_judgements_say_so(tmp_path: Path) -> None:
+def test_smart_query_ids_are_ordinals_where_the_judgments_say_so(tmp_path: Path) -> None:
     dataset = imported("smart", folder(tmp_path / "cran", SMART))
     assert dataset.rows("corpus") == [("1", "a title over lines .", "the text"), ("2", "", "")]
     assert dataset.rows("queries") == [("1", "first question ."), ("2", "second .")]
@@ -311,9 +311,9 @@ def test_smart_cleverdons_codes_become_grades_and_the_source_document_is_set_apa
     assert dataset.rows("qrels/test_with_source") == [("1", "1", 3), ("1", "2", 4), ("2", "2", 4), ("2", "1", 0)]
 
 
-@pytest.mark.parametrize("judgements", ["01 3  0 0\n", "  1\t3\t0\t0.000000\n", "1 0 3 1\n"])
-def test_smart_judgements_of_cacm_cisi_and_med(judgements: str, tmp_path: Path) -> None:
-    files = {"cacm.all": ".I 3\n.T\nt\n.X\n1 2\n", "query.text": ".I 1\n.W\nq\n", "qrels.text": judgements}
+@pytest.mark.parametrize("judgments", ["01 3  0 0\n", "  1\t3\t0\t0.000000\n", "1 0 3 1\n"])
+def test_smart_judgments_of_cacm_cisi_and_med(judgments: str, tmp_path: Path) -> None:
+    files = {"cacm.all": ".I 3\n.T\nt\n.X\n1 2\n", "query.text": ".I 1\n.W\nq\n", "qrels.text": judgments}
     dataset = imported("smart", folder(tmp_path / "cacm", files))
     assert dataset.rows("qrels/test") == [("1", "3", 1)]
 

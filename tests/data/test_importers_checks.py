@@ -265,7 +265,7 @@ def test_an_id_that_occurs_twice_is_named_with_both_places(tmp_path: Path, monke
     refused("jsonl", tmp_path / "set", *places)
 
 
-def test_judgements_of_unknown_documents_and_queries_are_counted_and_kept(
+def test_judgments_of_unknown_documents_and_queries_are_counted_and_kept(
     tmp_path: Path, said: Callable[[], str]
 ) -> None:
     write(tmp_path / "set" / "corpus.jsonl", document(_id="d"))
@@ -275,15 +275,15 @@ def test_judgements_of_unknown_documents_and_queries_are_counted_and_kept(
     assert pq.read_table(output / "qrels/dev.parquet").num_rows == 4
     assert manifest.stats["unknown_in_qrels"] == {"dev": {"queries": 2, "corpus": 2}}
     told = said()
-    assert "judgements (dev) of a document that is not in the corpus: 2; kept" in told
-    assert "judgements (dev) of a query that is not there: 2; kept" in told
+    assert "judgments (dev) of a document that is not in the corpus: 2; kept" in told
+    assert "judgments (dev) of a query that is not there: 2; kept" in told
 
 
 def test_qrels_may_mix_tabs_and_spaces_and_a_pair_is_kept_once(tmp_path: Path, said: Callable[[], str]) -> None:
     path = write(tmp_path / "qrels.dev.tsv", "1\t0\td1\t1\n1 0 d2 2\n\n1\t0  d3 \t-1\r\n1 0 d2 2\n")
     rows = pq.read_table(run("msmarco", path)[0] / "qrels/dev.parquet").to_pylist()
     assert [tuple(row.values()) for row in rows] == [("1", "d1", 1), ("1", "d2", 2), ("1", "d3", -1)]
-    assert "judgements (dev) that came again with the same grade: 1; left out" in said()
+    assert "judgments (dev) that came again with the same grade: 1; left out" in said()
 
 
 @pytest.mark.parametrize(
@@ -297,7 +297,7 @@ def test_qrels_may_mix_tabs_and_spaces_and_a_pair_is_kept_once(tmp_path: Path, s
         ("query-id\tcorpus-id\tscore\nq\td\t1.5\n", "line 2: its grade is '1.5'"),
     ],
 )
-def test_judgements_that_do_not_fit_are_named(text: str, words: str, tmp_path: Path) -> None:
+def test_judgments_that_do_not_fit_are_named(text: str, words: str, tmp_path: Path) -> None:
     refused("msmarco", write(tmp_path / "qrels.tsv", text), words)
 
 
@@ -418,7 +418,7 @@ SGML = "<top>\n<num> Number: {}\n<title> a wing\n</top>\n"
 @pytest.mark.parametrize(
     ("numbers", "judged", "ids"),
     [
-        (["001", "002"], ["001", "002"], ["001", "002"]),  # as the judgements keep them
+        (["001", "002"], ["001", "002"], ["001", "002"]),  # as the judgments keep them
         (["051", "100"], ["51", "100"], ["51", "100"]),  # TREC 1 to 3
         (["051", "052"], ["51"], ["51", "52"]),  # one that nobody judged
         (["1", "2"], ["001"], ["001", "2"]),
@@ -426,14 +426,14 @@ SGML = "<top>\n<num> Number: {}\n<title> a wing\n</top>\n"
         (["051"], [], ["051"]),
     ],
 )
-def test_topics_have_the_ids_of_the_judgements_beside_them(
+def test_topics_have_the_ids_of_the_judgments_beside_them(
     numbers: list[str], judged: list[str], ids: list[str], tmp_path: Path, said: Callable[[], str]
 ) -> None:
     write(tmp_path / "in" / "topics", "".join(map(SGML.format, numbers)))
     if judged:
         write(tmp_path / "in" / "qrels", "".join(f"{id} 0 d 1\n" for id in judged))
     assert [id for id, _ in queries("trec", tmp_path / "in")] == ids
-    assert ("ids such as 051 are kept; import the judgements too" in said()) == (not judged)
+    assert ("ids such as 051 are kept; import the judgments too" in said()) == (not judged)
 
 
 XML = """<?xml version="1.0" encoding="UTF-8"?>

@@ -78,7 +78,7 @@ def judged(path: Path, query: str = "q") -> Path:
     [("test", "train"), ("dev", "test"), ("train-0", "train-1", "validation"), ("dl-2019", "dl-2020"), ("a", "b")],
     ids=" ".join,
 )
-def test_a_folder_of_several_sets_of_judgements_is_refused(tmp_path: Path, names: tuple[str, ...]) -> None:
+def test_a_folder_of_several_sets_of_judgments_is_refused(tmp_path: Path, names: tuple[str, ...]) -> None:
     for name in names:
         judged(tmp_path / "qrels" / f"{name}.parquet", query=name)
     told = ", ".join(f"{name}.parquet" for name in names)
@@ -92,7 +92,7 @@ def test_a_folder_of_several_sets_of_judgements_is_refused(tmp_path: Path, names
     [("part-0000", "part-0001"), ("test-00000-of-00002", "test-00001-of-00002"), ("1", "2", "3"), ("test",)],
     ids=" ".join,
 )
-def test_shards_of_one_table_of_judgements_are_one_table(tmp_path: Path, names: tuple[str, ...]) -> None:
+def test_shards_of_one_table_of_judgments_are_one_table(tmp_path: Path, names: tuple[str, ...]) -> None:
     for name in names:
         judged(tmp_path / "any" / f"{name}.parquet", query=name)
         judged(tmp_path / "qrels" / f"{name}.parquet", query=name)

@@ -11,7 +11,7 @@ import pytest
 from retrievo.data.corpus import Corpus
 from retrievo.data.tables import ANSWERS, Table
 from retrievo.evaluation.answers import Answers, tokens
-from retrievo.evaluation.judged_run import Judgements
+from retrievo.evaluation.judged_run import Judgments
 from retrievo.evaluation.names import CONVENTIONS, DEFAULT_CONVENTION, Metric
 from retrievo.evaluation.notes import _answer_notes
 from retrievo.evaluation.scoring import PerQuery, Standard, evaluate
@@ -82,7 +82,7 @@ def test_a_query_that_the_run_lacks_counts_as_0(corpus: Corpus) -> None:
     assert found.missing == 1
 
 
-def test_only_judged_queries_count_where_there_are_judgements(corpus: Corpus) -> None:
+def test_only_judged_queries_count_where_there_are_judgments(corpus: Corpus) -> None:
     asked = answers(corpus, ["q2"], q1=["Paris"], q2=["city"])
     assert asked.query_ids.to_pylist() == ["q2"]
     with pytest.raises(RetrievoError, match="has no answers for the judged queries"):
@@ -116,6 +116,6 @@ def test_without_answers_the_metric_says_what_it_needs() -> None:
 )
 def test_answers_written_as_regular_expressions_are_told(corpus: Corpus, given: dict, told: int) -> None:
     rules = CONVENTIONS[DEFAULT_CONVENTION].rules
-    lines = _answer_notes(Standard((), Judgements.of(None), rules, 1, None, answers(corpus, **given)))
+    lines = _answer_notes(Standard((), Judgments.of(None), rules, 1, None, answers(corpus, **given)))
     assert len(lines) == (told > 0)
     assert not told or f"those of {told} queries look like regular expressions" in lines[0]

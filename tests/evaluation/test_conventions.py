@@ -70,8 +70,8 @@ def test_what_is_left_out_is_told_of_metrics_that_leave_it_out(compare: Callable
         return notes(compare({"r": run}, [*QRELS[:1], ("a", "d1", 1)], metrics, reference=run), "trec_eval")[:2]
 
     missing = "r: 1 of 2 judged queries are missing, counted as 0"
-    assert said("mrr@10") == [missing, "r: 1 queries have no judgements and are left out"]
-    assert said("mrr@10 nb-recall-1@1") == [missing, "r: 1 queries have no judgements and count for nb-recall alone"]
+    assert said("mrr@10") == [missing, "r: 1 queries have no judgments and are left out"]
+    assert said("mrr@10 nb-recall-1@1") == [missing, "r: 1 queries have no judgments and count for nb-recall alone"]
     assert said("nb-recall-1@1") == []
 
 

@@ -224,7 +224,7 @@ class TestLiteralCases:
         assert found["p@3"].to_pylist() == [pytest.approx(1 / 3), pytest.approx(1 / 3), None, 0]
 
 
-class TestNeighbourhoodRecall:
+class TestNeighborhoodRecall:
     FINAL = table([("a", f"d{i}", -i) for i in range(4)] + [("b", "d0", 1), ("c", "d0", 1)])
     FIRST = table([("a", "d9", 9), ("a", "d3", 8), ("a", "d1", 7), ("a", "d0", 6), ("b", "d0", 1), ("z", "d0", 1)])
 
@@ -423,7 +423,7 @@ class TestLaws:
 
     @settings(deadline=None, max_examples=50)
     @given(CASE)
-    def test_the_judgements_as_a_run_are_the_best_run(self, case):
+    def test_the_judgments_as_a_run_are_the_best_run(self, case):
         qrels = table(case[1], qrels=True)
         result = measure(table([(q, d, float(grade)) for q, d, grade in case[1]]), qrels, "ndcg ndcg@3 map rprec mrr")
         has_relevant = [any(grade > 0 for grade in grades.values()) for grades in as_dicts(case[1]).values()]

@@ -68,7 +68,7 @@ def test_queries_that_are_left_out_are_counted_by_reason() -> None:
     found, tally = labels_of([*rows, ("sure", "a", 0.95), ("sure", "b", 0.92)], judged=("judged", "elsewhere"))
     assert found.positives["query_id"].to_pylist() == ["sure", "sure"]
     assert found.negatives.num_rows == 0
-    assert (tally.queries, tally.judged, tally.unsure, tally.labelled, tally.without_negatives) == (3, 1, 1, 1, 1)
+    assert (tally.queries, tally.judged, tally.unsure, tally.labeled, tally.without_negatives) == (3, 1, 1, 1, 1)
     assert (tally.lowest, tally.highest) == (pytest.approx(0.01), pytest.approx(0.95))
 
 
@@ -117,5 +117,5 @@ def test_labels_are_what_the_rule_says_in_any_order_of_the_run(
             for part in (found.positives, found.negatives)
         ]
         assert tuple(own) == expected.get(query, ([], []))
-    assert (tally.labelled, tally.queries) == (len(expected), len(by_query))
-    assert tally.judged + tally.unsure + tally.labelled == tally.queries
+    assert (tally.labeled, tally.queries) == (len(expected), len(by_query))
+    assert tally.judged + tally.unsure + tally.labeled == tally.queries

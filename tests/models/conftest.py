@@ -21,7 +21,7 @@ SENTENCES = [
     "A short one",
     "Neural networks learn representations of text; inverted indexes count words in it.",
     "Zürich is a city in Switzerland",
-    "0123456789 retrieval evaluation with graded relevance judgements and many unjudged documents per query",
+    "0123456789 retrieval evaluation with graded relevance judgments and many unjudged documents per query",
 ]
 SPECIAL = {
     "pad_token": "[PAD]",

@@ -20,7 +20,7 @@ def flat(rows):
 
 
 @pytest.mark.parametrize("budget", [1, 40, 100, 10_000])
-def test_a_vector_does_not_depend_on_its_neighbours_nor_on_the_budget(encoder, budget):
+def test_a_vector_does_not_depend_on_its_neighbors_nor_on_the_budget(encoder, budget):
     rows = [[5 + (length * step) % 90 for step in range(length)] for length in (7, 40, 1, 13, 13, 28, 2)]
     together = encode_tokens(encoder, "document", *flat(rows), chunk_tokens=budget)
     assert together.dtype == np.float32

@@ -232,8 +232,8 @@ def test_a_folder_that_does_not_agree_with_its_manifest_is_refused(imported: Imp
         Embeddings(path)
 
 
-def test_other_artefacts_are_no_embeddings(tmp_path: Path) -> None:
+def test_other_artifacts_are_no_embeddings(tmp_path: Path) -> None:
     with pytest.raises(RetrievoError, match="no such file or folder"):
         Embeddings(tmp_path / "absent")
-    with pytest.raises(RetrievoError, match="no artefact"):
+    with pytest.raises(RetrievoError, match="no artifact"):
         Embeddings(tmp_path)

@@ -243,7 +243,7 @@ def test_reading_refuses_other_kinds_unfinished_and_foreign_folders(tmp_path: Pa
     with pytest.raises(RetrievoError, match="no such file or folder"):
         Manifest.read(tmp_path / "nowhere")
     (tmp_path / "foreign").mkdir()
-    with pytest.raises(RetrievoError, match=r"is no artefact of retrievo \(it has no manifest.json\)"):
+    with pytest.raises(RetrievoError, match=r"is no artifact of retrievo \(it has no manifest.json\)"):
         Manifest.read(tmp_path / "foreign")
     (tmp_path / "foreign" / BEGIN).write_text("{}")
     with pytest.raises(RetrievoError, match="is unfinished; run the command that makes it again"):
@@ -258,7 +258,7 @@ def test_a_newer_format_is_refused(tmp_path: Path, source: Path) -> None:
         Manifest.read(tmp_path / "out")
 
 
-def test_an_input_is_found_where_it_was_or_beside_the_artefact(tmp_path: Path, source: Path) -> None:
+def test_an_input_is_found_where_it_was_or_beside_the_artifact(tmp_path: Path, source: Path) -> None:
     make(output(tmp_path / "out", source))
     manifest = Manifest.read(tmp_path / "out")
     assert manifest.input_path("source", "--source") == source
@@ -280,7 +280,7 @@ def test_an_input_that_was_a_glob_is_found_wherever_the_output_lies(tmp_path: Pa
         manifest.input_path("source", "--source")
 
 
-def test_a_file_of_an_artefact_that_was_changed_is_another_input_than_its_manifest_recorded(
+def test_a_file_of_an_artifact_that_was_changed_is_another_input_than_its_manifest_recorded(
     tmp_path: Path, source: Path
 ) -> None:
     make(output(tmp_path / "out", source))
@@ -317,7 +317,7 @@ def test_a_manifest_that_is_none_of_ours_is_told_and_never_in_the_way(tmp_path: 
     with pytest.raises(RetrievoError) as caught:
         Manifest.read(tmp_path)
     assert "install the version" not in str(caught.value)
-    assert "make the artefact again" in str(caught.value) or "not written by retrievo" in str(caught.value)
+    assert "make the artifact again" in str(caught.value) or "not written by retrievo" in str(caught.value)
     with pytest.raises(RetrievoError):
         output(tmp_path, tmp_path / "source.txt", force=True).already_finished()
 

@@ -50,7 +50,7 @@ class SearchConfig(Options):
     )
     run: tuple[Path, ...] = option("Runs to fuse with what the indexes find.", default=())
     queries: Path | None = queries_option(default=None, alternative="queries")
-    judged: Path | None = option("Search only the queries that these judgements know.", default=None)
+    judged: Path | None = option("Search only the queries that these judgments know.", default=None)
     output: Path | None = output_option(
         "Run file: .parquet, .trec, .txt or .run (TREC), .tsv (MS MARCO).", default=None
     )

@@ -29,7 +29,7 @@ class Tuned(NamedTuple):
 def cross_validated(shared: Shared, qrels: pa.Table, metric: str) -> Tuned:
     """For each fifth of the judged queries the weights that are best on the other four; ties go to the most even.
 
-    The fold of a query depends on its id alone. Queries without judgements get the weights that are best on all.
+    The fold of a query depends on its id alone. Queries without judgments get the weights that are best on all.
 
     Raises: UsageError for a metric that can't be read; RetrievoError where fewer than 10 queries are judged.
     """
@@ -73,7 +73,7 @@ def _values(shared: Shared, qrels: pa.Table, metric: str, grid: np.ndarray) -> t
     ours = pc.is_in(flat_strings(qrels["query_id"]), value_set=flat_strings(pa.chunked_array([shared.query_ids])))
     qrels = qrels.filter(ours)
     if not qrels.num_rows:
-        raise RetrievoError("--tune-on", "judges none of the queries", None, "pass the judgements of these queries")
+        raise RetrievoError("--tune-on", "judges none of the queries", None, "pass the judgments of these queries")
     values = []
     with console.progress("tuning the weights", len(grid), "weightings") as tick:
         for weights in grid:

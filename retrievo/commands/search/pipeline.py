@@ -171,7 +171,7 @@ def _fused(config: SearchConfig, plans: Sequence[Plan]) -> Plan:
 def _fusion(
     config: SearchConfig, runs: Sequence[pa.Table], query_ids: pa.ChunkedArray, depth: int, *, last: bool = True
 ) -> pa.Table:
-    """The fused run, with the weights that were given, that are best on judgements, or 1 each.
+    """The fused run, with the weights that were given, that are best on judgments, or 1 each.
 
     last: whether it is the result, whose weights are told.
     """

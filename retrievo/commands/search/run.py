@@ -65,7 +65,7 @@ def _sources(config: SearchConfig) -> list[Source]:
 
 
 def _write_run(config: SearchConfig, plan: Plan) -> None:
-    from retrievo.data.origin import QUERIES, read_now, warn_of_other_judgements
+    from retrievo.data.origin import QUERIES, read_now, warn_of_other_judgments
     from retrievo.data.qrels import Qrels
     from retrievo.data.run import RunWriter
     from retrievo.models.model_reference import model_record
@@ -81,7 +81,7 @@ def _write_run(config: SearchConfig, plan: Plan) -> None:
     inputs = indexes | runs | judged | {"queries": plan.queries} | ({"ranker": read["model"]} if read else {})
     inputs |= _corpora([*config.index, *config.run])
     for qrels_read in judged.values():
-        warn_of_other_judgements(qrels_read, config.queries, read_now(QUERIES, plan.queries))
+        warn_of_other_judgments(qrels_read, config.queries, read_now(QUERIES, plan.queries))
     record = config.record() | {"depth": config.run_depth}
     output = Output(config.output, "run", record, inputs, force=config.force, single_file=True)
     if output.already_finished():

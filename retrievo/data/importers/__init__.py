@@ -22,7 +22,7 @@ FORMATS = {
     "beir": Format("corpus.jsonl, queries.jsonl and qrels/*.tsv", "retrievo.data.importers.beir"),
     "msmarco": Format("collection, queries, qrels and qidpidtriples TSV files", "retrievo.data.importers.msmarco"),
     "trec": Format("SGML documents, topics in SGML or XML, and 4-column qrels", "retrievo.data.importers.trec"),
-    "smart": Format("Cranfield-style .I .T .W files with their judgements", "retrievo.data.importers.smart"),
+    "smart": Format("Cranfield-style .I .T .W files with their judgments", "retrievo.data.importers.smart"),
     "squad": Format("question answering JSON, versions 1 and 2", "retrievo.data.importers.squad"),
     "dpr": Format("passages TSV, questions with contexts in JSON, question-answer CSV", "retrievo.data.importers.dpr"),
     "tevatron": Format("JSON Lines with positive and negative passages", "retrievo.data.importers.tevatron"),

@@ -7,7 +7,7 @@ from pathlib import PurePosixPath
 from retrievo.data.importers.dataset import DatasetWriter
 from retrievo.data.importers.input_files import Part, Source
 from retrievo.data.importers.json_lines import read_jsonl
-from retrievo.data.importers.judgements import copy_judgements
+from retrievo.data.importers.judgments import copy_judgments
 from retrievo.support.errors import RetrievoError
 
 _NOUNS = {"corpus.jsonl": "corpus", "queries.jsonl": "queries"}
@@ -39,7 +39,7 @@ def read(parts: list[Part], store: DatasetWriter) -> None:
     """Copies the rows of each file."""
     for part in store.each(parts):
         if part.noun == "qrels":
-            copy_judgements(part, store)
+            copy_judgments(part, store)
         elif part.noun == "corpus":
             for lines, (ids, texts, titles) in read_jsonl(part.member, ["_id", "text"], ["title"]):
                 store.documents(lines, ids, titles, texts)

@@ -34,7 +34,7 @@ _POSITION_BITS = 40  # of a place: part number above, position in the part below
 
 
 class DatasetWriter:
-    """Takes documents, queries, judgements and negatives from importers and completes a dataset folder.
+    """Takes documents, queries, judgments and negatives from importers and completes a dataset folder.
 
     Importers walk over `each(parts)`, so that every row is known by its file; positions are lines, or items of a JSON
     array. An id that occurs twice is an error; with `merge` it is kept once where its text is the same.
@@ -95,7 +95,7 @@ class DatasetWriter:
     def qrels(
         self, positions: Sequence[int], split: str, query_ids: Column, doc_ids: Column, relevance: Sequence[int]
     ) -> None:
-        """Adds judgements to a split; a pair that is judged twice with the same grade is kept once.
+        """Adds judgments to a split; a pair that is judged twice with the same grade is kept once.
 
         Raises: RetrievoError naming the place of a pair with two grades.
         """
@@ -115,7 +115,7 @@ class DatasetWriter:
         self._repeated[split] += int((~first).sum())
         table = pa.table([queries, documents, pa.array(grades)], schema=QRELS.arrow).filter(pa.array(first))
         self._writer(f"qrels/{split}.parquet", QRELS.arrow).write(table)
-        self.found[self._part][f"judgements ({split})"] += table.num_rows
+        self.found[self._part][f"judgments ({split})"] += table.num_rows
 
     def negatives(
         self, positions: Sequence[int], name: str, source: str, query_ids: Column, doc_ids: Column, scores: Any = None
@@ -225,7 +225,7 @@ class DatasetWriter:
         raise RetrievoError(self.parts[0].member.source.path, found, "each id once", "remove one of them")
 
     def _unknown(self, split: str) -> dict[str, int]:
-        """Judgements of a split whose query or document is not in this dataset."""
+        """Judgments of a split whose query or document is not in this dataset."""
         counts: Counter[str] = Counter()
         for batch in pq.ParquetFile(self.output.folder / f"qrels/{split}.parquet").iter_batches(use_threads=False):
             for column, noun in (("query_id", "queries"), ("doc_id", "corpus")):
@@ -244,8 +244,8 @@ class DatasetWriter:
     def _warn(self, unknown: dict[str, dict[str, int]]) -> None:
         found = {f"{'documents' if noun == 'corpus' else noun} without text": n for noun, n in self._blank.items()}
         for split, counts in unknown.items():
-            found[f"judgements ({split}) of a query that is not there"] = counts.get("queries", 0)
-            found[f"judgements ({split}) of a document that is not in the corpus"] = counts.get("corpus", 0)
+            found[f"judgments ({split}) of a query that is not there"] = counts.get("queries", 0)
+            found[f"judgments ({split}) of a document that is not in the corpus"] = counts.get("corpus", 0)
         for what, count in found.items():
             if count:
                 console.warn(f"{what}: {count:,}; kept")
@@ -253,7 +253,7 @@ class DatasetWriter:
             console.warn(f"texts that hold half of a character: {halved:,}; it is replaced by U+FFFD")
         for split, count in self._repeated.items():
             if count:
-                console.warn(f"judgements ({split}) that came again with the same grade: {count:,}; left out")
+                console.warn(f"judgments ({split}) that came again with the same grade: {count:,}; left out")
 
     def _stats(self, unknown: dict[str, dict[str, int]], negatives: dict[str, int]) -> dict[str, Any]:
         rows = {name: table.rows for name, table in self._tables.items()}

@@ -31,7 +31,7 @@ class Example(NamedTuple):
 
 
 def write_examples(examples: list[Example], part: Part, store: DatasetWriter, *, documents: bool) -> None:
-    """Writes queries, judgements of grade 1 and negatives; with `documents` also each passage once."""
+    """Writes queries, judgments of grade 1 and negatives; with `documents` also each passage once."""
     places, ids, texts, answers, _, _ = transposed(examples, 6)
     store.queries(places, ids, texts, None if None in answers else answers)
     if documents:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from retrievo.data.importers.dataset import DatasetWriter
 from retrievo.data.importers.delimited import read_tsv
 from retrievo.data.importers.input_files import Member, Part, Source
-from retrievo.data.importers.judgements import copy_judgements
+from retrievo.data.importers.judgments import copy_judgments
 from retrievo.data.importers.text_columns import Column
 from retrievo.support.errors import RetrievoError
 
@@ -64,7 +64,7 @@ def read(parts: list[Part], store: DatasetWriter) -> None:
             for lines, (ids, texts) in read_tsv(part.member, 2):
                 store.queries(lines, ids, texts, merge=True)
         elif part.noun == "qrels":
-            copy_judgements(part, store)
+            copy_judgments(part, store)
         elif part.noun == "negatives":
             for lines, (queries, _, negatives) in read_tsv(part.member, 3):
                 store.negatives(lines, part.name, _TRIPLES, queries, negatives)

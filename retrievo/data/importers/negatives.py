@@ -63,7 +63,7 @@ class NegativesWriter:
         return writer.rows, writer.close()
 
     def _distribute(self, place: np.ndarray) -> list[Path]:
-        """Files that hold neighbouring queries, each small enough to be sorted in memory."""
+        """Files that hold neighboring queries, each small enough to be sorted in memory."""
         size = max(ROWS_PER_PASS, -(-int(self._counts.sum()) // MOST_FILES))
         if self._counts.sum() <= size:
             return [self.folder / "all.arrow"]

@@ -1,4 +1,4 @@
-"""SMART collections (Cranfield, CACM, CISI, MED): `.I .T .A .B .W` records and their judgements.
+"""SMART collections (Cranfield, CACM, CISI, MED): `.I .T .A .B .W` records and their judgments.
 
 Two traps. In `cran.qry` the `.I` numbers (1, 2, 4, 8, ...) are not the query ids of `cranqrel`, which counts the
 queries from 1 to 225. And `cranqrel` has Cleverdon's codes, in which 1 is the best: 1 (a complete answer) to 4 (of
@@ -35,7 +35,7 @@ class _Record(NamedTuple):
 
 
 class _Judged(NamedTuple):
-    """One judgement as it stands in the file."""
+    """One judgment as it stands in the file."""
 
     line: int
     query_id: str
@@ -45,7 +45,7 @@ class _Judged(NamedTuple):
 
 
 def find(source: Source) -> list[Part]:
-    """Documents, queries (`qry` or `quer` in the name) and judgements (`rel` in the name).
+    """Documents, queries (`qry` or `quer` in the name) and judgments (`rel` in the name).
 
     Raises: RetrievoError where there are none.
     """
@@ -64,8 +64,8 @@ def _noun(member: Member) -> str:
 
 
 def read(parts: list[Part], store: DatasetWriter) -> None:
-    """Copies documents and queries, and judgements with their codes turned into grades."""
-    judged = {part: list(_judgements(part.member)) for part in parts if part.noun == "qrels"}
+    """Copies documents and queries, and judgments with their codes turned into grades."""
+    judged = {part: list(_judgments(part.member)) for part in parts if part.noun == "qrels"}
     wanted = {row.query_id for rows in judged.values() for row in rows}
     for part in store.each(parts):
         if part.noun == "corpus":
@@ -76,7 +76,7 @@ def read(parts: list[Part], store: DatasetWriter) -> None:
         elif part.noun == "queries":
             _read_queries(part.member, wanted, store)
         else:
-            _write_judgements(judged[part], store)
+            _write_judgments(judged[part], store)
 
 
 def _records(member: Member) -> Iterator[_Record]:
@@ -101,18 +101,18 @@ def _records(member: Member) -> Iterator[_Record]:
 
 
 def _read_queries(member: Member, wanted: set[str], store: DatasetWriter) -> None:
-    """Queries by their numbers, or by their order where only that fits the judgements."""
+    """Queries by their numbers, or by their order where only that fits the judgments."""
     records = list(_records(member))
     ids = [record.id for record in records]
     ordinals = [str(number) for number in range(1, len(records) + 1)]
     if not wanted.issubset(ids) and wanted.issubset(ordinals):
         ids = ordinals
-        console.note(f"{member}: the judgements count the queries from 1, so their ids are 1 to {len(ids)}, not .I")
+        console.note(f"{member}: the judgments count the queries from 1, so their ids are 1 to {len(ids)}, not .I")
     texts = [record.text("W") or record.text("T") for record in records]
     store.queries([record.line for record in records], ids, texts)
 
 
-def _judgements(member: Member) -> Iterator[_Judged]:
+def _judgments(member: Member) -> Iterator[_Judged]:
     for line, text in member.lines():
         row = text.split()
         if not row:
@@ -134,7 +134,7 @@ def _judged(member: Member, line: int, row: list[int]) -> _Judged:
     raise member.error(line, f"found {len(row)} numbers: {' '.join(map(str, row))}", _EXPECTED)
 
 
-def _write_judgements(rows: list[_Judged], store: DatasetWriter) -> None:
+def _write_judgments(rows: list[_Judged], store: DatasetWriter) -> None:
     if any(row.is_cranfield for row in rows):
         console.note("cranqrel: codes 1 (best) to 4 are grades 4 to 1; -1, a question's source, is 0 in test")
         _write(rows, "test", 0, store)

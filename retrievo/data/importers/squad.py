@@ -37,7 +37,7 @@ class _Question(NamedTuple):
 
 
 def read(parts: list[Part], store: DatasetWriter) -> None:
-    """Writes each paragraph once, its questions, and one judgement for each question that it answers."""
+    """Writes each paragraph once, its questions, and one judgment for each question that it answers."""
     paragraphs = _Paragraphs()
     for part in store.each(parts):
         for articles in read_records(part, "data"):

@@ -1,4 +1,4 @@
-"""TREC collections: SGML documents, topics and judgements, told apart by their content."""
+"""TREC collections: SGML documents, topics and judgments, told apart by their content."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from retrievo.data.importers.dataset import DatasetWriter
 from retrievo.data.importers.delimited import read_tsv
 from retrievo.data.importers.input_files import LONGEST, Member, Part, Source, split_of
 from retrievo.data.importers.json_lines import batches
-from retrievo.data.importers.judgements import copy_judgements, is_judgements
+from retrievo.data.importers.judgments import copy_judgments, is_judgments
 from retrievo.data.lines import split_fields
 from retrievo.support import console
 from retrievo.support.errors import RetrievoError
@@ -41,13 +41,13 @@ class _Element(NamedTuple):
 
 
 def find(source: Source) -> list[Part]:
-    """Documents, topics and judgements; other files are left.
+    """Documents, topics and judgments; other files are left.
 
     Raises: RetrievoError where there are none.
     """
     parts = [Part(member, noun, split_of(member.name)) for member in source.members if (noun := _noun(member))]
     if not parts:
-        expected = "<DOC> documents, <top> or <topic> topics, or 4-column judgements"
+        expected = "<DOC> documents, <top> or <topic> topics, or 4-column judgments"
         raise RetrievoError(source.path, "holds no TREC files", expected, "check the path and --encoding")
     nouns = ["corpus", "topics", "XML topics", "queries", "qrels"]
     return sorted(parts, key=lambda part: nouns.index(part.noun))
@@ -62,14 +62,14 @@ def _noun(member: Member) -> str:
         return "topics"
     if re.search(r"<topics?[\s>]", start, re.IGNORECASE):
         return "XML topics"
-    if is_judgements(lines):
+    if is_judgments(lines):
         return "qrels"
     tabbed = lines and all(line.count("\t") == 1 for line in lines)
     return "queries" if tabbed and (member.source.is_file or re.search(r"topic|quer", member.name)) else ""
 
 
 def read(parts: list[Part], store: DatasetWriter, *, topic_field: str) -> None:
-    """Copies documents, the chosen field of the topics, and judgements."""
+    """Copies documents, the chosen field of the topics, and judgments."""
     judged = _judged(parts)
     for part in store.each(parts):
         if part.noun == "corpus":
@@ -82,7 +82,7 @@ def read(parts: list[Part], store: DatasetWriter, *, topic_field: str) -> None:
             for lines, (ids, texts) in read_tsv(part.member, 2):
                 store.queries(lines, ids, texts)
         else:
-            copy_judgements(part, store)
+            copy_judgments(part, store)
 
 
 def _elements(member: Member, tag: str, lines: Iterable[tuple[int, str]] | None = None) -> Iterator[_Element]:
@@ -157,7 +157,7 @@ def _without_comments(text: str) -> str:
 
 
 def _judged(parts: list[Part]) -> set[str]:
-    """The query ids of the judgements beside the topics, where there are topics."""
+    """The query ids of the judgments beside the topics, where there are topics."""
     if not any(part.noun.endswith("topics") for part in parts):
         return set()
     found: set[str] = set()
@@ -182,17 +182,17 @@ def _write_topics(member: Member, store: DatasetWriter, judged: set[str], topics
     changed = [(number, id) for number, id in zip(numbers, ids, strict=True) if number != id]
     if changed:
         console.note(
-            f"{member}: {len(changed):,} topics have their ids as in the judgements ({' is '.join(changed[0])})"
+            f"{member}: {len(changed):,} topics have their ids as in the judgments ({' is '.join(changed[0])})"
         )
     if not judged and (padded := [number for number in numbers if number.isdecimal() and number[0] == "0"]):
         console.warn(
-            f"{member}: ids such as {padded[0]} are kept; import the judgements too, which may write them otherwise"
+            f"{member}: ids such as {padded[0]} are kept; import the judgments too, which may write them otherwise"
         )
     store.queries(lines, ids, texts)
 
 
 def _as_judged(numbers: list[str], judged: set[str]) -> list[str]:
-    """Ids of topics as the judgements beside them write them: trec_eval compares them letter by letter.
+    """Ids of topics as the judgments beside them write them: trec_eval compares them letter by letter.
 
     A number that is not judged stands as in the file, or without leading zeros where others lost theirs.
     """

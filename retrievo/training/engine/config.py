@@ -95,7 +95,7 @@ class ValidationConfig(Options):
     """Retrieval on development queries while training."""
 
     dev_qrels: Path | None = option(
-        "Judgements to validate on while training; the model of the best step is kept.", default=None
+        "Judgments to validate on while training; the model of the best step is kept.", default=None
     )
     dev_run: Path | None = option(
         "Run of these queries, such as BM25's: its first documents and the relevant ones are ordered by the model.",

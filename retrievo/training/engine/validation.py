@@ -17,7 +17,7 @@ import torch
 from retrievo.data.columns import rows_of, taken
 from retrievo.data.corpus import Corpus, Queries
 from retrievo.data.ordering import exact_similarities, first_ranked, flat_strings
-from retrievo.data.origin import read_now, warn_of_other_judgements, warn_of_others
+from retrievo.data.origin import read_now, warn_of_other_judgments, warn_of_others
 from retrievo.data.qrels import Qrels
 from retrievo.data.run import Run
 from retrievo.data.token_cache import TokenCache
@@ -37,7 +37,7 @@ from retrievo.training.engine.config import CHECKPOINTS, DEVELOPMENT, METRICS, V
 class Pool:
     """The candidates of each judged query: its relevant documents and the first of a run.
 
-    qrels: judgements of these queries; query_ids: strings [Q]; texts: [Q].
+    qrels: judgments of these queries; query_ids: strings [Q]; texts: [Q].
     documents: rows of the corpus [P], ascending; doc_ids: strings [P].
     query, document: positions in query_ids and documents, [n] each, by query: the pairs.
     """
@@ -50,7 +50,7 @@ class Pool:
         self.inputs = {"dev-qrels": judged.input, "dev-run": run.input}
         self.inputs |= {"dev-queries": table.input} if config.dev_queries else {}
         warn_of_others(config.dev_run, corpus=corpus.input, queries=table.input)
-        warn_of_other_judgements(judged.input, queries, read_now("queries", table.input))
+        warn_of_other_judgments(judged.input, queries, read_now("queries", table.input))
         relevant = judged.table.filter(pc.greater_equal(judged.table["relevance"], min_relevance))
         self.query_ids = pc.unique(flat_strings(relevant["query_id"]))
         rows = pc.index_in(self.query_ids, value_set=flat_strings(table.ids))
@@ -84,7 +84,7 @@ class Pool:
         """
         if not there.any():
             found = f"judges {len(there):,} documents relevant, and {corpus} has none of them"
-            raise RetrievoError(self._qrels, found, "judgements of this corpus", "check --dev-qrels and --corpus")
+            raise RetrievoError(self._qrels, found, "judgments of this corpus", "check --dev-qrels and --corpus")
         answered = pc.count_distinct(flat_strings(relevant["query_id"]).filter(pa.array(there))).as_py()
         if lost := len(self.query_ids) - answered:
             console.warn(

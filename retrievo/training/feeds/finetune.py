@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from retrievo.data.corpus import Corpus, Queries
 from retrievo.data.ids import IdMap
 from retrievo.data.negatives import Negatives
-from retrievo.data.origin import read_now, warn_of_other_judgements, warn_of_others
+from retrievo.data.origin import read_now, warn_of_other_judgments, warn_of_others
 from retrievo.data.pair_scores import PairScores
 from retrievo.data.qrels import Qrels
 from retrievo.data.run import Run
@@ -45,7 +45,7 @@ _BLOCK = 1 << 20  # pairs looked at at once
 class TrainingData:
     """The tables of a training run, with every id turned into a row number.
 
-    Judgements and negatives of queries or documents that are not there are counted and left out; a document without
+    Judgments and negatives of queries or documents that are not there are counted and left out; a document without
     title and text is never trained on.
 
     titles: whether the model is shown titles. query_clusters: embeddings folder of the queries. batch_teacher: one of
@@ -63,11 +63,11 @@ class TrainingData:
             "qrels": judged.input,
             **{f"negatives-{number}": pool.input for number, pool in enumerate(pools, start=1)},
         }
-        warn_of_other_judgements(judged.input, told.queries, read_now("queries", self.queries.input))
+        warn_of_other_judgments(judged.input, told.queries, read_now("queries", self.queries.input))
         for path in told.negatives:
             self._warn_of_others(path)
         relevant = judged.table.filter(pc.greater_equal(judged.table["relevance"], min_relevance))
-        self.positives, self.lost_judgements = self.by_query(relevant)
+        self.positives, self.lost_judgments = self.by_query(relevant)
         tables = (self.queries.table, self._query_ids), (self.corpus.table, self.corpus.id_map)
         self.negatives, self.lost_negatives = mapped_pools([pool.source for pool in pools], *tables, self.empty)
         self.pairs = len(self.positives.values)
@@ -205,7 +205,7 @@ class TrainingData:
             console.note(
                 f"the teacher knows {positives:.1%} of the relevant documents, {negatives:.1%} of the negatives"
             )
-        for what, lost in (("judgements", self.lost_judgements), ("negatives", self.lost_negatives)):
+        for what, lost in (("judgments", self.lost_judgments), ("negatives", self.lost_negatives)):
             if lost:
                 console.warn(f"{what} left out, of unknown queries or documents or of empty ones: {lost:,}")
 

@@ -1,6 +1,6 @@
 """k-means: which vectors lie together; the same on any number of threads, and without FAISS, which may be absent.
 
-As in exact search, float32 scores with their error bound say which centres may be the nearest, and where several may,
+As in exact search, float32 scores with their error bound say which centers may be the nearest, and where several may,
 exact scores decide; the means are float64 sums in a fixed order. So a run that goes on, or has more processes, finds
 the same clusters to the last query.
 """
@@ -46,32 +46,32 @@ def k_means(read: Read, rows: int, clusters: int, *, seed: int, tick: console.Ti
     al. 2021, section 3.2).
 
     It begins with `clusters` vectors drawn with the seed and ends when nothing moves, after 20 rounds at most (FAISS:
-    25). A cluster that loses its last vector keeps its centre.
+    25). A cluster that loses its last vector keeps its center.
 
     read: float32 vectors [n, D] of these numbers 0 ... N - 1, in their order. tick: told of each round.
     Raises: ValueError where there are more clusters than vectors.
     """
     start = np.random.default_rng(seed).choice(rows, clusters, replace=False)
-    centres, found = read(np.sort(start)), np.full(rows, -1)
+    centers, found = read(np.sort(start)), np.full(rows, -1)
     for _ in range(ROUNDS):
         before, found = found, np.empty(rows, np.int64)
-        sums, counts = np.zeros(centres.shape), np.zeros(clusters, np.int64)
+        sums, counts = np.zeros(centers.shape), np.zeros(clusters, np.int64)
         for first in range(0, rows, _ROWS):
             vectors = read(np.arange(first, min(first + _ROWS, rows)))
-            found[first : first + len(vectors)] = nearest = _nearest(vectors, centres)
+            found[first : first + len(vectors)] = nearest = _nearest(vectors, centers)
             _add(sums, counts, nearest, vectors)
         if tick:
             tick()
         if np.array_equal(found, before):
             break
-        centres = np.where(counts[:, None] > 0, sums / np.maximum(counts, 1)[:, None], centres).astype(np.float32)
+        centers = np.where(counts[:, None] > 0, sums / np.maximum(counts, 1)[:, None], centers).astype(np.float32)
     return found
 
 
-def _nearest(vectors: np.ndarray, centres: np.ndarray) -> np.ndarray:
-    """The centre that is nearest to each vector [n]: argmax (x . c - |c|^2 / 2); the first of several."""
-    halves = np.square(centres, dtype=np.float64).sum(axis=1, keepdims=True) / 2
-    longer = np.hstack([centres, -halves]).astype(np.float32)  # [K, D + 1]
+def _nearest(vectors: np.ndarray, centers: np.ndarray) -> np.ndarray:
+    """The center that is nearest to each vector [n]: argmax (x . c - |c|^2 / 2); the first of several."""
+    halves = np.square(centers, dtype=np.float64).sum(axis=1, keepdims=True) / 2
+    longer = np.hstack([centers, -halves]).astype(np.float32)  # [K, D + 1]
     queries = np.hstack([vectors, np.ones((len(vectors), 1), np.float32)])  # [n, D + 1]
     norms, lengths = (np.linalg.norm(side.astype(np.float64), axis=1) for side in (queries, longer))
     scores = _products(queries, longer)  # [n, K]
@@ -84,9 +84,9 @@ def _nearest(vectors: np.ndarray, centres: np.ndarray) -> np.ndarray:
     return nearest
 
 
-def _products(queries: np.ndarray, centres: np.ndarray) -> np.ndarray:
+def _products(queries: np.ndarray, centers: np.ndarray) -> np.ndarray:
     """Float32 inner products [n, K]; their last bits depend on the number of threads."""
-    return queries @ centres.T
+    return queries @ centers.T
 
 
 def _add(sums: np.ndarray, counts: np.ndarray, nearest: np.ndarray, vectors: np.ndarray) -> None:

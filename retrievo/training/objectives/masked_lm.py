@@ -1,4 +1,4 @@
-"""Pre-training on bare documents: masked language modelling, Condenser and coCondenser."""
+"""Pre-training on bare documents: masked language modeling, Condenser and coCondenser."""
 
 from __future__ import annotations
 
@@ -189,9 +189,9 @@ def _padded_labels(hidden: Hidden, batch: Batch) -> Tensor:
 
 
 class Condenser(MaskedLanguageModel):
-    """Masked language modelling through a head that sees the late [CLS] and early tokens (coCondenser, eq. 1-5).
+    """Masked language modeling through a head that sees the late [CLS] and early tokens (coCondenser, eq. 1-5).
 
-    With `late_mlm` the backbone's own masked language modelling is added, unweighted, as in the published recipe.
+    With `late_mlm` the backbone's own masked language modeling is added, unweighted, as in the published recipe.
     The mean over the masked tokens of the global batch, as the reference takes it; eq. 5 is written as a sum, which
     would weigh it some 19 times against the contrast at 128 tokens.
 

@@ -89,7 +89,7 @@ class AdoreConfig(FinetuneConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class MlmConfig(Options):
-    """Masked language modelling of spans of documents."""
+    """Masked language modeling of spans of documents."""
 
     max_length: int = option("Tokens of a span, special tokens included.", default=128, minimum=10, only=_WITH_MLM)
     sentence_boundaries: bool = option(
@@ -103,7 +103,7 @@ class MlmConfig(Options):
 
 @dataclass(frozen=True, kw_only=True)
 class CondenserConfig(MlmConfig):
-    """Masked language modelling through a Condenser head."""
+    """Masked language modeling through a Condenser head."""
 
     early_layer: int | None = option(
         "Layer whose tokens the head sees; 0 = embeddings.",

@@ -55,13 +55,13 @@ def test_no_query_has_a_say_in_its_own_weights(shared: Shared) -> None:
         assert cross_validated(shared, other, "mrr@10").weights[:, number].tolist() == weights[:, number].tolist()
 
 
-def test_queries_without_judgements_get_the_weights_that_are_best_on_all(shared: Shared) -> None:
+def test_queries_without_judgments_get_the_weights_that_are_best_on_all(shared: Shared) -> None:
     tuned = cross_validated(shared, judged(dict.fromkeys(QUERIES[:12], RELEVANT)), "mrr@10")
     assert (tuned.weights[:, 12:] == tuned.overall[:, None]).all()
 
 
 @pytest.mark.parametrize(("relevant", "told"), [(QUERIES[:9], "judges 9 of"), (["other"], "judges none")])
-def test_too_few_judgements_are_refused(shared: Shared, relevant: list[str], told: str) -> None:
+def test_too_few_judgments_are_refused(shared: Shared, relevant: list[str], told: str) -> None:
     with pytest.raises(RetrievoError, match=told):
         cross_validated(shared, judged(dict.fromkeys(relevant, RELEVANT)), "mrr@10")
 

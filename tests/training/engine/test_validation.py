@@ -124,7 +124,7 @@ def test_the_value_counts_as_relevant_what_the_pool_does(given: Callable, tiny_m
     encoder = Encoder.load(str(tiny_model), pooling="mean")
     tokens = TokenCache(corpus.table, encoder.tokenization("document"))
     pool = Pool(config, corpus, queries, 1)
-    pool.min_relevance = 9  # more than any judgement says
+    pool.min_relevance = 9  # more than any judgment says
     assert Validation(config, pool, encoder, encoder, tokens, folder=tmp_path, dtype="fp32").measure() == 0
 
 

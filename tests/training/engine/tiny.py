@@ -52,7 +52,7 @@ class TinyEncoder(nn.Module):
 
 
 class SpanPairs(Objective):
-    """Rows 2i and 2i + 1 are partners; beside it each labelled token is predicted: vectors AND a local loss."""
+    """Rows 2i and 2i + 1 are partners; beside it each labeled token is predicted: vectors AND a local loss."""
 
     vector_names = ("span",)
 

@@ -15,11 +15,11 @@ from retrievo.training.feeds.query_clusters import k_means, topics_of
 
 
 def blobs(count: int, rows: int, dim: int = 8, seed: int = 0, spread: float = 0.1) -> tuple[np.ndarray, np.ndarray]:
-    """Vectors around some centres, and which."""
+    """Vectors around some centers, and which."""
     random = np.random.default_rng(seed)
-    centre = random.integers(0, count, rows)
-    vectors = 3 * random.standard_normal((count, dim))[centre] + spread * random.standard_normal((rows, dim))
-    return vectors.astype(np.float32), centre
+    center = random.integers(0, count, rows)
+    vectors = 3 * random.standard_normal((count, dim))[center] + spread * random.standard_normal((rows, dim))
+    return vectors.astype(np.float32), center
 
 
 def found(vectors: np.ndarray, count: int, seed: int = 0) -> np.ndarray:
@@ -33,9 +33,9 @@ def loss(vectors: np.ndarray, cluster: np.ndarray) -> float:
 
 
 def test_what_lies_together_is_one_cluster() -> None:
-    vectors, centre = blobs(2, 300)
+    vectors, center = blobs(2, 300)
     cluster = found(vectors, 2)
-    assert len(set(zip(centre.tolist(), cluster.tolist(), strict=True))) == 2
+    assert len(set(zip(center.tolist(), cluster.tolist(), strict=True))) == 2
 
 
 @settings(max_examples=40, deadline=None)
@@ -62,36 +62,36 @@ def test_rounds_lower_the_loss(monkeypatch: pytest.MonkeyPatch) -> None:
     assert losses[-1] < losses[0]
 
 
-def reversed_order(queries: np.ndarray, centres: np.ndarray) -> np.ndarray:
-    return np.ascontiguousarray(queries[:, ::-1]) @ np.ascontiguousarray(centres[:, ::-1]).T
+def reversed_order(queries: np.ndarray, centers: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(queries[:, ::-1]) @ np.ascontiguousarray(centers[:, ::-1]).T
 
 
-def in_parts(queries: np.ndarray, centres: np.ndarray) -> np.ndarray:
+def in_parts(queries: np.ndarray, centers: np.ndarray) -> np.ndarray:
     halves = (slice(None, 31), slice(31, None))
-    parts = [queries[:, half] @ centres[:, half].T for half in halves]
+    parts = [queries[:, half] @ centers[:, half].T for half in halves]
     return parts[0] + parts[1]
 
 
-def rounded_once(queries: np.ndarray, centres: np.ndarray) -> np.ndarray:
-    return (queries.astype(np.float64) @ centres.T.astype(np.float64)).astype(np.float32)
+def rounded_once(queries: np.ndarray, centers: np.ndarray) -> np.ndarray:
+    return (queries.astype(np.float64) @ centers.T.astype(np.float64)).astype(np.float32)
 
 
 @pytest.mark.parametrize("products", [reversed_order, in_parts, rounded_once])
 def test_the_last_bits_of_a_matrix_product_change_no_cluster(
     products: Callable[[np.ndarray, np.ndarray], np.ndarray], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    centres, _ = blobs(30, 30, dim=64)
-    midway = (centres[:, None] + centres[None, :]).reshape(-1, 64) / 2  # as near to one as to the other
-    before, clustered = query_clusters._nearest(midway, centres), found(midway, 20)
+    centers, _ = blobs(30, 30, dim=64)
+    midway = (centers[:, None] + centers[None, :]).reshape(-1, 64) / 2  # as near to one as to the other
+    before, clustered = query_clusters._nearest(midway, centers), found(midway, 20)
     monkeypatch.setattr(query_clusters, "_products", products)
-    assert np.array_equal(query_clusters._nearest(midway, centres), before)
+    assert np.array_equal(query_clusters._nearest(midway, centers), before)
     assert np.array_equal(found(midway, 20), clustered)
 
 
-def test_a_vector_between_two_centres_goes_to_the_first() -> None:
-    centres = np.array([[3, 3], [1, 0], [0, 1]], np.float32)
+def test_a_vector_between_two_centers_goes_to_the_first() -> None:
+    centers = np.array([[3, 3], [1, 0], [0, 1]], np.float32)
     vectors = np.array([[0.3, 0.3], [0.3, 0.30001], [9, 9]], np.float32)
-    assert query_clusters._nearest(vectors, centres).tolist() == [1, 2, 0]
+    assert query_clusters._nearest(vectors, centers).tolist() == [1, 2, 0]
 
 
 def test_other_seeds_begin_elsewhere() -> None:

@@ -491,7 +491,7 @@ def test_spans_longer_than_the_backbone_has_positions_for_are_refused() -> None:
         MaskedLanguageModel(MlmConfig(), model("roberta"))
 
 
-def test_a_condenser_pools_its_first_token_and_masked_language_modelling_leaves_the_spec_alone() -> None:
+def test_a_condenser_pools_its_first_token_and_masked_language_modeling_leaves_the_spec_alone() -> None:
     encoder = model()
     encoder.spec = dataclasses.replace(encoder.spec, pooling="mean", normalize=True, similarity="cosine")
     MaskedLanguageModel(MlmConfig(max_length=14), encoder)
@@ -500,7 +500,7 @@ def test_a_condenser_pools_its_first_token_and_masked_language_modelling_leaves_
     assert (encoder.spec.pooling, encoder.spec.normalize, encoder.spec.similarity) == ("cls", False, "dot")
 
 
-def test_masked_language_modelling_lets_go_of_a_head_that_it_would_not_train() -> None:
+def test_masked_language_modeling_lets_go_of_a_head_that_it_would_not_train() -> None:
     encoder = objective("condenser").encoder
     assert MaskedLanguageModel(MlmConfig(max_length=14), encoder).encoder.condenser is None
 

@@ -1,4 +1,4 @@
-"""Judgements in text files, told apart by their columns."""
+"""Judgments in text files, told apart by their columns."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ _HEADER_WORDS = {name for column in QRELS.columns for name in (column.name, *col
 _EXPECTED = "query<tab>0<tab>document<tab>grade (TREC), or query<tab>document<tab>grade (BEIR)"
 
 
-def copy_judgements(part: Part, store: DatasetWriter) -> None:
-    """Hands on a file of judgements: 4 columns are TREC's, 3 are BEIR's (with a header or without), 2 have grade 1.
+def copy_judgments(part: Part, store: DatasetWriter) -> None:
+    """Hands on a file of judgments: 4 columns are TREC's, 3 are BEIR's (with a header or without), 2 have grade 1.
 
     Raises: RetrievoError naming the line that does not fit.
     """
@@ -63,7 +63,7 @@ def _grade(member: Member, line: int, text: str) -> int:
     return grade
 
 
-def is_judgements(lines: list[str]) -> bool:
-    """Whether the first lines of a file look like TREC judgements."""
+def is_judgments(lines: list[str]) -> bool:
+    """Whether the first lines of a file look like TREC judgments."""
     rows = [split_words(line) for line in lines]
     return bool(rows) and all(len(row) == 4 and is_number(row[3]) for row in rows)
