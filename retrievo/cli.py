@@ -42,9 +42,9 @@ class Command:
 
 
 def _import(config: ImportConfig) -> None:
-    from retrievo.commands.import_ import import_
+    from retrievo.commands.import_ import import_dataset
 
-    import_(config)
+    import_dataset(config)
 
 
 def _encode(config: EncodeConfig) -> None:
@@ -99,9 +99,9 @@ def _train(config: TrainConfig) -> None:
 
 
 def _mine(config: MineConfig) -> None:
-    from retrievo.commands.mine_negatives import mine
+    from retrievo.commands.mine_negatives import mine_negatives
 
-    mine(config)
+    mine_negatives(config)
 
 
 def _rerank(config: RerankConfig) -> None:
@@ -117,9 +117,9 @@ def _pseudo_label(config: PseudoLabelConfig) -> None:
 
 
 def _run(config: RunConfig) -> None:
-    from retrievo.commands.recipe import run
+    from retrievo.commands.recipe import print_results, run_recipe
 
-    run(config)
+    print_results(run_recipe(config))
 
 
 def _cache(config: CacheConfig) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from retrievo.data.options import json_option
 from retrievo.support.options import Options, option
 from retrievo.support.sizes import bytes_of
+from retrievo.support.verbs import verb
 
 if TYPE_CHECKING:
     from retrievo.data.cache_entries import Inventory
@@ -39,6 +40,7 @@ class CacheConfig(Options):
             bytes_of("--max-size", self.max_size)
 
 
+@verb(CacheConfig)
 def cache(config: CacheConfig) -> Inventory:
     """What the cache holds, after what is to go has gone; an entry that is being made or used stays.
 

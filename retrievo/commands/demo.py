@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from retrievo.commands.encode import EncodeConfig, encode
 from retrievo.commands.evaluate import EvaluateConfig, evaluate
 from retrievo.commands.index import IndexConfig, index
-from retrievo.commands.mine_negatives import MineConfig, mine
+from retrievo.commands.mine_negatives import MineConfig, mine_negatives
 from retrievo.commands.pretrain import PretrainConfig, pretrain
 from retrievo.commands.search.config import SearchConfig
 from retrievo.commands.search.run import search
@@ -27,6 +27,7 @@ from retrievo.support import console
 from retrievo.support.commandline import as_typed
 from retrievo.support.options import Options, option
 from retrievo.support.settings import Layer, resolve
+from retrievo.support.verbs import verb
 
 if TYPE_CHECKING:
     from retrievo.evaluation.comparison import Evaluation
@@ -119,11 +120,17 @@ class Report:
         console.summary("demo", facts, f"{question} --index {self.home / 'embeddings-stage-2'}")
 
 
-def demo(config: DemoConfig, plan: Plan = Plan()) -> Report:
+@verb(DemoConfig)
+def demo(config: DemoConfig) -> Report:
     """Makes a corpus, trains in two rounds and compares; goes on where it was stopped.
 
     Raises: RetrievoError where the output folder holds other work.
     """
+    return walk(config, Plan())
+
+
+def walk(config: DemoConfig, plan: Plan) -> Report:
+    """The same with other sizes."""
     done = config.output / DONE
     told = {"seed": config.seed, "plan": json.loads(json.dumps(vars(plan)))}
     found = json.loads(done.read_text()) if done.exists() else {}
@@ -270,7 +277,7 @@ class _Road:
             **self.again,
         )
         self.say("mine-negatives", mining)
-        mine(mining)
+        mine_negatives(mining)
         options = TrainConfig(
             model=str(self.home / "pretrained"),
             **self.training,
@@ -293,7 +300,7 @@ class _Road:
         stages = (str(self.home / "stage-1"), "to", str(self.home / "stage-2"))
         mining = self.resolved(MineConfig, {"stages": stages, "depth": self.plan.depth, **self.machine, **self.again})
         console.note(f"$ retrievo mine-negatives {' '.join(stages)} --depth {self.plan.depth}")
-        mine(mining)
+        mine_negatives(mining)
         options = self.resolved(TrainConfig, {"stage": stages[2], **self.machine, **self.again})
         console.note(f"$ retrievo train {stages[2]}")
         train(options)

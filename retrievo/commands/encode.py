@@ -32,6 +32,7 @@ from retrievo.models.options import (
 from retrievo.support import console
 from retrievo.support.errors import UsageError
 from retrievo.support.options import Options, option
+from retrievo.support.verbs import verb
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -86,6 +87,7 @@ class EncodeConfig(Options):
         return "document" if self.corpus is not None else "query"
 
 
+@verb(EncodeConfig)
 def encode(config: EncodeConfig) -> Manifest:
     """Encodes every text, or goes on where a killed run stopped, or finds all finished.
 

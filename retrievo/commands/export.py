@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from retrievo.data.options import force_option, output_option
 from retrievo.support import console
 from retrievo.support.options import Options, option
+from retrievo.support.verbs import verb
 
 if TYPE_CHECKING:
     from retrievo.support.artifact import Manifest
@@ -25,6 +26,7 @@ class ExportConfig(Options):
     force: bool = force_option()
 
 
+@verb(ExportConfig)
 def export(config: ExportConfig) -> Manifest:
     """Writes the array and the ids, from which `retrievo import vectors` makes the same embeddings.
 

@@ -16,6 +16,7 @@ from retrievo.data.options import force_option, output_option
 from retrievo.support import console
 from retrievo.support.errors import UsageError
 from retrievo.support.options import Options, option, options_of
+from retrievo.support.verbs import verb
 
 if TYPE_CHECKING:
     from retrievo.data.importers.input_files import Part, Source
@@ -105,7 +106,8 @@ class ImportConfig(Options):
             raise UsageError("--number-lines", "is given together with --id-column", "one of them")
 
 
-def import_(config: ImportConfig) -> Manifest:
+@verb(ImportConfig)
+def import_dataset(config: ImportConfig) -> Manifest:
     """Imports a source and returns the manifest of the dataset folder.
 
     Raises: RetrievoError naming file and line of what does not fit; UsageError for options that do not.

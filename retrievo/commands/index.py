@@ -19,6 +19,7 @@ from retrievo.retrieval.index_types import BM25, INDEX_TYPES, check_type
 from retrievo.support import console
 from retrievo.support.errors import RetrievoError, UsageError
 from retrievo.support.options import Options, option
+from retrievo.support.verbs import verb
 
 if TYPE_CHECKING:
     from retrievo.data.corpus import Corpus
@@ -76,6 +77,7 @@ class IndexConfig(Options):
         return {name: value for name, value in super().record().items() if (name, value) != ("term_vectors", False)}
 
 
+@verb(IndexConfig)
 def index(config: IndexConfig) -> Manifest:
     """Builds the index, or finds it finished.
 

@@ -34,6 +34,7 @@ from retrievo.support import console
 from retrievo.support.errors import UsageError, did_you_mean
 from retrievo.support.options import Options, option
 from retrievo.support.settings import Layer
+from retrievo.support.verbs import verb
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -179,7 +180,8 @@ def _check_stages(stages: Sequence[str]) -> None:
         raise UsageError("mine-negatives", found, "another folder for the next stage, as in: stage-1 to stage-2")
 
 
-def mine(config: MineConfig) -> Manifest:
+@verb(MineConfig)
+def mine_negatives(config: MineConfig) -> Manifest:
     """Mines, or finds the negatives finished; between stages it also writes the settings of the next one.
 
     Beside the table of negatives lie the dropped candidates with their rules, and the audit. Of several processes each

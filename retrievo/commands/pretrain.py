@@ -26,6 +26,7 @@ from retrievo.models.options import bidirectional_option, device_option, model_o
 from retrievo.support import console
 from retrievo.support.errors import RetrievoError, UsageError
 from retrievo.support.options import option, worked_out
+from retrievo.support.verbs import verb
 from retrievo.training.engine.config import DEVELOPMENT, MEMORY_OPTIONS, MODEL_FILES, WORKING_FILES, FitConfig
 from retrievo.training.engine.optimizers import OptimizerConfig
 from retrievo.training.objectives.table import (
@@ -151,6 +152,7 @@ class Stage:
     restart: int = 0  # step at which the schedule begins anew
 
 
+@verb(PretrainConfig)
 def pretrain(config: PretrainConfig) -> Manifest | None:
     """Pre-trains, or goes on from the latest checkpoint of a killed run, or finds all finished.
 

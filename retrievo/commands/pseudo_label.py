@@ -11,6 +11,7 @@ from retrievo.data.options import corpus_option, force_option, output_option, qu
 from retrievo.support import console
 from retrievo.support.errors import UsageError
 from retrievo.support.options import Options, option
+from retrievo.support.verbs import verb
 
 if TYPE_CHECKING:
     from retrievo.data.qrels import Qrels
@@ -55,6 +56,7 @@ class PseudoLabelConfig(Options):
             raise UsageError("--corpus", "goes with --queries", "both or none")
 
 
+@verb(PseudoLabelConfig)
 def pseudo_label(config: PseudoLabelConfig) -> Manifest:
     """Labels the queries of the run that --qrels does not judge, or finds them labeled; judgments there are stay.
 

@@ -36,6 +36,7 @@ from retrievo.support.commandline import as_typed
 from retrievo.support.errors import RetrievoError, UsageError, did_you_mean
 from retrievo.support.options import Option, Options, option, options_of
 from retrievo.support.settings import Layer, read_toml, relative_to, resolve
+from retrievo.support.verbs import verb
 
 
 class Kind(NamedTuple):
@@ -47,9 +48,9 @@ class Kind(NamedTuple):
 
 
 COMMANDS = {
-    "import": Kind(ImportConfig, "retrievo.commands.import_:import_", ""),
+    "import": Kind(ImportConfig, "retrievo.commands.import_:import_dataset", ""),
     "pretrain": Kind(PretrainConfig, "retrievo.commands.pretrain:pretrain", ""),
-    "mine-negatives": Kind(MineConfig, "retrievo.commands.mine_negatives:mine", ".parquet"),
+    "mine-negatives": Kind(MineConfig, "retrievo.commands.mine_negatives:mine_negatives", ".parquet"),
     "train": Kind(TrainConfig, "retrievo.commands.train:train", ""),
     "encode": Kind(EncodeConfig, "retrievo.commands.encode:encode", ""),
     "index": Kind(IndexConfig, "retrievo.commands.index:index", ""),
@@ -59,6 +60,7 @@ COMMANDS = {
     "evaluate": Kind(EvaluateConfig, "retrievo.commands.evaluate:evaluate", ".json"),
 }
 SECTIONS = ("variables", "defaults", "steps")
+Results = dict[str, dict[str, float | None]]  # run -> metric, or what was told of its test -> value
 MARKS = ".steps"  # folder of the marks
 # options for a person at a terminal, and those that change an output which is there
 _TYPED_ONLY = (
@@ -124,8 +126,9 @@ class Step(NamedTuple):
         return self.output.parent / MARKS / f"{self.name}.json"
 
 
-def run(config: RunConfig) -> None:
-    """Does every step that is not finished, in their order; then shows what the evaluations found.
+@verb(RunConfig)
+def run_recipe(config: RunConfig) -> dict[str, Results]:
+    """Does every step that is not finished, in their order; returns what each evaluation found, by the step's name.
 
     Raises: UsageError for a recipe with unknown names or wrong values, and RetrievoError for finished steps that would
     be made anew and may not, before any step begins; what a step raises.
@@ -144,7 +147,7 @@ def run(config: RunConfig) -> None:
         _tell(steps, chosen)
         if problem := _forbidden(config, chosen):
             console.note(f"without --dry-run: {problem}")
-        return
+        return {}
     _end_publications(chosen)
     if config.only:
         _check_needs(steps, chosen)
@@ -152,7 +155,8 @@ def run(config: RunConfig) -> None:
         raise problem
     if not sum([_do(step, config) for step in chosen]):
         console.note(f"{config.file} is already finished; nothing to do")
-    _show_results(chosen)
+    evaluations = [step for step in chosen if step.command == "evaluate"]
+    return {step.name: json.loads(step.output.read_text(encoding="utf-8")) for step in evaluations}
 
 
 # -------------------------------------------------------------------------------------------------------- the recipe
@@ -556,14 +560,12 @@ def _tell(steps: Sequence[Step], chosen: Sequence[Step]) -> None:
     console.print_table(["step", "state", "command"], rows)
 
 
-def _show_results(chosen: Sequence[Step]) -> None:
-    """The means of every evaluation, read from what it left."""
-    for step in chosen:
-        if step.command == "evaluate":
-            values = json.loads(step.output.read_text(encoding="utf-8"))
-            columns = list(dict.fromkeys(name for run in values.values() for name in _shown(run)))
-            rows = [[name, *(_rounded(run.get(column)) for column in columns)] for name, run in values.items()]
-            console.print_table([step.name, *columns], rows)
+def print_results(found: Mapping[str, Results]) -> None:
+    """Prints a table for each evaluation to stdout."""
+    for name, values in found.items():
+        columns = list(dict.fromkeys(column for run in values.values() for column in _shown(run)))
+        rows = [[run, *(_rounded(told.get(column)) for column in columns)] for run, told in values.items()]
+        console.print_table([name, *columns], rows)
 
 
 def _shown(values: Mapping[str, Any]) -> Iterator[str]:

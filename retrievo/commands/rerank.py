@@ -25,6 +25,7 @@ from retrievo.models.options import chunk_tokens_option, device_option, dtype_op
 from retrievo.models.splits import Splits, noted_splits
 from retrievo.support import console
 from retrievo.support.options import Options, option
+from retrievo.support.verbs import verb
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -96,6 +97,7 @@ class Shard(NamedTuple):
     places: np.ndarray  # among the pairs
 
 
+@verb(RerankConfig)
 def rerank(config: RerankConfig) -> Manifest:
     """Scores every pair, or goes on where a killed run stopped, or finds all finished.
 

@@ -17,6 +17,7 @@ from retrievo.commands.train_config import CROSS_ENCODER, DEFAULT_EPOCHS, DENSE,
 from retrievo.distributed.environment import started_together
 from retrievo.support import console
 from retrievo.support.errors import UsageError
+from retrievo.support.verbs import verb
 from retrievo.training.engine.config import MEMORY_OPTIONS, MODEL_FILES, WORKING_FILES
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 _VERIFIED_QUERIES = 32  # a batch that fits in one piece
 
 
+@verb(TrainConfig)
 def train(config: TrainConfig) -> Manifest | None:
     """Trains, or goes on from the latest checkpoint of a killed run, or finds all finished; None after a verification.
 

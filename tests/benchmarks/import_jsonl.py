@@ -39,8 +39,8 @@ def generate(path: Path, size: int) -> int:
 def run_child(source: Path, output: Path) -> tuple[float, float]:
     """Seconds and peak memory in MB of an import in a process of its own."""
     child = (
-        "import sys; from pathlib import Path; from retrievo.commands.import_ import ImportConfig, import_; "
-        "import_(ImportConfig(format='jsonl', source=Path(sys.argv[1]), output=Path(sys.argv[2])))"
+        "import sys; from pathlib import Path; from retrievo.commands.import_ import ImportConfig, import_dataset; "
+        "import_dataset(ImportConfig(format='jsonl', source=Path(sys.argv[1]), output=Path(sys.argv[2])))"
     )
     start = time.perf_counter()
     process = os.spawnv(os.P_NOWAIT, sys.executable, [sys.executable, "-c", child, str(source), str(output)])

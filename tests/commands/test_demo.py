@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from retrievo.commands.demo import CLAIMS, DATASET, DONE, RUNS, Claim, DemoConfig, Plan, claims, demo
+from retrievo.commands.demo import CLAIMS, DATASET, DONE, RUNS, Claim, DemoConfig, Plan, claims, walk
 from retrievo.data.tables import RUN
 from retrievo.support.commandline import as_typed
 
@@ -68,11 +68,11 @@ def test_the_demo_walks_the_road_once_and_its_folder_answers_short_commands(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any, said: Callable[[], str], retrievo: Callable
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    demo(DemoConfig(), TINY).print()
+    walk(DemoConfig(), TINY).print()
     table = capsys.readouterr().out
     assert all(name in table for name in RUNS)
     stamps = {path: path.stat().st_mtime_ns for path in Path("retrievo-demo").rglob("*") if path.is_file()}
-    again = demo(DemoConfig(), TINY)
+    again = walk(DemoConfig(), TINY)
     assert "already finished" in said()
     assert stamps == {path: path.stat().st_mtime_ns for path in stamps}
     assert len(again.claims) == len(CLAIMS)
@@ -80,6 +80,6 @@ def test_the_demo_walks_the_road_once_and_its_folder_answers_short_commands(
     assert retrievo("evaluate", "--metrics", "mrr@10", "recall@1000").code == 0
     Path(DONE).unlink()  # as a kill before the end leaves it: every step is recognized
     monkeypatch.chdir(tmp_path)
-    demo(DemoConfig(), TINY)
+    walk(DemoConfig(), TINY)
     models = [path for path in stamps if path.name == "model.safetensors" and "untrained" not in path.parts]
     assert stamps.items() >= {path: path.stat().st_mtime_ns for path in models}.items()

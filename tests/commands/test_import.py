@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from retrievo.commands.import_ import VECTORS, ImportConfig, import_
+from retrievo.commands.import_ import VECTORS, ImportConfig, import_dataset
 from retrievo.data.importers import FORMATS
 from retrievo.support.errors import UsageError
 from retrievo.support.options import options_of
@@ -121,7 +121,7 @@ def test_options_that_do_not_fit_are_usage_errors(
 
 
 def test_the_settings_file_gives_defaults_relative_to_the_dataset(beir: Path, tmp_path: Path) -> None:
-    import_(ImportConfig(format="beir", source=beir, output=tmp_path / "out"))
+    import_dataset(ImportConfig(format="beir", source=beir, output=tmp_path / "out"))
     for section, values in tomllib.loads((tmp_path / "out" / "retrievo.toml").read_text()).items():
         for name, path in values.items():
             assert (tmp_path / "out" / path).is_file(), (section, name)

@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from retrievo.commands.import_ import ImportConfig, import_
+from retrievo.commands.import_ import ImportConfig, import_dataset
 from retrievo.data.corpus import Corpus, Queries
 from retrievo.data.tables import NEGATIVES, QRELS, Table
 from retrievo.support.artifact import Manifest
@@ -38,7 +38,7 @@ class Dataset:
 
 def imported(format: str, source: Path, **options: Any) -> Dataset:
     output = source.parent / f"{source.name}-imported"
-    return Dataset(output, import_(ImportConfig(format=format, source=source, output=output, **options)))
+    return Dataset(output, import_dataset(ImportConfig(format=format, source=source, output=output, **options)))
 
 
 def lines(*records: object) -> str:
@@ -111,7 +111,7 @@ def test_beir_takes_one_dataset_at_a_time(tmp_path: Path) -> None:
 def test_beir_files_of_a_real_collection_give_its_tables(name: str, real_data: Any, tmp_path: Path) -> None:
     home = real_data(name)
     output = tmp_path / name
-    import_(ImportConfig(format="beir", source=home / "raw", output=output))
+    import_dataset(ImportConfig(format="beir", source=home / "raw", output=output))
     for table in ("corpus", "queries", *(f"qrels/{path.stem}" for path in (home / "qrels").glob("*.parquet"))):
         found, expected = (pq.read_table(where / f"{table}.parquet") for where in (output, home))
         assert found.equals(expected.cast(found.schema)), table
@@ -324,7 +324,7 @@ def test_smart_text_outside_a_field_is_named(tmp_path: Path) -> None:
 
 def test_smart_cranfield_as_it_came_gives_its_tables(real_data: Any, tmp_path: Path) -> None:
     home = real_data("cranfield")
-    import_(ImportConfig(format="smart", source=home / "raw", output=tmp_path / "cran"))
+    import_dataset(ImportConfig(format="smart", source=home / "raw", output=tmp_path / "cran"))
     for table in ("corpus", "queries", "qrels/test", "qrels/test_with_source"):
         assert pq.read_table(tmp_path / f"cran/{table}.parquet").equals(pq.read_table(home / f"{table}.parquet")), table
 

@@ -21,7 +21,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from retrievo.commands.import_ import ImportConfig, import_
+from retrievo.commands.import_ import ImportConfig, import_dataset
 from retrievo.data.importers import input_files, negatives
 from retrievo.data.importers.dataset import settings_text
 from retrievo.data.importers.delimited import read_tsv
@@ -41,7 +41,7 @@ def write(path: Path, data: str | bytes) -> Path:
 
 def run(format: str, path: Path, **options: Any) -> tuple[Path, Manifest]:
     output = path.with_name(f"{path.name}-imported")
-    return output, import_(ImportConfig(format=format, source=path, output=output, **options))
+    return output, import_dataset(ImportConfig(format=format, source=path, output=output, **options))
 
 
 def texts(format: str, path: Path, **options: Any) -> list[str]:
