@@ -260,8 +260,8 @@ COMMANDS = {
     "demo": Command(
         DemoConfig,
         _demo,
-        "Walk the whole road on a corpus made on the spot: train twice, search, fuse, compare.",
-        ("retrievo demo",),
+        "Try everything on a corpus made on the spot: search, pre-train, train twice, fuse, compare.",
+        ("retrievo demo --quick", "retrievo demo"),
     ),
 }
 

@@ -827,7 +827,7 @@ def walked(flags: str, bench: Bench) -> list[tuple[str, Any]]:
         return lambda config: asked.append((name, config))
 
     with pytest.MonkeyPatch.context() as patch:
-        for verb in ("index", "search", "encode", "pretrain", "mine", "train"):
+        for verb in ("index", "search", "encode", "pretrain", "mine_negatives", "train"):
             patch.setattr(ROAD + verb, asks(verb))
         patch.setattr("retrievo.commands.demo_corpus.installed_packages", list)
         patch.setattr(
@@ -835,6 +835,7 @@ def walked(flags: str, bench: Bench) -> list[tuple[str, Any]]:
             lambda folder, packages, *, seed, force: asked.append(("dataset", (seed, force))),
         )
         patch.setattr(ROAD + "_Road.untrained", lambda road: asked.append(("untrained", road.config.seed)))
+        patch.setattr(ROAD + "_Road.weights", lambda road, indexes: (1.0, 1.0))
         patch.setattr(ROAD + "_Road.resolved", lambda road, config, typed: typed)
         patch.setattr(ROAD + "evaluate", lambda config: "evaluation")
         patch.setattr(ROAD + "claims", lambda home: ())
@@ -862,6 +863,14 @@ def reaches_every_step(flags: str, name: str, value: object, verbs: tuple[str, .
     return Does(check)
 
 
+def takes_fewer_steps(bench: Bench, command: str) -> None:
+    full, quick = (
+        [vars(config)["max_steps"] for verb, config in walked(flags, bench) if verb == "pretrain"]
+        for flags in ("", "--quick")
+    )
+    assert quick < full
+
+
 def walks_again_where_forced(bench: Bench, command: str) -> None:
     once, twice = ([name for name, _ in walked(flags, bench)].count("dataset") for flags in ("", "--force"))
     assert (once, twice) == (1, 2)
@@ -879,7 +888,7 @@ def draws_the_dataset(bench: Bench, command: str) -> None:
 
 
 def puts_all_below(bench: Bench, command: str) -> None:
-    outputs = [config.output for verb, config in walked("", bench) if hasattr(config, "output")]
+    outputs = [config.output for verb, config in walked("", bench) if getattr(config, "output", None)]
     assert outputs
     assert all("out" in path.parts and bench.home in path.parents for path in outputs)
 
@@ -1264,9 +1273,12 @@ PROBES: dict[str, dict[str, Probe]] = {
     },
     "demo": {
         "output": Does(puts_all_below),
-        "seed": reaches_every_step("--seed 5", "seed", 5, ("pretrain", "mine", "train")),
+        "seed": reaches_every_step("--seed 5", "seed", 5, ("pretrain", "mine_negatives", "train")),
         "device": reaches_every_step("--device cpu", "device", "cpu", ("search", "encode", "train")),
-        "threads": reaches_every_step("--threads 3", "threads", 3, ("index", "search", "encode", "mine", "train")),
+        "threads": reaches_every_step(
+            "--threads 3", "threads", 3, ("index", "search", "encode", "mine_negatives", "train")
+        ),
+        "quick": Does(takes_fewer_steps),
         "json": Does(prints_json),
         "force": Does(walks_again_where_forced),
     },

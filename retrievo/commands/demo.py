@@ -1,13 +1,13 @@
-"""`retrievo demo`: the whole road in one command, on a corpus that every Python installation has: its documentation.
+"""`retrievo demo`: every step from documents to a comparison, on the documentation of the Python installation.
 
-A composition of verbs: each step is a command that could be typed, printed as such, and finds its own work finished
-when the demo is run again after a kill.
+A composition of verbs: each step is a command that a user could type, is printed as such, and recognizes its own
+finished work when the demo is run again after a kill.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -47,14 +47,14 @@ SPEC: dict[str, Any] = {
     "document_max_length": 48,
     "pooling": "mean",
 }
-# reciprocal ranks fall to 0.268 below BM25's 0.355, equal weights reach 0.366, 2 : 1 0.377 and 3 : 1 0.375 on the test
-FUSION: dict[str, Any] = {"fuse": "zscore", "fuse_weights": (2.0, 1.0)}
-DATASET, DONE = "docstrings", "demo.json"
+BM25_WEIGHTS = (1.0, 2.0, 4.0, 8.0)  # of BM25 beside 1 for the vectors; the development queries choose among them
+QUESTION = "find all files that match a pattern"
+DATASET, DONE, REPORT = "docstrings", "demo.json", "report.html"
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How much the demo does; the default takes some 5 minutes on 2 cores.
+    """How much the demo does.
 
     Pre-training is the contrast of crops (SimCLR): a minute of it teaches a model that starts from nothing, while a
     minute of masked language modeling makes all its vectors alike, out of which fine-tuning does not find.
@@ -67,18 +67,41 @@ class Plan:
     steps: int = 150
     depth: int = 100
     packages: tuple[str, ...] | None = None  # None: the standard library and what retrievo installs
+    minutes: int = 6  # that all of it takes on 2 cores
+
+
+FULL = Plan()
+QUICK = Plan(crop_steps=40, steps=40, packages=("python", "numpy", "networkx"), minutes=2)
 
 
 @dataclass(frozen=True, kw_only=True)
 class DemoConfig(Options):
     """Options of `retrievo demo`."""
 
-    output: Path = output_option("Folder for all that is made.", default=Path("retrievo-demo"))
+    output: Path | None = output_option(
+        "Folder for everything that the demo makes.",
+        default=None,
+        hidden_default="retrievo-demo, or retrievo-demo-quick with --quick",
+    )
+    quick: bool = option("Walk through it in about 2 minutes, with fewer documents and fewer steps.", default=False)
     seed: int = option("Of all that is random.", default=0, minimum=0)
     device: str = device_option()
     threads: int | None = threads_option()
     json: bool = json_option()
     force: bool = force_option()
+
+    @property
+    def home(self) -> Path:
+        """The folder for everything that the demo makes."""
+        return self.output or Path("retrievo-demo-quick" if self.quick else "retrievo-demo")
+
+
+class Step(NamedTuple):
+    """A part of the demo: what it does, its share of the whole time in percent, and the call that does it."""
+
+    name: str
+    share: float
+    run: Callable[[], None]
 
 
 class Claim(NamedTuple):
@@ -114,33 +137,36 @@ class Report:
             console.note(str(claim))
         facts = {
             "made": f"{self.home} (dataset, models, negatives, indexes, runs)",
+            "report": (self.home / REPORT).resolve().as_uri(),
             "took": console.seconds(self.seconds),
         }
-        question = f'retrievo search "split a path into folder and name" --index {self.home / "bm25"}'
+        question = f'retrievo search "{QUESTION}" --index {self.home / "bm25"}'
         console.summary("demo", facts, f"{question} --index {self.home / 'embeddings-stage-2'}")
 
 
 @verb(DemoConfig)
 def demo(config: DemoConfig) -> Report:
-    """Makes a corpus, trains in two rounds and compares; goes on where it was stopped.
+    """Makes a corpus, answers a question, trains in two rounds and compares; resumes where it was stopped.
 
     Raises: RetrievoError where the output folder holds other work.
     """
-    return walk(config, Plan())
+    return walk(config, QUICK if config.quick else FULL)
 
 
 def walk(config: DemoConfig, plan: Plan) -> Report:
     """The same with other sizes."""
-    done = config.output / DONE
-    told = {"seed": config.seed, "plan": json.loads(json.dumps(vars(plan)))}
+    home, page = config.home, config.home / REPORT
+    done = home / DONE
+    wanted = {"seed": config.seed, "plan": json.loads(json.dumps(vars(plan)))}
     found = json.loads(done.read_text()) if done.exists() else {}
-    if config.force or {name: found.get(name) for name in told} != told:
-        found = told | {"seconds": _Road(config, plan).walk()}
-        _write(config.output, found)
+    if finished := not config.force and {name: found.get(name) for name in wanted} == wanted:
+        console.note(f"{home} is already finished; nothing to do")
     else:
-        console.note(f"{config.output} is already finished; nothing to do")
-    evaluation = evaluate(_comparison(config.output, RUNS, METRICS, baseline="bm25"))
-    return Report(config.output, evaluation, claims(config.output), found["seconds"])
+        found = wanted | {"seconds": _Road(config, plan).walk()}
+        _write(home, found)
+    report = None if finished and page.exists() else page
+    evaluation = evaluate(_comparison(home, RUNS, METRICS, baseline="bm25", report=report))
+    return Report(home, evaluation, claims(home), found["seconds"])
 
 
 def claims(home: Path) -> tuple[Claim, ...]:
@@ -153,10 +179,18 @@ def claims(home: Path) -> tuple[Claim, ...]:
     return tuple(found)
 
 
-def _comparison(home: Path, runs: Sequence[str], metrics: Sequence[str], baseline: str) -> EvaluateConfig:
-    paths = {name: home / "runs" / f"{name}.parquet" for name in runs}
-    qrels = home / DATASET / "qrels" / "test.parquet"
-    return EvaluateConfig(run=tuple(paths.values()), qrels=qrels, metrics=tuple(metrics), baseline=paths[baseline])
+def _comparison(
+    home: Path, runs: Iterable[str], metrics: Sequence[str], baseline: str, split: str = "test", **options: Any
+) -> EvaluateConfig:
+    paths = {name: _run_file(home, name) for name in runs}
+    qrels = home / DATASET / "qrels" / f"{split}.parquet"
+    return EvaluateConfig(
+        run=tuple(paths.values()), qrels=qrels, metrics=tuple(metrics), baseline=paths[baseline], **options
+    )
+
+
+def _run_file(home: Path, name: str) -> Path:
+    return home / "runs" / f"{name}.parquet"
 
 
 def _write(home: Path, found: dict[str, Any]) -> None:
@@ -178,10 +212,10 @@ class _Road:
     """The steps of the demo, one after the other."""
 
     def __init__(self, config: DemoConfig, plan: Plan):
-        self.config, self.plan, self.home = config, plan, config.output
+        self.config, self.plan, self.home = config, plan, config.home
         self.again: dict[str, Any] = {"force": config.force}
         self.machine: dict[str, Any] = {"device": config.device, "threads": config.threads}
-        dataset = config.output / DATASET
+        dataset = self.home / DATASET
         self.corpus, self.dataset = dataset / "corpus.parquet", dataset
         self.training: dict[str, Any] = {
             "corpus": self.corpus,
@@ -193,24 +227,38 @@ class _Road:
         """All steps; returns the seconds that they took."""
         import time
 
-        from retrievo.commands.demo_corpus import installed_packages, make_dataset
-
+        console.note(
+            f"a first answer within a minute, everything in about {self.plan.minutes} minutes on 2 cores; "
+            "if you stop it, type it again and it resumes"
+        )
         start = time.monotonic()
         with console.inner_steps():
-            wanted = self.plan.packages
-            packages = [found for found in installed_packages() if wanted is None or found.name in wanted]
-            make_dataset(self.dataset, packages, seed=self.config.seed, force=self.config.force)
-            self.lexical()
-            self.untrained()
-            self.dense("untrained", self.home / "untrained")
-            self.pretrained()
-            self.dense("pretrained", self.home / "pretrained")
-            self.first_stage()
-            self.dense("stage-1", self.home / "stage-1")
-            self.second_stage()
-            self.dense("stage-2", self.home / "stage-2")
-            self.search("fusion", (self.home / "bm25", self.home / "embeddings-stage-2"), **FUSION)
+            for step in _told(self.steps()):
+                step.run()
         return time.monotonic() - start
+
+    def steps(self) -> tuple[Step, ...]:
+        """What the demo does, in order; the shares were measured on 2 cores."""
+        return (
+            Step("documents", 10, self.documents),
+            Step("BM25 index", 4, self.lexical),
+            Step("a question", 2, self.ask),
+            Step("BM25 search", 2, lambda: self.search("bm25", (self.home / "bm25",))),
+            Step("random model", 6, self.untrained),
+            Step("pre-training", 20, self.pretrained),
+            Step("BM25 negatives", 6, self.bm25_negatives),
+            Step("first round", 20, self.first_stage),
+            Step("mined negatives", 6, self.mined_negatives),
+            Step("second round", 20, self.second_stage),
+            Step("fusion", 4, self.fusion),
+        )
+
+    def documents(self) -> None:
+        from retrievo.commands.demo_corpus import installed_packages, make_dataset
+
+        wanted = self.plan.packages
+        packages = [found for found in installed_packages() if wanted is None or found.name in wanted]
+        make_dataset(self.dataset, packages, seed=self.config.seed, force=self.config.force)
 
     def lexical(self) -> None:
         options = IndexConfig(
@@ -218,19 +266,49 @@ class _Road:
         )
         self.say("index", options)
         index(options)
-        self.search("bm25", (self.home / "bm25",))
 
-    def search(self, name: str, indexes: tuple[Path, ...], **fusion: Any) -> None:
+    def ask(self) -> None:
+        """The first result that a person sees."""
+        options = SearchConfig(question=QUESTION, index=(self.home / "bm25",), depth=3, **self.machine)
+        self.say("search", options)
+        answer = search(options)
+        for hit in answer.hits if answer else ():
+            console.note(f"  {hit.rank}. {hit.id}: {hit.snippet.text}")
+
+    def search(
+        self, name: str, indexes: tuple[Path, ...], runs: Sequence[str] = (), split: str = "test", **fusion: Any
+    ) -> None:
         options = SearchConfig(
             index=indexes,
+            run=tuple(_run_file(self.home, run) for run in runs),
             **fusion,
-            queries=self.dataset / "queries" / "test.parquet",
-            output=self.home / "runs" / f"{name}.parquet",
+            queries=self.dataset / "queries" / f"{split}.parquet",
+            output=_run_file(self.home, name),
             **self.machine,
             **self.again,
         )
         self.say("search", options)
         search(options)
+
+    def fusion(self) -> None:
+        """BM25 and the last model together, with the weights that are best on the development queries."""
+        indexes = (self.home / "bm25", self.home / "embeddings-stage-2")
+        self.search("fusion", indexes, fuse="zscore", fuse_weights=self.weights(indexes))
+
+    def weights(self, indexes: tuple[Path, Path]) -> tuple[float, float]:
+        """Weights of BM25 and the vectors by mrr@10 on the development queries, which no training has seen."""
+        runs = ("dev-bm25", "dev-stage-2")
+        for name, one in zip(runs, indexes, strict=True):
+            self.search(name, (one,), split="dev")
+        tried = {f"dev-fusion-{weight:g}-1": (weight, 1.0) for weight in BM25_WEIGHTS}
+        for name, weights in tried.items():
+            self.search(name, (), runs, "dev", fuse="zscore", fuse_weights=weights)
+        metric = METRICS[0]
+        means = evaluate(_comparison(self.home, (runs[0], *tried), (metric,), baseline=runs[0], split="dev")).means()
+        best = max(tried, key=lambda name: means[name][metric])
+        told = ", ".join(f"{weight:g} : 1 {means[name][metric]:.4f}" for name, (weight, _) in tried.items())
+        console.note(f"{metric} on the development queries by weight of BM25: {told}")
+        return tried[best]
 
     def dense(self, name: str, model: Path) -> None:
         vectors = self.home / f"embeddings-{name}"
@@ -247,6 +325,7 @@ class _Road:
 
         folder = scratch_folder(self.plan.model, [Corpus(self.corpus)], self.config.seed)
         Encoder.load(folder, **SPEC).save(self.home / "untrained")
+        self.dense("untrained", self.home / "untrained")
 
     def pretrained(self) -> None:
         options = PretrainConfig(
@@ -265,23 +344,25 @@ class _Road:
         )
         self.say("pretrain", options)
         pretrain(options)
+        self.dense("pretrained", self.home / "pretrained")
 
-    def first_stage(self) -> None:
-        negatives = self.home / "negatives.parquet"
+    def bm25_negatives(self) -> None:
         mining = MineConfig(
             **self.training,
             depth=self.plan.depth,
-            output=negatives,
+            output=self.home / "negatives.parquet",
             seed=self.config.seed,
             **self.machine,
             **self.again,
         )
         self.say("mine-negatives", mining)
         mine_negatives(mining)
+
+    def first_stage(self) -> None:
         options = TrainConfig(
             model=str(self.home / "pretrained"),
             **self.training,
-            negatives=(negatives,),
+            negatives=(self.home / "negatives.parquet",),
             output=self.home / "stage-1",
             negatives_per_query=1,
             batch_size=self.plan.batch,
@@ -294,16 +375,22 @@ class _Road:
         )
         self.say("train", options)
         train(options)
+        self.dense("stage-1", self.home / "stage-1")
 
-    def second_stage(self) -> None:
-        """Exactly as typed: both commands take what they need from the manifest of stage 1 and from train.toml."""
+    def mined_negatives(self) -> None:
+        """Exactly as typed: the command takes what it needs from the manifest of stage 1."""
         stages = (str(self.home / "stage-1"), "to", str(self.home / "stage-2"))
         mining = self.resolved(MineConfig, {"stages": stages, "depth": self.plan.depth, **self.machine, **self.again})
         console.note(f"$ retrievo mine-negatives {' '.join(stages)} --depth {self.plan.depth}")
         mine_negatives(mining)
-        options = self.resolved(TrainConfig, {"stage": stages[2], **self.machine, **self.again})
-        console.note(f"$ retrievo train {stages[2]}")
+
+    def second_stage(self) -> None:
+        """Exactly as typed: the command takes what it needs from stage-2/train.toml."""
+        stage = self.home / "stage-2"
+        options = self.resolved(TrainConfig, {"stage": str(stage), **self.machine, **self.again})
+        console.note(f"$ retrievo train {stage}")
         train(options)
+        self.dense("stage-2", stage)
 
     def resolved(self, config: Any, typed: dict[str, Any]) -> Any:
         """A Config as the command line makes it of flags and of what lies on disk."""
@@ -313,3 +400,22 @@ class _Road:
 
     def say(self, command: str, options: Options) -> None:
         console.note(f"$ {as_typed(command, options)}")
+
+
+def _told(steps: Sequence[Step]) -> Iterator[Step]:
+    """The steps one by one, under a bar of the whole way with the step and the time that is left.
+
+    What is left is estimated from the time that the steps so far took and from their shares.
+    """
+    import time
+
+    start, whole, behind = time.monotonic(), sum(step.share for step in steps), 0.0
+    with console.progress("the whole demo", 100, "%") as tick:
+        for number, step in enumerate(steps, start=1):
+            spent = time.monotonic() - start
+            left = f", about {console.seconds(spent / behind * (whole - behind))} left" if behind else ""
+            tick(0, told=f"{number} of {len(steps)}: {step.name}{left}")
+            yield step
+            percent = round(100 * behind / whole)
+            behind += step.share
+            tick(round(100 * behind / whole) - percent)

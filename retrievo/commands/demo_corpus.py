@@ -45,7 +45,8 @@ PACKAGES = {
     "PIL": "pillow",
     "jinja2": "jinja2",
 }
-TEST_SHARE = 0.15  # of the modules
+TEST_SHARE, DEV_SHARE = 0.15, 0.05  # of the modules
+SPLITS = ("train", "dev", "test")
 SUMMARY_WORDS, BODY_WORDS = range(4, 41), range(5, 1 << 30)
 # tests, copies of other packages, and what merely lies inside the standard library's folder
 _SKIPPED = {"test", "tests", "testing", "_vendor", "vendored", "externals", "__pycache__"}
@@ -88,11 +89,11 @@ def installed_packages() -> list[Package]:
 def make_dataset(
     path: Path, packages: Sequence[Package] | None = None, *, seed: int = 0, force: bool = False
 ) -> Manifest:
-    """Writes a dataset folder: all documents, and the queries split by module into `train` and `test`.
+    """Writes a dataset folder: all documents, and the queries split by module into `train`, `dev` and `test`.
 
-    A document has no title: the name of what it describes would give words of its query away, and is its id. A module
-    goes to the test by a hash of the seed and its name, so that training sees no query of it; `queries/<split>.parquet`
-    holds the queries of a split alone. The same packages give the same bytes.
+    A document has no title: the name of what it describes would give words of its query away, and is its id. The
+    split of a module is decided by a hash of the seed and its name, so that training sees no query of the other two;
+    `queries/<split>.parquet` holds the queries of a split alone. The same packages give the same bytes.
 
     packages: default `installed_packages()`.
 
@@ -205,7 +206,8 @@ def _plain(text: str) -> str:
 
 def _split(module: str, seed: int) -> str:
     digest = hashlib.blake2b(f"{seed}\0{module}".encode(), digest_size=8).digest()
-    return "test" if int.from_bytes(digest, "big") < TEST_SHARE * 2**64 else "train"
+    place = int.from_bytes(digest, "big") / 2**64
+    return "test" if place < TEST_SHARE else "dev" if place < TEST_SHARE + DEV_SHARE else "train"
 
 
 # ------------------------------------------------------------------------------------------------------------- writing
@@ -218,7 +220,7 @@ def _tables(documents: Sequence[Docstring], asked: Sequence[Docstring], seed: in
         "queries.parquet": _table(QUERIES, [_query_id(d) for d in asked], [d.summary for d in asked]),
     }
     splits = {module: _split(module, seed) for module in {d.module for d in asked}}
-    for split in ("train", "test"):
+    for split in SPLITS:
         own = [d for d in asked if splits[d.module] == split]
         ids, summaries = [_query_id(d) for d in own], [d.summary for d in own]
         tables[f"queries/{split}.parquet"] = _table(QUERIES, ids, summaries)
@@ -240,7 +242,7 @@ def _stats(documents: Sequence[Docstring], tables: Mapping[str, pa.Table], left_
     return {
         "documents": len(documents),
         "queries": tables["queries.parquet"].num_rows,
-        "qrels": {split: tables[f"qrels/{split}.parquet"].num_rows for split in ("train", "test")},
+        "qrels": {split: tables[f"qrels/{split}.parquet"].num_rows for split in SPLITS},
         "modules": len({document.module for document in documents}),
         "left_out": dict(left_out),
     }

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,23 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from retrievo.commands.demo import CLAIMS, DATASET, DONE, RUNS, Claim, DemoConfig, Plan, claims, walk
+from retrievo.commands.demo import (
+    CLAIMS,
+    DATASET,
+    DONE,
+    FULL,
+    QUICK,
+    REPORT,
+    RUNS,
+    Claim,
+    DemoConfig,
+    Plan,
+    Step,
+    _told,
+    claims,
+    walk,
+)
+from retrievo.commands.demo_corpus import PACKAGES
 from retrievo.data.tables import RUN
 from retrievo.support.commandline import as_typed
 
@@ -63,14 +81,52 @@ def test_a_config_is_told_as_it_would_be_typed() -> None:
     assert as_typed("demo", config) == "retrievo demo --output 'a b' --seed 3 --json"
 
 
+def test_the_quick_demo_is_the_full_one_with_less_of_everything_in_a_folder_of_its_own() -> None:
+    assert QUICK.crop_steps < FULL.crop_steps
+    assert QUICK.steps < FULL.steps
+    assert FULL.packages is None
+    assert {"python"} < set(QUICK.packages or ()) <= {"python", *PACKAGES}
+    assert (DemoConfig().home, DemoConfig(quick=True).home) == (Path("retrievo-demo"), Path("retrievo-demo-quick"))
+    assert DemoConfig(quick=True, output=Path("here")).home == Path("here")
+
+
+def test_the_bar_tells_the_whole_way_with_the_step_and_the_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    ticks: list[tuple[int, str | None]] = []
+    clock = iter([0.0, 0.0, 30.0, 60.0])
+
+    @contextlib.contextmanager
+    def progress(description: str, total: int, unit: str) -> Iterator[Callable]:
+        assert (total, unit) == (100, "%")
+        yield lambda amount=1, told=None: ticks.append((amount, told))
+
+    monkeypatch.setattr("retrievo.support.console.progress", progress)
+    monkeypatch.setattr("time.monotonic", lambda: next(clock))
+    steps = [Step("one", 1, lambda: None), Step("two", 1, lambda: None), Step("three", 1, lambda: None)]
+    assert [step.name for step in _told(steps)] == ["one", "two", "three"]
+    assert [told for _, told in ticks if told] == [
+        "1 of 3: one",
+        "2 of 3: two, about 1 min 00 s left",
+        "3 of 3: three, about 30 s left",
+    ]
+    assert sum(amount for amount, _ in ticks) == 100
+
+
 @pytest.mark.slow
 def test_the_demo_walks_the_road_once_and_its_folder_answers_short_commands(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any, said: Callable[[], str], retrievo: Callable
 ) -> None:
     monkeypatch.chdir(tmp_path)
     walk(DemoConfig(), TINY).print()
-    table = capsys.readouterr().out
+    table, told = capsys.readouterr().out, said()
     assert all(name in table for name in RUNS)
+    assert (tmp_path / "retrievo-demo" / REPORT).as_uri() in told
+    weights = re.search(r"runs/fusion.parquet --fuse zscore --fuse-weights (\S+) ", told)
+    tried = re.search(r"on the development queries by weight of BM25: (.*)", told)
+    assert weights
+    assert tried
+    values = [pair.split(" : 1 ") for pair in tried[1].split(", ")]
+    assert float(weights[1]) == float(max(values, key=lambda pair: float(pair[1]))[0])
+    assert "retrievo search 'find all files that match a pattern'" in told
     stamps = {path: path.stat().st_mtime_ns for path in Path("retrievo-demo").rglob("*") if path.is_file()}
     again = walk(DemoConfig(), TINY)
     assert "already finished" in said()

@@ -11,7 +11,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from retrievo.commands.demo_corpus import PACKAGES, Package, installed_packages, make_dataset
+from retrievo.commands.demo_corpus import PACKAGES, SPLITS, Package, installed_packages, make_dataset
 from retrievo.data.corpus import Corpus, Queries
 from retrievo.data.qrels import Qrels
 from retrievo.support.artifact import Manifest
@@ -156,7 +156,7 @@ def asked(folder: Path) -> dict[str, str]:
     """The query of each document."""
     queries = Queries(folder)
     texts = dict(zip(queries.ids.to_pylist(), queries.texts, strict=True))
-    pairs = [row for split in ("train", "test") for row in judged(folder, split)]
+    pairs = [row for split in SPLITS for row in judged(folder, split)]
     assert len(pairs) == len(texts)
     return {row["doc_id"]: texts[row["query_id"]] for row in pairs}
 
@@ -221,15 +221,12 @@ def fleet(tmp_path: Path) -> Package:
     return write(tmp_path / "fleet", {f"m{number}.py": text.format(number) for number in range(300)})
 
 
-def test_a_module_is_of_training_or_of_the_test(fleet: Package, tmp_path: Path) -> None:
+def test_a_module_belongs_to_one_split(fleet: Package, tmp_path: Path) -> None:
     make_dataset(tmp_path / "out", [fleet])
-    modules = {
-        split: {row["doc_id"].removesuffix(".f") for row in judged(tmp_path / "out", split)}
-        for split in ("train", "test")
-    }
-    assert not modules["train"] & modules["test"]
-    assert len(modules["train"] | modules["test"]) == 300
+    modules = {split: {row["doc_id"].removesuffix(".f") for row in judged(tmp_path / "out", split)} for split in SPLITS}
+    assert len(set().union(*modules.values())) == sum(map(len, modules.values())) == 300
     assert 25 <= len(modules["test"]) <= 65  # 45 expected, deviation 6.2
+    assert 4 <= len(modules["dev"]) <= 30  # 15 expected, deviation 3.8
     assert len(judged(tmp_path / "out", "test")) == 2 * len(modules["test"])
     make_dataset(tmp_path / "other", [fleet], seed=1)
     assert judged(tmp_path / "other", "test") != judged(tmp_path / "out", "test")
@@ -238,7 +235,7 @@ def test_a_module_is_of_training_or_of_the_test(fleet: Package, tmp_path: Path) 
 
 def test_each_split_has_its_queries_in_a_table_of_its_own(fleet: Package, tmp_path: Path) -> None:
     make_dataset(tmp_path / "out", [fleet])
-    for split in ("train", "test"):
+    for split in SPLITS:
         queries = Queries(tmp_path / "out" / "queries" / f"{split}.parquet")
         assert queries.ids.to_pylist() == [row["query_id"] for row in judged(tmp_path / "out", split)]
 
@@ -247,7 +244,7 @@ def test_the_same_packages_give_the_same_bytes(fleet: Package, ship: Package, tm
     for name in ("one", "two"):
         make_dataset(tmp_path / name, [fleet, ship])
     names = [path.relative_to(tmp_path / "one") for path in (tmp_path / "one").rglob("*.parquet")]
-    assert len(names) == 6
+    assert len(names) == 8
     assert all((tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes() for name in names)
 
 
