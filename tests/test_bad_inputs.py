@@ -419,8 +419,12 @@ CASES: dict[str, tuple[Make, int, str]] = {
         2,
         "other values after their flag (--run FILE)",
     ),
-    "unknown flag": (lambda f: ["search", "x", "--indx", HOUSE / "bm25"], 2, "No such option: --indx"),
-    "unknown command": (lambda f: ["serch"], 2, "No such command 'serch'"),
+    "unknown flag": (
+        lambda f: ["search", "x", "--indx", HOUSE / "bm25"],
+        2,
+        "unknown option --indx; did you mean --index?",
+    ),
+    "unknown command": (lambda f: ["serch"], 2, "unknown command 'serch'; did you mean 'search'?"),
     "flag that does not apply": (
         lambda f: ["index", "--type", "flat", "--language", "de", "--embeddings", f, "--output", f / "out"],
         2,

@@ -15,7 +15,8 @@ import typer
 from typer.exceptions import TyperException
 
 from retrievo.support import console
-from retrievo.support.errors import RetrievoError, told_by_system
+from retrievo.support.errors import RetrievoError, UsageError, did_you_mean, told_by_system
+from retrievo.support.habits import advice
 from retrievo.support.options import Option, Options, options_of
 from retrievo.support.settings import Layer, resolve, settings_layers
 
@@ -127,10 +128,11 @@ def run_app(app: typer.Typer, arguments: Sequence[str]) -> int:
     """
     console.prepare_streams()
     try:
+        _check_command(app, arguments)
         with console.shown():
             code = app(list(arguments), standalone_mode=False)
     except TyperException as problem:
-        console.error(" ".join(problem.format_message().split()) + _next_step(problem))
+        console.error(_told(problem))
         return problem.exit_code
     except RetrievoError as problem:
         console.error(str(problem))
@@ -148,10 +150,23 @@ def run_app(app: typer.Typer, arguments: Sequence[str]) -> int:
     return code if isinstance(code, int) else 0
 
 
-def _next_step(problem: TyperException) -> str:
-    """What to do about words that stand alone; Typer says the rest itself."""
-    alone = "unexpected extra argument" in problem.format_message()
-    return "; put a question in quotes, and other values after their flag (--run FILE)" if alone else ""
+def _check_command(app: typer.Typer, arguments: Sequence[str]) -> None:
+    """Raises UsageError for a command that there is not."""
+    known = [command.name for command in app.registered_commands if command.name]
+    if arguments and not arguments[0].startswith("-") and arguments[0] not in known:
+        raise UsageError("retrievo", f"unknown command '{arguments[0]}'", None, did_you_mean(arguments[0], known))
+
+
+def _told(problem: TyperException) -> str:
+    """What is wrong with what was typed, and what to do about it."""
+    context = getattr(problem, "ctx", None)
+    if context is not None and (name := getattr(problem, "option_name", None)) and hasattr(problem, "possibilities"):
+        flags = [flag for known in context.command.params for flag in known.opts if flag.startswith("--")]
+        command = f"retrievo {context.info_name if context.parent else ''}".strip()
+        return f"unknown option {name}; {advice(name, flags) or f'{command} --help lists the options'}"
+    told = " ".join(problem.format_message().split())
+    alone = "unexpected extra argument" in told
+    return told + ("; put a question in quotes, and other values after their flag (--run FILE)" if alone else "")
 
 
 def as_typed(command: str, config: Options) -> str:

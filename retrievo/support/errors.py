@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
+
+from retrievo.support.habits import advice
 
 
 class RetrievoError(Exception):
@@ -43,7 +44,6 @@ def told_by_system(problem: OSError) -> RetrievoError:
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """A sentence that names the closest known word, or all of them where none is close."""
+    """A sentence that names the known word that is meant, or all of them where none is close."""
     known = list(known)
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-    return f"did you mean '{close[0]}'?" if close else f"known: {', '.join(known)}"
+    return advice(name, known) or f"known: {', '.join(known)}"
