@@ -7,6 +7,9 @@ import sys
 
 def main() -> None:
     """Runs the command line; an interruption while it is imported is one line too."""
+    from retrievo.distributed.environment import end_with_launcher
+
+    end_with_launcher()
     try:
         from retrievo.cli import main as run
     except KeyboardInterrupt:

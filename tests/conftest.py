@@ -12,6 +12,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -197,14 +198,16 @@ def run_process(arguments: list[str], kill_after: float | None = None, processes
     start_of_ours = ["--"] if processes > 1 else []  # torchrun would take our --run for its --run-path
     start = time.monotonic()
     command = [sys.executable, *launcher, "-m", *start_of_ours, "retrievo", *arguments]
-    process = subprocess.Popen(command, cwd=CHECKOUT, stderr=subprocess.PIPE, start_new_session=True)
-    try:
-        _, error = process.communicate(timeout=kill_after)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
-        return None
-    assert process.returncode == 0, error.decode()
+    with tempfile.TemporaryFile() as said:  # and no pipe, which a process that is left over would keep open
+        process = subprocess.Popen(command, cwd=CHECKOUT, stderr=said, start_new_session=True)
+        try:
+            process.wait(timeout=kill_after)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            return None
+        said.seek(0)
+        assert process.returncode == 0, said.read().decode()
     return time.monotonic() - start
 
 

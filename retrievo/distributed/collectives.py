@@ -21,6 +21,7 @@ from retrievo.distributed.environment import started_together
 
 BUCKET_BYTES = 64 << 20  # large enough for full bandwidth, small beside the gradient of a BERT-base (440 MB)
 
+_MEETING = timedelta(minutes=10)  # processes that have not met by then never will: one of them, or torchrun, has died
 _PATIENCE = timedelta(days=1)  # one process may validate, merge or write for longer than the 10 minutes of NCCL
 
 _HOLDERS: list[Callable[[], object]] = []  # what lets go of the group, for those who would keep it past its end
@@ -46,10 +47,12 @@ def process_group(device: str) -> Iterator[torch.device]:
     # Its functions take the group that exists when they are imported (torch's optimizers do that) as their default and
     # would keep it, with its threads, past its end: one exit in some ten then aborts. So they are imported before.
     importlib.import_module("torch.distributed.nn.functional")
+    store, own_rank, world = next(dist.rendezvous("env://", timeout=_MEETING))
+    joined: dict[str, Any] = {"store": store, "rank": own_rank, "world_size": world, "timeout": _PATIENCE}
     if place.type == "cuda":
-        dist.init_process_group("nccl", device_id=place, timeout=_PATIENCE)
+        dist.init_process_group("nccl", device_id=place, **joined)
     else:
-        dist.init_process_group("gloo", timeout=_PATIENCE)
+        dist.init_process_group("gloo", **joined)
     yield place
     for let_go in _HOLDERS:
         let_go()

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from multiprocessing.connection import wait
 from typing import Any
 
-from retrievo.distributed.environment import tokenizing_environment
+from retrievo.distributed.environment import end_with_launcher, tokenizing_environment
 from retrievo.support import console
 from retrievo.support.errors import RetrievoError, told_by_system
 
@@ -27,7 +27,7 @@ def run_together(function: Callable[..., Any], *arguments: Any, processes: int) 
     started = [
         context.Process(
             target=_run,
-            args=({**told, "RANK": n, "LOCAL_RANK": n}, console.is_shown(), problems, function, arguments),
+            args=(os.getpid(), {**told, "RANK": n, "LOCAL_RANK": n}, console.is_shown(), problems, function, arguments),
             daemon=True,
         )
         for n in range(processes)
@@ -57,8 +57,14 @@ def _free_port() -> int:
 
 
 def _run(
-    told: dict[str, Any], shown: bool, problems: Any, function: Callable[..., Any], arguments: tuple[Any, ...]
+    launcher: int,
+    told: dict[str, Any],
+    shown: bool,
+    problems: Any,
+    function: Callable[..., Any],
+    arguments: tuple[Any, ...],
 ) -> None:
+    end_with_launcher(launcher)
     os.environ.update({name: str(value) for name, value in told.items()})
     try:
         with console.shown(shown):
