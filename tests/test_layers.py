@@ -21,11 +21,11 @@ LAYERS = {
     "distributed": 1,
     "models": 2,
     "evaluation": 2,
-    "retrieval": 2,
-    "mining": 3,
-    "training": 4,
+    "retrieval": 3,
+    "mining": 4,
+    "training": 5,
 }
-VERBS, TOP = 5, 6
+VERBS, TOP = 6, 7
 
 
 def layer_of(module: str) -> tuple[int, str]:

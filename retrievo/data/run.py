@@ -6,6 +6,7 @@ import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -88,6 +89,14 @@ class Run:
             waiting = [joined.slice(end)]
         if waiting:
             yield pa.concat_tables(waiting)
+
+    def query_ids(self) -> Iterator[pa.LargeStringArray]:
+        """The query id of every row, in the order of the file, some hundred thousand at a time."""
+        if isinstance(self._files, Table):
+            batches: Iterator[Any] = self._files.batches(["query_id"], _ROWS_PER_READ)
+        else:
+            batches = self.batches()
+        yield from (flat_strings(batch.column("query_id")) for batch in batches)
 
     def whole_queries(self) -> Iterator[pa.Table]:
         """The same rows in tables that hold all of each query, wherever its rows stand.

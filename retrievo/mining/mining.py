@@ -255,7 +255,8 @@ class VectorMiner:
         """Candidates of the queries numbered `first` to `end`."""
         from retrievo.retrieval.exact import search_batches  # needs torch, which mining from runs does not
 
-        found = joined(search_batches(self.queries[first:end], self.vectors, self.quota, device=self.device))
+        batches = search_batches(self.queries[first:end], self.vectors, self.quota, device=self.device)
+        found = joined(batches, self.vectors)
         query, sources = found.query + first, pa.array([self.name] * len(found.row), pa.string())
         doc_ids = flat_strings(self.vectors.ids(found.row))
         return Candidates(query, found.row, doc_ids, found.score, ranks(query), sources)

@@ -1,1 +1,1 @@
-"""Layer 2: embeddings, FAISS indexes, BM25, fusion."""
+"""Layer 3: embeddings, FAISS indexes, BM25, one searcher for all of them, fusion."""

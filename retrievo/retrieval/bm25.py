@@ -247,7 +247,7 @@ def _open(folder: Path) -> Any:
 # ----------------------------------------------------------------------------------------------------------- searching
 
 
-class Hits(NamedTuple):
+class Ranking(NamedTuple):
     """The ranking of one query: doc_ids (strings) and float32 scores, [n] each, n <= depth."""
 
     doc_ids: pa.Array
@@ -304,6 +304,17 @@ class BM25Index:
         with ONE_PYTHON_THREAD:
             self._reader.close()
 
+    def ids(self) -> pa.Array:
+        """The ids of all documents, ascending by their UTF-8 bytes; Java holds all of them for a moment."""
+        import pyarrow as pa
+
+        if not len(self):
+            return pa.array([], pa.string())
+        with ONE_PYTHON_THREAD, java_errors(self.folder, "reading the ids"), JavaThreads(1) as pool:
+            find = _search_function(self._searcher, None, len(self))  # of equal scores: by id
+            every = cast("Query", java_class("MatchAllDocsQuery")())
+            return pa.array(_read_top(pool.run(find, every))[0], pa.string())
+
     def search(
         self,
         queries: Sequence[str],
@@ -312,9 +323,10 @@ class BM25Index:
         k1: float = 0.9,
         b: float = 0.4,
         rm3: Rm3 | None = None,
+        allowed: np.ndarray | None = None,
         threads: int | None = None,
         progress: Callable[[int], object] | None = None,
-    ) -> list[Hits]:
+    ) -> list[Ranking]:
         """The `depth` best documents of each query, by score descending, doc_id descending; fewer where fewer match.
 
         sum over the words t of the query of idf_t tf / (tf + k1 (1 - b + b length / mean length)), the idf being
@@ -322,18 +334,25 @@ class BM25Index:
         then Anserini's lowering of ties. The first 10 are the same at any depth, number of threads and batch.
 
         rm3:      search twice, the second time with words of the first documents.
+        allowed:  bool [N], which of the documents (in the order of `ids`) may be found; default all. Scores are those
+                  of a search in all of them.
         threads:  Java threads; all cores where unset.
         progress: called with the number of queries just finished.
 
-        Raises: RetrievoError where RM3 finds no term vectors in the index.
+        Raises: RetrievoError where RM3 finds no term vectors in the index, and for RM3 with `allowed`: its words would
+        come from documents that are not.
         """
+        if rm3 and allowed is not None:
+            told = "takes words of any document, but only some of them may be found"
+            raise RetrievoError("RM3", told, None, "search without RM3, or in all documents")
+        kept = None if allowed is None else _Kept(self.ids(), allowed)
         texts = [_java_text(query) for query in queries]
         with ONE_PYTHON_THREAD, java_errors(self.folder, "searching"), JavaThreads(threads) as pool:
             self._searcher.setSimilarity(java_class("BM25Similarity")(float(k1), float(b)))
             own = _query_function(self._analyzer)
             asked = self._grown(pool, texts, own, rm3, k1, b) if rm3 else texts
             find = functools.partial(_search_function, self._searcher, None if rm3 else own)
-            return self._search(pool, find, asked, depth, depth + _SPARE_HITS, progress or (lambda count: None))
+            return self._search(pool, find, asked, depth, depth + _SPARE_HITS, progress or (lambda count: None), kept)
 
     def _grown(self, pool: JavaThreads, texts: Sequence[str], own: Any, rm3: Rm3, k1: float, b: float) -> list[Any]:
         """The Lucene query of each text after RM3; its own where the first search finds nothing."""
@@ -357,16 +376,18 @@ class BM25Index:
         depth: int,
         fetch: int,
         progress: Callable[[int], object],
-    ) -> list[Hits]:
+        kept: _Kept | None,
+    ) -> list[Ranking]:
         fetch = min(fetch, max(1, len(self)))
         tops = map(_read_top, pool.map(find(fetch), queries))
-        found: list[Hits | None] = []
+        found: list[Ranking | None] = []
         while batch := list(islice(tops, max(1, min(_BATCH_QUERIES, _BATCH_HITS // fetch)))):
-            found += _ranked(batch, depth, fetch if fetch < len(self) else None)
+            found += _ranked(batch, depth, fetch if fetch < len(self) else None, kept)
             progress(len(batch))
         deeper = [row for row, hits in enumerate(found) if hits is None]
         if deeper:
-            again = self._search(pool, find, [queries[row] for row in deeper], depth, 4 * fetch, lambda count: None)
+            own = [queries[row] for row in deeper]
+            again = self._search(pool, find, own, depth, 4 * fetch, lambda count: None, kept)
             for row, hits in zip(deeper, again, strict=True):
                 found[row] = hits
         return [hits for hits in found if hits is not None]
@@ -451,8 +472,39 @@ def _read_top(packed: Any) -> tuple[list[str], np.ndarray]:
     return ids, np.frombuffer(packed.get(1).tostring(), ">f4", count=len(ids)).astype(np.float32)
 
 
-def _ranked(tops: Sequence[tuple[list[str], np.ndarray]], depth: int, fetched: int | None) -> list[Hits | None]:
-    """Rankings as Anserini scores them, ordered and cut at `depth`; None where ties may go on beyond the hits fetched.
+class _Kept:
+    """Which documents may be found, known by hashes of their ids."""
+
+    def __init__(self, ids: pa.Array, allowed: np.ndarray):
+        import numpy as np
+        import pyarrow as pa
+
+        self._hashes = np.sort(_hashes(ids.take(pa.array(np.flatnonzero(allowed)))))
+
+    def __call__(self, ids: pa.Array) -> np.ndarray:
+        """Whether each of these [n] may be found."""
+        import numpy as np
+
+        if not len(self._hashes):
+            return np.zeros(len(ids), bool)
+        hashes = _hashes(ids)
+        place = np.searchsorted(self._hashes, hashes)
+        return self._hashes[np.minimum(place, len(self._hashes) - 1)] == hashes
+
+
+def _hashes(ids: pa.Array) -> np.ndarray:
+    import numpy as np
+
+    from retrievo.data.ordering import fingerprints, flat_strings
+
+    return fingerprints(np.zeros(len(ids), np.int64), flat_strings(ids))
+
+
+def _ranked(
+    tops: Sequence[tuple[list[str], np.ndarray]], depth: int, fetched: int | None, kept: _Kept | None
+) -> list[Ranking | None]:
+    """Rankings as Anserini scores them, ordered and cut at `depth`; None where they may go on beyond the hits fetched:
+    with ties, or with documents that may be found.
 
     fetched: how many hits were asked for; None where that is all documents.
     """
@@ -465,15 +517,17 @@ def _ranked(tops: Sequence[tuple[list[str], np.ndarray]], depth: int, fetched: i
     query = np.repeat(np.arange(len(tops)), sizes)
     ids = pa.array([doc_id for top, _ in tops for doc_id in top], pa.string())
     scores = _lower_ties(np.concatenate([top for _, top in tops]), query)
-    ends = np.cumsum(sizes)
-    starts = ends - sizes
     order = ranked(query, scores, ids)
+    lowest = np.append(scores[order], 0)[np.cumsum(sizes) - 1]  # of each query that has any
+    if kept is not None:
+        order = order[kept(ids)[order]]
+    ends = np.cumsum(np.bincount(query[order], minlength=len(tops)))
     ids, ordered = ids.take(pa.array(order)), scores[order]
-    rankings: list[Hits | None] = []
-    for size, start, end in zip(sizes, starts, ends, strict=True):
-        cut = min(depth, size)
-        open_ended = size == fetched and scores[end - 1] == scores[start + cut - 1]
-        rankings.append(None if open_ended else Hits(ids.slice(start, cut), ordered[start : start + cut]))
+    rankings: list[Ranking | None] = []
+    for size, low, start, end in zip(sizes, lowest, np.append(0, ends), ends, strict=False):
+        cut = min(depth, end - start)
+        open_ended = size == fetched and (cut < depth or low == ordered[start + cut - 1])
+        rankings.append(None if open_ended else Ranking(ids.slice(start, cut), ordered[start : start + cut]))
     return rankings
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -15,9 +15,6 @@ from retrievo.support import console
 from retrievo.support.artifact import Input, Manifest, Output
 from retrievo.support.errors import RetrievoError, UsageError, did_you_mean
 from retrievo.support.files import HashingFile, atomic_path
-
-if TYPE_CHECKING:
-    pass
 
 ROLES = ("document", "query")
 SIMILARITIES = ("dot", "cosine")
@@ -196,9 +193,9 @@ class Vectors:
         shard = int(np.searchsorted(self.starts, row, side="right")) - 1
         return f"{self._names[shard]} row {row - self.starts[shard] + 1} (id '{self._ids[row].as_py()}')"
 
-    def check_finite(self, first: int, block: np.ndarray) -> None:
-        """Raises RetrievoError for the first vector of a block that is not finite, naming shard, row and id."""
-        _check_finite(block, lambda row: self.describe(first + row))
+    def check_finite(self, rows: np.ndarray, block: np.ndarray) -> None:
+        """Raises RetrievoError for the first vector [n, D] of rows [n] that is not finite, naming shard, row and id."""
+        _check_finite(block, lambda row: self.describe(int(rows[row])))
 
 
 def release_pages(block: np.ndarray) -> None:
@@ -273,6 +270,33 @@ class Embeddings(Vectors):
                     raise RetrievoError(self.path, found, "ids of one line", "give the documents other ids")
                 file.write("".join(f"{name}\n" for name in ids).encode())
             return file.record()
+
+
+class QueryVectors(Protocol):
+    """Vectors of queries [Q, D] that are read by slices: an array, or `StoredQueries`."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def ndim(self) -> int: ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, part: slice, /) -> np.ndarray: ...
+
+
+class StoredQueries:
+    """Queries as rows of an embeddings folder, read a block at a time; slices are arrays [n, D]."""
+
+    def __init__(self, vectors: Vectors):
+        self.vectors, self.shape, self.ndim = vectors, (vectors.rows, vectors.dim), 2
+
+    def __len__(self) -> int:
+        return self.vectors.rows
+
+    def __getitem__(self, part: slice) -> np.ndarray:
+        return self.vectors.take(np.arange(*part.indices(self.vectors.rows)))
 
 
 def stored_vectors(folder: Path, told: Mapping[str, Any]) -> Vectors:

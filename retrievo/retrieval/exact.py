@@ -11,14 +11,14 @@ import contextlib
 import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from retrievo.data.ordering import exact_similarities, first_ranked
-from retrievo.retrieval.embeddings import Vectors
+from retrievo.retrieval.embeddings import QueryVectors, Vectors
 from retrievo.retrieval.hits import Hits, joined
 from retrievo.retrieval.roundoff import ErrorBound, norm_below
 from retrievo.support.console import Tick
@@ -50,19 +50,19 @@ def search_exact(
     All N where `depth` exceeds them. The result depends on queries, vectors, ids and `depth`; not on shards, threads,
     device or `batch_size`, and depth 10 is the first 10 of depth 1,000. Options and errors: see `search_batches`.
     """
-    return joined(
-        search_batches(queries, vectors, depth, batch_size=batch_size, threads=threads, device=device, tick=tick)
-    )
+    options: dict[str, Any] = {"batch_size": batch_size, "threads": threads, "device": device, "tick": tick}
+    return joined(search_batches(queries, vectors, depth, **options), vectors)
 
 
 def search_batches(
-    queries: np.ndarray,
+    queries: QueryVectors,
     vectors: Vectors,
     depth: int,
     *,
     batch_size: int | None = None,
     threads: int | None = None,
     device: str = "auto",
+    allowed: np.ndarray | None = None,
     tick: Tick | None = None,
 ) -> Iterator[Hits]:
     """`search_exact`, a batch of queries at a time; memory O(tile x (D + batch) + batch x K), whatever N and Q.
@@ -70,6 +70,7 @@ def search_batches(
     batch_size: queries per scan of all documents, as `scan_size` settles it.
     threads:    CPU threads; default torch's own number.
     device:     where the matrix products run: 'cpu', 'cuda', 'cuda:1'; 'auto' takes CUDA where there is one.
+    allowed:    bool [N], which documents may be found; default all.
     tick:       told of progress in documents scanned: N in each batch.
 
     Raises: RetrievoError where dimensions differ, `depth` is below 1, a vector is not finite or its norm is 2^63 or
@@ -91,8 +92,8 @@ def search_batches(
             _full_precision(place, threads) as count,
             ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,)) as pool,
         ):
-            found = _BatchSearch(batch, vectors, depth, place, pool).run(tick)
-        yield Hits(found.query.astype(np.int64) + first, found.row, found.score)
+            found = _BatchSearch(batch, vectors, depth, place, pool).run(allowed, tick)
+        yield Hits(found.query.astype(np.int64) + first, found.row, found.score, vectors)
 
 
 def scan_size(wanted: int | None, depth: int, memory: int | None = None) -> int:
@@ -169,10 +170,15 @@ class _BatchSearch:
         self.found = [_Candidates(*(np.empty(0, kind) for kind in (np.uint16, np.int64, np.float32, np.float32)))]
         self.room = len(queries) * (2 * depth + _SPARE_CANDIDATES)
 
-    def run(self, tick: Tick | None) -> _Candidates:
+    def run(self, allowed: np.ndarray | None, tick: Tick | None) -> _Candidates:
         """The result, in order."""
         for first, block in self.vectors.blocks(self.scanner.tile_rows):
-            self.found.append(self._candidates(first, *self.scanner.scan(first, block)))
+            rows = np.arange(first, first + len(block))
+            if allowed is not None:
+                rows = rows[allowed[rows]]
+            searched = block if len(rows) == len(block) else block[rows - first]
+            if len(searched):
+                self.found.append(self._candidates(rows, *self.scanner.scan(rows, searched)))
             if sum(len(part.row) for part in self.found) > self.room:
                 self._make_room()
             if tick:
@@ -180,14 +186,14 @@ class _BatchSearch:
         found = self._thinned()
         return found.at(self._settle(found))
 
-    def _candidates(self, first: int, scores: Tensor, lengths: np.ndarray) -> _Candidates:
-        """The documents of a tile whose exact scores may reach the floor."""
+    def _candidates(self, rows: np.ndarray, scores: Tensor, lengths: np.ndarray) -> _Candidates:
+        """The documents of a tile, rows [n], whose exact scores may reach the floor."""
         margin = self.scanner.error(lengths.max(initial=0))
         if scores.shape[1] >= self.depth and np.isneginf(self.floor).any():
             self.floor = np.maximum(self.floor, _kth_best(scores, self.depth) - margin)
         query, column, score = _reaching(scores, self.floor - margin)
         error = self.scanner.error(lengths[column], query)
-        return _Candidates(query.astype(np.uint16), column + first, score, error).reaching(self.floor)
+        return _Candidates(query.astype(np.uint16), rows[column], score, error).reaching(self.floor)
 
     def _thinned(self) -> _Candidates:
         """All candidates by query, less those that a raised floor leaves behind."""
@@ -256,14 +262,14 @@ class _Scanner:
         self.error = ErrorBound(norms, dim, vectors.similarity)
         self._tile = torch.empty(self.tile_rows * dim, device=device)
 
-    def scan(self, first: int, block: np.ndarray) -> tuple[Tensor, np.ndarray]:
-        """Scores [Q, n] of a block [n, D], and lengths [n] of its documents: their norms, or 1 for cosine."""
+    def scan(self, rows: np.ndarray, block: np.ndarray) -> tuple[Tensor, np.ndarray]:
+        """Scores [Q, n] of the vectors [n, D] of rows [n], and lengths [n] of these: their norms, or 1 for cosine."""
         tile = self._tile[: block.size].view(block.shape)
         tile.copy_(as_tensor(block).to(tile.device))  # converted there
         lengths = self._normalize(tile) if self.cosine else torch.linalg.vector_norm(tile, dim=1)
         lengths = lengths.cpu().numpy()
         if not lengths.max(initial=0) < _LONGEST:
-            self._refuse(first, block, lengths)
+            self._refuse(rows, block, lengths)
         scores = torch.nn.functional.linear(self.queries, tile)
         lengths += norm_below(block.shape[1])
         return scores.to_dense() if scores.is_mkldnn else scores, lengths
@@ -276,9 +282,9 @@ class _Scanner:
         tile /= torch.where(norms > 0, norms, 1)[:, None]
         return torch.where(peaks.isfinite(), 1.0, peaks)
 
-    def _refuse(self, first: int, block: np.ndarray, lengths: np.ndarray) -> None:
-        self.vectors.check_finite(first, block)
-        row = first + int(np.argmax(lengths))
+    def _refuse(self, rows: np.ndarray, block: np.ndarray, lengths: np.ndarray) -> None:
+        self.vectors.check_finite(rows, block)
+        row = int(rows[np.argmax(lengths)])
         raise RetrievoError(
             self.vectors.describe(row), "its norm exceeds 2^63", "scores within float32", "scale the vectors"
         )

@@ -158,7 +158,7 @@ class _Maker:
         index, threads = self.empty(), self.faiss.omp_get_max_threads()
         self.faiss.omp_set_num_threads(1 if _graph(self.faiss, index) else threads)
         for start, block in embeddings.blocks(max(1, _BLOCK_VALUES // self.dim), first, end):
-            embeddings.check_finite(start, block)
+            embeddings.check_finite(np.arange(start, start + len(block)), block)
             index.add(self._ready(block))
         self.faiss.omp_set_num_threads(threads)
         self.faiss.write_index(index, str(path))

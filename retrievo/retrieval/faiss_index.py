@@ -99,7 +99,7 @@ class FaissIndex:
 
     def search(self, queries: np.ndarray, depth: int, **options: Any) -> Hits:
         """The first `depth` documents of every query [Q, D] of an exact type, under the ordering rule."""
-        return joined(self.search_batches(queries, depth, **options))
+        return joined(self.search_batches(queries, depth, **options), self.vectors)
 
     def search_batches(self, queries: np.ndarray, depth: int, **options: Any) -> Iterator[Hits]:
         """`search`, a batch of queries at a time; options and errors: see `retrievo.retrieval.exact.search_batches`."""

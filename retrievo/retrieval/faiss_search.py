@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from retrievo.data.ordering import first_ranked
-from retrievo.retrieval.embeddings import Vectors, unit_length
+from retrievo.retrieval.embeddings import QueryVectors, Vectors, unit_length
 from retrievo.retrieval.faiss_index import FaissIndex, load_faiss
 from retrievo.retrieval.hits import Hits, joined
 from retrievo.retrieval.index_types import EF_SEARCH, PROBED_SHARE
@@ -61,18 +61,20 @@ def search(
     index: FaissIndex, vectors: Vectors | None, queries: np.ndarray, depth: int, effort: Effort, **options: Any
 ) -> Hits:
     """The documents of all queries; see `search_batches`."""
-    return joined(search_batches(index, vectors, queries, depth, effort, **options))
+    return joined(search_batches(index, vectors, queries, depth, effort, **options), index)
 
 
 def search_batches(
     index: FaissIndex,
     vectors: Vectors | None,
-    queries: np.ndarray,
+    queries: QueryVectors,
     depth: int,
     effort: Effort,
     *,
     threads: int | None = None,
     memory: int | None = None,
+    allowed: np.ndarray | None = None,
+    shards: Shards | None = None,
     tick: Tick | None = None,
 ) -> Iterator[Hits]:
     """At most `depth` documents of every query [Q, D], under the ordering rule on exact scores, in batches of queries.
@@ -80,37 +82,39 @@ def search_batches(
     vectors: those the index was built from, in its order; None where `effort.rescore` is 0: then the scores are the
              index's own (of `binary`: minus the Hamming distance).
     memory:  bytes for shards and candidates; shards that do not fit together are read one after another.
+    allowed: bool [N], which documents may be found; default all.
+    shards:  those of the index, opened with this effort before; default: they are opened for this search.
     tick:    told of progress in queries x shards.
 
-    Raises: RetrievoError where dimensions differ, a vector of a query is not finite, or a shard exceeds the memory.
+    Raises: RetrievoError where dimensions differ, a vector of a query is not finite, a shard exceeds the memory, or
+    this type of index can't search in some of its documents.
     """
     if queries.ndim != 2 or queries.shape[1] != index.dim:
         raise RetrievoError("queries", f"have shape {queries.shape}", f"[queries, {index.dim}], as the documents have")
-    if not np.isfinite(queries).all():
-        raise RetrievoError("queries", "hold a number that is not finite", None, "encode them again")
     found = min(max(depth, effort.rescore), index.rows)
-    streamed = _is_streamed(index, memory)
-    shards = _Shards(index, effort, kept=not streamed)
+    shards = shards or Shards(index, effort, memory)
     room = _BATCH_CANDIDATES if memory is None else memory // 4 // _CANDIDATE_BYTES
-    call = _queries_of_a_call(index)
+    call = queries_of_a_call(index)
     size = max(call, room // max(1, found) // call * call)
     threads = threads or os.cpu_count() or 1
     with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         for first in range(0, len(queries), size):
             batch = np.ascontiguousarray(queries[first : first + size], np.float32)
-            score, row = _candidates(shards, batch, found, call, pool, tick)
+            if not np.isfinite(batch).all():
+                raise RetrievoError("queries", "hold a number that is not finite", None, "encode them again")
+            score, row = _candidates(shards, batch, found, allowed, pool, tick)
             if effort.rescore:
                 assert vectors is not None
                 hits = rescored(batch, vectors, row, depth, pool, threads)
             else:
                 query, place = np.nonzero(row >= 0)
-                hits = Hits(query, row[query, place], score[query, place])
+                hits = Hits(query, row[query, place], score[query, place], index)
             order = first_ranked(hits.query, hits.score, index.ids(hits.row), depth)
-            yield Hits(hits.query[order] + first, hits.row[order], hits.score[order])
+            yield Hits(hits.query[order] + first, hits.row[order], hits.score[order], index)
 
 
-def _queries_of_a_call(index: FaissIndex) -> int:
-    """More of them where there are lists, so that the product with their centroids is large enough to be fast."""
+def queries_of_a_call(index: FaissIndex) -> int:
+    """The queries of each call of FAISS: more where there are lists, to make the product with their centroids fast."""
     if not index.lists:
         return _CALL
     enough = math.ceil(_FAST_PRODUCT / (index.dim * _CALL)) * _CALL
@@ -132,11 +136,14 @@ def _is_streamed(index: FaissIndex, memory: int | None) -> bool:
     return sum(sizes) > memory * 3 // 4
 
 
-class _Shards:
-    """The shards of an index, opened once or one at a time, with their knob set."""
+class Shards:
+    """The shards of an index, opened once or, where memory is short, one at a time, with their knob set.
 
-    def __init__(self, index: FaissIndex, effort: Effort, kept: bool):
-        self.index, self.effort, self.kept = index, effort, kept
+    Raises: RetrievoError where one of them alone exceeds the memory.
+    """
+
+    def __init__(self, index: FaissIndex, effort: Effort, memory: int | None = None):
+        self.index, self.effort, self.kept = index, effort, not _is_streamed(index, memory)
         self._open: dict[int, Any] = {}
 
     def __iter__(self) -> Iterator[Any]:
@@ -155,13 +162,19 @@ class _Shards:
 
 
 def _candidates(
-    shards: _Shards, queries: np.ndarray, count: int, call: int, pool: ThreadPoolExecutor, tick: Tick | None
+    shards: Shards,
+    queries: np.ndarray,
+    count: int,
+    allowed: np.ndarray | None,
+    pool: ThreadPoolExecutor,
+    tick: Tick | None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Scores and rows [Q, count] of the best by the scores of the index over all shards; row -1 where there is none."""
     asked = unit_length(queries) if shards.index.similarity == "cosine" else queries
     best, origin = None, 0
     for shard in shards:
-        score, row = _search_shard(shard, asked, min(count, shard.ntotal), call, pool)
+        own = None if allowed is None else allowed[origin : origin + shard.ntotal]
+        score, row = _search_shard(shards, shard, asked, min(count, shard.ntotal), own, pool)
         row[row >= 0] += origin
         best = _merged(best, (score, row), count) if best else (score, row)
         origin += shard.ntotal
@@ -171,20 +184,41 @@ def _candidates(
 
 
 def _search_shard(
-    shard: Any, queries: np.ndarray, count: int, at_once: int, pool: ThreadPoolExecutor
+    shards: Shards, shard: Any, queries: np.ndarray, count: int, allowed: np.ndarray | None, pool: ThreadPoolExecutor
 ) -> tuple[np.ndarray, np.ndarray]:
     """Scores [Q, count], higher is better, and rows [Q, count] of one shard; -1 where it has no more."""
-    faiss = load_faiss()
+    faiss, at_once = load_faiss(), queries_of_a_call(shards.index)
+    chosen = {} if allowed is None else {"params": _only(shards, shard, allowed)}
 
     def call(first: int) -> tuple[np.ndarray, np.ndarray]:
         faiss.omp_set_num_threads(1)  # of this thread
-        return shard.search(queries[first : first + at_once], count)
+        return shard.search(queries[first : first + at_once], count, **chosen)
 
     if not count:
         return _nothing(len(queries))
     parts = list(pool.map(call, range(0, len(queries), at_once)))
     score, row = (np.concatenate(column) for column in zip(*parts, strict=True))
     return (score if shard.metric_type == faiss.METRIC_INNER_PRODUCT else -score), row
+
+
+def _only(shards: Shards, shard: Any, allowed: np.ndarray) -> Any:
+    """FAISS's parameters of a search in the allowed [n] documents of a shard, with the knob where it stands.
+
+    Raises: RetrievoError for a type of index that has none.
+    """
+    faiss, knob = load_faiss(), shards.effort.knob
+    inner = faiss.downcast_index(shard.index) if isinstance(shard, faiss.IndexPreTransform) else shard
+    chosen = faiss.IDSelectorBitmap(np.packbits(allowed, bitorder="little"))
+    if isinstance(inner, faiss.IndexIVF):
+        found = faiss.SearchParametersIVF(sel=chosen, nprobe=knob)
+    elif isinstance(inner, faiss.IndexHNSW):
+        found = faiss.SearchParametersHNSW(sel=chosen, efSearch=knob)
+    elif isinstance(inner, faiss.IndexScalarQuantizer | faiss.IndexFlat):
+        found = faiss.SearchParameters(sel=chosen)
+    else:
+        told = f"is of type '{shards.index.type}', which FAISS can't search in some of its documents only"
+        raise RetrievoError(shards.index.path, told, "another type of index, or the embeddings themselves")
+    return found if inner is shard else faiss.SearchParametersPreTransform(index_params=found)
 
 
 def _nothing(queries: int) -> tuple[np.ndarray, np.ndarray]:

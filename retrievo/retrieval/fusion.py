@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
 
+    from retrievo.retrieval.hits import Hits, IdList
+
 RRF_K = 60  # as in the paper
 
 
@@ -108,7 +110,7 @@ def fuse(
 ) -> pa.Table:
     """One run of all documents that any run has: score = sum_r w_r share_r(document), rounded once to float32.
 
-    weights: one for each run, more than 0; default 1 each. Other arguments and errors: see `share` and `Shared.run`.
+    weights: one for each run, more than 0; default 1 each. Other arguments and errors: see `share` and `Shared.hits`.
     """
     import numpy as np
 
@@ -124,18 +126,34 @@ class Shared(NamedTuple):
     doc_id: pa.Array  # [P]
     shares: np.ndarray  # float64 [R, P]
 
-    def run(self, weights: np.ndarray, depth: int | None = None) -> pa.Table:
-        """The run of weighted sums; it does not depend on the order of the runs where their weights are equal.
+    def hits(self, weights: np.ndarray, depth: int | None = None) -> Hits:
+        """The documents by weighted sums, which do not depend on the order of the runs where their weights are equal.
 
         weights: [R], or [R, Q] for weights of each query's own; depth: most documents of a query, default all.
-
-        Returns a table with the columns of a run.
         """
         import numpy as np
+        import pyarrow as pa
+
+        from retrievo.data.ordering import first_ranked
+        from retrievo.retrieval.hits import Hits
 
         weighted = self.shares * (weights[:, None] if weights.ndim == 1 else weights[:, self.query])
-        score = np.sort(weighted, axis=0).sum(axis=0)  # sorted: the last bits of a sum depend on the order of its terms
-        return _run_table(self.query_ids, self.query, self.doc_id, score.astype(np.float32), depth)
+        # sorted: the last bits of a sum depend on the order of its terms
+        score = np.sort(weighted, axis=0).sum(axis=0).astype(np.float32)
+        order = first_ranked(self.query, score, self.doc_id, max(1, len(score)) if depth is None else depth)
+        return Hits.of_ids(self.query[order], self.doc_id.take(pa.array(order)), score[order])
+
+    def run(self, weights: np.ndarray, depth: int | None = None) -> pa.Table:
+        """The same as a table with the columns of a run."""
+        import pyarrow as pa
+
+        from retrievo.data.columns import table_of
+        from retrievo.data.ordering import ranks
+        from retrievo.data.tables import RUN
+
+        hits = self.hits(weights, depth)
+        query_id = self.query_ids.take(pa.array(hits.query))
+        return table_of([query_id, hits.ids(), hits.score, ranks(hits.query)], RUN.arrow)
 
 
 def share(method: str, runs: Sequence[pa.Table], *, queries: pa.ChunkedArray | None = None) -> Shared:
@@ -145,26 +163,47 @@ def share(method: str, runs: Sequence[pa.Table], *, queries: pa.ChunkedArray | N
     runs:    tables with columns query_id, doc_id and score.
     queries: ids of all queries, whose order the result has; default: as they come in the first run, then in the next.
 
-    Raises: UsageError for a method that is not in `FUSIONS`; RetrievoError for a query that is not in `queries`, a
-    document that a run has twice for a query, and a score that is not finite.
+    Raises: as `share_hits`; RetrievoError for a query that is not in `queries`.
+    """
+    from retrievo.retrieval.hits import Hits
+
+    numbers, query_ids = _numbered([run["query_id"] for run in runs], queries)
+    scores = [run["score"].to_numpy().astype("float32") for run in runs]
+    hits = [Hits.of_ids(own, run["doc_id"], score) for own, run, score in zip(numbers, runs, scores, strict=True)]
+    return share_hits(method, query_ids, hits)
+
+
+def share_hits(method: str, query_ids: pa.Array, runs: Sequence[Hits]) -> Shared:
+    """What each of the runs says of all documents, of the queries with these ids.
+
+    Raises: UsageError for a method that is not in `FUSIONS`; RetrievoError for a document that a run has twice for a
+    query, and a score that is not finite.
     """
     import numpy as np
-    import pyarrow as pa
+
+    from retrievo.data.ordering import flat_strings
 
     if method not in FUSIONS:
         raise UsageError("fusion", f"found '{method}'", None, did_you_mean(method, FUSIONS))
-    numbers, query_ids = _numbered([run["query_id"] for run in runs], queries)
-    documents, doc_ids = _numbered([run["doc_id"] for run in runs])
-    keys = [number * len(doc_ids) + document for number, document in zip(numbers, documents, strict=True)]
+    documents, space = _one_space(runs)
+    keys = [hits.query * space.rows + document for hits, document in zip(runs, documents, strict=True)]
     pairs = np.unique(np.concatenate(keys))  # [P] of a query and a document
-    query, document = np.divmod(pairs, max(1, len(doc_ids)))
+    query, document = np.divmod(pairs, max(1, space.rows))
     shares = np.empty((len(runs), len(pairs)))  # [R, P]
-    for row, (run, number) in enumerate(zip(runs, numbers, strict=True)):
-        ranking, order = _ranking(run, number, len(query_ids), f"run {row + 1}")
+    for row, hits in enumerate(runs):
+        ranking, order = _ranking(hits, query_ids, f"run {row + 1}")
         present, absent = FUSIONS[method].shares(ranking)
         shares[row] = absent[query]
         shares[row, np.searchsorted(pairs, keys[row][order])] = present
-    return Shared(query_ids, query, doc_ids.take(pa.array(document)), shares)
+    return Shared(query_ids, query, flat_strings(space.ids(document)), shares)
+
+
+def _one_space(runs: Sequence[Hits]) -> tuple[list[np.ndarray], IdList]:
+    """The documents of all runs as rows int64 [n] of one space: of the ids that occur."""
+    from retrievo.retrieval.hits import IdList
+
+    rows, ids = _numbered([hits.ids() for hits in runs])
+    return rows, IdList(ids)
 
 
 def _checked_weights(weights: Sequence[float] | None, runs: int) -> Sequence[float]:
@@ -177,7 +216,7 @@ def _checked_weights(weights: Sequence[float] | None, runs: int) -> Sequence[flo
 
 
 def _numbered(
-    columns: Sequence[pa.ChunkedArray], known: pa.ChunkedArray | None = None
+    columns: Sequence[pa.Array | pa.ChunkedArray], known: pa.ChunkedArray | None = None
 ) -> tuple[list[np.ndarray], pa.LargeStringArray]:
     """The number of each id, int64 [n] for each column, and the ids by number: those known, else as they come.
 
@@ -198,33 +237,15 @@ def _numbered(
     return [place.to_numpy().astype("int64") for place in places], ids
 
 
-def _ranking(run: pa.Table, numbers: np.ndarray, queries: int, where: str) -> tuple[Ranking, np.ndarray]:
+def _ranking(hits: Hits, query_ids: pa.Array, where: str) -> tuple[Ranking, np.ndarray]:
     """A run in order, and the permutation that puts it so."""
     from retrievo.data.ordering import ranked, ranks, repeated
 
-    if twice := repeated(numbers, run["doc_id"]):
-        query_id, doc_id = (run[name][twice[0]].as_py() for name in ("query_id", "doc_id"))
+    ids = hits.ids()
+    if twice := repeated(hits.query, ids):
+        query_id, doc_id = query_ids[int(hits.query[twice[0]])].as_py(), ids[twice[0]].as_py()
         found = f"has document '{doc_id}' twice for query '{query_id}'"
         raise RetrievoError(where, found, "each document once for a query")
-    score = run["score"].to_numpy().astype("float32")
-    order = ranked(numbers, score, run["doc_id"])
-    return Ranking(numbers[order], ranks(numbers[order]), score[order], queries), order
-
-
-def _run_table(
-    query_ids: pa.Array, query: np.ndarray, doc_id: pa.Array, score: np.ndarray, depth: int | None
-) -> pa.Table:
-    """A run in order, at most `depth` documents of each query."""
-    import numpy as np
-    import pyarrow as pa
-
-    from retrievo.data.columns import table_of
-    from retrievo.data.ordering import ranked, ranks
-    from retrievo.data.tables import RUN
-
-    order = ranked(query, score, doc_id)
-    rank = ranks(query[order])
-    kept = np.flatnonzero(rank <= (len(rank) if depth is None else depth))
-    order = order[kept]
-    columns = [query_ids.take(pa.array(query[order])), doc_id.take(pa.array(order)), score[order], rank[kept]]
-    return table_of(columns, RUN.arrow)
+    order = ranked(hits.query, hits.score, ids)
+    query = hits.query[order]
+    return Ranking(query, ranks(query), hits.score[order], len(query_ids)), order

@@ -167,7 +167,8 @@ org.apache.lucene.index.IndexWriterConfig org.apache.lucene.index.IndexWriterCon
 org.apache.lucene.index.FieldInfos org.apache.lucene.index.MultiTerms org.apache.lucene.index.Term
 org.apache.lucene.search.BooleanClause$Occur org.apache.lucene.search.BooleanQuery$Builder
 org.apache.lucene.search.BoostQuery org.apache.lucene.search.TermQuery
-org.apache.lucene.search.FieldDoc org.apache.lucene.search.IndexSearcher org.apache.lucene.search.Query
+org.apache.lucene.search.FieldDoc org.apache.lucene.search.IndexSearcher org.apache.lucene.search.MatchAllDocsQuery
+org.apache.lucene.search.Query
 org.apache.lucene.search.ScoreDoc org.apache.lucene.search.Sort org.apache.lucene.search.TopDocs
 org.apache.lucene.search.TopFieldDocs
 org.apache.lucene.search.similarities.BM25Similarity

@@ -29,7 +29,7 @@ def rescored(
     """
     rescorer = _Rescorer(queries, vectors, depth)
     parts = [part for part in np.array_split(np.arange(len(queries)), threads) if len(part)]
-    return joined(pool.map(lambda part: rescorer.part(row, part[0], part[-1] + 1), parts))
+    return joined(pool.map(lambda part: rescorer.part(row, part[0], part[-1] + 1), parts), vectors)
 
 
 class _Rescorer:
@@ -47,9 +47,8 @@ class _Rescorer:
         count = row.shape[1]
         step = min(end - first, max(1, _BLOCK_ROWS // max(1, count)))
         buffer = torch.empty(step * count, self.vectors.dim)
-        return joined(
-            self._block(row[start : min(start + step, end)], start, buffer) for start in range(first, end, step)
-        )
+        starts = range(first, end, step)
+        return joined((self._block(row[at : min(at + step, end)], at, buffer) for at in starts), self.vectors)
 
     def _block(self, row: np.ndarray, first: int, buffer: torch.Tensor) -> Hits:
         """The hits of the queries from `first` on, one for each row of candidates."""
@@ -58,7 +57,7 @@ class _Rescorer:
         vectors = buffer[: row.size].copy_(stored).numpy().reshape(*row.shape, self.vectors.dim)
         query, place = np.nonzero(self._reaching(vectors, row, slice(first, first + len(row))))
         score = exact_similarities(self.vectors.similarity, self.queries[first + query], vectors[query, place])
-        return Hits(query + first, row[query, place], score)
+        return Hits(query + first, row[query, place], score, self.vectors)
 
     def _reaching(self, vectors: np.ndarray, row: np.ndarray, queries: slice) -> np.ndarray:
         """Whether the exact score of a candidate, [q, n], may reach the K-th best of its query."""

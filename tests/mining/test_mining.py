@@ -358,7 +358,7 @@ def test_a_search_in_vectors_mines_what_its_run_would(corpus: Corpus, tmp_path: 
     vectors = Vectors([rng.standard_normal((40, 4)).astype(np.float32)], [pa.array([f"d{n}" for n in range(40)])])
     queries, names = rng.standard_normal((3, 4)).astype(np.float32), ["q1", "q2", "q3"]
     judged = judged_by(corpus, {name: ["d3"] for name in names})
-    found = [joined(search_batches(query[None], vectors, 20)) for query in queries]
+    found = [joined(search_batches(query[None], vectors, 20), vectors) for query in queries]
     rankings = {name: [f"d{row}" for row in hits.row] for name, hits in zip(names, found, strict=True)}
     run = in_order(write_run(tmp_path / "run.parquet", rankings), judged, 20, tmp_path / "ordered.parquet")
     miners = (VectorMiner(judged, 20, queries, vectors, "run", device="cpu"), RunMiner(judged, 20, run, "run"))

@@ -11,7 +11,7 @@ import pytest
 
 from retrievo.retrieval.embeddings import Embeddings, import_vectors
 
-sys.path.insert(0, str(Path(__file__).parent))  # folders.py
+sys.path.insert(0, str(Path(__file__).parent))  # folders.py; slow.py, which processes import too
 
 
 @pytest.fixture

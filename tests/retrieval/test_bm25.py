@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from retrievo.retrieval import bm25
-from retrievo.retrieval.bm25 import LANGUAGES, BM25Index, Hits, Rm3, build
+from retrievo.retrieval.bm25 import LANGUAGES, BM25Index, Ranking, Rm3, build
 from retrievo.retrieval.jvm import start_jvm
 from retrievo.support.errors import RetrievoError, UsageError
 
@@ -65,11 +65,11 @@ def anserini(folder: Path) -> Callable[[str], list[tuple[str, np.float32]]]:
     return search
 
 
-def pairs(hits: Hits) -> list[tuple[str, np.float32]]:
+def pairs(hits: Ranking) -> list[tuple[str, np.float32]]:
     return list(zip(hits.doc_ids.to_pylist(), hits.scores, strict=True))
 
 
-def same(left: list[Hits], right: list[Hits]) -> bool:
+def same(left: list[Ranking], right: list[Ranking]) -> bool:
     return [pairs(hits) for hits in left] == [pairs(hits) for hits in right]
 
 
@@ -118,7 +118,7 @@ def test_results_do_not_depend_on_threads_or_batches(index: BM25Index, monkeypat
 
 def test_two_python_threads_may_search_at_once(index: BM25Index) -> None:
     reference = index.search(WORDS, 20)
-    found: list[list[Hits]] = []
+    found: list[list[Ranking]] = []
     searchers = [threading.Thread(target=lambda: found.append(index.search(WORDS, 20))) for _ in range(4)]
     for searcher in searchers:
         searcher.start()

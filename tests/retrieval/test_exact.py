@@ -41,12 +41,14 @@ def brute_force(queries: np.ndarray, vectors: Vectors, depth: int) -> Hits:
         best = sorted(rows.tolist(), key=lambda row: (scores[row], ids[row]), reverse=True)[:depth]
         found += [(number, row, scores[row]) for row in best]
     query_column, row_column, score_column = zip(*found, strict=True) if found else ((), (), ())
-    return Hits(np.array(query_column, np.int64), np.array(row_column, np.int64), np.array(score_column, np.float32))
+    return Hits(
+        np.array(query_column, np.int64), np.array(row_column, np.int64), np.array(score_column, np.float32), vectors
+    )
 
 
 def cut(hits: Hits, depth: int) -> Hits:
     """The first `depth` of every query."""
-    return Hits(*(column[ranks(hits.query) <= depth] for column in hits))
+    return hits.at(np.flatnonzero(ranks(hits.query) <= depth))
 
 
 def assert_same(found: Hits, expected: Hits) -> None:
@@ -212,7 +214,7 @@ def test_identical_documents_are_ordered_by_id_alone(similarity: str) -> None:
 def test_scores_are_correctly_rounded_sums() -> None:
     array, queries = normal(200, 9), normal(5, 9, seed=1)
     found = search_exact(queries, in_shards(array), 200)
-    for query, row, score in zip(*found, strict=True):
+    for query, row, score in zip(found.query, found.row, found.score, strict=True):
         products = [float(a) * float(b) for a, b in zip(queries[query], array[row], strict=True)]
         assert score == np.float32(math.fsum(products))
 

@@ -280,8 +280,8 @@ class Dense:
         return self._approximate_batches(queries, depth)
 
     def _exact_batches(self, queries: np.ndarray, depth: int) -> Iterator[Hits]:
-        from retrievo.commands.search.distributed import search_batches
         from retrievo.models.devices import resolve_device
+        from retrievo.retrieval.distributed import search_batches
         from retrievo.retrieval.exact import scan_size
 
         config = self.config
@@ -328,7 +328,7 @@ class Dense:
         assert self.index is not None
         assert target is not None
         sample = queries[:: -(-len(queries) // _TUNING_QUERIES) or 1]
-        exact = joined(self._exact_batches(sample, depth))
+        exact = joined(self._exact_batches(sample, depth), self.vectors)
         options: dict[str, Any] = {"threads": self.config.threads, "memory": self.memory}
         tuned = tune(self.index, self.vectors, sample, depth, target, exact, **options)
         measured = f"recall@{depth} {tuned.recall:.4f} on {len(sample):,} queries"
@@ -342,7 +342,7 @@ class Dense:
 
 def accompanied(config: SearchConfig, sources: Sequence[Source]) -> AbstractContextManager[bool]:
     """Whether this process leads, of those that torchrun started; the others scan their rows for it until it ends."""
-    from retrievo.commands.search.distributed import company
+    from retrievo.retrieval.distributed import company
 
     def device() -> str:
         from retrievo.models.devices import resolve_device

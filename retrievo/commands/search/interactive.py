@@ -159,7 +159,7 @@ def _vectors_asker(config: SearchConfig, source: Source) -> Callable[[str, int],
     encoder, dense = open_encoder(config, source), Dense(config, source)
 
     def ask(question: str, depth: int) -> _Asked:
-        hits = joined(dense.batches(encode(config, encoder, [question]), depth))
+        hits = joined(dense.batches(encode(config, encoder, [question]), depth), dense.vectors)
         matches = functools.partial(same_words, question)
         return _Asked(dense.ids(hits.row).to_pylist(), hits.score.tolist(), matches)
 

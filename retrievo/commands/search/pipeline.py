@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from retrievo.commands.search.across import Shelves
     from retrievo.commands.search.config import SearchConfig
     from retrievo.data.corpus import Queries
-    from retrievo.retrieval.bm25 import Hits
+    from retrievo.retrieval.bm25 import Ranking
     from retrievo.support.artifact import Input
 
 HITS_AT_ONCE = 1 << 20  # of BM25, in memory before they are written
@@ -290,7 +290,7 @@ def _plan_texts(config: SearchConfig, source: Source) -> Plan:
     return Plan(queries.ids, queries.input, batches)
 
 
-def _flat(first: int, hits: Sequence[Hits]) -> Found:
+def _flat(first: int, hits: Sequence[Ranking]) -> Found:
     """The rankings of consecutive queries as flat columns."""
     import numpy as np
     import pyarrow as pa

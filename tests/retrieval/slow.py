@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch.distributed as dist
 
-from retrievo.commands.search.distributed import company, search_batches
+from retrievo.retrieval.distributed import company, search_batches
 from retrievo.retrieval.embeddings import Embeddings
 
 

@@ -19,22 +19,21 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     import numpy as np
-    import pyarrow as pa
     from torch.distributed import ProcessGroup
 
-    from retrievo.retrieval.embeddings import Vectors
+    from retrievo.retrieval.embeddings import QueryVectors, Vectors
     from retrievo.retrieval.hits import Hits
 
 _PATIENCE = timedelta(days=7)  # the lead process may rerank, or wait for a person, between two searches
 
 
 class _Asked(NamedTuple):
-    """One search that every process does in its own rows."""
+    """One batch of queries that every process searches for in its own rows."""
 
     source: Path
     queries: np.ndarray  # [Q, D]
     depth: int
-    batch_size: int
+    allowed: np.ndarray | None
 
 
 # What the processes of a company talk through: gloo everywhere, since NCCL ends ranks that wait for ten minutes, and
@@ -61,8 +60,7 @@ def company(device: Callable[[], str], vectors_of: Callable[[Path], Vectors], **
         try:
             if rank():
                 while asked := _told(None):
-                    for _ in _batches(asked, vectors_of(asked.source), device=str(place), **options):
-                        pass
+                    _searched(asked, vectors_of(asked.source), device=str(place), **options)
                 yield False
             else:
                 yield True
@@ -72,19 +70,34 @@ def company(device: Callable[[], str], vectors_of: Callable[[Path], Vectors], **
 
 
 def search_batches(
-    source: Path, queries: np.ndarray, vectors: Vectors, depth: int, *, batch_size: int, device: str, **options: Any
+    source: Path,
+    queries: QueryVectors,
+    vectors: Vectors,
+    depth: int,
+    *,
+    batch_size: int,
+    device: str,
+    allowed: np.ndarray | None = None,
+    **options: Any,
 ) -> Iterator[Hits]:
-    """`retrievo.retrieval.exact.search_batches` over all rows, with whatever company the lead process has."""
+    """`retrievo.retrieval.exact.search_batches` over all rows, with whatever company the lead process has.
+
+    Between two batches the others wait, so several searches of the lead process may take turns.
+    """
     from retrievo.retrieval import exact
 
     if _group.get() is None:
-        yield from exact.search_batches(queries, vectors, depth, batch_size=batch_size, device=device, **options)
+        options |= {"batch_size": batch_size, "device": device, "allowed": allowed}
+        yield from exact.search_batches(queries, vectors, depth, **options)
         return
     import torch
 
-    _told(asked := _Asked(source, queries, depth, batch_size))
     place = f"cuda:{torch.cuda.current_device()}" if device.startswith("cuda") else device
-    yield from _batches(asked, vectors, device=place, **options)
+    for first in range(0, len(queries), batch_size):
+        _told(asked := _Asked(source, queries[first : first + batch_size], depth, allowed))
+        found = _searched(asked, vectors, device=place, **options)
+        assert found is not None  # on the lead process
+        yield found._replace(query=found.query + first)
 
 
 def _told(asked: _Asked | None) -> _Asked | None:
@@ -108,41 +121,40 @@ def _while_led() -> Iterator[None]:
         raise SystemExit(1) from None
 
 
-def _batches(asked: _Asked, vectors: Vectors, **options: Any) -> Iterator[Hits]:
-    """Batch for batch, what all processes found, merged; nothing on the others than the lead one.
+def _searched(asked: _Asked, vectors: Vectors, **options: Any) -> Hits | None:
+    """What all processes found for a batch, merged; None on the others than the lead one.
 
     Raises: RetrievoError, on the lead process, for what is wrong with the rows of any.
     """
     import torch.distributed as dist
 
     from retrievo.distributed.collectives import rank, world_size
-    from retrievo.retrieval import exact
 
     first, end = (vectors.rows * number // world_size() for number in (rank(), rank() + 1))
-    own = exact.search_batches(
-        asked.queries, vectors.part(first, end), asked.depth, batch_size=asked.batch_size, **options
-    )
-    for _ in range(0, len(asked.queries), asked.batch_size):
-        found = _next(own, first)
-        parts: list[Any] = [None] * world_size()
-        with _while_led():
-            dist.gather_object(found, parts if is_lead() else None, group=_group.get())
-        if is_lead():
-            yield _merged(parts, asked.depth, vectors.ids)
-        elif isinstance(found, RetrievoError):
-            return
+    own = _own(asked, vectors.part(first, end), first, end, **options)
+    parts: list[Any] = [None] * world_size()
+    with _while_led():
+        dist.gather_object(own, parts if is_lead() else None, group=_group.get())
+    return _merged(parts, asked.depth, vectors) if is_lead() else None
 
 
-def _next(own: Iterator[Hits], first: int) -> Hits | RetrievoError:
-    """The next batch of this process with the rows of the whole, or what is wrong with it."""
+def _own(
+    asked: _Asked, part: Vectors, first: int, end: int, **options: Any
+) -> tuple[np.ndarray, np.ndarray, np.ndarray] | RetrievoError:
+    """Queries, rows of the whole and scores of what this process found in its part, or what is wrong with its rows."""
+    from retrievo.retrieval import exact
+    from retrievo.retrieval.hits import joined
+
+    allowed = None if asked.allowed is None else asked.allowed[first:end]
+    options |= {"batch_size": max(1, len(asked.queries)), "allowed": allowed}
     try:
-        found = next(own)
+        found = joined(exact.search_batches(asked.queries, part, asked.depth, **options), part)
     except RetrievoError as problem:
         return problem
-    return found._replace(row=found.row + first)
+    return found.query, found.row + first, found.score
 
 
-def _merged(parts: list[Any], depth: int, ids: Callable[[np.ndarray], pa.ChunkedArray]) -> Hits:
+def _merged(parts: list[Any], depth: int, vectors: Vectors) -> Hits:
     """The first `depth` documents of every query under the ordering rule, or the first error."""
     from retrievo.data.ordering import first_ranked
     from retrievo.retrieval.hits import Hits, joined
@@ -150,6 +162,5 @@ def _merged(parts: list[Any], depth: int, ids: Callable[[np.ndarray], pa.Chunked
     for problem in parts:
         if isinstance(problem, RetrievoError):
             raise problem
-    found = joined(parts)
-    order = first_ranked(found.query, found.score, ids(found.row), depth)
-    return Hits(*(column[order] for column in found))
+    found = joined((Hits(query, row, score, vectors) for query, row, score in parts), vectors)
+    return found.at(first_ranked(found.query, found.score, vectors.ids(found.row), depth))
