@@ -80,6 +80,13 @@ def test_a_build_that_does_not_fit_is_refused_before_it_begins(
     assert not source.path.with_name("index.partial").exists()
 
 
+def test_free_memory_is_what_linux_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(faiss_build, "_MEMORY", tmp_path / "meminfo")
+    assert faiss_build._free_memory() is None  # another system
+    (tmp_path / "meminfo").write_text("MemTotal:       20 kB\nMemFree:        3 kB\nMemAvailable:       7 kB\n")
+    assert faiss_build._free_memory() == 7 * 1024
+
+
 @pytest.mark.parametrize("factory", ["IVF8,PQ7", "Nonsense9", "IVF8,Flat,"])
 def test_a_factory_string_that_faiss_refuses_is_an_error_of_one_line(embeddings: Make, factory: str) -> None:
     with pytest.raises(UsageError, match=f"--type: FAISS makes no index of '{factory}' for 16 dimensions"):
