@@ -85,16 +85,16 @@ def take_loss(pairs: int) -> None:
 
     from retrievo.training.batch import Relevant
     from retrievo.training.losses.losses import CandidateBatch, LossSettings, identity_mask
-    from retrievo.training.losses.tiled import weighed
+    from retrievo.training.losses.tiled import contrastive_loss
 
     queries, documents = (torch.randn(pairs, 768, requires_grad=True) for _ in range(2))
     own = torch.arange(pairs)
     ids = torch.stack([own, (own + 1) % pairs], dim=1).flatten()
     relevant = Relevant(ids=ids, hashes=ids, offsets=torch.arange(pairs + 1) * 2)
-    masked = identity_mask(relevant, own, own, own)
-    assert masked.shape[1] >= pairs, "each query has one such document, by its id and by its text"
-    contest = CandidateBatch(queries, documents, own, masked)
-    weighed(contest, {"infonce": 1.0}, 20.0, LossSettings()).total.backward()
+    false_negatives = identity_mask(relevant, own, own, own)
+    assert false_negatives.shape[1] >= pairs, "each query has one such document, by its id and by its text"
+    candidates = CandidateBatch(queries, documents, own, false_negatives)
+    contrastive_loss(candidates, {"infonce": 1.0}, 20.0, LossSettings()).total.backward()
     assert queries.grad is not None
     assert queries.grad.isfinite().all()
 

@@ -357,7 +357,7 @@ def test_show_views_prints_what_the_model_would_see_and_makes_nothing(
     assert outcome.out.count("span, ") == outcome.out.count("to predict: ") == 6
     assert "[MASK]" in outcome.out
     assert not (tmp_path / "out").exists()
-    assert "fresh one harms" not in outcome.err  # the condenser stage puts a head there
+    assert "a new one harms the backbone" not in outcome.err  # the condenser stage puts a head there
     common = ["--model", tiny_model, "--corpus", corpus, "--output", tmp_path / "out", "--show-views", 2]
     cloze = retrievo("pretrain", *common, *VIEWS[2:], "--objective", "ict", "--keep-query", 0).out.splitlines()
     text, query, document = (line.partition(": ")[2] for line in cloze[1:4])

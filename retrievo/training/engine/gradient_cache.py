@@ -64,7 +64,7 @@ def gradient_step(
         vectors, kept = passes.first(keep)
         loss, stats, cache = passes.contrast(vectors)
         local_loss = passes.second(cache, kept)
-        stats = stats | objective.figures(passes.batch)
+        stats = stats | objective.metrics(passes.batch)
     parameters = list(objective.parameters())
     sum_gradients(parameters)
     if loss_scale != 1:
@@ -88,7 +88,7 @@ def validation_step(
         vectors, _ = passes.first(0)
         loss, stats, _ = passes.contrast(vectors)
         local_loss = passes.second({}, {})
-        stats = stats | objective.figures(passes.batch)
+        stats = stats | objective.metrics(passes.batch)
     stats = _summed({"loss": loss + local_loss, **stats})
     return stats | {name: torch.tensor(count) for name, count in passes.batch.counts.items()}
 

@@ -12,7 +12,7 @@ from retrievo.distributed.collectives import rank
 from retrievo.support.errors import RetrievoError
 from retrievo.support.files import atomic_path
 from retrievo.training.engine.config import DEVELOPMENT, METRICS, PLOT, TENSORBOARD
-from retrievo.training.engine.contrast import Contrast
+from retrievo.training.engine.contrast import NegativeCounts
 
 if TYPE_CHECKING:
     import torch
@@ -33,7 +33,7 @@ class Log:
     """
 
     def __init__(self, folder: Path, start: int, *, tensorboard: bool = False):
-        self.path, self.contrast = folder / METRICS, Contrast()
+        self.path, self.contrast = folder / METRICS, NegativeCounts()
         self._events: Any = None
         if rank() != 0:
             return

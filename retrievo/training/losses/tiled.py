@@ -1,4 +1,4 @@
-"""The sum of contrastive losses over tiles of queries, with its gradient, in memory that is linear in the batch."""
+"""The weighted sum of contrastive losses over tiles of queries, in memory that is linear in the batch size."""
 
 from __future__ import annotations
 
@@ -12,34 +12,34 @@ from retrievo.training.losses.losses import LOSSES, TILE, CandidateBatch, LossSe
 
 
 class Outcome(NamedTuple):
-    """Sums over the queries of a contest."""
+    """Sums over the queries of a `CandidateBatch`."""
 
     total: Tensor  # the weighted sum of all losses; differentiable
     losses: dict[str, Tensor]  # each loss alone, without its weight
-    correct: Tensor  # how many own positives score above every other candidate
-    contested: dict[str, Tensor]  # of each loss, how many queries it can learn from
+    correct: Tensor  # how many queries score their own positive above every negative
+    with_negative: dict[str, Tensor]  # for each loss, how many queries have anything to learn from
 
 
-def weighed(
-    contest: CandidateBatch, weights: Mapping[str, float], temperature: float | Tensor, settings: LossSettings
+def contrastive_loss(
+    candidates: CandidateBatch, weights: Mapping[str, float], temperature: float | Tensor, settings: LossSettings
 ) -> Outcome:
-    """The weighted sum of losses of `LOSSES` over all queries, tile by tile.
+    """The weighted sum of the named losses over all queries, computed tile by tile.
 
-    The gradient reaches queries, documents and a temperature that is a tensor.
+    The gradient flows to the query vectors, the document vectors and a temperature that is a tensor.
     """
     total, sums, correct, learned = TiledLoss.apply(
-        contest.queries, contest.documents, temperature, contest, dict(weights), settings
+        candidates.queries, candidates.documents, temperature, candidates, dict(weights), settings
     )
     by_name = (dict(zip(weights, values.unbind(), strict=True)) for values in (sums, learned))
     return Outcome(total, next(by_name), correct, next(by_name))
 
 
 class TiledLoss(torch.autograd.Function):
-    """(queries [B, D], documents [P, D], T) -> the weighted sum of losses, each loss alone [k], correct queries, and
-    how many each loss learns from [k].
+    """(queries [B, D], documents [P, D], T) -> (weighted sum of losses, each loss alone [k], number of correct queries,
+    number of queries that each loss learns from [k]).
 
-    Scores live for one tile only. Their gradient G [t, P] is worked out at once, and what it means for the vectors,
-    G documents and G^T queries, is kept: nothing is computed twice.
+    Scores exist for one tile at a time. Their gradient G [t, P] is computed in the forward pass, and only the gradients
+    of the vectors, G documents and G^T queries, are kept: nothing is computed twice.
     """
 
     @staticmethod
@@ -48,7 +48,7 @@ class TiledLoss(torch.autograd.Function):
         queries: Tensor,
         documents: Tensor,
         temperature: float | Tensor,
-        contest: CandidateBatch,
+        candidates: CandidateBatch,
         weights: Mapping[str, float],
         settings: LossSettings,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -60,7 +60,7 @@ class TiledLoss(torch.autograd.Function):
             queries.new_zeros(()),
             queries.new_zeros(len(weights)),
         )
-        for rows, tile in _tiles(contest, queries, documents, learned[0] if learned else temperature):
+        for rows, tile in _tiles(candidates, queries, documents, learned[0] if learned else temperature):
             with torch.enable_grad():
                 values = torch.stack([LOSSES[name].function(tile, settings).sum() for name in weights])
                 total = (values * values.new_tensor(list(weights.values()))).sum()
@@ -70,9 +70,9 @@ class TiledLoss(torch.autograd.Function):
             for gradient, of_tile in zip(of_learned, rest, strict=True):
                 gradient += of_tile
             sums += values.detach()
-            rival = tile.rival
-            correct += (tile.positive.detach() > rival).sum()
-            learned_from += torch.stack([LOSSES[name].learns(tile, settings, rival).sum() for name in weights])
+            best_negative = tile.best_negative
+            correct += (tile.positive.detach() > best_negative).sum()
+            learned_from += torch.stack([LOSSES[name].learns(tile, settings, best_negative).sum() for name in weights])
         ctx.save_for_backward(of_queries, of_documents, of_learned[0] if of_learned else None)
         ctx.mark_non_differentiable(sums, correct, learned_from)
         return sums @ sums.new_tensor(list(weights.values())), sums, correct, learned_from
@@ -84,37 +84,49 @@ class TiledLoss(torch.autograd.Function):
 
 
 def _tiles(
-    contest: CandidateBatch, queries: Tensor, documents: Tensor, temperature: float | Tensor
+    candidates: CandidateBatch, queries: Tensor, documents: Tensor, temperature: float | Tensor
 ) -> Iterator[tuple[slice, Tile]]:
-    """Rows of the queries with their scores, whose graph begins at the similarities."""
-    order = contest.masked[0].argsort()
-    masked = contest.masked[:, order]
+    """Slices of the queries with their tiles; the autograd graph of a tile begins at its similarities."""
+    order = candidates.false_negatives[0].argsort()
+    pairs = candidates.false_negatives[:, order]
     size = max(1, TILE // max(1, len(documents)))
     for start in range(0, len(queries), size):
         rows = slice(start, min(start + size, len(queries)))
         similarities = (queries[rows] @ documents.T).requires_grad_()
-        first, last = torch.searchsorted(masked[0], masked.new_tensor([rows.start, rows.stop])).tolist()
-        out = torch.zeros_like(similarities, dtype=torch.bool)
-        out[masked[0, first:last] - start, masked[1, first:last]] = True
+        first, last = torch.searchsorted(pairs[0], pairs.new_tensor([rows.start, rows.stop])).tolist()
+        false_negatives = torch.zeros_like(similarities, dtype=torch.bool)
+        false_negatives[pairs[0, first:last] - start, pairs[1, first:last]] = True
         with torch.enable_grad():
-            scores = (similarities / temperature).masked_fill(out, float("-inf"))
-        own, teacher = (None if tensor is None else tensor[rows] for tensor in (contest.own, contest.teacher))
-        taught, itself = _batch_teacher(contest, rows), _itself(contest, rows, out)
-        yield rows, Tile(similarities, scores, temperature, contest.positives[rows], out, own, teacher, taught, itself)
+            scores = (similarities / temperature).masked_fill(false_negatives, float("-inf"))
+        own, teacher = (None if tensor is None else tensor[rows] for tensor in (candidates.own, candidates.teacher))
+        yield (
+            rows,
+            Tile(
+                similarities,
+                scores,
+                temperature,
+                candidates.positives[rows],
+                false_negatives,
+                own,
+                teacher,
+                _batch_teacher(candidates, rows),
+                _itself(candidates, rows, false_negatives),
+            ),
+        )
 
 
-def _batch_teacher(contest: CandidateBatch, rows: slice) -> Tensor | None:
-    """What the teacher with vectors says of all documents [t, P]."""
-    if contest.teacher_queries is None or contest.teacher_documents is None:
+def _batch_teacher(candidates: CandidateBatch, rows: slice) -> Tensor | None:
+    """The batch teacher's scores of all documents [t, P]; None without such a teacher."""
+    if candidates.teacher_queries is None or candidates.teacher_documents is None:
         return None
-    return contest.teacher_queries[rows] @ contest.teacher_documents.T
+    return candidates.teacher_queries[rows] @ candidates.teacher_documents.T
 
 
-def _itself(contest: CandidateBatch, rows: slice, masked: Tensor) -> Tensor | None:
-    """Which documents are the query itself [t, P]; None where no document of the contest is."""
-    if contest.itself is None:
+def _itself(candidates: CandidateBatch, rows: slice, like: Tensor) -> Tensor | None:
+    """Which documents are the query itself [t, P]; None where no document of the batch is."""
+    if candidates.itself is None:
         return None
-    query, document = contest.itself[:, (contest.itself[0] >= rows.start) & (contest.itself[0] < rows.stop)]
-    found = torch.zeros_like(masked)
+    query, document = candidates.itself[:, (candidates.itself[0] >= rows.start) & (candidates.itself[0] < rows.stop)]
+    found = torch.zeros_like(like)
     found[query - rows.start, document] = True
     return found

@@ -15,12 +15,12 @@ from retrievo.support.errors import RetrievoError
 from retrievo.training.batch import Batch, Chunk, Stats
 from retrievo.training.losses.losses import TILE
 from retrievo.training.objectives.objective import encoded
-from retrievo.training.objectives.simclr import DOCUMENT, QUERY, InBatchContrast, figures
+from retrievo.training.objectives.simclr import DOCUMENT, QUERY, InBatchContrast, vector_metrics
 from retrievo.training.objectives.table import ContrieverConfig
 
 
-class Seen(NamedTuple):
-    """What the local loss needs of a chunk."""
+class Encoded(NamedTuple):
+    """The vectors of a chunk, for the local loss."""
 
     name: str
     rows: Tensor  # [n]
@@ -28,30 +28,31 @@ class Seen(NamedTuple):
 
 
 class MomentumContrast(InBatchContrast):
-    """-log exp(<q, k+> / T) / (exp(<q, k+> / T) + sum over the queue of exp(<q, k> / T)), the mean over q.
+    """The mean over queries q of -log exp(<q, k+> / T) / (exp(<q, k+> / T) + sum over the queue of exp(<q, k> / T)).
 
     Contriever (Izacard et al. 2021, sections 3.1 and 3.2) after MoCo (He et al. 2020, eq. 1 and 2): k+ and the queue
-    come from a copy of the encoder that follows it as theta_k <- m theta_k + (1 - m) theta_q after each update. No
-    vector of another row gets a gradient, so that the loss is a sum over rows and one pass suffices.
+    come from a momentum copy of the encoder, updated as theta_k <- m theta_k + (1 - m) theta_q after each step. A
+    query's loss sends no gradient to vectors of other rows, so the loss is a sum over rows and one pass suffices.
 
-    The queue is a ring of the latest keys of all ranks in the order of the batch, the same on each of them. Only the
-    part that was filled competes (the reference fills it with random vectors first, which are no negatives to learn
-    from). Encoder, copy and queue are the state of the module, so that checkpoints hold them.
+    The queue is a ring buffer of the latest keys of all ranks in the order of the batch, identical on every rank. Only
+    its filled part provides negatives; the reference implementation fills it with random vectors first, from which
+    there is nothing to learn. Encoder, momentum copy and queue are the state of the module, so that checkpoints hold
+    them.
 
-    Raises: RetrievoError for what `InBatchContrast` refuses, untied encoders, and a queue of unknown length.
+    Raises: RetrievoError where `InBatchContrast` does, for untied encoders, and where --queue-size is not set.
     """
 
     Config = ContrieverConfig
     config: ContrieverConfig
     vector_names = ()
-    roles = (DOCUMENT, QUERY)  # queries look up the keys of their rows
+    roles = (DOCUMENT, QUERY)  # keys first: the loss of a query needs the key of its row
     queue: Tensor  # [K, D]
-    queued: Tensor  # [] int64, keys that were ever put in
+    queued: Tensor  # [] int64, number of keys added since the beginning
 
     def __init__(self, config: ContrieverConfig, encoder: Encoder):
         super().__init__(config, encoder)
         if not encoder.spec.tied:
-            raise RetrievoError("--model", "an encoder each for queries and documents", "one for both")
+            raise RetrievoError("--model", "separate encoders for queries and documents", "one encoder for both")
         if config.queue_size is None:
             raise RetrievoError("--queue-size", "is not set", "a number of keys")
         self.key_encoder = copy.deepcopy(encoder).requires_grad_(False)
@@ -60,42 +61,42 @@ class MomentumContrast(InBatchContrast):
         self._reset()
 
     def _reset(self) -> None:
-        """Forgets what the chunks of a step left."""
+        """Drops the vectors and counts that the chunks of a step accumulated."""
         self._vectors: dict[str, Tensor] = {}
         self._hits = torch.zeros((), device=self.queue.device)
 
     @property
     def negatives(self) -> Tensor:
-        """The part of the queue that is filled [at most K, D]."""
+        """The filled part of the queue [at most K, D]."""
         return self.queue[: min(int(self.queued), len(self.queue))]
 
-    def encode(self, chunk: Chunk) -> tuple[None, Seen]:
+    def encode(self, chunk: Chunk) -> tuple[None, Encoded]:
         if chunk.name == QUERY:
-            return None, Seen(QUERY, chunk.rows, encoded(self.encoder, chunk))
+            return None, Encoded(QUERY, chunk.rows, encoded(self.encoder, chunk))
         with torch.no_grad():
-            return None, Seen(DOCUMENT, chunk.rows, encoded(self.key_encoder, chunk))
+            return None, Encoded(DOCUMENT, chunk.rows, encoded(self.key_encoder, chunk))
 
-    def local_loss(self, rest: Seen, batch: Batch) -> Tensor:
+    def local_loss(self, rest: Encoded, batch: Batch) -> Tensor:
         vectors = rest.vectors.float()
         self._keep(rest, batch, vectors.detach())
         if rest.name == DOCUMENT:
             return vectors.new_zeros(())
         keys = self._vectors[DOCUMENT][rest.rows]
-        with torch.autocast(vectors.device.type, enabled=False):  # scores in the thousands need their last bits
+        with torch.autocast(vectors.device.type, enabled=False):  # scores in the thousands need float32
             return self._loss(vectors / self.config.temperature, keys) / batch.counts["documents"]
 
-    def _keep(self, rest: Seen, batch: Batch, vectors: Tensor) -> None:
-        """Puts the vectors of a chunk where their rows stand in the batch."""
+    def _keep(self, rest: Encoded, batch: Batch, vectors: Tensor) -> None:
+        """Stores the vectors of a chunk at the positions of their rows in the batch."""
         if rest.name not in self._vectors:
             self._vectors[rest.name] = vectors.new_zeros(batch.rows[rest.name].size, vectors.shape[1])
         self._vectors[rest.name][rest.rows] = vectors
 
     def _loss(self, queries: Tensor, keys: Tensor) -> Tensor:
-        """The sum over queries [n, D], already divided by T, with their keys [n, D]."""
+        """The sum of the losses of queries [n, D], already divided by T, with their keys [n, D]."""
         negatives = self.negatives
         own = (queries * keys).sum(1)
         if not len(negatives):
-            self._hits += len(own)  # no key could be mistaken for theirs
+            self._hits += len(own)  # without negatives every query counts as correct
             return 0 * own.sum()
         others, highest = LogSumExp.apply(queries, negatives)
         self._hits += (own.detach() > highest).sum()
@@ -106,25 +107,25 @@ class MomentumContrast(InBatchContrast):
         return loss.sum()
 
     def contrast(self, vectors: dict[str, Tensor], batch: Batch) -> tuple[Tensor, Stats]:
-        self._reset()  # the first that a step calls
+        self._reset()  # `contrast` is the first method that a step calls
         return torch.zeros((), device=self.queue.device), {}
 
-    def figures(self, batch: Batch) -> Stats:
+    def metrics(self, batch: Batch) -> Stats:
         queries, keys = (self._of_step(name) for name in (QUERY, DOCUMENT))
         every = gather_rows(keys, gather_counts(len(keys), keys.device))
         documents = batch.counts["documents"]
-        return {"accuracy": self._hits / documents} | figures(queries, keys, every, documents)
+        return {"accuracy": self._hits / documents} | vector_metrics(queries, keys, every, documents)
 
     def _of_step(self, name: str) -> Tensor:
-        """The vectors of this rank [B, D]; none where it had no documents."""
+        """The vectors of this rank [B, D]; [0, D] where it had no documents."""
         return self._vectors.get(name, self.queue[:0])
 
     @torch.no_grad()
     def after_step(self) -> None:
-        """Moves the copy after the encoder, and puts the keys of all ranks in the place of the oldest."""
-        follower: list[Tensor] = list(self.key_encoder.parameters())
-        leader: list[Tensor] = list(self.encoder.parameters())
-        torch._foreach_lerp_(follower, leader, 1 - self.config.momentum)
+        """Moves the momentum copy towards the encoder, and replaces the queue's oldest keys by those of this step."""
+        of_keys: list[Tensor] = list(self.key_encoder.parameters())
+        of_queries: list[Tensor] = list(self.encoder.parameters())
+        torch._foreach_lerp_(of_keys, of_queries, 1 - self.config.momentum)
         keys = self._of_step(DOCUMENT)
         every = gather_rows(keys, gather_counts(len(keys), keys.device))[-len(self.queue) :]
         place = (self.queued + torch.arange(len(every), device=every.device)) % len(self.queue)
@@ -134,21 +135,22 @@ class MomentumContrast(InBatchContrast):
 
 
 class LogSumExp(torch.autograd.Function):
-    """log sum over the rows of `every` [M, D] of exp<row, .>, and the highest <row, .>, of each row: [m], [m].
+    """For rows [m, D], log of the sum of exp<row, key> over all keys [M, D], and the highest <row, key>: [m] each.
 
-    `every` gets no gradient. That of a row, its softmax over `every`, is worked out beside the sum, tile by tile.
+    Keys get no gradient. The gradient of a row, the keys averaged by its softmax, is computed together with the sum,
+    tile by tile.
     """
 
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, every: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, rows: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
         totals, highest, gradient = rows.new_empty(len(rows)), rows.new_empty(len(rows)), torch.empty_like(rows)
-        tile = max(1, TILE // len(every))
+        tile = max(1, TILE // len(keys))
         for start in range(0, len(rows), tile):
             part = slice(start, start + tile)
-            scores = rows[part] @ every.T  # [t, M]
+            scores = rows[part] @ keys.T  # [t, M]
             highest[part] = scores.amax(1)
             totals[part] = total = scores.logsumexp(1)
-            torch.mm(scores.sub_(total[:, None]).exp_(), every, out=gradient[part])
+            torch.mm(scores.sub_(total[:, None]).exp_(), keys, out=gradient[part])
         ctx.save_for_backward(gradient)
         ctx.mark_non_differentiable(highest)
         return totals, highest

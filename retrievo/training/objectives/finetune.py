@@ -18,29 +18,29 @@ from retrievo.models.encoder import Encoder
 from retrievo.support.errors import RetrievoError
 from retrievo.training.batch import Batch, Chunk, Relevant, Rows, Stats, flat
 from retrievo.training.losses.losses import CandidateBatch, LossSettings, identity_mask
-from retrievo.training.losses.tiled import Outcome, weighed
-from retrievo.training.objectives.objective import CONTESTED, Objective, encoded
+from retrievo.training.losses.tiled import Outcome, contrastive_loss
+from retrievo.training.objectives.objective import WITH_NEGATIVE, Objective, encoded
 from retrievo.training.objectives.table import FinetuneConfig
 
-_COSINE_TEMPERATURE = 0.05  # cosines lie within -1 to 1, where a softmax tells little apart (SimCLR, table 5)
+_COSINE_TEMPERATURE = 0.05  # a softmax over values in [-1, 1] is nearly uniform (SimCLR, table 5)
 
 
 class Example(NamedTuple):
-    """A query with its group of documents, as token ids and identities; own positive first."""
+    """A query with its group of documents, the positive first, as token ids and identities."""
 
     query: np.ndarray  # [L]
     documents: Sequence[np.ndarray]  # [G] of [L]
     document_ids: np.ndarray  # [G] row numbers in the corpus
     document_hashes: np.ndarray  # [G] text identities
-    relevant_ids: np.ndarray  # [r] all relevant documents of the query, then those that are the query itself
+    relevant_ids: np.ndarray  # [r] all relevant documents of the query, then the documents that are the query itself
     relevant_hashes: np.ndarray  # [r]
-    teacher: np.ndarray | None = None  # [G] a teacher's scores of the documents, NaN where it has none
-    themselves: int = 0  # how many of the last relevant ones are the query itself
+    teacher: np.ndarray | None = None  # [G] a teacher's scores of the documents, NaN where a score is missing
+    themselves: int = 0  # how many entries at the end of `relevant_ids` are the query itself
 
 
 @dataclass(frozen=True)
 class FinetuneCollator:
-    """Examples into a Batch with the named sets `query` [B] and `document` (groups one after the other)."""
+    """Makes a Batch with the named sets `query` [B] and `document` (the groups one after the other) from examples."""
 
     pad_id: int
 
@@ -65,7 +65,7 @@ class FinetuneCollator:
 
 
 def _at_the_end(length: int, count: int) -> np.ndarray:
-    """Whether each of so many places is one of the last [length]."""
+    """Marks the last `count` of `length` positions [length]."""
     return np.arange(length) >= length - count
 
 
@@ -74,12 +74,12 @@ def _scores(arrays: Sequence[np.ndarray]) -> Tensor | None:
 
 
 class Finetune(Objective):
-    """The weighted sum of losses over a rank's queries [B, D] against the documents of all ranks [P, D].
+    """The weighted sum of losses of a rank's queries [B, D] against the documents of all ranks [P, D].
 
-    The mean over the queries of the global batch, in shares that sum over ranks (coCondenser, eq. 14; DPR, eq. 2).
-    With `matryoshka` the mean over vectors cut to each dimension and whole ones (Kusupati et al. 2022, eq. 1, with
-    equal weights): what is cut to no dimension would be exported untrained.
-    Raises: RetrievoError for dimensions that the vectors do not have.
+    The loss is the mean over the queries of the global batch; each rank returns its share of it, and the shares add up
+    (coCondenser, eq. 14; DPR, eq. 2). With `matryoshka` it is averaged over vectors truncated to each dimension and
+    untruncated vectors (Kusupati et al. 2022, eq. 1, with equal weights), so that no exported dimension is untrained.
+    Raises: RetrievoError for --matryoshka dimensions above the dimension of the model.
     """
 
     Config = FinetuneConfig
@@ -102,7 +102,7 @@ class Finetune(Objective):
 
     @property
     def temperature(self) -> float | Tensor:
-        """What divides the scores; learned as its logarithm, so that it stays above 0."""
+        """Divides the scores. A learned temperature is kept as its logarithm, so that it stays above 0."""
         return self._temperature if self.log_temperature is None else self.log_temperature.exp()
 
     def collator(self) -> FinetuneCollator:
@@ -112,59 +112,57 @@ class Finetune(Objective):
         return encoded(self.encoder, chunk), None
 
     def contrast(self, vectors: dict[str, Tensor], batch: Batch) -> tuple[Tensor, Stats]:
-        contest = self._contest(vectors, batch)
-        outcomes = [self._outcome(self._of_unit_length(contest.truncated(dim))) for dim in self.dims]
-        outcomes = outcomes or [self._outcome(contest)]
+        candidates = self._candidates(vectors, batch)
+        outcomes = [self._outcome(self._normalized(candidates.truncated(dim))) for dim in self.dims]
+        outcomes = outcomes or [self._outcome(candidates)]
         pairs = batch.counts["pairs"] * len(outcomes)
         losses = {name: torch.stack([outcome.losses[name] for outcome in outcomes]) for name in self.config.loss}
         stats = {name: values.sum() / pairs for name, values in losses.items()}
-        stats["accuracy"] = outcomes[0].correct / batch.counts["pairs"]  # of the first dimension given
-        contested = outcomes[0].contested.items()
-        stats |= {f"{name}{CONTESTED}": count / batch.counts["pairs"] for name, count in contested}
+        stats["accuracy"] = outcomes[0].correct / batch.counts["pairs"]  # at the first of the dimensions
+        with_negative = outcomes[0].with_negative.items()
+        stats |= {f"{name}{WITH_NEGATIVE}": count / batch.counts["pairs"] for name, count in with_negative}
         return torch.stack([outcome.total for outcome in outcomes]).sum() / pairs, stats
 
-    def _outcome(self, contest: CandidateBatch) -> Outcome:
+    def _outcome(self, candidates: CandidateBatch) -> Outcome:
         weights = dict(zip(self.config.loss, self.config.loss_weight, strict=True))
-        return weighed(contest, weights, self.temperature, self.settings)
+        return contrastive_loss(candidates, weights, self.temperature, self.settings)
 
-    def _of_unit_length(self, contest: CandidateBatch) -> CandidateBatch:
-        """What was of unit length and then cut is scaled again, as the encoder does it."""
+    def _normalized(self, candidates: CandidateBatch) -> CandidateBatch:
+        """Scales truncated vectors back to unit length where the encoder's vectors have unit length."""
         if not self._cosines:
-            return contest
-        queries, documents = (functional.normalize(side, dim=-1) for side in (contest.queries, contest.documents))
-        return dataclasses.replace(contest, queries=queries, documents=documents)
+            return candidates
+        queries, documents = (functional.normalize(side, dim=-1) for side in (candidates.queries, candidates.documents))
+        return dataclasses.replace(candidates, queries=queries, documents=documents)
 
-    def _contest(self, vectors: dict[str, Tensor], batch: Batch) -> CandidateBatch:
+    def _candidates(self, vectors: dict[str, Tensor], batch: Batch) -> CandidateBatch:
         """This rank's queries among the documents of all ranks."""
         queries, documents = vectors["query"], vectors["document"]
         counts = gather_counts(len(documents), documents.device)
         starts = batch.groups.cumsum(0) - batch.groups  # [B] each query's first document on this rank
         first = sum(counts[: rank()])  # column of this rank's first document
-        told = torch.stack([batch.ids["document"], batch.hashes["document"]], dim=1)
-        ids, hashes = gather_rows(told, counts).unbind(1)  # [P], [P]
+        identities = torch.stack([batch.ids["document"], batch.hashes["document"]], dim=1)
+        ids, hashes = (column.contiguous() for column in gather_rows(identities, counts).unbind(1))  # [P], [P]
         assert batch.relevant is not None, "fine-tuning needs the relevant documents of each query"
         positives = first + starts
-        identities = ids.contiguous(), hashes.contiguous()
-        masked = identity_mask(batch.relevant, *identities, positives)
         themselves = batch.relevant.themselves()
         own, inside = _own(batch.groups, starts)
         teacher = None if batch.teacher is None else batch.teacher[own].where(inside, float("nan"))
-        taught = batch.teacher_vectors
+        teacher_vectors = batch.teacher_vectors
         return CandidateBatch(
-            queries,
-            gather_rows(documents, counts),
-            positives,
-            masked,
-            first + own,
-            teacher,
-            taught.get("query"),
-            gather_rows(taught["document"], counts) if taught else None,
-            None if themselves is None else identity_mask(themselves, *identities, positives),
+            queries=queries,
+            documents=gather_rows(documents, counts),
+            positives=positives,
+            false_negatives=identity_mask(batch.relevant, ids, hashes, positives),
+            own=first + own,
+            teacher=teacher,
+            teacher_queries=teacher_vectors.get("query"),
+            teacher_documents=gather_rows(teacher_vectors["document"], counts) if teacher_vectors else None,
+            itself=None if themselves is None else identity_mask(themselves, ids, hashes, positives),
         )
 
 
 def _own(groups: Tensor, starts: Tensor) -> tuple[Tensor, Tensor]:
-    """Each query's own documents on this rank, padded with its positive, and which are no padding, [B, G] each."""
+    """Rows of each query's own documents on this rank, padded with its positive; whether each is real: [B, G] each."""
     place = torch.arange(max([1, *groups.tolist()]), device=starts.device)
     inside = place < groups[:, None]
     return starts[:, None] + place.where(inside, 0), inside

@@ -21,8 +21,8 @@ from retrievo.training.augment.masking import IGNORED, Vocabulary
 from retrievo.training.augment.spans import LEAST_SPAN, cut_pairs, cut_windows, gather, whole_sentences
 from retrievo.training.augment.special_tokens import Document, Frame, frame, framed
 from retrievo.training.batch import Batch, Chunk, Stats
-from retrievo.training.objectives.objective import CONTESTED, Objective
-from retrievo.training.objectives.simclr import among_all
+from retrievo.training.objectives.objective import WITH_NEGATIVE, Objective
+from retrievo.training.objectives.simclr import contrast_among_ranks
 from retrievo.training.objectives.table import CoCondenserConfig, CondenserConfig, MlmConfig
 
 SPAN = "span"  # the named set of every objective here
@@ -31,12 +31,12 @@ _CUT, _MASK = range(2)  # one stream of random numbers for each purpose
 
 @dataclass(frozen=True)
 class SpanCollator:
-    """Documents into a Batch of masked spans; cut first, then masked. A pure function of tokens and keys.
+    """Makes a Batch of masked spans from documents: cuts spans, then masks them. A pure function of tokens and keys.
 
-    pairs:          two spans of each document, 2i and 2i + 1 from document i, instead of one.
-    longest:        most tokens of a span, without the frame.
-    frame:          what stands around a span.
-    Labels are `IGNORED` where nothing is to be predicted. Counts: `documents`, `spans`, and `masked` tokens.
+    pairs:          whether each document i gives two spans, 2i and 2i + 1, instead of one.
+    longest:        maximal number of tokens of a span, without the frame.
+    frame:          the special tokens around a span.
+    Labels are `IGNORED` at tokens that are not predicted. The counts are `documents`, `spans`, and `masked` tokens.
     """
 
     vocabulary: Vocabulary
@@ -49,16 +49,16 @@ class SpanCollator:
 
     @property
     def spans(self) -> int:
-        """Spans of each document."""
+        """Number of spans of each document."""
         return 2 if self.pairs else 1
 
     @property
     def least_tokens(self) -> int:
-        """Tokens that a document needs."""
+        """Number of tokens that a document must have."""
         return self.spans * LEAST_SPAN
 
     def expected_lengths(self, lengths: np.ndarray) -> np.ndarray:
-        """Tokens of a span of documents of so many tokens [n]."""
+        """Number of tokens of a span, for documents of these lengths [n]."""
         return np.minimum(lengths // self.spans, self.longest)
 
     def __call__(self, items: Sequence[Document]) -> Batch:
@@ -76,7 +76,7 @@ class SpanCollator:
         )
 
     def _cut(self, texts: Sequence[np.ndarray], keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Flat tokens and offsets of the spans."""
+        """Cuts the spans and returns them as flat tokens and offsets."""
         lengths = np.array([len(text) for text in texts], np.int64)
         spans = (cut_pairs if self.pairs else cut_windows)(lengths, self.longest, keys)
         tokens, offsets = gather(texts, spans)
@@ -89,24 +89,24 @@ class SpanCollator:
 
 
 def span_frame(encoder: MaskedEncoder) -> Frame:
-    """What stands around a span: special tokens without the model's prefix, since a span is no text of either role."""
+    """The special tokens around a span, without the model's prefix, since a span is neither a query nor a document."""
     return frame(dataclasses.replace(encoder.tokenization("document"), prefix=""))
 
 
 class Hidden(NamedTuple):
-    """What a backbone says of a chunk."""
+    """The token vectors that a backbone computes for a chunk."""
 
     rows: Tensor  # [n]
     attention_mask: Tensor  # [n, L]
-    early: Tensor  # [n, L, D] what a Condenser head reads; the same as `late` where there is none
+    early: Tensor  # [n, L, D] input of the Condenser head; the same as `late` without a head
     late: Tensor  # [n, L, D]
 
 
 class MaskedLanguageModel(Objective):
-    """Cross-entropy of masked tokens given the others (BERT, Devlin et al. 2019): their mean over the global batch.
+    """The mean cross-entropy over the masked tokens of the global batch, given the others (BERT, Devlin et al. 2019).
 
-    Logits over the vocabulary are worked out for masked tokens only.
-    Raises: RetrievoError where a span is longer than the backbone has positions for.
+    Logits over the vocabulary are computed for masked tokens only.
+    Raises: RetrievoError where --max-length exceeds the number of positions of the backbone.
     """
 
     Config = MlmConfig
@@ -119,15 +119,15 @@ class MaskedLanguageModel(Objective):
         most = position_limit(encoder.backbone)
         if most is not None and config.max_length > most:
             raise RetrievoError("--max-length", f"found {config.max_length}", f"at most {most} for this backbone")
-        self._terms: dict[str, Tensor] = {}  # of the chunks of a step so far
+        self._terms: dict[str, Tensor] = {}  # sums over the chunks of the current step so far
         self._set_head()
 
     def _set_head(self) -> None:
-        self.encoder.condenser = None  # a head that takes no part would no longer fit the backbone
+        self.encoder.condenser = None  # an untrained head would no longer match the backbone
 
     @property
     def mlm_weight(self) -> float:
-        """The factor before the cross-entropy."""
+        """The weight of the cross-entropy in the loss."""
         return 1.0
 
     def collator(self) -> SpanCollator:
@@ -148,7 +148,7 @@ class MaskedLanguageModel(Objective):
         return None, Hidden(chunk.rows, chunk.attention_mask, late, late)
 
     def contrast(self, vectors: dict[str, Tensor], batch: Batch) -> tuple[Tensor, Stats]:
-        self._terms = {}  # the first that a step calls; what was left is of chunks that were timed or did not fit
+        self._terms = {}  # `contrast` begins a step: earlier sums are of chunks that were timed or did not fit
         return super().contrast(vectors, batch)
 
     def local_loss(self, rest: Hidden, batch: Batch) -> Tensor:
@@ -156,7 +156,7 @@ class MaskedLanguageModel(Objective):
             return torch.zeros((), device=rest.late.device)
         labels = _padded_labels(rest, batch)
         chosen = labels != IGNORED
-        states = {name: state[chosen] for name, state in self.states(rest).items()}  # of [m, D]
+        states = {name: state[chosen] for name, state in self.states(rest).items()}  # [m, D] each
         logits = self.encoder.mlm_head(torch.cat(list(states.values())))  # [k m, V]
         losses = functional.cross_entropy(logits, labels[chosen].repeat(len(states)), reduction="none")
         terms = losses.view(len(states), -1).sum(1) / max(1, batch.counts["masked"])  # [k]
@@ -164,19 +164,19 @@ class MaskedLanguageModel(Objective):
             self._terms[name] = self._terms.get(name, 0) + term.float()
         return self.mlm_weight * terms.sum()
 
-    def figures(self, batch: Batch) -> Stats:
-        """The terms of the loss apart."""
-        zero = torch.zeros((), device=next(self.parameters()).device)  # of a rank without documents
+    def metrics(self, batch: Batch) -> Stats:
+        """Each term of the loss."""
+        zero = torch.zeros((), device=next(self.parameters()).device)  # for a rank without documents
         terms, self._terms = self._terms, {}
         return {name: terms.get(name, zero) for name in self.term_names} if self.mlm_weight else {}
 
     @property
     def term_names(self) -> tuple[str, ...]:
-        """The terms of the loss."""
+        """The names of the loss terms."""
         return ("mlm_loss",)
 
     def states(self, hidden: Hidden) -> dict[str, Tensor]:
-        """The token vectors [n, L, D] that masked tokens are predicted from; each has its loss, of equal weight."""
+        """The token vectors [n, L, D] that predict the masked tokens; each gives a loss term of equal weight."""
         return {"mlm_loss": hidden.late}
 
 
@@ -189,15 +189,15 @@ def _padded_labels(hidden: Hidden, batch: Batch) -> Tensor:
 
 
 class Condenser(MaskedLanguageModel):
-    """Masked language modeling through a head that sees the late [CLS] and early tokens (coCondenser, eq. 1-5).
+    """Masked language modeling through a head that reads the late [CLS] and the early tokens (coCondenser, eq. 1-5).
 
-    With `late_mlm` the backbone's own masked language modeling is added, unweighted, as in the published recipe.
-    The mean over the masked tokens of the global batch, as the reference takes it; eq. 5 is written as a sum, which
-    would weigh it some 19 times against the contrast at 128 tokens.
+    With `late_mlm` the backbone's own masked language modeling loss is added, unweighted, as in the published recipe.
+    Both are means over the masked tokens of the global batch, as in the reference implementation; the paper writes eq.
+    5 as a sum, which at 128 tokens would give it about 19 times the weight against the contrastive loss.
 
-    A head of the encoder goes on; where it has none, a fresh one is put there.
-    Raises: RetrievoError for a layer that the backbone does not have, options that contradict the head of the encoder,
-    and a tokenizer that puts nothing before a text.
+    The encoder's head is trained further; an encoder without a head gets a new one.
+    Raises: RetrievoError for a layer that the backbone does not have, options that contradict the encoder's head, and a
+    tokenizer that adds no token before a text.
     """
 
     Config = CondenserConfig
@@ -205,10 +205,10 @@ class Condenser(MaskedLanguageModel):
 
     def _set_head(self) -> None:
         encoder, config = self.encoder, self.config
-        # the vector that is trained here is the late [CLS], compared by inner product (eq. 6)
+        # training is of the late [CLS] vector, compared by inner product (eq. 6)
         encoder.spec = dataclasses.replace(encoder.spec, pooling="cls", normalize=False, similarity="dot")
         if not span_frame(encoder).before:
-            raise RetrievoError("--model", "a tokenizer that puts nothing before a text", "one that puts [CLS] there")
+            raise RetrievoError("--model", "a tokenizer that adds no token before a text", "one that adds [CLS]")
         if encoder.condenser is None:
             layers = config.head_layers or HEAD_LAYERS
             encoder.condenser = CondenserHead(encoder.backbone, layers, config.early_layer)
@@ -217,7 +217,7 @@ class Condenser(MaskedLanguageModel):
     @property
     def head(self) -> CondenserHead:
         """The encoder's Condenser head."""
-        assert self.encoder.condenser is not None, "put there when the objective was made"
+        assert self.encoder.condenser is not None, "the constructor sets it"
         return self.encoder.condenser
 
     def encode(self, chunk: Chunk) -> tuple[Tensor | None, Hidden]:
@@ -245,12 +245,13 @@ def _check_head(head: CondenserHead, config: CondenserConfig) -> None:
 
 
 class CoCondenser(Condenser):
-    """Condenser, with a contrast of late [CLS] vectors: L = L_mlm + L_co, both means (coCondenser, eq. 7).
+    """Condenser with a contrastive loss on late [CLS] vectors: L = L_mlm + L_co, both means (coCondenser, eq. 7).
 
-    `weight` puts a factor before each term (mlm=0: the ablation of section 5.3); terms are logged without it.
+    `weight` multiplies each term (mlm=0 is the ablation of section 5.3); the log holds the unweighted terms.
 
-    Two spans come from each document. Of each, the other one competes with all other spans of the global batch
-    (eq. 6): -log exp<h_ij, h_i'j'> / sum over kl != ij of exp<h_ij, h_kl>, without temperature; the mean over spans.
+    Each document i gives two spans, each the positive of the other; all other spans of the global batch are negatives
+    (eq. 6). The loss is the mean over spans of -log exp<h_ij, h_ij'> / sum over kl != ij of exp<h_ij, h_kl>, without
+    temperature.
     """
 
     Config = CoCondenserConfig
@@ -265,7 +266,7 @@ class CoCondenser(Condenser):
     def _set_head(self) -> None:
         if self.encoder.condenser is None:
             console.warn(
-                "the model has no Condenser head: a fresh one harms the backbone; pre-train with the objective "
+                "the model has no Condenser head, and a new one harms the backbone: pre-train with the objective "
                 "condenser first"
             )
         super()._set_head()
@@ -276,6 +277,6 @@ class CoCondenser(Condenser):
 
     def contrast(self, vectors: dict[str, Tensor], batch: Batch) -> tuple[Tensor, Stats]:
         super().contrast(vectors, batch)
-        loss, stats = among_all(vectors[SPAN], vectors[SPAN], paired=True)
+        loss, stats = contrast_among_ranks(vectors[SPAN], vectors[SPAN], paired=True)
         weight = self.config.weights["contrastive"]
-        return weight * loss, stats if weight else {k: v for k, v in stats.items() if not k.endswith(CONTESTED)}
+        return weight * loss, stats if weight else {k: v for k, v in stats.items() if not k.endswith(WITH_NEGATIVE)}

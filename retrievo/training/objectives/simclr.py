@@ -1,4 +1,4 @@
-"""Pre-training by contrast alone: two views of a document are to be each other's nearest in the batch."""
+"""Contrastive pre-training: each view of a document shall score its other view above the views of other documents."""
 
 from __future__ import annotations
 
@@ -33,24 +33,24 @@ from retrievo.training.augment.spans import (
 from retrievo.training.augment.special_tokens import Document, Frame, frame, framed
 from retrievo.training.batch import Batch, Chunk, Stats
 from retrievo.training.losses.losses import CandidateBatch, LossSettings
-from retrievo.training.losses.tiled import weighed
-from retrievo.training.objectives.objective import CONTESTED, Objective, encoded
+from retrievo.training.losses.tiled import contrastive_loss
+from retrievo.training.objectives.objective import WITH_NEGATIVE, Objective, encoded
 from retrievo.training.objectives.table import IctConfig, SimClrConfig, ViewsConfig
 
-QUERY, DOCUMENT = ROLES  # the named sets: a view in the role of a query, another in that of its key
+QUERY, DOCUMENT = ROLES  # the named sets: one view serves as the query, the other as its key
 _WINDOW, _CROP, _KEEP, _CORRUPT = range(4)  # one stream of random numbers for each purpose
-_SAMPLE = 512  # vectors that uniformity and spread are worked out on
+_SAMPLE = 512  # vectors from which uniformity and vector_std are estimated
 Flat = tuple[np.ndarray, np.ndarray]  # tokens [T] and offsets [n + 1]
 
 
 @dataclass(frozen=True)
 class CropCollator:
-    """Documents into a Batch of two views of one window each; a pure function of tokens and keys.
+    """Makes a Batch of two views of one window of each document; a pure function of tokens and keys.
 
-    window:            most tokens of a window, which lies in one document.
-    shortest, longest: shares of the window that a crop may have.
-    frames:            what stands around a view in each role, in the order in which the engine takes them.
-    Counts: `documents`.
+    window:            maximal number of tokens of a window, which lies within one document.
+    shortest, longest: minimal and maximal length of a crop, as a share of the window.
+    frames:            the special tokens around a view in each role, in the order in which the engine encodes the
+    roles. The only count is `documents`.
     """
 
     window: int
@@ -61,10 +61,10 @@ class CropCollator:
     pad_id: int
 
     spans = 2
-    least_tokens = 2 * LEAST_SPAN  # shorter ones would give twice the same view
+    least_tokens = 2 * LEAST_SPAN  # a shorter document would give the same view twice
 
     def expected_lengths(self, lengths: np.ndarray) -> np.ndarray:
-        """Tokens of a view, on average, of documents of so many tokens [n]."""
+        """The average number of tokens of a view, for documents of these lengths [n]."""
         low, high = crop_lengths(np.minimum(lengths, self.window), self.shortest, self.longest)
         return (low + high) / 2 * (1 - self.corruption.delete)
 
@@ -87,15 +87,15 @@ class CropCollator:
 
 @dataclass(frozen=True)
 class ClozeCollator(CropCollator):
-    """A span of the window is the query, the rest of the window its document (inverse cloze task, Lee et al. 2019).
+    """Makes a span of the window the query and the rest of the window its key (inverse cloze task, Lee et al. 2019).
 
-    keep_query: share of the documents that keep the span, so that matching words counts too (Lee et al., section 4).
+    keep_query: share of the documents that keep the span, so that matching words count too (Lee et al., section 4).
     """
 
     keep_query: float
 
     def expected_lengths(self, lengths: np.ndarray) -> np.ndarray:
-        """Half the window: the span and the rest, of which a part keeps the span."""
+        """The average of the span's and the rest's number of tokens; `keep_query` of the rests include the span."""
         windows, span = np.minimum(lengths, self.window), super().expected_lengths(lengths)
         left = 1 - self.corruption.delete
         return (left * windows + self.keep_query * span) / 2
@@ -109,12 +109,12 @@ class ClozeCollator(CropCollator):
 
 
 class InBatchContrast(Objective):
-    """InfoNCE of one view of a document against another view of it, among those of the whole global batch.
+    """InfoNCE of one view of a document with another view of it, among the views of the global batch.
 
-    -log exp(<q, k+> / T) / sum over all k of exp(<q, k> / T), the mean over q: queries against keys (Contriever,
-    Izacard et al. 2021, section 3.1). Both views go through the encoder, and the gradient through both.
+    The loss is the mean over queries q of -log exp(<q, k+> / T) / sum over all keys k of exp(<q, k> / T) (Contriever,
+    Izacard et al. 2021, section 3.1). Both views are encoded by the same model and both get a gradient.
 
-    Raises: RetrievoError where a view is longer than the backbone has positions for, or where tokens are to be replaced
+    Raises: RetrievoError where a view may exceed the positions of the backbone, or where tokens are replaced or masked
     and the tokenizer has no mask token.
     """
 
@@ -141,21 +141,21 @@ class InBatchContrast(Objective):
 
     @property
     def longest_view(self) -> int:
-        """Most tokens of a view, without its frame."""
+        """Maximal number of tokens of a view, without its frame."""
         return max(round(self.config.crop_longest * self.config.window), LEAST_SPAN)
 
     @property
     def symmetric(self) -> bool:
-        """Whether each view competes with all others, and not only queries with keys."""
+        """Whether each view is compared with all other views, and not only queries with keys."""
         return False
 
     def collator(self) -> CropCollator:
-        return self.Collator(*self._of_collator())
+        return self.Collator(*self._collator_fields())
 
-    def _of_collator(self) -> tuple[int, float, float, Corruption, dict[str, Frame], int]:
-        told = self.config
-        shares = told.crop_shortest, told.crop_longest
-        return told.window, *shares, self.corruption, self.frames, self.encoder.pad_id
+    def _collator_fields(self) -> tuple[int, float, float, Corruption, dict[str, Frame], int]:
+        config = self.config
+        shares = config.crop_shortest, config.crop_longest
+        return config.window, *shares, self.corruption, self.frames, self.encoder.pad_id
 
     def encode(self, chunk: Chunk) -> tuple[Tensor | None, Any]:
         return encoded(self.encoder, chunk), None
@@ -163,15 +163,18 @@ class InBatchContrast(Objective):
     def contrast(self, vectors: dict[str, Tensor], batch: Batch) -> tuple[Tensor, Stats]:
         queries, keys = vectors[QUERY], vectors[DOCUMENT]  # [B, D], [B, D]
         if self.symmetric:
-            queries = keys = torch.stack([queries, keys], dim=1).flatten(0, 1)  # rows 2i and 2i + 1 belong together
-        told = self.config
-        return among_all(queries, keys, told.temperature, told.label_smoothing, paired=self.symmetric)
+            queries = keys = torch.stack([queries, keys], dim=1).flatten(
+                0, 1
+            )  # rows 2i and 2i + 1 are views of one document
+        config = self.config
+        return contrast_among_ranks(queries, keys, config.temperature, config.label_smoothing, paired=self.symmetric)
 
 
 class SimClr(InBatchContrast):
-    """Two independent crops of each document: one direction as in Contriever's code, or NT-Xent with `symmetric`.
+    """Contrast of two independent crops of each document: queries against keys, or NT-Xent with `symmetric`.
 
-    NT-Xent: each crop against all 2n - 1 others (SimCLR, Chen et al. 2020, eq. 1).
+    Queries against keys is the form of Contriever's code. NT-Xent compares each crop with all 2n - 1 others (SimCLR,
+    Chen et al. 2020, eq. 1).
     """
 
     Config = SimClrConfig
@@ -183,7 +186,7 @@ class SimClr(InBatchContrast):
 
 
 class InverseCloze(InBatchContrast):
-    """A span of each document against the rest of it (inverse cloze task; Lee et al. 2019, section 4)."""
+    """Contrast of a span of each document with the rest of it (inverse cloze task; Lee et al. 2019, section 4)."""
 
     Config = IctConfig
     config: IctConfig
@@ -193,40 +196,41 @@ class InverseCloze(InBatchContrast):
         return self.config.window
 
     def collator(self) -> ClozeCollator:
-        return ClozeCollator(*self._of_collator(), self.config.keep_query)
+        return ClozeCollator(*self._collator_fields(), self.config.keep_query)
 
 
-def among_all(
+def contrast_among_ranks(
     rows: Tensor, keys: Tensor, temperature: float = 1.0, label_smoothing: float = 0.0, *, paired: bool
 ) -> tuple[Tensor, Stats]:
-    """InfoNCE of each row with its key among the keys of all ranks, the mean over the rows of all ranks, and figures.
+    """InfoNCE of each row with its key among the keys of all ranks, as a mean over the rows of all ranks, and metrics.
 
-    rows, keys: of this rank [m, D]. paired: the keys are the rows themselves; 2i and 2i + 1 belong together, and no
-    row competes with itself.
+    rows, keys: vectors of this rank [m, D]. paired: the keys are the rows themselves; rows 2i and 2i + 1 are each
+    other's positives, and no row is compared with itself.
     """
     counts = gather_counts(len(keys), keys.device)
     every, total = gather_rows(keys, counts), sum(counts)  # [M, D]
     place = torch.arange(len(rows), device=rows.device)
     own = sum(counts[: rank()]) + place
     itself = torch.stack([place, own])[:, : len(place) if paired else 0]
-    contest = CandidateBatch(rows, every, own ^ 1 if paired else own, masked=itself)
-    outcome = weighed(contest, {"infonce": 1.0}, temperature, LossSettings(label_smoothing))
+    candidates = CandidateBatch(rows, every, own ^ 1 if paired else own, false_negatives=itself)
+    outcome = contrastive_loss(candidates, {"infonce": 1.0}, temperature, LossSettings(label_smoothing))
     loss = outcome.total / total
     stats = {"contrastive_loss": loss.detach(), "accuracy": outcome.correct / total}
-    stats[f"contrastive{CONTESTED}"] = outcome.contested["infonce"] / total
+    stats[f"contrastive{WITH_NEGATIVE}"] = outcome.with_negative["infonce"] / total
     if paired:
         rows, keys, every, total = rows[::2], rows[1::2], every[1::2], total // 2
-    return loss, stats | figures(rows, keys, every, total)
+    return loss, stats | vector_metrics(rows, keys, every, total)
 
 
 @torch.no_grad()
-def figures(queries: Tensor, keys: Tensor, every: Tensor, pairs: int) -> Stats:
-    """How vectors of unit length lie: shares of this rank, as losses.
+def vector_metrics(queries: Tensor, keys: Tensor, every: Tensor, pairs: int) -> Stats:
+    """How the normalized vectors are distributed; like losses, the values are this rank's shares of a sum over ranks.
 
-    alignment:  mean squared distance of the two views of a document; uniformity: log of the mean of exp(-2 d^2) over
-    pairs of documents (Wang & Isola 2020, eq. 1 and 2).
-    vector_std: root of the summed variance over documents; 1 = in all directions alike, 0 = all the same (collapse).
-    queries, keys: of this rank [B, D]; every: keys of all ranks [P, D], of which the first `_SAMPLE` are looked at.
+    alignment:  mean squared distance between the two views of a document; uniformity: log of the mean of exp(-2 d^2)
+    over pairs of documents (Wang & Isola 2020, eq. 1 and 2).
+    vector_std: square root of the summed variance over documents; 1 = evenly spread over all directions, 0 = all
+    vectors equal (collapse).
+    queries, keys: vectors of this rank [B, D]; every: keys of all ranks [P, D], of which the first `_SAMPLE` are used.
     """
     distances = (functional.normalize(queries, dim=-1) - functional.normalize(keys, dim=-1)).square().sum(-1)
     unit = functional.normalize(every[:_SAMPLE], dim=-1)

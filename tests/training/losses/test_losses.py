@@ -18,23 +18,23 @@ from torch.nn import functional
 from retrievo.training.batch import Relevant
 from retrievo.training.losses import tiled
 from retrievo.training.losses.losses import LOSSES, SCOPES, TAUGHT, CandidateBatch, LossSettings, identity_mask
-from retrievo.training.losses.tiled import Outcome, weighed
+from retrievo.training.losses.tiled import Outcome, contrastive_loss
 
 NOTHING = torch.zeros(2, 0, dtype=torch.int64)
 
 
-def contest(queries: int = 3, documents: int = 7, masked: torch.Tensor = NOTHING) -> CandidateBatch:
+def candidates(queries: int = 3, documents: int = 7, false_negatives: torch.Tensor = NOTHING) -> CandidateBatch:
     """Own positives at 0, 2, 5; groups 0-1, 2-4 and 5-6, of which the teacher does not know document 4."""
     torch.manual_seed(0)
     drawn = (torch.randn(count, 4, dtype=torch.float64).requires_grad_() for count in (queries, documents))
     own = torch.tensor([[0, 1, 0], [2, 3, 4], [5, 6, 5]])
     teacher = torch.tensor([[2.0, 1.0, math.nan], [3.0, 1.5, math.nan], [0.5, 0.7, math.nan]], dtype=torch.float64)
     vectors = (torch.randn(count, 2, dtype=torch.float64) for count in (queries, documents))
-    return CandidateBatch(*list(drawn), torch.tensor([0, 2, 5]), masked, own, teacher, *vectors)
+    return CandidateBatch(*list(drawn), torch.tensor([0, 2, 5]), false_negatives, own, teacher, *vectors)
 
 
 def value(given_: CandidateBatch, name: str = "infonce", temperature: Any = 1.0, **settings: Any) -> Outcome:
-    return weighed(given_, {name: 1.0}, temperature, LossSettings(**settings))
+    return contrastive_loss(given_, {name: 1.0}, temperature, LossSettings(**settings))
 
 
 def scores_of(given_: CandidateBatch) -> np.ndarray:
@@ -42,37 +42,37 @@ def scores_of(given_: CandidateBatch) -> np.ndarray:
 
 
 def test_infonce_without_mask_is_cross_entropy_at_the_own_positive() -> None:
-    given_ = contest()
+    given_ = candidates()
     expected = functional.cross_entropy(given_.queries @ given_.documents.T / 0.05, given_.positives, reduction="sum")
     torch.testing.assert_close(value(given_, temperature=0.05).total, expected)
 
 
 def test_label_smoothing_is_that_of_cross_entropy() -> None:
-    given_ = contest()
+    given_ = candidates()
     scores = given_.queries @ given_.documents.T
     expected = functional.cross_entropy(scores, given_.positives, reduction="sum", label_smoothing=0.3)
     torch.testing.assert_close(value(given_, label_smoothing=0.3).total, expected)
 
 
 def test_label_smoothing_gives_masked_documents_nothing() -> None:
-    given_ = contest(masked=torch.tensor([[0, 1, 2], [6, 6, 6]]))
-    without = dataclasses.replace(given_, documents=given_.documents[:6], masked=NOTHING)
+    given_ = candidates(false_negatives=torch.tensor([[0, 1, 2], [6, 6, 6]]))
+    without = dataclasses.replace(given_, documents=given_.documents[:6], false_negatives=NOTHING)
     torch.testing.assert_close(value(given_, label_smoothing=0.3).total, value(without, label_smoothing=0.3).total)
 
 
 def test_masked_documents_are_as_if_they_were_not_there() -> None:
-    masked = torch.tensor([[0, 0, 2], [3, 4, 1]])
-    given_ = contest(masked=masked)
+    false_negatives = torch.tensor([[0, 0, 2], [3, 4, 1]])
+    given_ = candidates(false_negatives=false_negatives)
     scores, expected = scores_of(given_), 0.0
     for query in range(3):
-        out = {int(document) for of, document in masked.T if of == query}
+        out = {int(document) for of, document in false_negatives.T if of == query}
         kept = [math.exp(scores[query, document]) for document in range(7) if document not in out]
         expected += math.log(sum(kept)) - scores[query, given_.positives[query]]
     assert value(given_).total.item() == pytest.approx(expected)
 
 
 def test_a_masked_duplicate_of_the_positive_gets_no_gradient() -> None:
-    given_ = contest(masked=torch.tensor([[0, 1, 2], [6, 6, 6]]))
+    given_ = candidates(false_negatives=torch.tensor([[0, 1, 2], [6, 6, 6]]))
     value(given_).total.backward()
     assert given_.documents.grad is not None
     assert torch.equal(given_.documents.grad[6], torch.zeros(4, dtype=torch.float64))
@@ -82,7 +82,9 @@ def test_a_masked_duplicate_of_the_positive_gets_no_gradient() -> None:
 @pytest.mark.parametrize("name", LOSSES)
 def test_a_repeated_pair_in_the_mask_changes_nothing(name: str) -> None:
     once, twice = torch.tensor([[0], [3]]), torch.tensor([[0, 0], [3, 3]])
-    assert torch.equal(value(contest(masked=once), name).total, value(contest(masked=twice), name).total)
+    assert torch.equal(
+        value(candidates(false_negatives=once), name).total, value(candidates(false_negatives=twice), name).total
+    )
 
 
 def test_a_query_with_no_other_candidate_has_loss_zero_and_counts_as_correct() -> None:
@@ -104,11 +106,11 @@ def test_no_queries_give_no_loss_and_still_a_gradient_for_the_documents() -> Non
 
 
 def test_without_other_positives_multi_positive_is_infonce() -> None:
-    torch.testing.assert_close(value(contest(), "supcon").total, value(contest()).total)
+    torch.testing.assert_close(value(candidates(), "supcon").total, value(candidates()).total)
 
 
 def test_multi_positive_is_the_mean_over_positives_that_do_not_compete() -> None:
-    given_ = contest(masked=torch.tensor([[0, 0], [3, 4]]))
+    given_ = candidates(false_negatives=torch.tensor([[0, 0], [3, 4]]))
     scores, expected = scores_of(given_), 0.0
     for query, positives in enumerate(((0, 3, 4), (2,), (5,))):
         negatives = sum(math.exp(scores[query, n]) for n in range(7) if n not in positives)
@@ -118,7 +120,7 @@ def test_multi_positive_is_the_mean_over_positives_that_do_not_compete() -> None
 
 
 def test_margin_mse_is_the_mean_squared_difference_of_margins_that_the_teacher_knows() -> None:
-    given_ = contest()
+    given_ = candidates()
     s = scores_of(given_)
     expected = ((s[0, 0] - s[0, 1]) - 1.0) ** 2 + ((s[1, 2] - s[1, 3]) - 1.5) ** 2 + ((s[2, 5] - s[2, 6]) + 0.2) ** 2
     assert value(given_, "margin-mse", temperature=0.1).total.item() == pytest.approx(expected)
@@ -144,9 +146,9 @@ def pairwise_by_hand(given_: CandidateBatch, scores: torch.Tensor, negatives: li
 def batch_margins_by_hand(given_: CandidateBatch, scores: torch.Tensor, negatives: list[list[int]]) -> torch.Tensor:
     student = given_.queries @ given_.documents.T  # without temperature
     taught = given_.teacher_queries @ given_.teacher_documents.T
-    masked, each = set(map(tuple, given_.masked.T.tolist())), []
+    false_negatives, each = set(map(tuple, given_.false_negatives.T.tolist())), []
     for query, positive in enumerate(given_.positives.tolist()):
-        others = [n for n in range(7) if n != positive and (query, n) not in masked]
+        others = [n for n in range(7) if n != positive and (query, n) not in false_negatives]
         margins = [side[query, positive] - side[query, others] for side in (student, taught)]
         each.append((margins[0] - margins[1]).square().mean())
     return torch.stack(each).sum()
@@ -161,7 +163,9 @@ def test_losses_of_groups_and_of_batch_teachers_are_those_of_plain_autograd(
     name: str, tile: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tiled, "TILE", tile)
-    given_ = contest(masked=torch.tensor([[0, 1, 1], [6, 0, 3]]))  # document 3 is query 1's own, and no negative of it
+    given_ = candidates(
+        false_negatives=torch.tensor([[0, 1, 1], [6, 0, 3]])
+    )  # document 3 is query 1's own, and no negative of it
     expected = BY_HAND[name](given_, given_.queries @ given_.documents.T / 0.3, [[1], [4], [6]])
     gradients = torch.autograd.grad(expected, (given_.queries, given_.documents))
     found = value(given_, name, 0.3).total
@@ -171,7 +175,7 @@ def test_losses_of_groups_and_of_batch_teachers_are_those_of_plain_autograd(
 
 @pytest.mark.parametrize("name", ["listwise", "ranknet"])
 def test_without_negatives_of_its_own_a_query_has_no_loss_in_its_group(name: str) -> None:
-    given_ = contest()
+    given_ = candidates()
     alone = dataclasses.replace(given_, own=given_.own[:, :1])
     outcome = value(alone, name)
     outcome.total.backward()
@@ -180,14 +184,14 @@ def test_without_negatives_of_its_own_a_query_has_no_loss_in_its_group(name: str
 
 
 def test_a_group_that_is_the_whole_batch_has_the_loss_of_infonce() -> None:
-    given_ = contest()
+    given_ = candidates()
     others = [[n for n in range(7) if n != positive] for positive in given_.positives.tolist()]
     own = torch.cat([given_.positives[:, None], torch.tensor(others)], dim=1)
     torch.testing.assert_close(value(dataclasses.replace(given_, own=own), "listwise").total, value(given_).total)
 
 
 def test_a_student_that_is_its_batch_teacher_has_nothing_to_learn() -> None:
-    given_ = contest()
+    given_ = candidates()
     same = dataclasses.replace(
         given_, teacher_queries=given_.queries.detach(), teacher_documents=given_.documents.detach()
     )
@@ -196,7 +200,7 @@ def test_a_student_that_is_its_batch_teacher_has_nothing_to_learn() -> None:
 
 @pytest.mark.parametrize("scope", SCOPES)
 def test_soft_labels_are_the_divergence_from_the_teachers_distribution(scope: str) -> None:
-    given_ = contest(masked=torch.tensor([[1], [6]]))
+    given_ = candidates(false_negatives=torch.tensor([[1], [6]]))
     scores, expected = scores_of(given_) / 0.5, 0.0
     for query, own in enumerate(((0, 1), (2, 3), (5, 6))):
         taught = np.exp(given_.teacher[query, :2].numpy() / 2.0)
@@ -210,7 +214,7 @@ def test_soft_labels_are_the_divergence_from_the_teachers_distribution(scope: st
 
 @pytest.mark.parametrize("name", TAUGHT)
 def test_queries_that_the_teacher_does_not_know_have_no_loss_and_no_gradient(name: str) -> None:
-    given_ = contest()
+    given_ = candidates()
     silent = dataclasses.replace(given_, teacher=torch.full_like(given_.teacher, math.nan))
     outcome = value(silent, name)
     outcome.total.backward()
@@ -224,7 +228,7 @@ def test_gradients_are_those_of_finite_differences_whatever_the_tile(
     name: str, tile: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tiled, "TILE", tile)
-    given_ = contest(masked=torch.tensor([[0, 1, 1], [6, 0, 6]]))
+    given_ = candidates(false_negatives=torch.tensor([[0, 1, 1], [6, 0, 6]]))
     temperature = torch.tensor(0.7, requires_grad=True, dtype=torch.float64)
 
     def total(queries: torch.Tensor, documents: torch.Tensor, warmth: torch.Tensor) -> torch.Tensor:
@@ -234,8 +238,8 @@ def test_gradients_are_those_of_finite_differences_whatever_the_tile(
 
 
 def test_weights_multiply_each_loss_and_their_gradient() -> None:
-    given_ = contest()
-    both = weighed(given_, {"infonce": 2.0, "kl": 0.5}, 1.0, LossSettings())
+    given_ = candidates()
+    both = contrastive_loss(given_, {"infonce": 2.0, "kl": 0.5}, 1.0, LossSettings())
     alone = {name: value(given_, name).total for name in ("infonce", "kl")}
     torch.testing.assert_close(both.total, 2 * alone["infonce"] + 0.5 * alone["kl"])
     torch.testing.assert_close(both.losses, {name: loss.detach() for name, loss in alone.items()})
@@ -247,11 +251,12 @@ def test_memory_does_not_grow_with_the_square_of_the_batch() -> None:
     script = """if True:
         import resource, torch
         from retrievo.training.losses.losses import CandidateBatch, LossSettings
-        from retrievo.training.losses.tiled import weighed
+        from retrievo.training.losses.tiled import contrastive_loss
         sides = [torch.randn(8192, 8).requires_grad_() for _ in range(2)]
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        contest = CandidateBatch(*sides, torch.arange(8192), torch.stack([torch.arange(8191), torch.arange(1, 8192)]))
-        weighed(contest, {"infonce": 1.0}, 0.05, LossSettings()).total.backward()
+        pairs = torch.stack([torch.arange(8191), torch.arange(1, 8192)])
+        candidates = CandidateBatch(*sides, torch.arange(8192), pairs)
+        contrastive_loss(candidates, {"infonce": 1.0}, 0.05, LossSettings()).total.backward()
         print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
     """
     grown = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout

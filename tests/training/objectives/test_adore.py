@@ -255,15 +255,15 @@ def test_stopped_and_run_again_training_ends_in_the_same_bytes(
     trained: Path, tiny_model: Path, toy_dataset: Path, vectors: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = given(tiny_model, toy_dataset, vectors, tmp_path / "stopped", save_every=20)
-    contest, calls = Adore._contest, []
+    candidates, calls = Adore._candidates, []
 
     def stopping(self: Adore, *arguments: Any) -> Any:
         calls.append(arguments)
         if len(calls) > 30:
             raise InterruptedError
-        return contest(self, *arguments)
+        return candidates(self, *arguments)
 
-    monkeypatch.setattr(Adore, "_contest", stopping)
+    monkeypatch.setattr(Adore, "_candidates", stopping)
     with pytest.raises(InterruptedError):
         train(config)
     monkeypatch.undo()

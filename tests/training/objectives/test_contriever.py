@@ -131,5 +131,5 @@ def test_a_queue_needs_a_length_and_one_encoder() -> None:
         contrast("contriever", queue_size=None)
     untied = contrast("simclr").encoder
     untied.spec = type(untied.spec)(tied=False)
-    with pytest.raises(RetrievoError, match="--model: an encoder each for queries and documents"):
+    with pytest.raises(RetrievoError, match="--model: separate encoders for queries and documents"):
         MomentumContrast(ContrieverConfig(queue_size=8, window=40), untied)

@@ -507,7 +507,7 @@ def test_masked_language_modeling_lets_go_of_a_head_that_it_would_not_train() ->
 
 def test_a_condenser_needs_a_first_token(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(masked_lm, "frame", lambda tokenization: Frame((), (3,)))
-    with pytest.raises(RetrievoError, match="--model: a tokenizer that puts nothing before a text"):
+    with pytest.raises(RetrievoError, match="--model: a tokenizer that adds no token before a text"):
         Condenser(CondenserConfig(max_length=14), model())
 
 

@@ -24,7 +24,7 @@ from retrievo.training.augment.special_tokens import Document, Frame
 from retrievo.training.batch import Batch
 from retrievo.training.engine.gradient_cache import ALL_GRAPHS, Passes, gradient_step
 from retrievo.training.losses import tiled as tiles
-from retrievo.training.objectives.simclr import DOCUMENT, QUERY, ClozeCollator, CropCollator, figures
+from retrievo.training.objectives.simclr import DOCUMENT, QUERY, ClozeCollator, CropCollator, vector_metrics
 from retrievo.training.objectives.table import SimClrConfig
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -37,7 +37,7 @@ def vectors(count: int, seed: int = 0) -> dict[str, Tensor]:
 
 
 def loss_of(given: dict[str, Tensor], **options: Any) -> tuple[float, dict[str, Tensor], dict[str, Tensor]]:
-    """Loss, gradients and figures of vectors."""
+    """Loss, gradients and metrics of vectors."""
     made = Batch(rows={}, counts={"documents": len(given[QUERY])})
     loss, stats = contrast("simclr", **options).contrast(given, made)
     loss.backward()
@@ -272,23 +272,23 @@ def test_the_range_of_crops_must_be_one() -> None:
         SimClrConfig(crop_shortest=0.6)
 
 
-# -------------------------------------------------------------------------------------------------------- the figures
+# --------------------------------------------------------------------------------------------------------- the metrics
 
 
-def test_figures_tell_collapse_from_spread() -> None:
+def test_metrics_tell_collapse_from_spread() -> None:
     random = torch.Generator().manual_seed(0)
     spread = torch.randn(400, 64, generator=random)
     collapsed = torch.ones(400, 64) + 1e-3 * spread
-    good, bad = (figures(keys, keys, keys, 400) for keys in (spread, collapsed))
+    good, bad = (vector_metrics(keys, keys, keys, 400) for keys in (spread, collapsed))
     assert good["vector_std"].item() == pytest.approx(1, abs=0.01)
     assert bad["vector_std"] < 0.01
     assert good["alignment"] == bad["alignment"] == 0
     assert good["uniformity"] < -3 < -1e-3 < bad["uniformity"]
 
 
-def test_figures_are_those_of_wang_and_isola() -> None:
+def test_metrics_are_those_of_wang_and_isola() -> None:
     given = {name: functional.normalize(vector.detach(), dim=1) for name, vector in vectors(7).items()}
-    found = figures(given[QUERY], 3 * given[DOCUMENT], 3 * given[DOCUMENT], 7)
+    found = vector_metrics(given[QUERY], 3 * given[DOCUMENT], 3 * given[DOCUMENT], 7)
     distances = torch.pdist(given[DOCUMENT]).square()
     assert found["alignment"].item() == pytest.approx(
         (given[QUERY] - given[DOCUMENT]).norm(dim=1).square().mean().item(), rel=1e-5
