@@ -34,6 +34,11 @@ if TYPE_CHECKING:
     from retrievo.commands.rerank import rerank as rerank
     from retrievo.commands.train import train as train
     from retrievo.commands.train_config import TrainConfig as TrainConfig
+    from retrievo.data.corpus import Corpus as Corpus
+    from retrievo.data.given import read_corpus as read_corpus
+    from retrievo.data.given import read_qrels as read_qrels
+    from retrievo.data.given import read_queries as read_queries
+    from retrievo.data.given import read_run as read_run
     from retrievo.models.cross_encoder import CrossEncoder as CrossEncoder
     from retrievo.models.encoder import Encoder as Encoder
     from retrievo.support.errors import RetrievoError as RetrievoError
@@ -45,6 +50,8 @@ _HOMES = {
     "models.encoder": ("Encoder",),
     "models.cross_encoder": ("CrossEncoder",),
     "support.errors": ("RetrievoError",),
+    "data.corpus": ("Corpus",),
+    "data.given": ("read_corpus", "read_queries", "read_qrels", "read_run"),
     "commands.import_": ("import_dataset", "ImportConfig"),
     "commands.pretrain": ("pretrain", "PretrainConfig"),
     "commands.train": ("train",),

@@ -547,6 +547,12 @@ def checkpoints(flags: str, expected: list[str], beside: str = "--max-steps 3") 
     return Does(check)
 
 
+def _cut_early(patch: pytest.MonkeyPatch) -> None:
+    """Shards of a few rows, also where the number of shards is counted."""
+    for module in ("data.shards", "retrieval.embeddings"):
+        patch.setattr(f"retrievo.{module}.shard_bounds", lambda rows: [(0, 9), (9, rows)])
+
+
 def begins_anew(target: str, beside: str = "") -> Does:
     """The second call of a function is stopped by Ctrl-C: the same command has one call left, with --restart both."""
 
@@ -567,7 +573,7 @@ def begins_anew(target: str, beside: str = "") -> Does:
 
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr(place, name, call)
-                patch.setattr("retrievo.retrieval.embeddings.shard_bounds", lambda rows: [(0, 9), (9, rows)])
+                _cut_early(patch)
                 patch.setattr("retrievo.commands.rerank.PAIRS_PER_SHARD", 60)
                 assert bench.here(line, folder).code == 130
                 calls[0], stops[0] = 0, False
@@ -703,7 +709,7 @@ def starts_processes(bench: Bench, command: str) -> None:
 
     with pytest.MonkeyPatch.context() as patch:  # real ones take seconds: tests/commands/test_encode.py
         patch.setattr("retrievo.distributed.launch.run_together", together)
-        patch.setattr("retrievo.retrieval.embeddings.shard_bounds", lambda rows: [(0, 9), (9, rows)])
+        _cut_early(patch)
         for flags in ("", "--processes 2"):
             done = bench.here(f"{BASES[command]} {flags}", bench.fresh())
             assert done.code == 0, done.err

@@ -115,8 +115,8 @@ def _processes(config: EncodeConfig, table: Table) -> int:
     """
     import torch
 
+    from retrievo.data.shards import shard_bounds
     from retrievo.models.devices import resolve_device
-    from retrievo.retrieval.embeddings import shard_bounds
 
     if started_together() > 1:
         return 1
@@ -187,6 +187,7 @@ def _pooling(config: EncodeConfig) -> str:
 
 def _encode_shards(config: EncodeConfig, table: Table, output: Output, device: torch.device) -> Manifest:
     """This process's share of the shards; the lead process begins and finishes the folder."""
+    from retrievo.data.shards import shard_bounds
     from retrievo.distributed.collectives import barrier, rank, world_size
     from retrievo.models.encoder import Encoder
     from retrievo.models.inference import prepared
@@ -197,7 +198,6 @@ def _encode_shards(config: EncodeConfig, table: Table, output: Output, device: t
         TRUNCATED,
         WITHOUT_TOKENS,
         embeddings_stats,
-        shard_bounds,
         shard_metadata,
         shard_name,
     )

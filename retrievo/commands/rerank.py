@@ -21,6 +21,7 @@ from retrievo.data.options import (
     threads_option,
 )
 from retrievo.data.run_files import check_run_suffix
+from retrievo.data.shards import PAIRS_PER_SHARD
 from retrievo.models.options import chunk_tokens_option, device_option, dtype_option, model_option, revision_option
 from retrievo.models.splits import Splits, noted_splits
 from retrievo.support import console
@@ -38,7 +39,6 @@ if TYPE_CHECKING:
     from retrievo.data.token_cache import TokenCache
     from retrievo.support.artifact import Input, Manifest, Output
 
-PAIRS_PER_SHARD = 8_192  # a minute or so of a small model on 2 cores: what a killed run loses at most
 ACTIVATIONS = {"none": "Identity", "sigmoid": "Sigmoid"}
 UNITS = {"Identity": "logits", "Sigmoid": "probabilities"}  # what a cross-encoder's scores are, by its activation
 

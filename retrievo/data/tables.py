@@ -212,6 +212,24 @@ class Table:
         return pa.schema([(column.name, column.type) for column in kept]).empty_table()
 
 
+def as_noun(table: pa.Table, schema: Schema, where: str) -> pa.Table:
+    """A table in memory with the noun's own names and types, checked as a file is; other columns are left out.
+
+    where: what error messages call the table.
+    Raises: RetrievoError where a column is missing, has a type that does not fit, or lacks a value.
+    """
+    columns = {}
+    for column in schema.columns:
+        if name := _find_column(table.schema, column, where, schema.noun):
+            _check_type(table.schema.field(name), column, where)
+            chunks, start = [], 0
+            for chunk in table[name].chunks:
+                chunks.append(_cast(chunk, column, where, start))
+                start += len(chunk)
+            columns[column.name] = pa.chunked_array(chunks, column.type)
+    return pa.table(columns)
+
+
 def _import_hint(file: Path, error: Exception) -> str:
     kinds = {".jsonl": "jsonl", ".json": "squad", ".tsv": "tsv", ".csv": "csv", ".gz": "jsonl", ".zip": "beir"}
     if file.suffix in kinds:
@@ -219,7 +237,7 @@ def _import_hint(file: Path, error: Exception) -> str:
     return f"make it again ({' '.join(str(error).split())[:120]})"
 
 
-def _find_column(schema: pa.Schema, column: Column, file: Path, noun: str) -> str | None:
+def _find_column(schema: pa.Schema, column: Column, file: Path | str, noun: str) -> str | None:
     for name in (column.name, *column.aliases):
         if schema.names.count(name) > 1:
             raise RetrievoError(file, f"has two columns '{name}'", f"one, for the {noun}", "rename one of them")
@@ -238,7 +256,7 @@ def _say_alias(file: str, found: str, name: str) -> None:
         console.note(f"{file}: reading column '{found}' as {name}")
 
 
-def _check_type(found: pa.Field, column: Column, file: Path) -> None:
+def _check_type(found: pa.Field, column: Column, file: Path | str) -> None:
     value = found.type.value_type if pa.types.is_dictionary(found.type) else found.type
     if pa.types.is_null(value):  # a column without any value: whether one is needed is seen when it is read
         fits = True
@@ -258,7 +276,7 @@ def _is_text(found: pa.DataType) -> bool:
     return pa.types.is_string(found) or pa.types.is_large_string(found) or pa.types.is_string_view(found)
 
 
-def _cast(array: pa.Array, column: Column, file: Path, start: int) -> pa.Array:
+def _cast(array: pa.Array, column: Column, file: Path | str, start: int) -> pa.Array:
     if pa.types.is_dictionary(array.type):
         array = array.dictionary_decode()
     if pa.types.is_null(array.type):
@@ -277,7 +295,7 @@ def _cast(array: pa.Array, column: Column, file: Path, start: int) -> pa.Array:
     return array
 
 
-def _without_nulls(array: pa.Array, column: Column, file: Path, start: int) -> pa.Array:
+def _without_nulls(array: pa.Array, column: Column, file: Path | str, start: int) -> pa.Array:
     """Missing texts are empty texts; a missing id, score or grade is an error with its row."""
     if column.name in ("title", "text"):
         return array.fill_null("")
@@ -286,7 +304,7 @@ def _without_nulls(array: pa.Array, column: Column, file: Path, start: int) -> p
     raise _empty(array.is_null(), column, file, start)
 
 
-def _empty(empty: pa.Array, column: Column, file: Path, start: int) -> RetrievoError:
+def _empty(empty: pa.Array, column: Column, file: Path | str, start: int) -> RetrievoError:
     row = start + pc.index(empty, True).as_py()
     found = f"column '{column.name}' is empty in row {row + 1}"
     return RetrievoError(file, found, "a value in every row", "mend the file")

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from retrievo.data.given import checked_titles, text_list
 from retrievo.data.options import TITLE_TEMPLATE
+from retrievo.data.shards import PAIRS_PER_SHARD
 from retrievo.models import checkpoints, loading
 from retrievo.models.encoder import position_limit, seen_tokens
 from retrievo.models.encoder_spec import CROSS_ENCODER_FILE
-from retrievo.models.inference import compute_rows
+from retrievo.models.inference import Computing, compute_rows, ready
 from retrievo.models.model_card import cross_encoder_card
 from retrievo.models.pairs import PairTokenization
 from retrievo.models.saving import move_into_place, write_tokenizer
@@ -93,6 +95,32 @@ class CrossEncoder(nn.Module):
         compute_rows(self, self, tokens, offsets, logits, pad_id=self.pad_id, **options)
         return ACTIVATIONS[self.spec.activation](logits).cpu().numpy()
 
+    def score(
+        self,
+        pairs: Iterable[tuple[str, str]],
+        titles: Iterable[str | None] | None = None,
+        **computing: Unpack[Computing],
+    ) -> np.ndarray:
+        """Scores float32 [n] of pairs (query, text of a document), as `retrievo rerank` gives them.
+
+        titles: of the documents, one for each pair; None is none. computing: see `Computing`.
+        """
+        queries, texts = _both(pairs)
+        shown = None if titles is None else checked_titles(titles, len(texts), "score()")
+        tokenization, settled = self.tokenization, ready(self, computing)
+        scores, without = np.empty(len(texts), np.float32), 0
+        for first in range(0, len(texts), PAIRS_PER_SHARD):
+            part = slice(first, first + PAIRS_PER_SHARD)
+            asked = tokenization.query.tokenize(queries[part])
+            read = tokenization.document.tokenize(texts[part], shown and shown[part])
+            rows = [(asked.row(place), read.row(place)) for place in range(len(texts[part]))]
+            tokens, offsets = tokenization.rows(rows)
+            scores[part] = self.scores(tokens, offsets, **settled)
+            without += int((offsets[1:] == offsets[:-1]).sum())
+        if without:
+            console.warn(f"{without:,} pairs have no token for this model; their logit is 0")
+        return scores
+
     @classmethod
     def load(
         cls,
@@ -140,6 +168,18 @@ class CrossEncoder(nn.Module):
         (staging / "README.md").write_text(cross_encoder_card(self.spec.title_template, facts or {}), encoding="utf-8")
         (staging / CROSS_ENCODER_FILE).write_text(json.dumps(asdict(self.spec), indent=2) + "\n", encoding="utf-8")
         move_into_place(staging, Path(folder), last=CROSS_ENCODER_FILE)
+
+
+def _both(pairs: Iterable[tuple[str, str]]) -> tuple[list[str], list[str]]:
+    """Queries and texts of pairs.
+
+    Raises: RetrievoError for what are no pairs of texts.
+    """
+    listed = list(pairs)
+    for place, pair in enumerate(listed):
+        if isinstance(pair, str) or len(pair) != 2:
+            raise RetrievoError("score()", f"item {place} is {pair!r:.60}", "a pair (query, text)")
+    return tuple(text_list((pair[side] for pair in listed), "score()") for side in (0, 1))  # type: ignore[return-value]
 
 
 def _check_length(length: int, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> None:

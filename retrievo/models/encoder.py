@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from retrievo.data.given import checked_titles, text_list
+from retrievo.data.shards import shard_bounds
 from retrievo.models import checkpoints, loading
 from retrievo.models.encoder_spec import POOLINGS, ROLES, EncoderSpec
-from retrievo.models.inference import evaluating
+from retrievo.models.inference import Computing, compute_rows, evaluating, ready
 from retrievo.models.saving import write_folder
-from retrievo.models.tokens import Tokenization, bare
+from retrievo.models.tokens import Tokenization, bare, warn_of_texts_without_tokens
 from retrievo.support import console
 from retrievo.support.errors import RetrievoError, UsageError
 
@@ -72,6 +77,43 @@ class Encoder(nn.Module):
         if dim is not None and dim > self.dim:
             raise RetrievoError("--truncate-dim", f"found {dim}", f"at most {self.dim}, as the model's vectors have")
         self.dim = dim or self.dim
+
+    def vectors(self, role: str, tokens: npt.ArrayLike, offsets: npt.ArrayLike, **options: Any) -> np.ndarray:
+        """Vectors float32 `[n, D]` of n rows of flat tokens, in their order; options as in `compute_rows`."""
+        vectors = torch.empty(len(np.asarray(offsets)) - 1, self.dim, device=self.backbone.device)
+        compute_rows(self, partial(self.encode, role), tokens, offsets, vectors, pad_id=self.pad_id, **options)
+        return vectors.cpu().numpy()
+
+    def encode_queries(self, texts: Iterable[str], **computing: Unpack[Computing]) -> np.ndarray:
+        """Vectors float32 `[n, D]` of queries: what `retrievo encode --queries --storage-dtype float32` writes.
+
+        texts: a list, or a column of a table. computing: see `Computing`.
+        """
+        return self._encoded("query", text_list(texts, "encode_queries()"), None, computing)
+
+    def encode_documents(
+        self, texts: Iterable[str], titles: Iterable[str | None] | None = None, **computing: Unpack[Computing]
+    ) -> np.ndarray:
+        """Vectors float32 `[n, D]` of documents: what `retrievo encode --corpus --storage-dtype float32` writes.
+
+        texts, titles: lists, or columns of a table; a title of None is none. computing: see `Computing`.
+        """
+        listed = text_list(texts, "encode_documents()")
+        shown = None if titles is None else checked_titles(titles, len(listed), "encode_documents()")
+        return self._encoded("document", listed, shown, computing)
+
+    def _encoded(
+        self, role: str, texts: Sequence[str], titles: Sequence[str | None] | None, chosen: Computing
+    ) -> np.ndarray:
+        """In the shards of `retrievo encode`, so that the bytes are its bytes."""
+        tokenization, settled = self.tokenization(role), ready(self, chosen)
+        vectors, without = np.empty((len(texts), self.dim), np.float32), 0
+        for first, end in shard_bounds(len(texts)):
+            rows = tokenization.tokenize(texts[first:end], titles and titles[first:end])
+            vectors[first:end] = self.vectors(role, rows.tokens, rows.offsets, **settled)
+            without += rows.without_tokens
+        warn_of_texts_without_tokens("encoder", without, role)
+        return vectors
 
     @property
     def backbones(self) -> tuple[PreTrainedModel, ...]:

@@ -7,7 +7,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import Any, TypedDict, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from retrievo.distributed.collectives import is_shard
 from retrievo.models.attention import PlainAttention
 from retrievo.models.chunks import cut_chunks, pad
-from retrievo.models.devices import return_freed_memory, sent
+from retrievo.models.devices import prepare_cpu, resolve_device, return_freed_memory, sent
 from retrievo.models.dtypes import recorded_dtype, resolve_dtype
 from retrievo.models.splits import begin_call, say_halved
 from retrievo.support.console import Tick
-from retrievo.support.errors import RetrievoError
+from retrievo.support.errors import RetrievoError, UsageError
 
 _MANY = 16  # chunks, which are worth the milliseconds of giving their memory back
 
@@ -53,6 +53,34 @@ def prepared(module: Module, dtype: str, device: str | torch.device) -> Module:
     except torch.OutOfMemoryError:
         fix = "free the device, or choose a larger one or --dtype bfloat16"
         raise RetrievoError(device, "has no room for the weights of the model", None, fix) from None
+
+
+class Computing(TypedDict, total=False):
+    """How a model computes, as the options of the command line say it.
+
+    dtype: `auto` (bfloat16 where the hardware multiplies it fast, else float32), `float32`, `bfloat16` or `float16`.
+    device: `auto` (the accelerator where there is one), `cpu` or `cuda`. chunk_tokens: most tokens computed at once, or
+    `auto`. threads: of a CPU; None leaves torch's own number.
+    """
+
+    dtype: str
+    device: str
+    chunk_tokens: int | str
+    threads: int | None
+
+
+def ready(module: nn.Module, chosen: Computing) -> dict[str, Any]:
+    """Prepares a loaded model where it lies for computing, and returns the options of `compute_rows`.
+
+    Raises: UsageError for a model that was rounded to bfloat16 before and shall compute in another format now.
+    """
+    prepare_cpu(chosen.get("threads"))
+    dtype, device = chosen.get("dtype", "auto"), resolve_device(chosen.get("device", "auto"))
+    rounded = next(module.parameters()).dtype == torch.bfloat16
+    if rounded and resolve_dtype(dtype, device) != torch.bfloat16:
+        raise UsageError("--dtype", f"found '{dtype}', but this model was rounded to bfloat16", None, "load it again")
+    prepared(module, dtype, device)
+    return computing(dtype, device, chosen.get("chunk_tokens", "auto"))
 
 
 def computing_record(dtype: str, device: str | torch.device, chunk_tokens: int | str) -> dict[str, Any]:

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from retrievo.models.encoder import Encoder
-from retrievo.models.inference import compute_rows
 
 
 def encode_tokens(
@@ -28,10 +25,7 @@ def encode_tokens(
 
     tokens, offsets, options: as in `compute_rows`.
     """
-    vectors = torch.empty(len(np.asarray(offsets)) - 1, encoder.dim, device=encoder.backbone.device)
-    forward = partial(encoder.encode, role)
-    compute_rows(encoder, forward, tokens, offsets, vectors, pad_id=encoder.pad_id, **options)
-    return vectors.cpu().numpy()
+    return encoder.vectors(role, tokens, offsets, **options)
 
 
 def encode_texts(encoder: Encoder, role: str, texts: Sequence[str], **options: Any) -> np.ndarray:

@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from retrievo.data.columns import taken
 from retrievo.data.ordering import repeated
+from retrievo.data.shards import shard_bounds
 from retrievo.support import console
 from retrievo.support.artifact import Input, Manifest, Output
 from retrievo.support.errors import RetrievoError, UsageError, did_you_mean
@@ -24,7 +25,6 @@ EMPTY = "empty"  # the same: how many of its texts have no word; absent where th
 CHUNK_TOKENS = "chunk_tokens"  # the same: the budget that memory left, where it was not the one of the config
 DTYPES = {"float16": pa.float16(), "float32": pa.float32()}
 
-_SMALLEST_SHARD, _LARGEST_SHARD, _SHARDS = 4_096, 131_072, 64
 _IDS_PER_CHUNK = 1 << 16
 _ROWS_CHECKED = 1 << 12  # a mask of some MB
 
@@ -35,15 +35,6 @@ ANY_SHARD = "shard-*.arrow"  # pattern of their names
 def shard_name(number: int) -> str:
     """The file name of a shard, counted from 0."""
     return f"shard-{number:05d}.arrow"
-
-
-def shard_bounds(rows: int) -> list[tuple[int, int]]:
-    """The first row and the row after the last of every shard: clamp(N / 64, 4,096, 131,072) rows, for N rows.
-
-    A function of N alone, so that any number of processes cuts the same shards. No rows make one empty shard.
-    """
-    size = min(max(-(-rows // _SHARDS), _SMALLEST_SHARD), _LARGEST_SHARD)
-    return [(first, min(first + size, rows)) for first in range(0, max(rows, 1), size)]
 
 
 def embeddings_stats(rows: int, dim: int, dtype: str, role: str, similarity: str) -> dict[str, Any]:

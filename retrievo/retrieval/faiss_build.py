@@ -15,7 +15,8 @@ import numpy as np
 import pyarrow as pa
 
 from retrievo.data.ordering import repeated
-from retrievo.retrieval.embeddings import Embeddings, shard_bounds, unit_length
+from retrievo.data.shards import shard_bounds
+from retrievo.retrieval.embeddings import Embeddings, unit_length
 from retrievo.retrieval.faiss_index import IDS, FaissIndex, load_faiss, shard_name
 from retrievo.retrieval.index_types import IndexType, type_named
 from retrievo.support import console

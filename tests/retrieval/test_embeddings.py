@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from retrievo.retrieval.embeddings import Embeddings, Vectors, import_vectors, shard_bounds, shard_name, write_shard
+from retrievo.data.shards import shard_bounds
+from retrievo.retrieval.embeddings import Embeddings, Vectors, import_vectors, shard_name, write_shard
 from retrievo.support.artifact import MANIFEST
 from retrievo.support.errors import RetrievoError, UsageError
 

@@ -17,6 +17,7 @@ import pyarrow as pa
 from retrievo.data.columns import taken
 from retrievo.data.negatives import Negatives
 from retrievo.data.ordering import flat_strings
+from retrievo.data.shards import shard_bounds
 from retrievo.data.tables import NEGATIVES, TableWriter
 from retrievo.data.token_cache import TokenCache
 from retrievo.distributed.collectives import barrier, rank, world_size
@@ -27,7 +28,6 @@ from retrievo.models.vectors import encode_tokens
 from retrievo.retrieval.embeddings import (
     Vectors,
     embeddings_stats,
-    shard_bounds,
     shard_name,
     stored_vectors,
     write_shard,
