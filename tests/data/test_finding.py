@@ -73,7 +73,7 @@ def test_numbers_that_count_make_shards_of_one_table(names: tuple[str, ...], one
         (("test", "test-hard"), ["test"]),
     ],
 )
-def test_judgements_of_a_dataset_folder_are_test_else_dev(names: tuple[str, ...], split: list, tmp_path: Path) -> None:
+def test_judgments_of_a_dataset_folder_are_test_else_dev(names: tuple[str, ...], split: list, tmp_path: Path) -> None:
     folder(tmp_path, *(f"qrels/{name}.parquet" for name in names))
     assert found(tmp_path, "qrels") == [f"qrels/{name}.parquet" for name in split]
 
