@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,8 @@ from retrievo.data.options import (
     threads_option,
     title_template_option,
 )
-from retrievo.retrieval.index_types import BM25, INDEX_TYPES, check_type
+from retrievo.retrieval.index_types import BM25
+from retrievo.retrieval.searcher import BUILT_BY_MODULE, KINDS, TYPES, check_type
 from retrievo.support import console
 from retrievo.support.errors import RetrievoError, UsageError
 from retrievo.support.options import Options, option
@@ -24,7 +26,7 @@ from retrievo.support.verbs import verb
 if TYPE_CHECKING:
     from retrievo.data.corpus import Corpus
     from retrievo.retrieval.embeddings import Embeddings
-    from retrievo.support.artifact import Input, Manifest
+    from retrievo.support.artifact import Input, Manifest, Output
 
 EMBEDDINGS_INPUT = "embeddings"  # the first; `embeddings-2` and so on were added later
 _BM25_ONLY = {"type": (BM25,)}
@@ -36,7 +38,7 @@ class IndexConfig(Options):
     """Options of `retrievo index`."""
 
     type: str = option(
-        f"What to build: {', '.join(INDEX_TYPES)}, {BM25}, or a FAISS factory string such as IVF1024,SQ8.",
+        f"What to build: {', '.join(TYPES)}, {BM25}, or a FAISS factory string such as IVF1024,SQ8.",
         default="flat",
         check=check_type,
     )
@@ -65,6 +67,9 @@ class IndexConfig(Options):
     force: bool = force_option()
 
     def check(self) -> None:
+        if self.type in BUILT_BY_MODULE and (self.add or self.shards):
+            flag = "--add" if self.add else "--shards"
+            raise UsageError(flag, f"does not apply to --type {self.type}", None, f"leave {flag} out")
         if self.type == BM25 and self.corpus is None:
             raise UsageError("--type bm25", "needs texts", None, "pass --corpus CORPUS")
         if self.type != BM25 and self.embeddings is None:
@@ -118,7 +123,7 @@ def _documents(corpus: Corpus, template: str, tick: console.Tick) -> Iterator[tu
 
 
 def index_vectors(config: IndexConfig) -> Manifest:
-    """A FAISS index over an embeddings folder, or one that grows by it."""
+    """An index over an embeddings folder, or a FAISS index that grows by it."""
     from retrievo.retrieval import faiss_build
     from retrievo.retrieval.embeddings import Embeddings
     from retrievo.support.artifact import Input, Output
@@ -127,12 +132,23 @@ def index_vectors(config: IndexConfig) -> Manifest:
     embeddings, given = Embeddings(config.embeddings), Input.of(config.embeddings)
     if config.add:
         return _add_vectors(config, embeddings, given)
-    output = Output(config.output, "faiss-index", config.record(), {EMBEDDINGS_INPUT: given}, force=config.force)
+    kind = BUILT_BY_MODULE.get(config.type, "faiss-index")
+    output = Output(config.output, kind, config.record(), {EMBEDDINGS_INPUT: given}, force=config.force)
     if finished := output.already_finished():
         return finished
-    manifest = faiss_build.build(embeddings, output, config.type, shards=config.shards, threads=config.threads)
+    if kind in BUILT_BY_MODULE.values():
+        manifest = _build_by_module(kind, embeddings, output)
+    else:
+        manifest = faiss_build.build(embeddings, output, config.type, shards=config.shards, threads=config.threads)
     _summary(config, manifest, f"{embeddings.rows:,} vectors of {embeddings.dim} dimensions")
     return manifest
+
+
+def _build_by_module(kind: str, embeddings: Embeddings, output: Output) -> Manifest:
+    """An index whose module says how it is built."""
+    module = importlib.import_module(KINDS[kind].module)
+    with output.build() as folder:
+        return output.finish(module.build(embeddings, folder))
 
 
 def _add_vectors(config: IndexConfig, embeddings: Embeddings, given: Input) -> Manifest:

@@ -92,12 +92,6 @@ INDEX_TYPES = {
 _FACTORY_RESCORED = 10  # nothing is known of how exact a type of the user's own is
 
 
-def check_type(name: str) -> None:
-    """Raises UsageError for a name that is neither in the table, nor `bm25`, nor a FAISS factory string."""
-    if name != BM25:
-        type_named(name)
-
-
 def type_named(name: str) -> IndexType:
     """A row of the table, or a type made from a FAISS factory string, which has a capital letter somewhere.
 

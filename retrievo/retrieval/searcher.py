@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+from retrievo.retrieval.index_types import BM25, INDEX_TYPES, type_named
 from retrievo.support.errors import RetrievoError, UsageError
 from retrievo.support.options import flag_of
 
@@ -93,12 +94,15 @@ class IndexKind(NamedTuple):
     name: what a person calls it; module: has `open_searcher`.
     settings: what `open_searcher` takes, and of which indexes of this kind each has a meaning.
     capabilities: what else a searcher can do, and which.
+    type: the `--type` of `retrievo index` that makes it by `build(embeddings, folder) -> stats` of the module; None for
+          BM25 and FAISS, whose builders have options of their own.
     """
 
     name: str
     module: str
     settings: Mapping[str, Callable[[Manifest], bool]]
     capabilities: Mapping[str, Callable[[Manifest], bool]] = {}
+    type: str | None = None
 
 
 def _always(manifest: Manifest) -> bool:
@@ -106,8 +110,6 @@ def _always(manifest: Manifest) -> bool:
 
 
 def _is_approximate(manifest: Manifest) -> bool:
-    from retrievo.retrieval.index_types import type_named
-
     return not type_named(manifest.stats["type"]).exact
 
 
@@ -142,6 +144,15 @@ KINDS = {
         {FEEDBACK: _always},
     ),
 }
+
+BUILT_BY_MODULE = {kind.type: name for name, kind in KINDS.items() if kind.type is not None}
+TYPES = (*INDEX_TYPES, *BUILT_BY_MODULE)  # what `--type` names, beside bm25 and factory strings
+
+
+def check_type(name: str) -> None:
+    """Raises UsageError for a name that is no type of index, nor a FAISS factory string."""
+    if name not in (BM25, *BUILT_BY_MODULE):
+        type_named(name)
 
 
 def index_folder(path: Path) -> IndexFolder:

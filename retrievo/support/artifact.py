@@ -35,7 +35,7 @@ METADATA_KEY = b"retrievo"
 OPTIONS = 2  # version of the names that options have in manifests; what other names told can't be compared
 _EMPTIED = {"kind": "", "config": {}, "inputs": {}}  # begin.json while a folder is emptied: nobody goes on with that
 
-# kind -> version of its format on disk; a reader refuses what it does not know
+# kind -> version of its format on disk; 1 where it is not named. A reader refuses what it does not know
 KINDS = {
     "dataset": 1,
     "run": 1,
@@ -131,7 +131,7 @@ class Manifest:
             raise RetrievoError(path, f"its manifest is damaged at '{damaged}'", None, "make the artifact again")
         if kinds and manifest.kind not in kinds:
             raise RetrievoError(path, f"is of kind '{manifest.kind}'", f"{' or '.join(kinds)}")
-        if manifest.format > KINDS.get(manifest.kind, 0):
+        if manifest.format > KINDS.get(manifest.kind, 1 if kinds else 0):
             raise RetrievoError(path, f"has format {manifest.format} of '{manifest.kind}'", None, _upgrade())
         return manifest
 
@@ -583,7 +583,7 @@ class Output:
 
     def _begin(self) -> dict[str, Any]:
         """What says whether unfinished work is the same work; never a time, so that it can be compared."""
-        told = {"kind": self.kind, "format": KINDS[self.kind], "options": OPTIONS}
+        told = {"kind": self.kind, "format": KINDS.get(self.kind, 1), "options": OPTIONS}
         return told | {"config": self.config, "inputs": self._inputs()}
 
     def _inputs(self) -> dict[str, dict[str, str]]:
@@ -604,7 +604,14 @@ class Output:
         maker = f"retrievo {retrievo.__version__}"
         command = " ".join(["retrievo", *sys.argv[1:]]) if Path(sys.argv[0]).name == "retrievo" else "library call"
         return Manifest(
-            self.kind, KINDS[self.kind], maker, command, self.config, self._inputs(), dict(stats), options=OPTIONS
+            self.kind,
+            KINDS.get(self.kind, 1),
+            maker,
+            command,
+            self.config,
+            self._inputs(),
+            dict(stats),
+            options=OPTIONS,
         )
 
     def finish(self, stats: Mapping[str, Any]) -> Manifest:
