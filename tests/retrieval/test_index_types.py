@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from retrievo.retrieval.index_types import INDEX_TYPES, POINTS_PER_CENTROID, check_type, type_named
+from retrievo.retrieval.index_types import INDEX_TYPES, POINTS_PER_CENTROID, type_named
+from retrievo.retrieval.searcher import check_type
 from retrievo.support.errors import UsageError
 
 
