@@ -18,6 +18,7 @@ SHOWN = {  # where a user finds the new name: a page of the copy, or a command
     "A metric": ("docs/evaluation.md", "rbp@k"),
     "A loss": ("train --help", "hinge"),
     "An objective": ("pretrain --help", "neighbors"),
+    "An index type": ("index --help", "hamming"),
     "An importer": ("import --help", "anserini"),
 }
 
