@@ -9,8 +9,9 @@ import re
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    import numpy as np
     import pyarrow as pa
+
+    from retrievo.retrieval.hits import Hits
 
 AGGREGATIONS = {
     "max": "a document scores as its best passage that was found (MaxP)",
@@ -18,10 +19,8 @@ AGGREGATIONS = {
 }
 
 
-def documents_of(
-    method: str, separator: str, query: np.ndarray, doc_id: pa.Array, score: np.ndarray
-) -> tuple[np.ndarray, pa.Array, np.ndarray]:
-    """Rows of documents out of rows of passages, both in order: query, document id, score (Dai & Callan 2019).
+def documents_of(method: str, separator: str, hits: Hits) -> Hits:
+    """Hits that are documents out of hits that are passages, both in order (Dai & Callan 2019).
 
     The id of a passage is that of its document, the separator and a number from 0; any other id is a document.
     """
@@ -29,9 +28,10 @@ def documents_of(
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    from retrievo.data.ordering import flat_strings, ranked
+    from retrievo.data.ordering import ranked
+    from retrievo.retrieval.hits import Hits
 
-    ids = flat_strings(doc_id)
+    query, ids, score = hits.query, hits.ids(), hits.score
     ending = re.escape(separator) + "[0-9]+$"
     documents = pc.replace_substring_regex(ids, ending, "")
     kept = np.arange(len(ids))
@@ -44,7 +44,7 @@ def documents_of(
     kept = kept[np.unique(pairs, return_index=True)[1]]  # the first of each pair: its best
     chosen = documents.take(pa.array(kept))
     order = ranked(query[kept], score[kept], chosen)
-    return query[kept][order], chosen.take(pa.array(order)), score[kept][order]
+    return Hits.of_ids(query[kept][order], chosen.take(pa.array(order)), score[kept][order])
 
 
 def _ends_with_zero(ids: pa.Array, separator: str) -> pa.Array:

@@ -63,7 +63,7 @@ class Bm25Searcher:
         self, queries: Sequence[str], depth: int, allowed: np.ndarray | None = None, tick: Tick | None = None
     ) -> Iterator[Hits]:
         """At most `depth` documents of every query, in batches of queries; see `BM25Index.search`."""
-        size = self.batch(depth)
+        size = max(1, _HITS_AT_ONCE // depth)
         for first in range(0, len(queries), size):
             texts = queries[first : first + size]
             yield _flat(first, self._opened.search(texts, depth, allowed=allowed, progress=tick, **self._options))
@@ -73,11 +73,8 @@ class Bm25Searcher:
         return queries
 
     def batch(self, depth: int) -> int:
-        """As many queries as give a million hits."""
-        return max(1, _HITS_AT_ONCE // depth)
-
-    def check_found(self, short: int, depth: int) -> None:
-        """Documents that have no word of a query are never found: no option would change that."""
+        """Each query is searched for by itself."""
+        return 1
 
     def matches(self, question: str, text: str) -> list[tuple[int, int]]:
         """Spans of the words that match after analysis."""

@@ -81,6 +81,3 @@ class ExactSearcher(DenseSearcher):
     def batch(self, depth: int) -> int:
         """The queries of a scan."""
         return scan_size(self._batch_size, min(depth, self.vectors.rows), self._memory)
-
-    def check_found(self, short: int, depth: int) -> None:
-        """All documents were looked at."""

@@ -93,9 +93,7 @@ def search_batches(
         raise RetrievoError("queries", f"have shape {queries.shape}", f"[queries, {index.dim}], as the documents have")
     found = min(max(depth, effort.rescore), index.rows)
     shards = shards or Shards(index, effort, memory)
-    room = _BATCH_CANDIDATES if memory is None else memory // 4 // _CANDIDATE_BYTES
-    call = queries_of_a_call(index)
-    size = max(call, room // max(1, found) // call * call)
+    size = queries_of_a_batch(index, found, memory)
     threads = threads or os.cpu_count() or 1
     with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         for first in range(0, len(queries), size):
@@ -119,6 +117,12 @@ def queries_of_a_call(index: FaissIndex) -> int:
         return _CALL
     enough = math.ceil(_FAST_PRODUCT / (index.dim * _CALL)) * _CALL
     return min(max(_CALL, enough), _LONGEST_CALL)
+
+
+def queries_of_a_batch(index: FaissIndex, found: int, memory: int | None) -> int:
+    """How many queries, in whole calls, have so many candidates each that memory holds them at a time."""
+    room, call = _BATCH_CANDIDATES if memory is None else memory // 4 // _CANDIDATE_BYTES, queries_of_a_call(index)
+    return max(call, room // max(1, found) // call * call)
 
 
 def _is_streamed(index: FaissIndex, memory: int | None) -> bool:

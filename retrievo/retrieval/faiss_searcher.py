@@ -9,14 +9,22 @@ from typing import TYPE_CHECKING, NamedTuple, cast
 
 import numpy as np
 
+from retrievo.data.ordering import ranks
 from retrievo.retrieval.dense import DenseSearcher, vectors_of
 from retrievo.retrieval.exact_searcher import ExactSearcher
 from retrievo.retrieval.faiss_index import FaissIndex
-from retrievo.retrieval.faiss_search import Effort, Shards, default_effort, queries_of_a_call, search_batches, tune
+from retrievo.retrieval.faiss_search import (
+    Effort,
+    Shards,
+    default_effort,
+    queries_of_a_batch,
+    queries_of_a_call,
+    search_batches,
+    tune,
+)
 from retrievo.retrieval.hits import joined
 from retrievo.support import console
 from retrievo.support.errors import UsageError
-from retrievo.support.options import flag_of
 
 if TYPE_CHECKING:
     from retrievo.retrieval.dense import Encoders
@@ -26,6 +34,7 @@ if TYPE_CHECKING:
     from retrievo.support.console import Tick
 
 _TUNING_QUERIES = 200
+_ENOUGH_QUERIES = 1 << 12  # at once: more make no search quicker
 
 
 class Wanted(NamedTuple):
@@ -59,6 +68,7 @@ class FaissSearcher(DenseSearcher):
         super().__init__(index, encoders)
         self.documents, self._wanted, self.align = opened, wanted, queries_of_a_call(opened)
         self._effort: Effort | None = None
+        self._depth = 0
 
     @functools.cached_property
     def vectors(self) -> Vectors:
@@ -75,22 +85,28 @@ class FaissSearcher(DenseSearcher):
 
         Raises: UsageError for numbers that this index or this depth does not admit.
         """
-        wanted = self._wanted
+        if self._effort is not None and self._depth == depth:
+            return
+        wanted, self._depth = self._wanted, depth
         self._effort = self._asked_for(depth) if wanted.recall_target is None else self._tuned(queries, depth)
         self._shards = Shards(self.documents, self._effort, wanted.memory)
 
     def search_batches(
         self, queries: Queries, depth: int, allowed: np.ndarray | None = None, tick: Tick | None = None
     ) -> Iterator[Hits]:
-        """At most `depth` documents of every query; see `retrievo.retrieval.faiss_search.search_batches`."""
-        if self._effort is None:
+        """At most `depth` documents of every query: the first of those that the depth of `prepare` finds.
+
+        See `retrievo.retrieval.faiss_search.search_batches`.
+        """
+        if self._effort is None or self._depth < depth:
             self.prepare(queries, depth)
         assert self._effort is not None
-        return search_batches(
+        deep = depth if self._effort.rescore else max(depth, self._depth)  # FAISS's own scores depend on the depth
+        batches = search_batches(
             self.documents,
             self.vectors if self._effort.rescore else None,
             cast("QueryVectors", queries),
-            depth,
+            deep,
             self._effort,
             threads=self._wanted.threads,
             memory=self._wanted.memory,
@@ -98,21 +114,17 @@ class FaissSearcher(DenseSearcher):
             shards=self._shards,
             tick=tick,
         )
+        return (hits if deep == depth else hits.at(np.flatnonzero(ranks(hits.query) <= depth)) for hits in batches)
 
     def work(self, queries: int, depth: int) -> int:
         """All queries in each shard."""
         return queries * len(self.documents.files)
 
     def batch(self, depth: int) -> int:
-        """The queries of a call."""
-        return self.align
-
-    def check_found(self, short: int, depth: int) -> None:
-        """Warns of a search that read too little of the index."""
-        if short:
-            flag = flag_of(self.documents.knob or "rescore")
-            found = f"{short:,} queries found fewer than {depth:,} documents"
-            console.warn(f"{self.index.path}: {found}; pass a higher {flag}")
+        """The queries whose candidates memory holds at a time; where shards stay open, not more than it takes."""
+        found = max(depth, self._effort.rescore) if self._effort else depth
+        most = queries_of_a_batch(self.documents, min(found, self.documents.rows), self._wanted.memory)
+        return most if self._wanted.memory else min(most, self.align * -(-_ENOUGH_QUERIES // self.align))
 
     def _asked_for(self, depth: int) -> Effort:
         wanted, index = self._wanted, self.documents

@@ -69,9 +69,6 @@ class Searcher(Protocol):
     def batch(self, depth: int) -> int:
         """With how many queries at once a search is quick."""
 
-    def check_found(self, short: int, depth: int) -> None:
-        """Says that this many queries found fewer than `depth` documents, where an option would help."""
-
     def matches(self, question: str, text: str) -> list[tuple[int, int]]:
         """Spans (start, end) of a text that show why it was found."""
 

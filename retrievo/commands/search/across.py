@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from retrievo.data.origin import CORPUS, Origin, named, origins, same
+from retrievo.retrieval.hits import Hits
 from retrievo.support.errors import RetrievoError
 
 if TYPE_CHECKING:
@@ -99,12 +100,13 @@ def with_mark(mark: str, doc_id: pa.Array) -> pa.Array:
     return pc.binary_join_element_wise(pa.scalar(mark, kind), doc_id.cast(kind), pa.scalar("", kind))
 
 
-def own_rows(mark: str, run: pa.Table) -> pa.Table:
-    """The rows of a marked run that are of one corpus, with plain ids."""
+def own_hits(mark: str, hits: Hits) -> Hits:
+    """The hits that are of one corpus, with plain ids."""
+    import numpy as np
     import pyarrow.compute as pc
 
-    own = run.filter(pc.starts_with(run["doc_id"], mark))
-    return own.set_column(own.schema.get_field_index("doc_id"), "doc_id", without_mark(own["doc_id"]))
+    own = hits.at(np.flatnonzero(pc.starts_with(hits.ids(), mark).to_numpy(zero_copy_only=False)))
+    return Hits.of_ids(own.query, without_mark(own.ids()), own.score)
 
 
 def without_mark(doc_id: pa.Array) -> pa.Array:

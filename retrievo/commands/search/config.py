@@ -196,7 +196,9 @@ class SearchConfig(Options):
 
     @property
     def run_depth(self) -> int:
-        """Documents of each query in a run."""
+        """Documents of each query in the result."""
+        if self.queries is None:
+            return self.depth or QUESTION_DEPTH
         return self.depth or (self.rerank_depth if self.rerank else TABLE_DEPTH)
 
     @property

@@ -1,412 +1,269 @@
-"""Searches that are ready to run, one for each index, and what becomes of their results."""
+"""A search from queries to the ranking that is written or shown, some queries at a time.
+
+Every step is a function of hits of one block of queries, so that nothing holds a whole run; only --tune-on, whose
+weights depend on all judged queries, keeps what the indexes found.
+"""
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+import contextlib
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, NamedTuple, cast
 
-from retrievo.commands.search.config import DEFAULT_FUSION, OWN
-from retrievo.commands.search.indexes import (
-    EMBEDDINGS_KIND,
-    Dense,
-    Source,
-    bm25_options,
-    check_comparable,
-    check_role,
-    encode,
-    open_bm25,
-    open_encoder,
-    shelves_of,
-)
-from retrievo.retrieval.fusion import fuse, share
+import numpy as np
+
+from retrievo.commands.search.across import check_told_apart, own_hits, with_mark, without_mark
+from retrievo.commands.search.config import DEFAULT_FUSION, FUSED, OWN
+from retrievo.commands.search.indexes import open_indexes, shelves_of
+from retrievo.commands.search.rerank import Reranker, reranked
+from retrievo.data.ordering import first_ranked, flat_strings
+from retrievo.retrieval.aggregation import documents_of
+from retrievo.retrieval.fusion import Shared, share_hits
+from retrievo.retrieval.hits import Hits, Queries, joined
+from retrievo.retrieval.searcher import FEEDBACK, RESCORING, MovesQueries, Searcher, can
 from retrievo.support import console
-from retrievo.support.errors import RetrievoError
 from retrievo.support.options import flag_of
 
 if TYPE_CHECKING:
-    import numpy as np
     import pyarrow as pa
 
-    from retrievo.commands.search.across import Shelves
     from retrievo.commands.search.config import SearchConfig
-    from retrievo.data.corpus import Queries
-    from retrievo.retrieval.bm25 import Ranking
-    from retrievo.support.artifact import Input
+    from retrievo.commands.search.queries import Asked
+    from retrievo.retrieval.run_hits import RunHits
+    from retrievo.support.console import Tick
 
-HITS_AT_ONCE = 1 << 20  # of BM25, in memory before they are written
-
-
-class Found(NamedTuple):
-    """Results as flat columns [H]: by query, then in the order of the ordering rule."""
-
-    query: np.ndarray  # int64, row of the query in its table
-    doc_id: pa.Array
-    score: np.ndarray  # float32
+_HITS_AT_ONCE = 1 << 20  # of each index
+_LARGEST_STEP = 1 << 13  # queries
 
 
-class Plan(NamedTuple):
-    """A search that is ready to run; nothing heavy has started yet.
+class Block(NamedTuple):
+    """What each index and each run has found for the queries from `first` to `end`, numbered from 0."""
 
-    again: the search once more, with its queries moved by the first documents of a run; None where there is no such.
+    first: int
+    end: int
+    found: Sequence[Hits]
+
+
+class Pipeline:
+    """Indexes, runs and a cross-encoder, open for one table of queries after another.
+
+    Raises: RetrievoError where one of them can't be opened.
     """
 
-    query_ids: pa.ChunkedArray
-    queries: Input
-    batches: Callable[[], Iterator[Found]]
-    again: Callable[[pa.Table], Iterator[Found]] | None = None
+    def __init__(self, config: SearchConfig):
+        self.config, self.shelves = config, shelves_of(config)
+        self.reranker = Reranker(config) if config.rerank is not None else None
+        self.searchers = open_indexes(config)
+        self.marks = [self.shelves.mark[path] if self.shelves else "" for path in (*config.index, *config.run)]
+
+    def search(self, asked: Asked) -> Search:
+        """A search for these queries."""
+        return Search(self, asked)
+
+    def close(self) -> None:
+        """Closes the indexes."""
+        for searcher in self.searchers:
+            searcher.close()
 
 
-def plan(config: SearchConfig, sources: Sequence[Source]) -> Plan:
-    """The search of one index or the reading of one run, or of several and their fusion; then a cross-encoder's order;
-    then documents of passages.
+class Search:
+    """One search: what the indexes find, and what becomes of it.
+
+    Raises: RetrievoError for queries that an index can't search for, or that are unknown to a run.
     """
-    shelves = shelves_of(config)
-    whole = _searched(config, sources, shelves)
-    if config.rerank is not None:
-        whole = _reranked(config, sources, whole)
-    whole = whole if config.doc_aggregate is None else _documents(config, whole)
-    return whole if shelves is None else _unmarked(shelves, whole)
 
-
-def _searched(config: SearchConfig, sources: Sequence[Source], shelves: Shelves | None) -> Plan:
-    """All indexes and runs, as one; of several corpora their ids are marked."""
-    plans = [(_plan_texts if source.lexical else _plan_vectors)(config, source) for source in sources]
-    plans += [_plan_run(config, path) for path in config.run]
-    if shelves is not None:
-        places = [*config.index, *config.run]
-        plans = [_marked(shelves.mark[place], plan) for place, plan in zip(places, plans, strict=True)]
-    if config.feedback and config.feedback_from == OWN:
-        plans = [_after_feedback(config, one) for one in plans]
-    return plans[0] if len(plans) == 1 else _fused(config, plans)
-
-
-def _marked(mark: str, plan: Plan) -> Plan:
-    """A plan whose documents say of which corpus they are; documents of others never move its queries."""
-    from retrievo.commands.search.across import own_rows, with_mark
-
-    def marked(batches: Iterable[Found]) -> Iterator[Found]:
-        yield from (found._replace(doc_id=with_mark(mark, found.doc_id)) for found in batches)
-
-    def again(run: pa.Table) -> Iterator[Found]:
-        assert plan.again is not None
-        return marked(plan.again(own_rows(mark, run)))
-
-    return plan._replace(batches=lambda: marked(plan.batches()), again=again if plan.again else None)
-
-
-def _unmarked(shelves: Shelves, plan: Plan) -> Plan:
-    """The results with plain ids, in the order that these have."""
-    from retrievo.commands.search.across import check_told_apart, without_mark
-    from retrievo.data.columns import taken
-    from retrievo.data.ordering import ranked
-
-    def batches() -> Iterator[Found]:
-        for found in plan.batches():
-            plain = without_mark(found.doc_id)
-            check_told_apart(shelves, found.query, found.doc_id, plain)
-            order = ranked(found.query, found.score, plain)
-            yield Found(found.query[order], taken(plain, order), found.score[order])
-
-    return plan._replace(batches=batches)
-
-
-def _reranked(config: SearchConfig, sources: Sequence[Source], plan: Plan) -> Plan:
-    """The results of a plan, held in memory, with the scores of a cross-encoder."""
-    from retrievo.commands.search.rerank import Reranker
-
-    if _holds_vectors(config):
-        raise RetrievoError(config.queries, "holds vectors", "texts with --rerank", "pass the table of queries")
-    texts = _texts(config).texts
-
-    def batches() -> Iterator[Found]:
-        from retrievo.data.ordering import first_ranked
-
-        reranker = Reranker(config, sources)  # before the search, so that what is wrong with it is said at once
-        found = _found(_table(plan), plan.query_ids)
-        with console.progress("reranking", len(found.query), "pairs") as tick:
-            scores = reranker.scores(texts, found.query, found.doc_id.to_pylist(), tick)
-        order = first_ranked(found.query, scores, found.doc_id, config.run_depth)
-        yield Found(found.query[order], found.doc_id.take(order), scores[order])
-
-    return Plan(plan.query_ids, plan.queries, batches)
-
-
-def _after_feedback(config: SearchConfig, plan: Plan) -> Plan:
-    """A search after one with its own first documents; what has no such second search stays as it is."""
-    again = plan.again
-    if again is None:
-        return plan
-    return plan._replace(batches=lambda: again(_table(plan, config.feedback_depth)), again=None)
-
-
-def _documents(config: SearchConfig, plan: Plan) -> Plan:
-    """The documents that the passages of a plan belong to."""
-
-    def batches() -> Iterator[Found]:
-        from retrievo.retrieval.aggregation import documents_of
-
-        for found in plan.batches():
-            yield Found(*documents_of(config.doc_aggregate or "", config.doc_separator, *found))
-
-    return plan._replace(batches=batches)
-
-
-def _fused(config: SearchConfig, plans: Sequence[Plan]) -> Plan:
-    """One run of several, which are held in memory."""
-
-    def batches() -> Iterator[Found]:
-        runs = [_table(plan) for plan in plans]
-        if config.feedback:  # from the fusion
-            first = _fusion(config, runs, plans[0].query_ids, config.feedback_depth, last=False)
-            runs = [
-                _as_table(plan, plan.again(first)) if plan.again else run for plan, run in zip(plans, runs, strict=True)
-            ]
-        yield _found(_fusion(config, runs, plans[0].query_ids, config.first_depth), plans[0].query_ids)
-
-    return Plan(plans[0].query_ids, plans[0].queries, batches)
-
-
-def _fusion(
-    config: SearchConfig, runs: Sequence[pa.Table], query_ids: pa.ChunkedArray, depth: int, *, last: bool = True
-) -> pa.Table:
-    """The fused run, with the weights that were given, that are best on judgments, or 1 each.
-
-    last: whether it is the result, whose weights are told.
-    """
-    from retrievo.commands.search.fusion_weights import advice, cross_validated
-
-    method = config.fuse or DEFAULT_FUSION
-    if config.tune_on is None:
-        return fuse(method, runs, config.fuse_weights or None, queries=query_ids, depth=depth)
-    from retrievo.data.qrels import Qrels
-
-    shared = share(method, runs, queries=query_ids)
-    tuned = cross_validated(shared, Qrels.read(config.tune_on).table, config.tune_metric)
-    if last:
-        best = advice([*config.index, *config.run], tuned.overall.tolist())
-        console.note(f"weights by cross-validation on {config.tune_metric}; best on all: {best}")
-    return shared.run(tuned.weights, depth)
-
-
-def _plan_run(config: SearchConfig, path: Path) -> Plan:
-    """A run that was made before."""
-    import pyarrow.compute as pc
-
-    from retrievo.data.ordering import flat_strings
-    from retrievo.data.origin import warn_of_others
-    from retrievo.data.run import Run
-    from retrievo.retrieval.embeddings import Embeddings
-    from retrievo.support.artifact import Input
-
-    assert config.queries is not None
-    given = Run.open(path)
-    if _holds_vectors(config):
-        ids, read = Embeddings(config.queries).ids(), Input.of(config.queries)
-    else:
-        queries = _texts(config)
-        ids, read = queries.ids, queries.input
-
-    warn_of_others(path, queries=read)
-    table = given.table
-    if config.judged is not None:
-        table = table.filter(pc.is_in(flat_strings(table["query_id"]), value_set=flat_strings(ids)))
-    return Plan(ids, read, lambda: iter([_ordered(given.path, table, ids, config.search_depth)]))
-
-
-def _ordered(path: Path, run: pa.Table, query_ids: pa.ChunkedArray, depth: int) -> Found:
-    """The first `depth` of every query of a run under the ordering rule, queries in the order of their table.
-
-    Raises: RetrievoError for a query that is not in the table.
-    """
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    from retrievo.data.ordering import first_ranked, flat_strings
-
-    own = flat_strings(run["query_id"])
-    places = pc.index_in(own, flat_strings(query_ids))
-    if places.null_count:
-        found = f"has a query '{own.filter(places.is_null())[0].as_py()}' that is not in the table of queries"
-        raise RetrievoError(path, found)
-    query, score = places.to_numpy().astype("int64"), run["score"].to_numpy().astype("float32")
-    order = first_ranked(query, score, run["doc_id"], depth)
-    doc_id = flat_strings(run["doc_id"]).take(pa.array(order))
-    return Found(query[order], doc_id, score[order])
-
-
-def _found(run: pa.Table, query_ids: pa.ChunkedArray) -> Found:
-    """The columns of a run in order, its queries as rows of their table."""
-    import pyarrow.compute as pc
-
-    from retrievo.data.ordering import flat_strings
-
-    numbers = pc.index_in(flat_strings(run["query_id"]), flat_strings(query_ids)).to_numpy().astype("int64")
-    return Found(numbers, flat_strings(run["doc_id"]), run["score"].to_numpy())
-
-
-def _table(plan: Plan, depth: int | None = None) -> pa.Table:
-    """All results of a plan, or the first of each query."""
-    table = _as_table(plan, plan.batches())
-    return table if depth is None else _first(table, depth)
-
-
-def _as_table(plan: Plan, batches: Iterable[Found]) -> pa.Table:
-    import pyarrow as pa
-
-    from retrievo.data.columns import taken
-    from retrievo.data.tables import RUN
-
-    names = ["query_id", "doc_id", "score"]
-    parts = [pa.table([taken(plan.query_ids, found.query), found.doc_id, found.score], names) for found in batches]
-    return pa.concat_tables(parts) if parts else RUN.arrow.empty_table().select(names)
-
-
-def _first(table: pa.Table, depth: int) -> pa.Table:
-    """The first rows of each query, of a table whose rows are in order."""
-    import pyarrow as pa
-
-    from retrievo.data.ordering import flat_strings, ranks
-
-    numbers = flat_strings(table["query_id"]).dictionary_encode().indices.to_numpy()
-    return table.filter(pa.array(ranks(numbers) <= depth))
-
-
-def _plan_texts(config: SearchConfig, source: Source) -> Plan:
-    """BM25 over a table of queries."""
-    if _holds_vectors(config):
-        raise RetrievoError(config.queries, "holds vectors", f"texts for {source.path}", "pass the table of queries")
-    queries = _texts(config)
-
-    def batches() -> Iterator[Found]:
-        depth, options = config.search_depth, bm25_options(config)
-        size = max(1, HITS_AT_ONCE // depth)
-        with open_bm25(config, source) as index, console.progress("searching", len(queries), "queries") as tick:
-            for first in range(0, len(queries), size):
-                texts = queries.texts[first : first + size]
-                yield _flat(first, index.search(texts, depth, threads=config.threads, progress=tick, **options))
-
-    return Plan(queries.ids, queries.input, batches)
-
-
-def _flat(first: int, hits: Sequence[Ranking]) -> Found:
-    """The rankings of consecutive queries as flat columns."""
-    import numpy as np
-    import pyarrow as pa
-
-    query = np.repeat(np.arange(first, first + len(hits)), [len(found.doc_ids) for found in hits])
-    doc_ids = pa.concat_arrays([found.doc_ids for found in hits])
-    return Found(query, doc_ids, np.concatenate([found.scores for found in hits]))
-
-
-def _plan_vectors(config: SearchConfig, source: Source) -> Plan:
-    """Search over an embeddings folder, or in a FAISS index."""
-    queries, depth = _dense_queries(config, source), config.search_depth
-    opened = functools.cache(lambda: Dense(config, source))
-    encoded = functools.cache(queries.encode)
-
-    def search(vectors: np.ndarray) -> Iterator[Found]:
-        dense, short = opened(), 0
-        for hits in dense.batches(vectors, depth):
-            short += _count_short(hits.query, min(depth, dense.rows))
-            yield Found(hits.query, dense.ids(hits.row), hits.score)
-        if short:
-            flag = flag_of(dense.index.knob if dense.index and dense.index.knob else "rescore")
-            console.warn(f"{source.path}: {short:,} queries found fewer than {depth:,} documents; pass a higher {flag}")
-
-    def again(run: pa.Table) -> Iterator[Found]:
-        from retrievo.retrieval.feedback import moved_queries
-
-        dense = opened()
-        query, row = _rows(run, queries.ids, dense.ids())
-        method, weight = config.feedback or "", config.feedback_weight
-        yield from search(moved_queries(method, encoded(), dense.vectors, query, row, weight))
-
-    return Plan(queries.ids, queries.input, lambda: search(encoded()), again)
-
-
-def _rows(run: pa.Table, query_ids: pa.ChunkedArray, doc_ids: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of queries and documents [H] of a run, by query; documents that an index lacks are left out."""
-    import numpy as np
-    import pyarrow.compute as pc
-
-    from retrievo.data.ordering import flat_strings
-
-    wanted = flat_strings(run["doc_id"])
-    known = wanted.unique()
-    places = pc.index_in(flat_strings(doc_ids), known)  # a table of the few that are wanted, not of all documents
-    there = places.is_valid().to_numpy(zero_copy_only=False)
-    row_of = np.full(len(known), -1, np.int64)
-    row_of[places.drop_null().to_numpy()] = np.flatnonzero(there)
-    query = pc.index_in(flat_strings(run["query_id"]), flat_strings(query_ids)).to_numpy().astype(np.int64)
-    row = row_of[pc.index_in(wanted, known).to_numpy()]
-    kept = np.flatnonzero(row >= 0)
-    kept = kept[np.argsort(query[kept], kind="stable")]
-    return query[kept], row[kept]
-
-
-def _count_short(query: np.ndarray, depth: int) -> int:
-    """How many of the queries of a batch have fewer results than documents could be found."""
-    import numpy as np
-
-    return int((np.unique(query, return_counts=True)[1] < depth).sum())
-
-
-class _DenseQueries(NamedTuple):
-    """Queries whose vectors [Q, D] are made when they are needed."""
-
-    ids: pa.ChunkedArray
-    input: Input
-    encode: Callable[[], np.ndarray]
-
-
-def _texts(config: SearchConfig) -> Queries:
-    """The table of queries, or those of them that are judged."""
-    from retrievo.data.corpus import Queries
-    from retrievo.data.qrels import Qrels
-
-    assert config.queries is not None
-    queries = Queries(config.queries)
-    _say_without_text(config.queries, sum(not text.strip() for text in queries.texts))
-    return queries.among(Qrels.read(config.judged).table["query_id"]) if config.judged else queries
-
-
-@functools.cache
-def _say_without_text(path: Path, count: int) -> None:
-    """Once, however many indexes are searched."""
-    if count:
-        console.warn(f"{path}: {count:,} queries have no text; they are kept")
-
-
-def _holds_vectors(config: SearchConfig) -> bool:
-    """Whether queries come as an embeddings folder."""
-    from retrievo.support.artifact import Manifest, has_manifest
-
-    path = config.queries
-    assert path is not None
-    found = has_manifest(path) and Manifest.read(path).kind == EMBEDDINGS_KIND
-    if found and config.judged:
-        raise RetrievoError(path, "holds vectors", "texts with --judged", "pass the table of queries")
-    return found
-
-
-def _dense_queries(config: SearchConfig, source: Source) -> _DenseQueries:
-    """An embeddings folder of queries, or a table of texts that the index's own model encodes."""
-    import numpy as np
-
-    from retrievo.retrieval.embeddings import Embeddings
-    from retrievo.support.artifact import Input
-
-    assert config.queries is not None
-    if _holds_vectors(config):
-        vectors = Embeddings(config.queries)
-        check_comparable(config.queries, vectors.manifest, source)
-        return _DenseQueries(vectors.ids(), Input.of(config.queries), lambda: vectors.take(np.arange(vectors.rows)))
-    queries = _texts(config)
-    check_role(source.path, source.embeddings_manifest(), "document")
-
-    def encoded() -> np.ndarray:
-        return encode(config, open_encoder(config, source), queries.texts)
-
-    return _DenseQueries(queries.ids, queries.input, encoded)
+    def __init__(self, pipeline: Pipeline, asked: Asked):
+        self.pipeline, self.config, self.asked = pipeline, pipeline.config, asked
+        self.depth = self.config.search_depth
+        self.query_ids = flat_strings(asked.ids)
+        self.runs = [self._open_run(number) for number in range(len(self.config.run))]
+        self.queries = [searcher.encode(asked.given) for searcher in pipeline.searchers]
+        self._short = [0] * len(pipeline.searchers)
+
+    def _open_run(self, number: int) -> RunHits:
+        from retrievo.data.origin import warn_of_others
+        from retrievo.data.run import Run
+        from retrievo.retrieval.run_hits import RunHits
+
+        run = Run.open(self.config.run[number])
+        if self.asked.input is not None:
+            warn_of_others(run.path, queries=self.asked.input)
+        return RunHits(run, self.asked.ids, self.depth, some=self.config.judged is not None)
+
+    def hits(self) -> Iterator[Hits]:
+        """The result for all queries, in blocks of whole ones, with plain ids."""
+        with self.progress() as tick:
+            hits = self.reranked(self.fused(self.found(tick)), tick)
+            if self.config.doc_aggregate is not None:
+                hits = map(self._documents, hits)
+            yield from hits if self.pipeline.shelves is None else map(self._unmarked, hits)
+        self._warn_of_short_rankings()
+
+    # ------------------------------------------------------------------------------------------------ blocks of hits
+
+    def found(self, tick: Tick | None = None) -> Iterator[Block]:
+        """What is fused, or the hits of the only index, after feedback; tick: told of `progress`."""
+        tick = None if self.pipeline.reranker else tick
+        for searcher, queries in zip(self.pipeline.searchers, self.queries, strict=True):
+            searcher.prepare(queries, self.depth)
+        size = self._block_size()
+        starts = range(0, len(self.query_ids), size)
+        blocks = (self._block(first, min(first + size, len(self.query_ids)), tick) for first in starts)
+        if self.config.feedback and self.config.feedback_from == FUSED:
+            return self._fed_back(blocks, tick)
+        return blocks
+
+    def _block_size(self) -> int:
+        """Queries of a block: as many as all indexes are quick with, whose hits of each are about a million."""
+        searchers = self.pipeline.searchers
+        align = math.lcm(*(searcher.align for searcher in searchers))
+        quick = [searcher.batch(self.depth) for searcher in searchers] or [1]
+        step = math.lcm(align, *quick)
+        if step > _LARGEST_STEP:
+            step = align * -(-max(quick) // align)
+        return step * max(1, _HITS_AT_ONCE // self.depth // step)
+
+    def _block(self, first: int, end: int, tick: Tick | None) -> Block:
+        found = [self._found(number, first, end, tick) for number in range(len(self.pipeline.searchers))]
+        marks = self.pipeline.marks[len(found) :]
+        found += [_marked(mark, run.hits(first, end)) for mark, run in zip(marks, self.runs, strict=True)]
+        return Block(first, end, found)
+
+    def _found(self, number: int, first: int, end: int, tick: Tick | None) -> Hits:
+        """What an index finds for some queries, after feedback from its own first documents."""
+        searcher, queries = self.pipeline.searchers[number], self.queries[number][first:end]
+        if self.config.feedback and self.config.feedback_from == OWN and can(searcher.index, FEEDBACK):
+            depth = min(self.config.feedback_depth, self.depth)
+            best = joined(searcher.search_batches(queries, depth, tick=tick))
+            queries = self._moved(searcher, queries, best)
+        return self._searched(number, queries, tick)
+
+    def _searched(self, number: int, queries: Queries, tick: Tick | None) -> Hits:
+        searcher = self.pipeline.searchers[number]
+        hits = joined(searcher.search_batches(queries, self.depth, tick=tick))
+        if can(searcher.index, RESCORING):
+            found = np.unique(hits.query, return_counts=True)[1]
+            self._short[number] += int((found < min(self.depth, searcher.documents.rows)).sum())
+        return _marked(self.pipeline.marks[number], hits)
+
+    def _moved(self, searcher: Searcher, queries: Queries, best: Hits) -> Queries:
+        config = self.config
+        return cast(MovesQueries, searcher).moved(queries, best, config.feedback or "", config.feedback_weight)
+
+    def _fed_back(self, blocks: Iterable[Block], tick: Tick | None) -> Iterator[Block]:
+        """The blocks after a second search, with queries moved by the first documents of the fusion."""
+        blocks, weights = self._weighted(blocks, last=False)
+        for block in blocks:
+            best = self._fusion(block, weights, self.config.feedback_depth)
+            found = list(block.found)
+            for number, searcher in enumerate(self.pipeline.searchers):
+                if can(searcher.index, FEEDBACK):
+                    own = _own(self.pipeline.marks[number], best)
+                    queries = self._moved(searcher, self.queries[number][block.first : block.end], own)
+                    found[number] = self._searched(number, queries, tick)
+            yield block._replace(found=found)
+
+    # ------------------------------------------------------------------------------------------------- one ranking
+
+    def fused(self, blocks: Iterable[Block]) -> Iterator[Hits]:
+        """One ranking of several, or that of the only one, with the queries numbered as in their table."""
+        if self.config.sources == 1:
+            yield from (block.found[0]._replace(query=block.found[0].query + block.first) for block in blocks)
+            return
+        blocks, weights = self._weighted(blocks, last=True)
+        for block in blocks:
+            hits = self._fusion(block, weights, self.config.first_depth)
+            yield hits._replace(query=hits.query + block.first)
+
+    def reranked(self, hits: Iterator[Hits], tick: Tick | None = None) -> Iterator[Hits]:
+        """The same in the order of the cross-encoder, where there is one."""
+        reranker = self.pipeline.reranker
+        if reranker is None:
+            return hits
+        return reranked(hits, reranker, self.asked.texts, self.config.run_depth, tick)
+
+    def _fusion(self, block: Block, weights: np.ndarray, depth: int) -> Hits:
+        own = weights if weights.ndim == 1 else weights[:, block.first : block.end]
+        return self._shared(block).hits(own, depth)
+
+    def _shared(self, block: Block) -> Shared:
+        ids = self.query_ids.slice(block.first, block.end - block.first)
+        return share_hits(self.config.fuse or DEFAULT_FUSION, ids, block.found)
+
+    def _weighted(self, blocks: Iterable[Block], *, last: bool) -> tuple[Iterable[Block], np.ndarray]:
+        """The same blocks and the weights [R] that were given or are 1, or those [R, Q] that are best on judgments.
+
+        last: whether the result is fused with them, so that they are told.
+        """
+        config = self.config
+        if config.tune_on is None:
+            return blocks, np.array(config.fuse_weights or [1.0] * config.sources)
+        from retrievo.commands.search.fusion_weights import advice, cross_validated
+        from retrievo.data.qrels import Qrels
+
+        held = list(blocks)
+        qrels = Qrels.read(config.tune_on).table
+        tuned = cross_validated(self._judged(held, qrels), qrels, config.tune_metric)
+        if last:
+            best = advice([*config.index, *config.run], tuned.overall.tolist())
+            console.note(f"weights by cross-validation on {config.tune_metric}; best on all: {best}")
+        return held, tuned.weights
+
+    def _judged(self, blocks: Iterable[Block], qrels: pa.Table) -> Shared:
+        """What all indexes say of the documents of judged queries."""
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        judged = pc.is_in(self.query_ids, value_set=flat_strings(qrels["query_id"]).unique()).to_numpy(False)
+        parts = []
+        for block in blocks:
+            own = judged[block.first : block.end]
+            found = [hits.at(np.flatnonzero(own[hits.query])) for hits in block.found]
+            parts.append((block.first, self._shared(block._replace(found=found))))
+        query = np.concatenate([np.empty(0, np.int64), *(part.query + first for first, part in parts)])
+        ids = pa.concat_arrays([pa.array([], pa.large_string()), *(part.doc_id for _, part in parts)])
+        shares = np.concatenate([np.empty((self.config.sources, 0)), *(part.shares for _, part in parts)], axis=1)
+        return Shared(self.query_ids, query, ids, shares)
+
+    def _documents(self, hits: Hits) -> Hits:
+        return documents_of(self.config.doc_aggregate or "", self.config.doc_separator, hits)
+
+    def _unmarked(self, hits: Hits) -> Hits:
+        """Hits with plain ids, in the order that these have."""
+        assert self.pipeline.shelves is not None
+        marked = hits.ids()
+        plain = without_mark(marked)
+        check_told_apart(self.pipeline.shelves, hits.query, marked, plain)
+        order = first_ranked(hits.query, hits.score, plain, max(1, len(plain)))
+        return Hits.of_ids(hits.query, plain, hits.score).at(order)
+
+    # ---------------------------------------------------------------------------------------------------- what is told
+
+    def progress(self) -> contextlib.AbstractContextManager[Tick]:
+        """A bar of pairs where a cross-encoder reads them, else of what the indexes do."""
+        config, count = self.config, len(self.query_ids)
+        if self.pipeline.reranker is not None:
+            return console.progress("searching and reranking", count * config.first_depth, "pairs")
+        searchers = self.pipeline.searchers
+        twice = [1 + bool(config.feedback and can(searcher.index, FEEDBACK)) for searcher in searchers]
+        work = [searcher.work(count, self.depth) * times for searcher, times in zip(searchers, twice, strict=True)]
+        return console.progress("searching", sum(work), searchers[0].unit if len(searchers) == 1 else "steps")
+
+    def _warn_of_short_rankings(self) -> None:
+        """Names the option of an approximate index that found fewer documents than were asked for."""
+        for searcher, short in zip(self.pipeline.searchers, self._short, strict=True):
+            if short:
+                path, flag = searcher.index.path, flag_of(searcher.index.manifest.stats.get("knob") or "rescore")
+                found = f"{short:,} queries found fewer than {self.depth:,} documents"
+                console.warn(f"{path}: {found}; pass a higher {flag}")
+
+
+def _marked(mark: str, hits: Hits) -> Hits:
+    """The same hits with ids that say of which corpus they are."""
+    return Hits.of_ids(hits.query, with_mark(mark, hits.ids()), hits.score) if mark else hits
+
+
+def _own(mark: str, hits: Hits) -> Hits:
+    """The hits of one corpus of several, with plain ids: documents of others never move a query."""
+    return own_hits(mark, hits) if mark else hits

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from retrievo.commands.search.indexes import Source, open_corpora, shelves_of
+from retrievo.commands.search.indexes import open_corpora, shelves_of
+from retrievo.retrieval.hits import Hits, joined
+from retrievo.retrieval.searcher import index_folder
 from retrievo.support.errors import RetrievoError
 
 if TYPE_CHECKING:
@@ -24,7 +26,7 @@ class Reranker:
     Raises: RetrievoError for a model that is no cross-encoder, and where no corpus is known.
     """
 
-    def __init__(self, config: SearchConfig, sources: Sequence[Source]):
+    def __init__(self, config: SearchConfig):
         from retrievo.models.cross_encoder import CrossEncoder
         from retrievo.models.devices import resolve_device
         from retrievo.models.inference import prepared
@@ -33,7 +35,7 @@ class Reranker:
         self.config = config
         shelves = shelves_of(config)
         self.texts = shelves.open() if shelves else None
-        self.corpora = [] if shelves else open_corpora(config, sources)
+        self.corpora = [] if shelves else open_corpora(config, [index_folder(path) for path in config.index])
         if not shelves and not self.corpora:
             raise RetrievoError("--rerank", "no texts to read: the index knows no corpus", None, "pass --corpus")
         self.model = prepared(CrossEncoder.load(config.rerank), config.dtype, resolve_device(config.device))
@@ -43,18 +45,9 @@ class Reranker:
     ) -> np.ndarray:
         """Scores float32 [n] of pairs: the number of each query [n] and the id of each document [n].
 
+        Each query and each document is tokenized once.
         Raises: RetrievoError for a document that no corpus holds.
         """
-        import numpy as np
-
-        parts = [slice(first, first + PAIRS_AT_ONCE) for first in range(0, len(doc_ids), PAIRS_AT_ONCE)]
-        found = [self._scores(queries, query[part], doc_ids[part], tick) for part in parts]
-        return np.concatenate([np.zeros(0, np.float32), *found])
-
-    def _scores(
-        self, queries: Sequence[str], query: np.ndarray, doc_ids: Sequence[str], tick: Tick | None
-    ) -> np.ndarray:
-        """Each query and each document is tokenized once."""
         import numpy as np
 
         from retrievo.models.inference import computing
@@ -87,6 +80,52 @@ class Reranker:
             fix = "build its index again"
             raise RetrievoError("--across-corpora", f"no corpus has document '{plain_id(marked)}'", None, fix)
         return document
+
+
+def reranked(
+    hits: Iterator[Hits], reranker: Reranker, queries: Sequence[str], depth: int, tick: Tick | None = None
+) -> Iterator[Hits]:
+    """The first `depth` of each query by a cross-encoder's scores, in blocks of whole queries.
+
+    Pairs are scored some thousands at a time, counted from the first on: what the pairs of one chunk are decides the
+    last bits of their scores, so the blocks that they come in must not.
+    """
+    import numpy as np
+
+    waiting, scores = joined([]), np.empty(0, np.float32)
+    for part in hits:
+        waiting = joined([waiting, part]) if len(waiting.query) else part
+        while len(waiting.query) - len(scores) >= PAIRS_AT_ONCE:
+            scores = np.append(scores, _scored(waiting, len(scores), reranker, queries, tick))
+        if len(scores):
+            end = _end_of_queries(waiting.query, len(scores))
+            yield _in_order(waiting.at(np.arange(end)), scores[:end], depth)
+            waiting, scores = waiting.at(np.arange(end, len(waiting.query))), scores[end:]
+    scores = np.append(scores, _scored(waiting, len(scores), reranker, queries, tick))
+    yield _in_order(waiting, scores, depth)
+
+
+def _scored(hits: Hits, first: int, reranker: Reranker, queries: Sequence[str], tick: Tick | None) -> np.ndarray:
+    """The scores of the next pairs from `first` on."""
+    import numpy as np
+
+    pairs = hits.at(np.arange(first, min(first + PAIRS_AT_ONCE, len(hits.query))))
+    if not len(pairs.query):
+        return np.empty(0, np.float32)
+    return reranker.scores(queries, pairs.query, pairs.ids().to_pylist(), tick)
+
+
+def _end_of_queries(query: np.ndarray, count: int) -> int:
+    """How many of the first `count` hits are of queries whose hits are all among them."""
+    import numpy as np
+
+    return count if count == len(query) else int(np.searchsorted(query, query[count]))
+
+
+def _in_order(hits: Hits, score: np.ndarray, depth: int) -> Hits:
+    from retrievo.data.ordering import first_ranked
+
+    return hits._replace(score=score).at(first_ranked(hits.query, score, hits.ids(), depth))
 
 
 def _held(corpus: Corpus, ids: Sequence[str]) -> dict[str, Document]:

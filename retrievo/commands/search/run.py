@@ -3,26 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from retrievo.commands.search.config import SearchConfig
-from retrievo.commands.search.indexes import (
-    Source,
-    accompanied,
-    check_corpora,
-    check_meaning,
-    open_source,
-    warn_of_changed_texts,
-)
-from retrievo.commands.search.interactive import Asker
-from retrievo.commands.search.pipeline import Plan, plan
+from retrievo.commands.search.indexes import accompanied, check_corpora, check_meaning, warn_of_changed_texts
+from retrievo.commands.search.queries import Asked, read_queries
 from retrievo.models.splits import noted_splits
+from retrievo.retrieval.searcher import index_folder
 from retrievo.support import console
 
 if TYPE_CHECKING:
+    from retrievo.commands.search.interactive import Asker
     from retrievo.data.run import RunWriter
+    from retrievo.retrieval.index_folder import IndexFolder
     from retrievo.retrieval.search_results import Answer
     from retrievo.support.artifact import Input
 
@@ -34,12 +29,12 @@ def search(config: SearchConfig, *, alone: bool = False) -> Answer | None:
 
     Raises: RetrievoError where index and queries do not fit; UsageError for options of another kind of index.
     """
-    sources = _sources(config)
-    with nullcontext(True) if alone else accompanied(config, sources) as leads:
+    indexes = _checked(config)
+    with nullcontext(True) if alone else accompanied(config, indexes) as leads:
         if leads and config.question is not None:
-            return Asker(config, sources).answer(config.question)
+            return _asker(config).answer(config.question)
         if leads:
-            _write_run(config, plan(config, sources))
+            _write_run(config, read_queries(config))
     return None
 
 
@@ -48,23 +43,29 @@ def converse(config: SearchConfig, questions: Iterable[str]) -> Iterator[Answer]
 
     Raises: as `search`.
     """
-    sources = _sources(config)
-    with accompanied(config, sources) as leads:
+    with accompanied(config, _checked(config)) as leads:
         if leads:
-            asker = Asker(config, sources)
+            asker = _asker(config)
             yield from (asker.answer(question) for question in questions if question.strip())
 
 
-def _sources(config: SearchConfig) -> list[Source]:
-    sources = [open_source(path) for path in config.index]
-    check_meaning(config, sources)
-    check_corpora(config, sources)
+def _asker(config: SearchConfig) -> Asker:
+    from retrievo.commands.search.interactive import Asker
+
+    return Asker(config)
+
+
+def _checked(config: SearchConfig) -> list[IndexFolder]:
+    """The indexes, which are not opened yet, where their kinds, their corpora and the options go together."""
+    indexes = [index_folder(path) for path in config.index]
+    check_meaning(config, indexes)
+    check_corpora(config)
     if config.corpus is None:  # who names a corpus knows which
-        warn_of_changed_texts(sources)
-    return sources
+        warn_of_changed_texts(indexes)
+    return indexes
 
 
-def _write_run(config: SearchConfig, plan: Plan) -> None:
+def _write_run(config: SearchConfig, asked: Asked) -> None:
     from retrievo.data.origin import QUERIES, read_now, warn_of_other_judgments
     from retrievo.data.qrels import Qrels
     from retrievo.data.run import RunWriter
@@ -72,16 +73,17 @@ def _write_run(config: SearchConfig, plan: Plan) -> None:
     from retrievo.support.artifact import Input, Output
 
     assert config.output is not None
+    assert asked.input is not None
     names = ["index"] if len(config.index) == 1 else [f"index-{n + 1}" for n in range(len(config.index))]
     indexes = {name: Input.of(path) for name, path in zip(names, config.index, strict=True)}
     runs = {f"run-{number}": Input.of(path) for number, path in enumerate(config.run, start=1)}
     qrels = {"qrels": config.tune_on, "judged": config.judged}
     judged = {name: Qrels.read(path).input for name, path in qrels.items() if path is not None}
     read = model_record(config.rerank, None)[1] if config.rerank else {}
-    inputs = indexes | runs | judged | {"queries": plan.queries} | ({"ranker": read["model"]} if read else {})
+    inputs = indexes | runs | judged | {"queries": asked.input} | ({"ranker": read["model"]} if read else {})
     inputs |= _corpora([*config.index, *config.run])
     for qrels_read in judged.values():
-        warn_of_other_judgments(qrels_read, config.queries, read_now(QUERIES, plan.queries))
+        warn_of_other_judgments(qrels_read, config.queries, read_now(QUERIES, asked.input))
     record = config.record() | {"depth": config.run_depth}
     output = Output(config.output, "run", record, inputs, force=config.force, single_file=True)
     if output.already_finished():
@@ -89,7 +91,7 @@ def _write_run(config: SearchConfig, plan: Plan) -> None:
     with output.build() as folder:
         with RunWriter(folder / config.output.name, format_of=config.output) as writer:
             with noted_splits() as splits:
-                stats = _write_batches(plan, writer)
+                stats = _write_hits(config, asked, writer)
             stats |= splits.stats()
             writer.close(output.manifest(stats))
         output.finish(stats)
@@ -110,14 +112,16 @@ def _corpora(places: Sequence[Path]) -> dict[str, Input]:
     return {name: Input(one.path, one.fingerprint) for name, one in zip(names, found.values(), strict=False)}
 
 
-def _write_batches(plan: Plan, writer: RunWriter) -> dict[str, Any]:
+def _write_hits(config: SearchConfig, asked: Asked, writer: RunWriter) -> dict[str, Any]:
     import numpy as np
 
+    from retrievo.commands.search.pipeline import Pipeline
     from retrievo.data.columns import taken
     from retrievo.data.ordering import ranks
 
     rows = answered = 0
-    for found in plan.batches():
-        writer.write(taken(plan.query_ids, found.query), found.doc_id, found.score, ranks(found.query))
-        rows, answered = rows + len(found.query), answered + len(np.unique(found.query))
-    return {"queries": len(plan.query_ids), "without_results": len(plan.query_ids) - answered, "rows": rows}
+    with closing(Pipeline(config)) as pipeline:
+        for hits in pipeline.search(asked).hits():
+            writer.write(taken(asked.ids, hits.query), hits.ids(), hits.score, ranks(hits.query))
+            rows, answered = rows + len(hits.query), answered + len(np.unique(hits.query))
+    return {"queries": len(asked.ids), "without_results": len(asked.ids) - answered, "rows": rows}
