@@ -246,8 +246,8 @@ def _encode_missing(
     missing = [(number, bounds) for number, bounds in own if not (folder / shard_name(number)).exists()]
     total = sum(end - first for _, (first, end) in own)
     settled, storage = computing(config.dtype, device, config.chunk_tokens), config.storage_dtype
-    with console.progress("encoding", total, "texts") as tick, ThreadPoolExecutor(1) as writer:
-        tick(total - sum(end - first for _, (first, end) in missing))
+    there = total - sum(end - first for _, (first, end) in missing)
+    with console.progress("encoding", total, "texts", there) as tick, ThreadPoolExecutor(1) as writer:
         written = None
         shards = _ahead(_tokenized(table, encoder, config.role, [bounds for _, bounds in missing]))
         for (number, _), (ids, rows, empty) in zip(missing, shards, strict=True):

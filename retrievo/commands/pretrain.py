@@ -27,7 +27,14 @@ from retrievo.support import console
 from retrievo.support.errors import RetrievoError, UsageError
 from retrievo.support.options import option, worked_out
 from retrievo.support.verbs import verb
-from retrievo.training.engine.config import DEVELOPMENT, MEMORY_OPTIONS, MODEL_FILES, WORKING_FILES, FitConfig
+from retrievo.training.engine.config import (
+    CHECKPOINTS,
+    DEVELOPMENT,
+    MEMORY_OPTIONS,
+    MODEL_FILES,
+    WORKING_FILES,
+    FitConfig,
+)
 from retrievo.training.engine.optimizers import OptimizerConfig
 from retrievo.training.objectives.table import (
     CONTRASTIVE,
@@ -229,6 +236,7 @@ def _train(
 ) -> Manifest:
     """Every process trains; the lead one begins the folder, exports the encoder and finishes."""
     from retrievo.distributed.collectives import barrier, rank
+    from retrievo.training.engine.logs import Course
 
     with output.build_together(lead=rank() == 0, barrier=barrier) as folder:
         encoder = _load(config, corpora, restart)
@@ -243,7 +251,7 @@ def _train(
         encoder.save(folder, facts)
         stats = {"steps": steps[-1], "condenser_steps": sum(steps[:-1]), "dim": encoder.dim}
         stats |= {"documents": sum(map(len, corpora))}
-        manifest = output.finish(stats)
+        manifest = output.finish(stats | Course.of(folder).stats)
     _summary(config, manifest)
     return manifest
 
@@ -330,6 +338,7 @@ class _Work:
     def fit(self, device: torch.device) -> None:
         """Trains the encoder in place."""
         from retrievo.distributed.collectives import rank
+        from retrievo.training.engine.checkpoints import latest_step
         from retrievo.training.engine.logs import in_words
         from retrievo.training.engine.loop import every_n_steps, fit
 
@@ -339,7 +348,8 @@ class _Work:
         watch = _CollapseWatch(planned, self.stage.restart)
         held_out = self.config.held_out
         every = every_n_steps(self.validate, self.steps, self.config.validate_every) if held_out else []
-        with console.progress(self.stage.objective, self.steps, "steps") as tick:
+        done = latest_step(self.stage.folder / CHECKPOINTS)
+        with console.progress(self.stage.objective, self.steps, "steps", done) as tick:
 
             def progress(record: Record) -> None:
                 tick(1, in_words(record))
@@ -408,10 +418,13 @@ def _show_views(config: PretrainConfig, corpora: Sequence[Corpus]) -> None:
 
 
 def _summary(config: PretrainConfig, manifest: Manifest) -> None:
+    from retrievo.training.engine.logs import Course
+
     told = manifest.stats
     before = f"{told['condenser_steps']:,} steps of condenser, then " if told["condenser_steps"] else ""
     facts = {
         "made": f"{config.output} ({before}{told['steps']:,} steps of {config.objective})",
+        **Course.of(config.output).facts,
         "log": f"{config.output}/metrics.jsonl",
         "took": console.seconds(manifest.seconds or 0.0),
     }

@@ -266,11 +266,10 @@ def _score_missing(
 
     from retrievo.support.files import atomic_path, remove, write_json
 
-    with console.progress("reranking", sum(len(shard.places) for shard in own), "pairs") as tick:
-        for name, places in own:
-            if (folder / name).exists():
-                tick(len(places))
-                continue
+    missing = [shard for shard in own if not (folder / shard.name).exists()]
+    total, left = (sum(len(shard.places) for shard in shards) for shards in (own, missing))
+    with console.progress("reranking", total, "pairs", total - left) as tick:
+        for name, places in missing:
             with noted_splits() as splits:
                 scores = scorer.scores(pairs.at(places), tick)
             if told := splits.stats() | scorer.splits.stats("chunk_tokens_of_queries"):
@@ -371,12 +370,11 @@ class _EncoderScorer:
         from retrievo.data.ordering import exact_similarities
 
         rows, document = np.unique(pairs.document, return_inverse=True)
-        vectors, query = self._vectors("document", self.documents, rows), np.searchsorted(self.asked, pairs.query)
-        scores = exact_similarities(self.encoder.spec.similarity, self.queries[query], vectors[document])
-        tick(len(scores))
-        return scores
+        vectors = self._vectors("document", self.documents, rows, _in_pairs(tick, len(rows), len(document)))
+        query = np.searchsorted(self.asked, pairs.query)
+        return exact_similarities(self.encoder.spec.similarity, self.queries[query], vectors[document])
 
-    def _vectors(self, role: str, cache: TokenCache, rows: np.ndarray) -> np.ndarray:
+    def _vectors(self, role: str, cache: TokenCache, rows: np.ndarray, tick: console.Tick | None = None) -> np.ndarray:
         """Vectors float32 [n, D] of rows of a table."""
         from retrievo.models.tokens import warn_of_texts_without_tokens
         from retrievo.models.vectors import encode_tokens
@@ -384,7 +382,19 @@ class _EncoderScorer:
         tokens, offsets = cache.rows(rows)
         lost = int((offsets[1:] == offsets[:-1]).sum())
         warn_of_texts_without_tokens("--model", lost, role)
-        return encode_tokens(self.encoder, role, tokens, offsets, **self.computing)
+        return encode_tokens(self.encoder, role, tokens, offsets, tick=tick, **self.computing)
+
+
+def _in_pairs(tick: console.Tick, documents: int, pairs: int) -> console.Tick:
+    """A tick of documents for a bar of pairs: all documents are all pairs."""
+    done = 0
+
+    def step(amount: int = 1, told: str | None = None) -> None:
+        nonlocal done
+        before, done = done, done + amount
+        tick(done * pairs // documents - before * pairs // documents, told)
+
+    return step
 
 
 def _write_run(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,7 @@ from retrievo.distributed.environment import started_together
 from retrievo.support import console
 from retrievo.support.errors import UsageError
 from retrievo.support.verbs import verb
-from retrievo.training.engine.config import MEMORY_OPTIONS, MODEL_FILES, WORKING_FILES
+from retrievo.training.engine.config import CHECKPOINTS, DEVELOPMENT, MEMORY_OPTIONS, MODEL_FILES, WORKING_FILES
 
 if TYPE_CHECKING:
     import torch
@@ -119,7 +119,8 @@ def _fit(
     from retrievo.distributed.collectives import barrier, rank
     from retrievo.distributed.fsdp import shard
     from retrievo.models.lora import merge_adapters
-    from retrievo.training.engine.logs import in_words
+    from retrievo.training.engine.checkpoints import latest_step
+    from retrievo.training.engine.logs import Course, in_words
     from retrievo.training.engine.loop import every_n_steps, fit
 
     if config.draws_from_pools:
@@ -138,7 +139,7 @@ def _fit(
             feed = _refreshing(planned, feed, model, folder)
             every = [*every, (config.refresh_every, feed)]
         enough = validation.is_enough if validation else lambda: False
-        with console.progress("training", planned.steps, "steps") as tick:
+        with console.progress("training", planned.steps, "steps", latest_step(folder / CHECKPOINTS)) as tick:
 
             def show(record: Record) -> None:
                 tick(1, in_words(record))
@@ -158,7 +159,7 @@ def _fit(
         pairs = sum(data_set.pairs for data_set in data)
         model.save(folder, {"trained on": f"{pairs:,} judged pairs", "steps": steps, "loss": loss})
         dim = {"dim": model.dim} if config.kind == DENSE else {}
-        manifest = output.finish(stats | dim)
+        manifest = output.finish(stats | dim | Course.of(folder).stats)
     _summary(config, manifest)
     return manifest
 
@@ -192,7 +193,6 @@ def _refreshing(config: TrainConfig, feed: Any, encoder: Encoder, folder: Path) 
 def _in_one_piece(config: TrainConfig, data: Sequence[TrainingData], folder: Path) -> tuple[Any, Objective]:
     """The model anew in main memory with the weights of the last checkpoint: the one that was trained is cut."""
     from retrievo.training.engine.checkpoints import load_last_weights
-    from retrievo.training.engine.config import CHECKPOINTS
 
     model, objective, _ = made(config, data)
     load_last_weights(folder / CHECKPOINTS, objective)
@@ -220,9 +220,23 @@ def _steps(config: TrainConfig, batches_per_epoch: int) -> int:
     return max(1, round((config.epochs or DEFAULT_EPOCHS) * batches_per_epoch))
 
 
+def _development(stats: Mapping[str, Any]) -> dict[str, str]:
+    """What validation found, for the summary: the best step is the one whose model is kept."""
+    if "best_step" not in stats:
+        return {}
+    name, value = next((name, value) for name, value in stats.items() if name.startswith(DEVELOPMENT))
+    return {"dev": f"{name.removeprefix(DEVELOPMENT)} {value:.4f}, of step {stats['best_step']:,}, which is kept"}
+
+
 def _summary(config: TrainConfig, manifest: Manifest) -> None:
+    from retrievo.training.engine.logs import Course
+
+    assert config.folder is not None
+    told = manifest.stats
     facts = {
-        "made": f"{config.folder} ({manifest.stats['steps']:,} steps, {manifest.stats['queries']:,} judged queries)",
+        "made": f"{config.folder} ({told['steps']:,} steps, {told['queries']:,} judged queries)",
+        **Course.of(config.folder).facts,
+        **_development(told),
         "log": f"{config.folder}/metrics.jsonl",
         "took": console.seconds(manifest.seconds or 0.0),
     }

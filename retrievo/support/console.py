@@ -114,19 +114,22 @@ def error(text: str) -> None:
 
 
 @contextlib.contextmanager
-def progress(description: str, total: int | None, unit: str) -> Iterator[Tick]:
-    """A bar with rate and time left on a terminal; elsewhere one line every 30 seconds, so that logs stay short."""
+def progress(description: str, total: int | None, unit: str, done: int = 0) -> Iterator[Tick]:
+    """A bar with rate and time left on a terminal; elsewhere a line after 5 seconds, then one every 30 seconds.
+
+    done: units that were finished earlier, which say nothing about the rate.
+    """
     if not is_lead():
         yield lambda amount=1, told=None: None
     elif _shown and _screen().is_terminal:
-        with _bar(description, total, unit) as tick:
+        with _bar(description, total, unit, done) as tick:
             yield tick
     else:
-        yield _LogLines(description, total, unit)
+        yield _LogLines(description, total, unit, done)
 
 
 @contextlib.contextmanager
-def _bar(description: str, total: int | None, unit: str) -> Iterator[Tick]:
+def _bar(description: str, total: int | None, unit: str, done: int) -> Iterator[Tick]:
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
@@ -139,7 +142,7 @@ def _bar(description: str, total: int | None, unit: str) -> Iterator[Tick]:
     rate = TextColumn("{task.fields[rate]}", markup=False)
     columns = [TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), rate]
     with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=_screen(), transient=True) as bars:
-        task = bars.add_task(description, total=total, rate="")
+        task = bars.add_task(description, total=total, completed=done, rate="")
 
         def tick(amount: int = 1, told: str | None = None) -> None:
             speed = bars.tasks[0].speed
@@ -149,23 +152,30 @@ def _bar(description: str, total: int | None, unit: str) -> Iterator[Tick]:
 
 
 class _LogLines:
-    """Progress where nobody watches a terminal."""
+    """Progress where nobody watches a terminal: units done, rate and time left, in lines that keep a log short."""
 
-    EVERY = 30.0  # seconds
+    FIRST, EVERY = 5.0, 30.0  # seconds until the first line, and between lines
 
-    def __init__(self, description: str, total: int | None, unit: str):
+    def __init__(self, description: str, total: int | None, unit: str, done: int = 0):
         self.description, self.total, self.unit = description, total, unit
-        self.done, self.start = 0, time.monotonic()
-        self.last = self.start
+        self.done = self.before = done
+        self.start = time.monotonic()
+        self.due = self.start + self.FIRST
 
     def __call__(self, amount: int = 1, told: str | None = None) -> None:
         self.done += amount
         now = time.monotonic()
-        if now - self.last >= self.EVERY:
-            self.last = now
-            of = f" of {self.total:,}" if self.total else ""
-            rate = told or f"{self.done / (now - self.start):,.0f}/s"
-            note(f"{self.description}: {self.done:,}{of} {self.unit}, {rate}")
+        if now >= self.due:
+            self.due = now + self.EVERY
+            note(self._line(now - self.start, told))
+
+    def _line(self, elapsed: float, told: str | None) -> str:
+        rate = (self.done - self.before) / max(elapsed, 1e-9)
+        of = f" of {self.total:,}" if self.total else ""
+        parts = [f"{self.description}: {self.done:,}{of} {self.unit}", told or f"{rate:,.{0 if rate >= 10 else 1}f}/s"]
+        if self.total and rate > 0:
+            parts.append(f"{seconds(max(0, self.total - self.done) / rate)} left")
+        return ", ".join(parts)
 
 
 @contextlib.contextmanager

@@ -346,6 +346,7 @@ def test_the_loss_of_held_out_documents_falls(
     losses = [line["dev loss"] for line in lines if "dev loss" in line]
     assert len(losses) == 10
     assert losses[-1] < losses[0]
+    assert f"loss {losses[-1]:.4f}" in outcome.err.split("held out")[-1]
 
 
 def test_show_views_prints_what_the_model_would_see_and_makes_nothing(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import shutil
 import tomllib
 from collections.abc import Callable
@@ -102,6 +103,9 @@ def test_validation_keeps_the_best_step_ends_early_and_goes_on_after_a_stop(
     best = max(values, key=values.__getitem__)
     stats = Manifest.read(tmp_path / "model", "model").stats
     assert (stats["best_step"], stats["dev mrr@10"]) == (best, values[best])
+    assert f"mrr@10 {values[best]:.4f}, of step {best:,}, which is kept" in done.err
+    assert f"{stats['first_loss']:.4f} at step 1, {stats['last_loss']:.4f} at step {stats['steps']:,}" in done.err
+    assert re.search(r"speed +[\d,]+ pairs/s", done.err)
     assert stats["steps"] == best + 8 < 60, "two measures after the best one"
 
     mined = retrievo("mine-negatives", tmp_path / "model", "to", tmp_path / "next", "--depth", 20)

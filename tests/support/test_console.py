@@ -193,7 +193,7 @@ def test_under_the_library_everything_is_logged_and_nothing_is_printed(
         with console.progress("counting", 2, "texts") as tick:
             tick(2)
 
-    monkeypatch.setattr(console._LogLines, "EVERY", 0.0)
+    monkeypatch.setattr(console._LogLines, "FIRST", 0.0)
     with caplog.at_level(logging.INFO, "retrievo"):
         tell()
     assert [record.levelname for record in caplog.records] == ["INFO", "WARNING", "INFO", "INFO"]
@@ -211,3 +211,28 @@ def test_a_warning_that_nobody_listens_to_is_not_printed() -> None:
     script = "from retrievo.support import console; console.warn('x')"
     ran = subprocess.run([sys.executable, "-c", script], capture_output=True, check=True)
     assert (ran.stdout, ran.stderr) == (b"", b"")
+
+
+def test_piped_progress_tells_the_time_left_within_ten_seconds(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 100.0
+    monkeypatch.setattr(console.time, "monotonic", lambda: now)
+    with console.shown(), console.progress("encoding", 1_000, "texts", done=400) as tick:
+        for _ in range(40):
+            now += 1
+            tick(5)
+    told = capfd.readouterr().err.splitlines()
+    assert told == [
+        "encoding: 425 of 1,000 texts, 5.0/s, 1 min 55 s left",
+        "encoding: 575 of 1,000 texts, 5.0/s, 1 min 25 s left",
+    ]
+
+
+def test_progress_of_unknown_length_tells_no_time_left(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(console._LogLines, "FIRST", 0.0)
+    with console.shown(), console.progress("reading", None, "rows") as tick:
+        tick(7, "loss 1.0")
+    assert capfd.readouterr().err == "reading: 7 rows, loss 1.0\n"

@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from retrievo.distributed.collectives import rank
 from retrievo.support.errors import RetrievoError
@@ -81,6 +81,44 @@ def in_words(record: Mapping[str, Any]) -> str:
     rates = [f"{record[f'{unit}_per_second']:,.0f} {unit}/s" for unit in (*units, "tokens")]
     rest = [f"padding {record['padding']:.0%}", f"{record['memory_bytes'] >> 20:,} MiB"]
     return ", ".join([f"loss {record['loss']:.4f}", *accuracy, *rates, *rest])
+
+
+class Course(NamedTuple):
+    """What the log of a run says of it as a whole.
+
+    first, last: (step, loss) of the first step and of the last one. rates: units per second, by unit.
+    held_out: the last loss of held-out documents; None where there are none.
+    """
+
+    first: tuple[int, float]
+    last: tuple[int, float]
+    rates: Mapping[str, float]
+    held_out: float | None
+
+    @classmethod
+    def of(cls, folder: Path) -> Course:
+        """Reads the log of a folder, which has a step at least."""
+        lines = [json.loads(line) for line in (folder / METRICS).read_text(encoding="utf-8").splitlines()]
+        steps = [line for line in lines if "loss" in line]
+        seconds = max(sum(step["seconds"] for step in steps), 1e-9)
+        units = [unit for unit in ("pairs", "documents", "tokens") if unit in steps[0]]
+        first, last = ((step["step"], step["loss"]) for step in (steps[0], steps[-1]))
+        held_out = [line[DEVELOPMENT + "loss"] for line in lines if DEVELOPMENT + "loss" in line]
+        rates = {unit: sum(step[unit] for step in steps) / seconds for unit in units}
+        return cls(first, last, rates, held_out[-1] if held_out else None)
+
+    @property
+    def stats(self) -> dict[str, float]:
+        """What a manifest keeps: the losses, but no rates, which are another machine's tomorrow."""
+        return {"first_loss": self.first[1], "last_loss": self.last[1]}
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """What the summary of a command shows."""
+        losses = [f"{loss:.4f} at step {step:,}" for step, loss in (self.first, self.last)]
+        rates = [f"{rate:,.0f} {unit}/s" for unit, rate in self.rates.items()]
+        held_out = {"held out": f"loss {self.held_out:.4f}"} if self.held_out is not None else {}
+        return {"loss": ", ".join(losses), **held_out, "speed": ", ".join(rates)}
 
 
 def _summary_writer() -> Any:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from retrievo.training.engine.logs import Log, draw
+from retrievo.training.engine.logs import Course, Log, draw
 
 
 def lines_of(folder: Path) -> list[dict[str, float]]:
@@ -58,3 +58,17 @@ def test_tensorboard_gets_every_figure_once_also_of_a_resumed_run(tmp_path: Path
     events = accumulator.EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     assert [event.step for event in events.Scalars("loss")] == [1, 2, 3]
     assert events.Scalars("loss")[0].value == pytest.approx(3.0)
+
+
+def test_the_course_of_a_run_is_its_first_and_last_loss_and_its_rate(tmp_path: Path) -> None:
+    log = Log(tmp_path, 0)
+    for step in range(1, 4):
+        log.write(record(step) | {"pairs": 8, "tokens": 400.0, "seconds": float(step)})
+        log.write({"step": step, "dev mrr@10": 0.5, "dev loss": 5.0 - step})
+    course = Course.of(tmp_path)
+    assert course.stats == {"first_loss": 3.0, "last_loss": 1.0}
+    assert course.facts == {
+        "loss": "3.0000 at step 1, 1.0000 at step 3",
+        "held out": "loss 2.0000",
+        "speed": "4 pairs/s, 200 tokens/s",
+    }
