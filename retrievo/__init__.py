@@ -10,12 +10,16 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from retrievo.commands.build_index import build_index as build_index
     from retrievo.commands.cache import CacheConfig as CacheConfig
     from retrievo.commands.cache import cache as cache
     from retrievo.commands.demo import DemoConfig as DemoConfig
     from retrievo.commands.demo import demo as demo
     from retrievo.commands.encode import EncodeConfig as EncodeConfig
     from retrievo.commands.encode import encode as encode
+    from retrievo.commands.evaluate import EvaluateConfig as EvaluateConfig
+    from retrievo.commands.evaluate_given import evaluate as evaluate
+    from retrievo.commands.evaluate_suite import SweepConfig as SweepConfig
     from retrievo.commands.export import ExportConfig as ExportConfig
     from retrievo.commands.export import export as export
     from retrievo.commands.import_ import ImportConfig as ImportConfig
@@ -32,6 +36,8 @@ if TYPE_CHECKING:
     from retrievo.commands.recipe import run_recipe as run_recipe
     from retrievo.commands.rerank import RerankConfig as RerankConfig
     from retrievo.commands.rerank import rerank as rerank
+    from retrievo.commands.search.config import SearchConfig as SearchConfig
+    from retrievo.commands.search.run import search as search
     from retrievo.commands.train import train as train
     from retrievo.commands.train_config import TrainConfig as TrainConfig
     from retrievo.data.corpus import Corpus as Corpus
@@ -41,6 +47,9 @@ if TYPE_CHECKING:
     from retrievo.data.given import read_run as read_run
     from retrievo.models.cross_encoder import CrossEncoder as CrossEncoder
     from retrievo.models.encoder import Encoder as Encoder
+    from retrievo.retrieval.fuse_given import fuse as fuse
+    from retrievo.retrieval.opened import Index as Index
+    from retrievo.retrieval.opened import open_index as open_index
     from retrievo.support.errors import RetrievoError as RetrievoError
 
 __version__ = "0.1.0"
@@ -52,6 +61,14 @@ _HOMES = {
     "support.errors": ("RetrievoError",),
     "data.corpus": ("Corpus",),
     "data.given": ("read_corpus", "read_queries", "read_qrels", "read_run"),
+    "retrieval.opened": ("open_index", "Index"),
+    "retrieval.fuse_given": ("fuse",),
+    "commands.build_index": ("build_index",),
+    "commands.evaluate_given": ("evaluate",),
+    "commands.evaluate": ("EvaluateConfig",),
+    "commands.evaluate_suite": ("SweepConfig",),
+    "commands.search.config": ("SearchConfig",),
+    "commands.search.run": ("search",),
     "commands.import_": ("import_dataset", "ImportConfig"),
     "commands.pretrain": ("pretrain", "PretrainConfig"),
     "commands.train": ("train",),

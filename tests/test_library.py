@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import importlib
 import inspect
+import io
 import json
+import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,11 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 import retrievo
-from retrievo.cli import COMMANDS
+from retrievo.cli import COMMANDS, app, several_flags
 from retrievo.retrieval.embeddings import Embeddings
+from retrievo.support.commandline import run_app, spread
 
 PACKAGE = Path(retrievo.__file__).parent
 HEAVY = ("torch", "transformers", "faiss", "numpy", "scipy", "pyarrow", "matplotlib", "typer", "rich")
@@ -91,7 +97,7 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
 
 def test_every_verb_is_a_function_of_its_config() -> None:
     for name, command in COMMANDS.items():
-        if name in ("search", "evaluate"):
+        if name == "evaluate":  # which takes runs and judgments too
             continue
         found = getattr(retrievo, NAMED_OTHERWISE.get(name, name.replace("-", "_")))
         parameters = list(inspect.signature(found).parameters)
@@ -195,3 +201,96 @@ def test_scores_of_pairs_are_those_of_the_command_line(
     assert [found[f"q{query}", f"d{document}"] for query, document in rows] == scores.tolist()
     with pytest.raises(retrievo.RetrievoError, match=r"item 0 is 'wing'; expected a pair \(query, text\)"):
         retrievo.CrossEncoder.load(tmp_path / "ranker").score(["wing"])
+
+
+@pytest.fixture
+def home(tiny_model: Path, toy_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with what docs/library.md calls `scifact`, `model` and `ranker`."""
+    shutil.copytree(toy_dataset, tmp_path / "scifact")
+    shutil.copytree(tiny_model, tmp_path / "model")
+    retrievo.CrossEncoder.load(tiny_model, train=True).save(tmp_path / "ranker")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.slow  # some seconds: torch, Java and three models
+def test_every_line_of_the_page_runs(home: Path, capsys: pytest.CaptureFixture[str], run: Run) -> None:
+    """In the order of the page, in one process; then the command line finds the same."""
+    page = (PACKAGE.parent / "docs" / "library.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```python\n(.*?)^```", page, re.M | re.S)
+    assert len(blocks) == page.count("```") / 2 > 6, "a block that is no Python"
+    names: dict[str, Any] = {}
+    for block in blocks:
+        exec(compile(block, "docs/library.md", "exec"), names)
+    assert "encode(): unknown key 'corpse'; did you mean 'corpus'?" in capsys.readouterr().out
+    pq.write_table(names["queries"], home / "some.parquet")
+    for index, hits in (("scifact-bm25", "found"), ("scifact-vectors", "near")):
+        run("search", "--index", index, "--queries", "some.parquet", "--depth", 100, "--output", f"{hits}.parquet")
+        theirs, ours = retrievo.read_run(home / f"{hits}.parquet"), names[hits]
+        assert theirs["query_id"].to_pylist() == ours["query"].to_pylist()
+        assert theirs["doc_id"].to_pylist() == ours["id"].to_pylist()
+        assert theirs["rank"].to_pylist() == ours["rank"].to_pylist()
+        assert theirs["score"].to_numpy().tobytes() == ours["score"].to_numpy().tobytes()
+    runs = ("--run", "found.parquet", "--run", "near.parquet")
+    fusion = ("--fuse", "zscore", "--fuse-weights", "1,0.5", "--depth", 100)
+    run("search", *runs, *fusion, "--queries", "some.parquet", "--output", "fused.parquet")
+    assert retrievo.read_run("fused.parquet").equals(names["fused"])
+    flags = ("--qrels", "scifact/qrels/train.parquet", "--metrics", "ndcg@10", "recall@100", "--json")
+    capsys.readouterr()
+    told = json.loads(outcome("evaluate", "--run", "found.parquet", *flags))
+    assert told["found"] == dict(names["result"])
+
+
+def outcome(*arguments: object) -> str:
+    """What a command prints."""
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        assert run_app(app, spread(list(map(str, arguments)), several_flags())) == 0
+    return out.getvalue()
+
+
+def test_runs_and_judgments_are_the_same_as_paths_tables_and_dicts(tmp_path: Path) -> None:
+    lines = "q1 Q0 d1 1 2.5 x\nq1 Q0 d2 2 1.5 x\nq2 Q0 d2 1 1.0 x\n"
+    (tmp_path / "run.trec").write_text(lines)
+    (tmp_path / "qrels.txt").write_text("q1 0 d2 2\nq2 0 d2 1\n")
+    scores = {"q1": {"d1": 2.5, "d2": 1.5}, "q2": {"d2": 1.0}}
+    grades = {"q1": {"d2": 2}, "q2": {"d2": 1}}
+    runs = (tmp_path / "run.trec", retrievo.read_run(tmp_path / "run.trec"), scores)
+    judgments = (tmp_path / "qrels.txt", retrievo.read_qrels(tmp_path / "qrels.txt"), grades)
+    found = [dict(retrievo.evaluate(one, other, ["mrr@10", "ndcg@3"])) for one in runs for other in judgments]
+    assert found == [found[0]] * 9
+    assert found[0]["mrr@10"] == 0.75
+    fused = [retrievo.fuse([one, scores]) for one in runs]
+    assert all(one.equals(fused[0]) for one in fused)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: retrievo.evaluate(3, {"q": {"d": 1}}), "run: was given int; expected a path, an Arrow table or dicts"),
+        (lambda: retrievo.evaluate({"q": {"d": "x"}}, {"q": {"d": 1}}), "run: holds what is no number"),
+        (lambda: retrievo.evaluate({"q": {"d": 1}}, {"q": {"d": 1.5}}), "qrels: holds what is no number"),
+        (lambda: retrievo.evaluate({"q": {"d": 1}}), "no judgments"),
+        (lambda: retrievo.evaluate({"q": {"d": 1}}, {"q": {"d": 1}}, conventon="beir"), "did you mean 'convention'"),
+        (lambda: retrievo.evaluate({"q": {"d": 1}}, {"q": {"d": 1}}, baseline="x"), "baseline: found 'x'"),
+        (lambda: retrievo.evaluate({"q": {"d": 1}}, {"q": {"d": 1}}, "mrr@10")["ndcg@10"], "has no metric 'ndcg@10'"),
+        (lambda: retrievo.build_index(["x"], "exact"), "type exact: needs vectors"),
+        (lambda: retrievo.build_index(["x"], langauge="de"), "unknown option 'langauge'; did you mean 'language'"),
+        (lambda: retrievo.build_index(np.eye(2), "exact", ids=["x"]), "ids: found 1 different ones; expected 2"),
+        (
+            lambda: retrievo.build_index(np.eye(2), "exact").search(np.eye(3)),
+            r"shape \(3, 3\); expected \[queries, 2\]",
+        ),
+        (lambda: retrievo.search(interactive=True, index="x"), "--interactive: is for a person at a terminal"),
+    ],
+)
+def test_what_does_not_fit_is_named(call: Callable[[], object], message: str) -> None:
+    with pytest.raises(retrievo.RetrievoError, match=message):
+        call()
+
+
+def test_a_temporary_index_goes_with_its_object() -> None:
+    index = retrievo.build_index(np.eye(2, dtype=np.float32), "exact")
+    assert (len(index), index.path.is_dir()) == (2, True)
+    index.close()
+    assert not index.path.exists()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,7 +15,10 @@ from retrievo.support.options import Options, option
 from retrievo.support.publishing import is_manifest_beside, manifest_beside
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
     from retrievo.data.origin import Origin
+    from retrievo.data.qrels import Qrels
     from retrievo.data.run import Run
     from retrievo.evaluation.answers import Answers
     from retrievo.evaluation.comparison import Evaluation
@@ -117,10 +120,9 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
 
     Raises: RetrievoError for unreadable runs or qrels; UsageError where no run is given.
     """
+    from retrievo.data.qrels import Qrels
     from retrievo.data.run import Run
-    from retrievo.evaluation.comparison import Evaluation, run_names
-    from retrievo.evaluation.notes import notes
-    from retrievo.evaluation.texts import Texts
+    from retrievo.evaluation.comparison import run_names
 
     _check_given(config)
     given = (path for path in config.run if not is_manifest_beside(path))  # `--run runs/*` finds them too
@@ -129,19 +131,35 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
         console.warn("--baseline: is the only run; nothing is compared")
     runs = [Run.open(path) for path in paths]
     names = run_names(paths, [run.name for run in runs])
-    _warn_of_pairs(config, runs)
-    standard, inputs = _standard(config, runs)
     baseline = names[paths.index(config.baseline)] if config.baseline else None
+    qrels = None if config.qrels is None else Qrels.read(config.qrels)
+    return measured(config, dict(zip(names, runs, strict=True)), qrels, baseline)
+
+
+def measured(
+    config: EvaluateConfig, given: Mapping[str, Run | pa.Table], qrels: Qrels | pa.Table | None, baseline: str | None
+) -> Evaluation:
+    """Scores runs that are open or in memory; of `config` everything counts but its run, qrels and baseline.
+
+    given: name -> run; baseline: one of the names.
+    """
+    from retrievo.data.run import Run
+    from retrievo.evaluation.comparison import Evaluation
+    from retrievo.evaluation.notes import notes
+    from retrievo.evaluation.texts import Texts
+
+    runs = [run for run in given.values() if isinstance(run, Run)]
+    _warn_of_pairs(config, runs)
+    standard, inputs = _standard(config, runs, qrels)
     metrics = {typed: Metric.parse(typed) for typed in config.metrics}
-    named, texts = dict(zip(names, runs, strict=True)), Texts.of(runs, config.corpus)
-    evaluation = Evaluation.of(metrics, standard, named, texts, baseline, config.seed)
+    evaluation = Evaluation.of(metrics, standard, given, Texts.of(runs, config.corpus), baseline, config.seed)
     evaluation = replace(evaluation, notes=tuple(notes(evaluation, config.convention)))
     for line in evaluation.notes:
         console.note(line)
     if config.report:
         _write_report(config, evaluation)
     if config.per_query:
-        _write_per_query(config, evaluation, {name: run.input for name, run in zip(names, runs, strict=True)} | inputs)
+        _write_per_query(config, evaluation, {name: run.input for name, run in given.items()} | inputs)
     return evaluation
 
 
@@ -210,7 +228,9 @@ def _depth(run: Run) -> int | None:
     return depth if isinstance(depth, int) else None
 
 
-def _standard(config: EvaluateConfig, runs: Sequence[Run]) -> tuple[Standard, dict[str, Input]]:
+def _standard(
+    config: EvaluateConfig, runs: Sequence[Run], qrels: Qrels | pa.Table | None
+) -> tuple[Standard, dict[str, Input]]:
     """What the runs are measured against, and the files that it was read from."""
     from retrievo.data.origin import QUERIES, origins, warn_of_other_judgments
     from retrievo.data.qrels import Qrels
@@ -220,13 +240,14 @@ def _standard(config: EvaluateConfig, runs: Sequence[Run]) -> tuple[Standard, di
 
     metrics = tuple(dict.fromkeys(Metric.parse(typed) for typed in config.metrics))
     inputs, judgments, reference = {}, Judgments.of(None), None
-    if config.qrels is not None:
-        qrels = Qrels.read(config.qrels)
+    if isinstance(qrels, Qrels):
         inputs["qrels"], judgments = qrels.input, Judgments.of(qrels.table)
         for run in runs:
             warn_of_other_judgments(qrels.input, run.path, origins(run.path, QUERIES))
-        if judgments.grade.max(initial=0) < config.min_relevance:
-            console.warn(f"{config.qrels}: no judgment reaches --min-relevance {config.min_relevance}")
+    elif qrels is not None:
+        judgments = Judgments.of(qrels)
+    if qrels is not None and judgments.grade.max(initial=0) < config.min_relevance:
+        console.warn(f"{config.qrels or 'qrels'}: no judgment reaches --min-relevance {config.min_relevance}")
     if config.reference_run is not None:
         first = Run.open(config.reference_run)
         depth = depth_needed(metrics, of_reference=True)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from retrievo.commands.encode import EncodeConfig, encode
 from retrievo.commands.index import IndexConfig, index
 from retrievo.commands.search.config import SearchConfig
-from retrievo.commands.search.run import search
+from retrievo.commands.search.run import searched
 from retrievo.commands.stages import trained_stage, write_stage
 from retrievo.commands.train_config import STAGE_NEGATIVES
 from retrievo.data.options import (
@@ -333,7 +333,7 @@ class _Work:
         if run.exists() and Manifest.read(run, "run").inputs["index"]["fingerprint"] != Input.of(index).fingerprint:
             remove(run)  # the index was made anew
         shared = {"queries": self.table, "depth": config.depth, "threads": config.threads, **_computing(config)}
-        search(SearchConfig(index=(index,), output=run, **shared, **bm25), alone=True)  # type: ignore[arg-type]
+        searched(SearchConfig(index=(index,), output=run, **shared, **bm25), alone=True)  # type: ignore[arg-type]
         return run
 
     def write(self, output: Output) -> dict[str, Any]:

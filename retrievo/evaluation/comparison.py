@@ -17,6 +17,7 @@ from retrievo.evaluation.names import Metric
 from retrievo.evaluation.scoring import PerQuery, Standard, depth_needed
 from retrievo.evaluation.significance import bootstrap_interval, holm, randomization_test, t_test
 from retrievo.evaluation.texts import Texts
+from retrievo.support.errors import RetrievoError, did_you_mean
 
 SHOWN_DEPTH = 10  # rows of every query that are kept, to be shown beside its values
 
@@ -71,7 +72,7 @@ class Evaluation:
         cls,
         metrics: dict[str, Metric],
         standard: Standard,
-        runs: Mapping[str, Run],
+        runs: Mapping[str, Run | pa.Table],
         texts: Texts,
         baseline: str | None,
         seed: int,
@@ -84,6 +85,37 @@ class Evaluation:
             scored[name] = standard.score(scans[name], name)
         tests = {} if baseline is None else _tests(metrics, scored, baseline, seed)
         return cls(metrics, standard, scans, scored, texts, baseline, tests)
+
+    def __getitem__(self, metric: str) -> float:
+        """The mean of a metric, as it was typed, where one run was evaluated; of several see `means`.
+
+        Raises: RetrievoError for another metric, and for several runs.
+        """
+        if metric not in self.metrics:
+            raise RetrievoError("evaluation", f"has no metric '{metric}'", None, did_you_mean(metric, self.metrics))
+        means = list(self.means().values())
+        if len(means) > 1:
+            raise RetrievoError("evaluation", f"holds {len(means)} runs", "one", "ask means()[run][metric]")
+        return means[0][metric]
+
+    def keys(self) -> list[str]:
+        """The metrics as typed: `dict(evaluation)` is {metric: mean} where one run was evaluated."""
+        return list(self.metrics)
+
+    def per_query(self) -> dict[str, dict[str, dict[str, float]]]:
+        """Run -> query id -> metric as typed -> value; what has no value is left out. `table` has it as Arrow table."""
+        found: dict[str, dict[str, dict[str, float]]] = {name: {} for name in self.runs}
+        for row in self.table().to_pylist():
+            values = {typed: row[typed] for typed in self.metrics if row[typed] is not None}
+            found[row["run"]][row["query_id"]] = values
+        return found
+
+    def __str__(self) -> str:
+        """A table of the means, a line for each run."""
+        rows = [[name, *(f"{mean:.4f}" for mean in found.values())] for name, found in self.means().items()]
+        lines = [["run", *self.metrics], *rows]
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
 
     @property
     def first_metric(self) -> str:

@@ -13,6 +13,8 @@ from retrievo.commands.search.queries import Asked, read_queries
 from retrievo.models.splits import noted_splits
 from retrievo.retrieval.searcher import index_folder
 from retrievo.support import console
+from retrievo.support.errors import UsageError
+from retrievo.support.verbs import verb
 
 if TYPE_CHECKING:
     from retrievo.commands.search.interactive import Asker
@@ -22,7 +24,19 @@ if TYPE_CHECKING:
     from retrievo.support.artifact import Input
 
 
-def search(config: SearchConfig, *, alone: bool = False) -> Answer | None:
+@verb(SearchConfig)
+def search(config: SearchConfig) -> Answer | None:
+    """Writes a run for a table of queries, or returns the answer to a question.
+
+    Raises: RetrievoError where index and queries do not fit; UsageError for options of another kind of index.
+    """
+    if config.interactive:
+        fix = "ask an open index: retrievo.open_index(path).search([question])"
+        raise UsageError("--interactive", "is for a person at a terminal", None, fix)
+    return searched(config)
+
+
+def searched(config: SearchConfig, *, alone: bool = False) -> Answer | None:
     """Writes a run for a table of queries, or returns the answer to a question.
 
     alone: by this process, where torchrun started others that do not call this; else every process calls it.
