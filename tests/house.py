@@ -173,12 +173,13 @@ def uses_of_any(modules: list[Module]) -> list[str]:
 
 
 def undocumented(modules: list[Module]) -> list[str]:
-    """Public functions and classes without a docstring."""
+    """Public functions and classes without a docstring; the forms of an overloaded function have none."""
     return [
         f"{module.name}.{node.name}"
         for module in modules
         for node in module.tree.body
         if isinstance(node, (*_FUNCTIONS, ast.ClassDef)) and not _private(node.name) and not ast.get_docstring(node)
+        if "overload" not in map(ast.unparse, node.decorator_list)
     ]
 
 
