@@ -10,8 +10,9 @@ import runpy
 import sys
 from pathlib import Path
 
-from retrievo.cli import COMMANDS, HELP, Command
-from retrievo.support.commandline import shown_default
+from retrievo.cli import HELP
+from retrievo.commands.table import COMMANDS, Command
+from retrievo.support.help import sections, shown_default
 from retrievo.support.options import Option, options_of
 
 HERE = Path(__file__).parent
@@ -33,7 +34,8 @@ folder may not set it.
 """
 
 COMMON = """
-Common to all commands: `--config FILE` (defaults, instead of `./retrievo.toml`), `--show-config`, `--help`.
+Common to all commands: `--config FILE` (defaults, instead of `./retrievo.toml`), `--show-config`, `--help` (the options
+that most people need) and `--help-all` (all of them).
 """
 
 
@@ -44,20 +46,25 @@ def reference() -> str:
 
 def _command(name: str, command: Command) -> str:
     examples = "\n".join(command.examples)
-    rows = "\n".join(_row(option) for option in options_of(command.config))
-    head = "| option | value | default | meaning |\n|---|---|---|---|"
-    return f"\n## retrievo {name}\n\n{command.help}\n\n```\n{examples}\n```\n\n{head}\n{rows}\n"
+    tables = "".join(_table(title, members) for title, members in sections(options_of(command.config)))
+    return f"\n## retrievo {name}\n\n{command.help}\n\n```\n{examples}\n```\n{tables}"
+
+
+def _table(title: str, members: list[Option]) -> str:
+    rows = "\n".join(_row(option) for option in members)
+    return f"\n**{title}**\n\n| option | value | default | meaning |\n|---|---|---|---|\n{rows}\n"
 
 
 def _row(option: Option) -> str:
-    told = option.declaration
-    value = " \\| ".join(f"`{choice}`" for choice in told.choices) if told.choices else _KINDS[option.kind]
-    value += "".join(f" or `{word}`" for word in told.words)
+    declaration = option.declaration
+    choices = declaration.choices
+    value = " \\| ".join(f"`{choice}`" for choice in choices) if choices else _KINDS[option.kind]
+    value += "".join(f" or `{word}`" for word in declaration.words)
     if option.many:
-        value += ", *several*" if told.several else ", list"
-    meaning = told.help + (f" Only with `{option.rule}`." if option.rule else "")
+        value += ", *several*" if declaration.several else ", list"
+    rule = f" {option.rule[0].upper()}{option.rule[1:]}." if option.rule else ""
     default = shown_default(option)
-    return f"| `{option.flag}` | {value} | {f'`{default}`' if default else ''} | {meaning} |"
+    return f"| `{option.flag}` | {value} | {f'`{default}`' if default else ''} | {declaration.help}{rule} |"
 
 
 _KINDS = {str: "text", int: "whole number", float: "number", bool: "switch", Path: "path"}

@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from retrievo.commands.pretrain import pretrain as pretrain
     from retrievo.commands.pseudo_label import PseudoLabelConfig as PseudoLabelConfig
     from retrievo.commands.pseudo_label import pseudo_label as pseudo_label
-    from retrievo.commands.recipe import RunConfig as RunConfig
     from retrievo.commands.recipe import run_recipe as run_recipe
+    from retrievo.commands.recipe_config import RunConfig as RunConfig
     from retrievo.commands.rerank import RerankConfig as RerankConfig
     from retrievo.commands.rerank import rerank as rerank
     from retrievo.commands.search.config import SearchConfig as SearchConfig
@@ -79,7 +79,8 @@ _HOMES = {
     "commands.export": ("export", "ExportConfig"),
     "commands.rerank": ("rerank", "RerankConfig"),
     "commands.pseudo_label": ("pseudo_label", "PseudoLabelConfig"),
-    "commands.recipe": ("run_recipe", "RunConfig"),
+    "commands.recipe": ("run_recipe",),
+    "commands.recipe_config": ("RunConfig",),
     "commands.cache": ("cache", "CacheConfig"),
     "commands.demo": ("demo", "DemoConfig"),
 }

@@ -321,32 +321,32 @@ CASES: dict[str, tuple[Make, int, str]] = {
     "model for runs that are there": (
         lambda f: evaluate(f, "q1 Q0 d1 1 2 x\n", "q1 0 d1 1\n", "--model", "m"),
         2,
-        "--model: has no meaning for runs that are there; pass --suite FOLDER",
+        "--model: applies only without --run",
     ),
     "depth for runs that are there": (
         lambda f: evaluate(f, "q1 Q0 d1 1 2 x\n", "q1 0 d1 1\n", "--depth", 1),
         2,
-        "--depth: does not apply to what was chosen; expected it only with no run",
+        "--depth: applies only without --run",
     ),
     "folder for runs that are there": (
         lambda f: evaluate(f, "q1 Q0 d1 1 2 x\n", "q1 0 d1 1\n", "--output", f / "results.json"),
         2,
-        "--output: does not apply to what was chosen; expected it only with no run",
+        "--output: applies only without --run",
     ),
     "number of known items that nobody makes": (
         lambda f: evaluate(f, "q1 Q0 d1 1 2 x\n", "q1 0 d1 1\n", "--known-items", 5),
         2,
-        "--known-items: does not apply to what was chosen; expected it only with known-item",
+        "--known-items: applies only with --known-item",
     ),
     "corpus beside those of a suite": (
         lambda f: ["evaluate", "--suite", HOUSE, "--model", "m", "--corpus", HOUSE],
         2,
-        "--corpus: does not apply to what was chosen; expected it only with no suite",
+        "--corpus: applies only without --suite",
     ),
     "changed queries of a suite": (
         lambda f: ["evaluate", "--suite", HOUSE, "--model", "m", "--changed", 3],
         2,
-        "--changed: does not apply to what was chosen; expected it only with no suite and no known-item",
+        "--changed: applies only without --suite and without --known-item",
     ),
     "known items of no corpus": (
         lambda f: ["evaluate", "--known-item", "span", "--model", "m"],
@@ -428,7 +428,7 @@ CASES: dict[str, tuple[Make, int, str]] = {
     "flag that does not apply": (
         lambda f: ["index", "--type", "flat", "--language", "de", "--embeddings", f, "--output", f / "out"],
         2,
-        "--language: does not apply",
+        "--language: applies only",
     ),
     "unknown index type": (
         lambda f: ["index", "--type", "falt", "--embeddings", f, "--output", f / "out"],
@@ -515,7 +515,7 @@ CASES: dict[str, tuple[Make, int, str]] = {
     "option of another objective": (
         lambda f: ["pretrain", "--corpus", HOUSE, "--objective", "mlm", "--early-layer", 1],
         2,
-        "--early-layer: does not apply to what was chosen",
+        "--early-layer: applies only with --objective condenser or cocondenser",
     ),
     "documents too short for spans": (
         lambda f: ["pretrain", "--corpus", HOUSE, "--model", "scratch:tiny"],
@@ -560,7 +560,7 @@ CASES: dict[str, tuple[Make, int, str]] = {
     "teacher of a loss without one": (
         lambda f: ["train", *TABLES, "--model", f, "--output", f / "out", "--teacher", f / "run.parquet"],
         2,
-        "--teacher: does not apply to what was chosen; expected it only with loss margin-mse or kl",
+        "--teacher: applies only with --loss margin-mse or kl",
     ),
     "cut weights in one process": (
         lambda f: ["train", *TABLES, "--model", f, "--output", f / "out", "--fsdp"],
@@ -580,12 +580,12 @@ CASES: dict[str, tuple[Make, int, str]] = {
     "scale of adapters without any": (
         lambda f: ["train", *TABLES, "--model", f, "--output", f / "out", "--lora-alpha", 16],
         2,
-        "--lora-alpha: scales adapters; pass --lora-rank too",
+        "--lora-alpha: applies only with --lora-rank",
     ),
     "adapters for a cross-encoder": (
         lambda f: ["train", *TABLES, "--model", f, "--output", f / "out", "--kind", "cross-encoder", "--lora-rank", 8],
         2,
-        "--lora-rank: does not apply to what was chosen; expected it only with kind dense",
+        "--lora-rank: applies only with --kind dense",
     ),
     "batch teacher of a loss that needs one": (
         lambda f: [
@@ -619,7 +619,7 @@ CASES: dict[str, tuple[Make, int, str]] = {
     "balanced margins without a teacher": (
         lambda f: ["train", *TABLES, "--model", f, "--output", f / "out", "--balanced-margins", 10],
         2,
-        "--balanced-margins: does not apply to what was chosen; expected it only with loss margin-mse or kl",
+        "--balanced-margins: applies only with --loss margin-mse or kl",
     ),
     "number of query clusters without vectors": (
         lambda f: ["train", *TABLES, "--model", f, "--output", f / "out", "--query-cluster-count", 10],
@@ -637,7 +637,7 @@ CASES: dict[str, tuple[Make, int, str]] = {
             *("--query-clusters", HOUSE / "questions"),
         ],
         2,
-        "--query-clusters: does not apply to --kind cross-encoder; leave --query-clusters out",
+        "--query-clusters: applies only with --kind dense",
     ),
     "share of hard negatives without a pool": (
         lambda f: ["train", *TABLES, "--model", f, "--output", f / "out", "--hard-negative-ratio", 0.1],
@@ -655,7 +655,7 @@ CASES: dict[str, tuple[Make, int, str]] = {
     "depth of a refresh that never comes": (
         lambda f: ["train", *TABLES, "--model", f, "--output", f / "out", "--refresh-depth", 100],
         2,
-        "--refresh-depth: is for refreshed negatives; pass --refresh-every too",
+        "--refresh-depth: applies only with --refresh-every",
     ),
     "fixed documents and a pool of negatives": (
         lambda f: [
@@ -663,7 +663,7 @@ CASES: dict[str, tuple[Make, int, str]] = {
             *("--negatives", HOUSE / "run.trec"),
         ],
         2,
-        "--negatives: does not apply to --document-embeddings; leave --negatives out",
+        "--negatives: applies only without --document-embeddings",
     ),
     "fixed documents of another corpus": (
         lambda f: ["train", *TABLES, "--model", f, "--output", f / "out", "--document-embeddings", HOUSE / "documents"],
@@ -673,7 +673,7 @@ CASES: dict[str, tuple[Make, int, str]] = {
     "negatives found among no fixed documents": (
         lambda f: ["train", *TABLES, "--model", f, "--output", f / "out", "--dynamic-negatives", 50],
         2,
-        "--dynamic-negatives: are found among fixed documents; pass --document-embeddings EMBEDDINGS too",
+        "--dynamic-negatives: applies only with --document-embeddings",
     ),
     "temperature of a loss without one": (
         lambda f: [
@@ -681,7 +681,7 @@ CASES: dict[str, tuple[Make, int, str]] = {
             *("--loss", "margin-mse", "--temperature", 0.1),
         ],
         2,
-        "--temperature: does not apply to what was chosen; expected it only with loss",
+        "--temperature: applies only with --kind dense and with --loss",
     ),
     "cross-encoder without negatives": (
         lambda f: [
@@ -872,7 +872,11 @@ CASES: dict[str, tuple[Make, int, str]] = {
         1,
         "has already; expected new documents only",
     ),
-    "BM25 options of 0 for a dense index": (lambda f: dense(f, "--k1", 0, "--b", 0), 2, "--k1: does not apply to"),
+    "BM25 options of 0 for a dense index": (
+        lambda f: dense(f, "--k1", 0, "--b", 0),
+        2,
+        "--k1: does not apply to",
+    ),
     "candidates of no approximate index": (
         lambda f: lexical(f, "--rescore", 0),
         2,
@@ -881,22 +885,22 @@ CASES: dict[str, tuple[Make, int, str]] = {
     "JSON of a run": (
         lambda f: dense(f, "--json"),
         2,
-        "--json: does not apply to what was chosen; expected it only with no queries",
+        "--json: applies only without --queries",
     ),
     "run of a typed question": (
         lambda f: ["search", "wing", "--index", HOUSE / "bm25", "--output", f / "out.trec"],
         2,
-        "--output: does not apply to a typed question; pass --queries and --output",
+        "--output: applies only with --queries",
     ),
     "depth of a reranking that nobody asked for": (
         lambda f: dense(f, "--rerank-depth", 5),
         2,
-        "--rerank-depth: does not apply to what was chosen; expected it only with rerank",
+        "--rerank-depth: applies only with --rerank",
     ),
     "metric of a tuning that nobody asked for": (
         lambda f: dense(f, "--tune-metric", "mrr@10"),
         2,
-        "--tune-metric: does not apply to what was chosen; expected it only with tune-on",
+        "--tune-metric: applies only with --tune-on",
     ),
     "output below a file": (
         lambda f: dense(f, "--output", text(f / "notes", "mine") / "out.trec"),
@@ -947,12 +951,12 @@ CASES: dict[str, tuple[Make, int, str]] = {
     "feedback for a typed question": (
         lambda f: ["search", "x", "--index", HOUSE / "documents", "--feedback", "average"],
         2,
-        "--feedback: does not apply to a typed question",
+        "--feedback: applies only with --queries",
     ),
     "weight of a feedback that has none": (
         lambda f: dense(f, "--feedback", "average", "--feedback-weight", 0.3),
         2,
-        "--feedback-weight: does not apply to what was chosen; expected it only with feedback rocchio",
+        "--feedback-weight: applies only with --feedback rocchio",
     ),
     "RM3 without the words of documents": (
         lambda f: ["search", "--index", HOUSE / "bm25", "--queries", HOUSE, "--output", f / "out.trec", "--rm3"],

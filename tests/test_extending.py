@@ -16,10 +16,10 @@ from tests.conftest import CHECKOUT
 PAGE = CHECKOUT / "docs" / "extending.md"
 SHOWN = {  # where a user finds the new name: a page of the copy, or a command
     "A metric": ("docs/evaluation.md", "rbp@k"),
-    "A loss": ("train --help", "hinge"),
-    "An objective": ("pretrain --help", "neighbors"),
-    "An index type": ("index --help", "hamming"),
-    "An importer": ("import --help", "anserini"),
+    "A loss": ("train --help-all", "hinge"),
+    "An objective": ("pretrain --help-all", "neighbors"),
+    "An index type": ("index --help-all", "hamming"),
+    "An importer": ("import --help-all", "anserini"),
 }
 
 

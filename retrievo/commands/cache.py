@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from retrievo.data.options import json_option
+from retrievo.support.conditions import only_with
 from retrievo.support.options import Options, option
 from retrievo.support.sizes import bytes_of
 from retrievo.support.verbs import verb
@@ -13,27 +14,34 @@ from retrievo.support.verbs import verb
 if TYPE_CHECKING:
     from retrievo.data.cache_entries import Inventory
 
-_PRUNES = {"prune": ("True",)}
-
 
 @dataclass(frozen=True, kw_only=True)
 class CacheConfig(Options):
     """Options of `retrievo cache`."""
 
     prune: bool = option(
-        "Remove what was kept, least recently used first: all of it, or as much as --older-than and --max-size say.",
+        "Remove cache entries, least recently used first. All are removed unless --older-than or --max-size is given.",
         default=False,
         decides_output=True,
+        shown=True,
+        group="Data",
     )
     older_than: float | None = option(
-        "Days since its last use from which an entry is removed.", default=None, minimum=0, only=_PRUNES
+        "Age in days since the last use from which entries are removed.",
+        default=None,
+        minimum=0,
+        applies=only_with("prune"),
+        shown=True,
+        group="Data",
     )
     max_size: str | None = option(
-        "Size that the cache may keep, as in 20GB; entries that were used longest ago go first.",
+        "Maximum size of the cache, as in 20GB. Least recently used entries are removed first.",
         default=None,
-        only=_PRUNES,
+        applies=only_with("prune"),
+        shown=True,
+        group="Data",
     )
-    json: bool = json_option()
+    json: bool = json_option(shown=True)
 
     def check(self) -> None:
         if self.max_size is not None:

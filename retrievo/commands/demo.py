@@ -21,7 +21,7 @@ from retrievo.commands.search.config import SearchConfig
 from retrievo.commands.search.run import search
 from retrievo.commands.train import train
 from retrievo.commands.train_config import TrainConfig
-from retrievo.data.options import force_option, json_option, output_option, threads_option
+from retrievo.data.options import force_option, json_option, output_option, seed_option, threads_option
 from retrievo.models.options import device_option
 from retrievo.support import console
 from retrievo.support.commandline import as_typed
@@ -79,15 +79,18 @@ class DemoConfig(Options):
     """Options of `retrievo demo`."""
 
     output: Path | None = output_option(
-        "Folder for everything that the demo makes.",
+        "Folder to write everything to.",
         default=None,
+        shown=True,
         hidden_default="retrievo-demo, or retrievo-demo-quick with --quick",
     )
-    quick: bool = option("Walk through it in about 2 minutes, with fewer documents and fewer steps.", default=False)
-    seed: int = option("Of all that is random.", default=0, minimum=0)
-    device: str = device_option()
-    threads: int | None = threads_option()
-    json: bool = json_option()
+    quick: bool = option(
+        "Finish in about 2 minutes, with fewer documents and steps.", default=False, shown=True, group="Data"
+    )
+    seed: int = seed_option("everything that is random")
+    device: str = device_option(shown=True)
+    threads: int | None = threads_option(shown=True)
+    json: bool = json_option(shown=True)
     force: bool = force_option()
 
     @property

@@ -50,29 +50,35 @@ class EncodeConfig(Options):
 
     model: str = model_option(affects_output=False)
     revision: str | None = revision_option()
-    corpus: Path | None = corpus_option(default=None, alternative="texts")
-    queries: Path | None = queries_option(default=None, alternative="texts")
-    output: Path = output_option("Embeddings folder to make.")
+    corpus: Path | None = corpus_option(default=None, alternative="texts", shown=True)
+    queries: Path | None = queries_option(default=None, alternative="texts", shown=True)
+    output: Path = output_option("Embeddings folder to write.")
     pooling: str | None = pooling_option()
     truncate_dim: int | None = option(
-        "Keep the first numbers of each vector, for models trained with --matryoshka.",
+        "Number of leading dimensions to keep, for models trained with --matryoshka.",
         default=None,
         minimum=1,
         hidden_default="all",
+        group="Model",
     )
     storage_dtype: str = option(
-        "Number format of the stored vectors.", default="float16", choices=("float16", "float32")
+        "Number format of the stored vectors.",
+        default="float16",
+        choices=("float16", "float32"),
+        shown=True,
+        group="Precision and memory",
     )
     dtype: str = dtype_option()
     chunk_tokens: int | str = chunk_tokens_option()
-    device: str = device_option()
+    device: str = device_option(shown=True)
     threads: int | None = threads_option()
     processes: int | None = option(
-        "Processes that share the shards, on one machine; torchrun starts them on several.",
+        "Number of processes that encode on this machine. For several machines, use torchrun.",
         default=None,
         minimum=1,
         affects_output=False,
-        hidden_default="one for each accelerator",
+        hidden_default="one per accelerator",
+        group="Machine",
     )
     force: bool = force_option()
     restart: bool = restart_option()

@@ -7,9 +7,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from retrievo.data.options import corpus_option, force_option, output_option, qrels_option
+from retrievo.data.options import (
+    corpus_option,
+    force_option,
+    min_relevance_option,
+    output_option,
+    qrels_option,
+    seed_option,
+)
 from retrievo.evaluation.names import CONVENTIONS, DEFAULT_CONVENTION, DEFAULT_METRICS, STYLES, Metric, Rules
 from retrievo.support import console
+from retrievo.support.conditions import only_without
 from retrievo.support.errors import UsageError
 from retrievo.support.options import Options, option
 from retrievo.support.publishing import is_manifest_beside, manifest_beside
@@ -31,62 +39,83 @@ if TYPE_CHECKING:
 class EvaluateConfig(Options):
     """Options of `retrievo evaluate`."""
 
-    run: tuple[Path, ...] = option("Runs to score: Parquet, TREC or MS MARCO files.", default=(), several=True)
-    qrels: Path | None = qrels_option(default=None)
+    run: tuple[Path, ...] = option(
+        "Runs to evaluate. Formats are Parquet, TREC and MS MARCO.", default=(), several=True, shown=True, group="Data"
+    )
+    qrels: Path | None = qrels_option(default=None, shown=True)
     metrics: tuple[str, ...] = option(
-        "Metrics with their cutoffs, as in mrr@10.", default=DEFAULT_METRICS, several=True, check=Metric.parse
+        "Metrics with cutoffs, as in mrr@10.",
+        default=DEFAULT_METRICS,
+        several=True,
+        check=Metric.parse,
+        shown=True,
+        group="Metrics",
     )
     baseline: Path | None = option(
-        "Run to compare the others with: paired t-test and randomization test.", default=None
+        "Run to compare the others with. The tests are a paired t-test and a randomization test.",
+        default=None,
+        shown=True,
+        group="Metrics",
     )
-    reference_run: Path | None = option("First-stage run that nb-recall-n@k looks into.", default=None)
+    reference_run: Path | None = option(
+        "First-stage run that the metric nb-recall-n@k compares with.", default=None, group="Metrics"
+    )
     convention: str = option(
-        "Rules that published numbers follow, for ties, missing queries and documents that are their own query: "
-        + "; ".join(f"{name} = {row.help}" for name, row in CONVENTIONS.items())
-        + ".",
+        "Evaluation rules of published results for ties, missing queries and documents that are the query itself. "
+        "The conventions are " + "; ".join(f"{name} = {row.help}" for name, row in CONVENTIONS.items()) + ".",
         default=DEFAULT_CONVENTION,
         choices=tuple(CONVENTIONS),
+        group="Metrics",
     )
     missing: str | None = option(
-        "Judged queries that a run lacks: zero counts them as 0, skip leaves them out.",
+        "Treatment of judged queries that a run lacks. zero counts a missing query as 0, skip ignores it.",
         default=None,
         choices=("zero", "skip"),
-        hidden_default="as the convention",
+        hidden_default="as in the convention",
+        group="Metrics",
     )
     exclude_self: bool | None = option(
-        "Drop rows whose document id equals the query id (ArguAna, Quora).",
+        "Drop rows whose document id equals the query id, as in ArguAna and Quora.",
         default=None,
-        hidden_default="as the convention",
+        hidden_default="as in the convention",
+        group="Metrics",
     )
-    min_relevance: int = option("Lowest grade that counts as relevant.", default=1, minimum=1)
+    min_relevance: int = min_relevance_option()
     answers: Path | None = option(
-        "For answer-recall@k: a table of query_id and answers, or of queries with a column of answers.", default=None
+        "Answers for the metric answer-recall@k. A table with the columns query_id and answers, or a query table with "
+        "a column of answers.",
+        default=None,
+        group="Metrics",
     )
     corpus: Path | None = corpus_option(
         default=None,
         affects_output=False,
-        unless={"suite": ()},
+        applies=only_without("suite"),
         hidden_default="the one that the runs were made from",
     )
     per_query: Path | None = output_option(
-        "Write the value of every query and metric to this Parquet file.", default=None
+        "Parquet file to write the value of every query and metric to.", default=None
     )
     report: Path | None = output_option(
-        "Write a page with tables, charts and single queries to this .html file; an earlier one is replaced.",
+        "HTML file to write a report with tables, charts and single queries to. An existing report is replaced.",
         default=None,
         affects_output=False,
+        shown=True,
     )
     changed: int | None = option(
-        "Queries to show, for each run that is compared, that changed most in the first metric.",
+        "Number of queries to show, per compared run, that changed most in the first metric.",
         default=None,
         minimum=0,
         affects_output=False,
-        unless={"suite": (), "known_item": ()},
+        applies=only_without("suite") & only_without("known_item"),
         hidden_default="10 where one run is compared, none where several are",
+        group="Output",
     )
-    seed: int = option("Seed of the randomization test and the bootstrap.", default=0, minimum=0)
-    format: str = option("How the numbers are printed.", default="table", choices=STYLES, affects_output=False)
-    json: bool = option("The same as --format json.", default=False, affects_output=False)
+    seed: int = seed_option("randomization test, bootstrap")
+    format: str = option(
+        "Format of the printed table.", default="table", choices=STYLES, affects_output=False, group="Output"
+    )
+    json: bool = option("Print JSON, as --format json does.", default=False, affects_output=False, group="Output")
     force: bool = force_option()
 
     @property

@@ -20,6 +20,7 @@ from retrievo.commands.search.run import search
 from retrievo.data.options import output_option, threads_option
 from retrievo.models.options import chunk_tokens_option, device_option, dtype_option, model_option, revision_option
 from retrievo.support import console
+from retrievo.support.conditions import only_with, only_without
 from retrievo.support.errors import RetrievoError, UsageError
 from retrievo.support.options import option
 
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
 BM25 = "bm25"
 KNOWN_ITEMS = ("title", "span")
-_MAKES_RUNS = {"run": ()}  # what it takes to make runs has no meaning for runs that are there
+_MAKES_RUNS = only_without("run")  # what it takes to make runs has no meaning for runs that are there
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,32 +38,50 @@ class SweepConfig(EvaluateConfig):
     """Options of `retrievo evaluate`: those for runs, and those for whole datasets."""
 
     suite: Path | None = option(
-        "Folder of dataset folders: each is encoded, searched and scored, with BM25 beside it.",
+        "Folder of dataset folders. Each dataset is encoded, searched and evaluated, with BM25 for comparison.",
         default=None,
         alternative="what",
+        shown=True,
+        group="Data",
     )
     known_item: str | None = option(
-        "Without judgments: ask --corpus for documents by their title, or by a span held out of them.",
+        "Known-item search, which needs no judgments. Queries are titles of documents of --corpus, or spans held out "
+        "of documents.",
         default=None,
         choices=KNOWN_ITEMS,
         alternative="what",
+        group="Data",
     )
-    known_items: int = option("Queries made for --known-item.", default=1_000, minimum=1, only={"known_item": ()})
-    model: str | None = model_option(default=None)
-    revision: str | None = revision_option(unless=_MAKES_RUNS)
+    known_items: int = option(
+        "Number of queries to make for --known-item.",
+        default=1_000,
+        minimum=1,
+        applies=only_with("known_item"),
+        group="Data",
+    )
+    model: str | None = model_option(default=None, applies=_MAKES_RUNS, shown=True)
+    revision: str | None = revision_option(applies=_MAKES_RUNS)
     output: Path = output_option(
-        "Folder of --suite and --known-item for indexes, vectors and runs.", Path("sweep"), unless=_MAKES_RUNS
+        "Folder for the indexes, embeddings and runs of --suite and --known-item.", Path("sweep"), applies=_MAKES_RUNS
     )
     depth: int = option(
-        "Documents per query of --suite and --known-item.", default=1_000, minimum=1, unless=_MAKES_RUNS
+        "Number of documents per query of --suite and --known-item.",
+        default=1_000,
+        minimum=1,
+        applies=_MAKES_RUNS,
+        group="Search",
     )
     exclude_self_of: tuple[str, ...] = option(
-        "Datasets of the suite where rows whose document id equals the query id are dropped.", default=(), several=True
+        "Datasets of --suite in which rows whose document id equals the query id are dropped.",
+        default=(),
+        several=True,
+        applies=_MAKES_RUNS,
+        group="Metrics",
     )
-    dtype: str = dtype_option(unless=_MAKES_RUNS)
-    chunk_tokens: int | str = chunk_tokens_option(unless=_MAKES_RUNS)
-    device: str = device_option(unless=_MAKES_RUNS)
-    threads: int | None = threads_option(unless=_MAKES_RUNS)
+    dtype: str = dtype_option(applies=_MAKES_RUNS)
+    chunk_tokens: int | str = chunk_tokens_option(applies=_MAKES_RUNS)
+    device: str = device_option(applies=_MAKES_RUNS)
+    threads: int | None = threads_option(applies=_MAKES_RUNS)
 
     @property
     def sweeps(self) -> bool:
@@ -71,10 +90,6 @@ class SweepConfig(EvaluateConfig):
 
     def check(self) -> None:
         super().check()
-        flags = {"--model": self.model, "--exclude-self-of": self.exclude_self_of}
-        given = next((flag for flag, value in flags.items() if value), None)
-        if given and not self.sweeps:
-            raise UsageError(given, "has no meaning for runs that are there", None, "pass --suite FOLDER")
         if self.sweeps and (self.run or self.baseline or self.reference_run or self.qrels or self.answers):
             raise UsageError(
                 "--suite", "makes its own runs", "no --run, --baseline, --reference-run, --qrels, --answers"
@@ -85,6 +100,11 @@ class SweepConfig(EvaluateConfig):
             raise UsageError("--known-item", "no documents to ask for", None, "pass --corpus")
         if self.per_query is not None and self.sweeps:
             raise UsageError("--per-query", "is for runs that are there", None, "pass the runs below --output")
+
+
+def evaluate_any(config: EvaluateConfig) -> Evaluation | Suite:
+    """Scores runs that are there, or makes and scores those of whole datasets (`--suite`, `--known-item`)."""
+    return sweep(config) if isinstance(config, SweepConfig) and config.sweeps else evaluate(config)
 
 
 def sweep(config: SweepConfig) -> Suite:

@@ -21,8 +21,10 @@ VECTORS, IDS = "vectors.npy", "ids.txt"
 class ExportConfig(Options):
     """Options of `retrievo export`."""
 
-    embeddings: Path = option("Embeddings folder.", positional=True)
-    output: Path = output_option(f"Folder to make: {VECTORS} [N, D] and {IDS}, one id per line in the order of rows.")
+    embeddings: Path = option("Embeddings folder to export.", positional=True, group="Data")
+    output: Path = output_option(
+        f"Folder to write. It gets {VECTORS} (a row per vector) and {IDS} (an id per line, in the order of the rows)."
+    )
     force: bool = force_option()
 
 

@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 from retrievo.data.importers import FORMATS
 from retrievo.data.options import force_option, output_option
+from retrievo.models.encoder_spec import SIMILARITIES
 from retrievo.support import console
+from retrievo.support.conditions import Condition, only_where, only_with
 from retrievo.support.errors import UsageError
-from retrievo.support.options import Options, option, options_of
+from retrievo.support.options import Options, option
 from retrievo.support.verbs import verb
 
 if TYPE_CHECKING:
@@ -23,9 +25,7 @@ if TYPE_CHECKING:
     from retrievo.support.artifact import Manifest
 
 VECTORS = "vectors"
-_ABOUT = "; ".join(f"{name}: {format.about}" for name, format in FORMATS.items())
-_VECTORS = {"format": (VECTORS,)}
-_COLUMNS = {"format": ("jsonl", "tsv", "csv")}
+_OF_VECTORS = ("ids", "role", "similarity")
 _SHOWN = 8  # files named in the summary
 
 
@@ -36,56 +36,100 @@ def _check_encoding(name: str) -> None:
         raise UsageError("--encoding", f"found '{name}'", "an encoding such as utf-8, latin-1 or cp1252") from None
 
 
+def _of_format(name: str) -> Condition:
+    """An option applies to the formats whose row in `FORMATS` names it."""
+    formats = [format for format, row in FORMATS.items() if name in row.options]
+    formats += [VECTORS] if name in _OF_VECTORS else []
+    said = f"to the format {' or '.join(formats)}"
+    return only_where(said, "format", holds=lambda chosen: chosen in formats)
+
+
 @dataclass(frozen=True, kw_only=True)
 class ImportConfig(Options):
     """Options of `retrievo import`."""
 
     format: str = option(
-        f"{_ABOUT}; {VECTORS}: X.npy and IDS.txt, one id per line.", choices=(*FORMATS, VECTORS), positional=True
+        f"Format of the source. The formats are {', '.join(FORMATS)} and {VECTORS}: "
+        + "; ".join(f"{name} is {format.about}" for name, format in FORMATS.items())
+        + f"; {VECTORS} is an array X.npy and a text file IDS.txt with an id per line.",
+        choices=(*FORMATS, VECTORS),
+        positional=True,
+        group="Data",
     )
-    source: Path = option("Folder, file, .zip or .gz.", positional=True)
-    ids: Path | None = option("Text file of ids.", default=None, positional=True, only=_VECTORS)
-    output: Path = output_option("Dataset folder to make (of vectors: embeddings folder).")
-    encoding: str = option("Text encoding of the source.", default="utf-8", check=_check_encoding)
+    source: Path = option("Source to import: a folder, a file, a .zip or a .gz.", positional=True, group="Data")
+    ids: Path | None = option(
+        "Text file with the id of each vector.",
+        default=None,
+        positional=True,
+        shown=True,
+        applies=_of_format("ids"),
+        group="Data",
+    )
+    output: Path = output_option("Dataset folder to write. The format vectors writes an embeddings folder.")
+    encoding: str = option(
+        "Character encoding of the source.", default="utf-8", check=_check_encoding, shown=True, group="Data"
+    )
     role: str = option(
-        "What the rows are.",
+        "Whether the rows are documents or queries.",
         default="document",
         choices=("document", "query"),
-        only={"format": (*_COLUMNS["format"], VECTORS)},
+        applies=_of_format("role"),
+        shown=True,
+        group="Data",
     )
     similarity: str = option(
-        "How a query and a document vector are compared.", default="dot", choices=("dot", "cosine"), only=_VECTORS
+        "Similarity between a query vector and a document vector.",
+        default="dot",
+        choices=SIMILARITIES,
+        applies=_of_format("similarity"),
+        group="Data",
     )
     id_column: str | None = option(
-        "Column of the ids: its name, or its number from 1.",
+        "Column of the ids, by name or by number from 1.",
         default=None,
-        only=_COLUMNS,
-        hidden_default="the usual names; 1 without header",
+        applies=_of_format("id_column"),
+        shown=True,
+        hidden_default="a column with a usual name; 1 without a header",
+        group="Data",
     )
     text_column: str | None = option(
-        "Column of the texts.", default=None, only=_COLUMNS, hidden_default="the usual names; 2 without header"
+        "Column of the texts, by name or by number from 1.",
+        default=None,
+        applies=_of_format("text_column"),
+        shown=True,
+        hidden_default="a column with a usual name; 2 without a header",
+        group="Data",
     )
     title_column: str | None = option(
-        "Column of the titles.",
+        "Column of the titles, by name or by number from 1.",
         default=None,
-        only={**_COLUMNS, "role": ("document",)},
+        applies=_of_format("title_column") & only_with("role", "document"),
         hidden_default="title, where there is one",
+        group="Data",
     )
-    number_lines: bool = option("Use line numbers as ids.", default=False, only=_COLUMNS)
-    header: bool = option("Whether the first line names the columns.", default=True, only={"format": ("tsv", "csv")})
+    number_lines: bool = option(
+        "Use line numbers as ids.", default=False, applies=_of_format("number_lines"), group="Data"
+    )
+    header: bool = option(
+        "Read the first line as the names of the columns.", default=True, applies=_of_format("header"), group="Data"
+    )
     topic_field: str = option(
-        "Field of a topic that is the query.",
+        "Field of a TREC topic to use as the query.",
         default="title",
         choices=("title", "description", "narrative"),
-        only={"format": ("trec",)},
+        applies=_of_format("topic_field"),
+        group="Data",
     )
-    passage_words: int = option("Words of a passage.", default=100, minimum=1, only={"format": ("text",)})
+    passage_words: int = option(
+        "Number of words per passage.", default=100, minimum=1, applies=_of_format("passage_words"), group="Data"
+    )
     stride: int | None = option(
-        "Words from the start of a passage to the start of the next.",
+        "Number of words from the start of a passage to the start of the next.",
         default=None,
         minimum=1,
-        only={"format": ("text",)},
-        hidden_default="the words of a passage: no overlap",
+        applies=_of_format("stride"),
+        hidden_default="--passage-words, so that passages do not overlap",
+        group="Data",
     )
     force: bool = force_option()
 
@@ -150,12 +194,8 @@ def _import_vectors(config: ImportConfig) -> Manifest:
 
 
 def _own_options(config: ImportConfig) -> dict[str, Any]:
-    """The options that are declared for this format, by name: the keywords of its `read`."""
-    return {
-        known.name: getattr(config, known.name)
-        for known in options_of(ImportConfig)
-        if config.format in (known.declaration.only or {}).get("format", ())
-    }
+    """The options that this format has, by name: the keywords of its `read`."""
+    return {name: getattr(config, name) for name in FORMATS[config.format].options}
 
 
 def _say_what_is_left(source: Source, parts: Sequence[Part]) -> None:

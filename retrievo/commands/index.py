@@ -19,6 +19,7 @@ from retrievo.data.options import (
 from retrievo.retrieval.index_types import BM25
 from retrievo.retrieval.searcher import BUILT_BY_MODULE, KINDS, TYPES, check_type
 from retrievo.support import console
+from retrievo.support.conditions import only_where, only_with
 from retrievo.support.errors import RetrievoError, UsageError
 from retrievo.support.options import Options, option
 from retrievo.support.verbs import verb
@@ -29,8 +30,9 @@ if TYPE_CHECKING:
     from retrievo.support.artifact import Input, Manifest, Output
 
 EMBEDDINGS_INPUT = "embeddings"  # the first; `embeddings-2` and so on were added later
-_BM25_ONLY = {"type": (BM25,)}
-_NOT_BM25 = {"type": (BM25,)}
+_BM25 = only_with("type", BM25)
+_NOT_BM25 = only_where(f"without --type {BM25}", "type", holds=lambda name: name != BM25)
+_FAISS = only_where("with a FAISS type", "type", holds=lambda name: name not in (BM25, *BUILT_BY_MODULE))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,48 +40,55 @@ class IndexConfig(Options):
     """Options of `retrievo index`."""
 
     type: str = option(
-        f"What to build: {', '.join(TYPES)}, {BM25}, or a FAISS factory string such as IVF1024,SQ8.",
+        f"Index type. The types are {', '.join(TYPES)}, {BM25}, or a FAISS factory string such as IVF1024,SQ8.",
         default="flat",
         check=check_type,
+        shown=True,
+        group="Search",
     )
-    embeddings: Path | None = option("Embeddings folder.", default=None, unless=_NOT_BM25)
-    corpus: Path | None = corpus_option(default=None, only=_BM25_ONLY)
-    output: Path = output_option("Index folder to make.")
+    embeddings: Path | None = option(
+        "Embeddings folder to index.", default=None, applies=_NOT_BM25, shown=True, group="Data"
+    )
+    corpus: Path | None = corpus_option(default=None, applies=_BM25, shown=True)
+    output: Path = output_option("Index folder to write.")
     shards: int | None = option(
-        "Files to cut the index into.",
+        "Number of files to split the index into.",
         default=None,
         minimum=1,
-        unless=_NOT_BM25,
-        hidden_default="as the embeddings; of approximate types one for 1,048,576 vectors",
+        applies=_FAISS,
+        hidden_default="as the embeddings; for approximate types, one per 1,048,576 vectors",
+        group="FAISS",
     )
     add: bool = option(
         "Add the embeddings to the finished index at --output, whatever its type.",
         default=False,
-        unless=_NOT_BM25,
+        applies=_FAISS,
         affects_output=False,
         decides_output=True,
+        group="Output",
     )
-    language: str = option("Analyzer: stemming and stop words, as in en, de, zh.", default="en", only=_BM25_ONLY)
-    title_template: str = title_template_option(only=_BM25_ONLY)
-    term_vectors: bool = option("Keep the words of each document, which --rm3 reads.", default=False, only=_BM25_ONLY)
-    heap: str | None = heap_option(only=_BM25_ONLY)
+    language: str = option(
+        "Language of the analyzer (stemming and stop words), as in en, de or zh.",
+        default="en",
+        applies=_BM25,
+        shown=True,
+        group="BM25",
+    )
+    title_template: str = title_template_option(applies=_BM25, group="BM25")
+    term_vectors: bool = option(
+        "Store the terms of each document, which search --rm3 needs.", default=False, applies=_BM25, group="BM25"
+    )
+    heap: str | None = heap_option(applies=_BM25)
     threads: int | None = threads_option()
     force: bool = force_option()
 
     def check(self) -> None:
-        if self.type in BUILT_BY_MODULE and (self.add or self.shards):
-            flag = "--add" if self.add else "--shards"
-            raise UsageError(flag, f"does not apply to --type {self.type}", None, f"leave {flag} out")
         if self.type == BM25 and self.corpus is None:
             raise UsageError("--type bm25", "needs texts", None, "pass --corpus CORPUS")
         if self.type != BM25 and self.embeddings is None:
             raise UsageError(f"--type {self.type}", "needs vectors", None, "pass --embeddings FOLDER, or --type bm25")
         if self.add and self.shards:
             raise UsageError("--shards", "is given together with --add", "one of them")
-
-    def record(self) -> dict[str, Any]:
-        """Without what an index has not."""
-        return {name: value for name, value in super().record().items() if (name, value) != ("term_vectors", False)}
 
 
 @verb(IndexConfig)

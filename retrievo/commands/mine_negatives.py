@@ -23,14 +23,17 @@ from retrievo.commands.train_config import STAGE_NEGATIVES
 from retrievo.data.options import (
     corpus_option,
     force_option,
+    min_relevance_option,
     output_option,
     qrels_option,
     queries_option,
+    seed_option,
     threads_option,
     title_template_option,
 )
 from retrievo.models.options import chunk_tokens_option, device_option, dtype_option, model_option, revision_option
 from retrievo.support import console
+from retrievo.support.conditions import only_with
 from retrievo.support.errors import UsageError, did_you_mean
 from retrievo.support.options import Options, option
 from retrievo.support.settings import Layer
@@ -47,7 +50,7 @@ if TYPE_CHECKING:
 DROPPED_FILE, AUDIT_FILE = "dropped.parquet", "audit.md"  # in the work folder
 BM25, DENSE, INDEX, RUN, RANDOM = "bm25", "dense", "index", "run", "random"
 SOURCES = (BM25, DENSE, INDEX, RUN, RANDOM)
-_DENSE_ONLY, _BM25_ONLY = {"source": (DENSE,)}, {"source": (BM25,)}
+_OF_BM25 = only_with("source", BM25)
 
 
 class Source(NamedTuple):
@@ -75,64 +78,115 @@ class MineConfig(Options):
     """Options of `retrievo mine-negatives`."""
 
     stages: tuple[str, ...] = option(
-        "STAGE to NEXT: mine with the model of one stage for the training of the next.",
+        "Two stages, as in stage-1 to stage-2. The model of the first stage mines negatives for the next one.",
         default=(),
         positional=True,
+        shown=True,
         affects_output=False,
         decides_output=True,
+        group="Data",
     )
     source: tuple[str, ...] = option(
-        "Where negatives come from: bm25, dense (--model), index (--index), run (--run) or random; several with "
-        "quotas, as in bm25:10.",
+        "Where negatives come from. The sources are bm25, dense (--model), index (--index), run (--run) and random; "
+        "several may have quotas, as in bm25:10,dense:20.",
         default=(BM25,),
         check=Source.parse,
+        shown=True,
+        group="Negatives",
     )
-    model: str | None = model_option(default=None, only=_DENSE_ONLY, affects_output=False)
+    model: str | None = model_option(default=None, applies=only_with("source", DENSE), affects_output=False, shown=True)
     revision: str | None = revision_option()
     index: tuple[Path, ...] = option(
-        "Indexes or embeddings folders to search that are there already.", default=(), only={"source": (INDEX,)}
+        "Existing index or embeddings folders to search.",
+        default=(),
+        applies=only_with("source", INDEX),
+        group="Negatives",
     )
-    run: tuple[Path, ...] = option("Runs to draw from, or tables of negatives.", default=(), only={"source": (RUN,)})
+    run: tuple[Path, ...] = option(
+        "Runs or tables of negatives to draw from.", default=(), applies=only_with("source", RUN), group="Negatives"
+    )
     corpus: Path = corpus_option()
     queries: Path = queries_option()
     qrels: Path = qrels_option()
-    output: Path = output_option("Table of negatives to make (.parquet).")
-    depth: int = option("Documents searched per query.", default=200, minimum=1)
-    skip: int = option("Best ranks passed over, where unjudged relevant documents crowd.", default=0, minimum=0)
-    samples: int = option("Negatives kept per query, of each source without a quota.", default=30, minimum=1)
-    sampling: str = option(
-        "Ranks that are kept: a seeded draw, or the best.", default="random", choices=("random", "top")
+    output: Path = output_option("Table of negatives to write (.parquet).")
+    depth: int = option(
+        "Number of documents retrieved per query.", default=200, minimum=1, shown=True, group="Negatives"
     )
-    min_relevance: int = option("Lowest grade that counts as relevant.", default=1, minimum=1)
-    min_score: float | None = option("Candidates that score less are dropped.", default=None)
-    max_score: float | None = option("Candidates that score more are dropped.", default=None)
-    margin: float | None = option("Candidates must score this much less than the positive.", default=None)
+    skip: int = option(
+        "Number of top ranks to skip, where relevant documents without a judgment are most likely.",
+        default=0,
+        minimum=0,
+        group="Negatives",
+    )
+    samples: int = option(
+        "Number of negatives per query, from each source without a quota.",
+        default=30,
+        minimum=1,
+        shown=True,
+        group="Negatives",
+    )
+    sampling: str = option(
+        "How negatives are chosen from the ranking: at random, or from the top.",
+        default="random",
+        choices=("random", "top"),
+        group="Negatives",
+    )
+    min_relevance: int = min_relevance_option()
+    min_score: float | None = option("Drop candidates that score less.", default=None, group="Negatives")
+    max_score: float | None = option("Drop candidates that score more.", default=None, group="Negatives")
+    margin: float | None = option(
+        "Drop candidates that do not score at least this much less than the positive.", default=None, group="Negatives"
+    )
     relative_margin: float | None = option(
-        "Candidates must score less than the positive by this share of its score (0.05 = 5 %).", default=None, minimum=0
+        "Drop candidates that do not score less than the positive by this fraction of its score. 0.05 is 5%.",
+        default=None,
+        minimum=0,
+        group="Negatives",
     )
     margin_to: str = option(
-        "Relevant document of the query that margins are measured from.",
+        "Which relevant document of the query margins are measured from: the one with the lowest or the highest score.",
         default="lowest",
         choices=("lowest", "highest"),
+        group="Negatives",
     )
     near_duplicate: float | None = option(
-        "Candidates at least this similar to a relevant document are dropped: Jaccard of 3-word shingles.",
+        "Drop candidates whose similarity to a relevant document is at least this (Jaccard index of 3-word shingles).",
         default=None,
         above=0,
         maximum=1,
+        group="Negatives",
     )
-    teacher: Path | None = option("Run with a teacher's scores of candidates (retrievo rerank).", default=None)
-    max_teacher_score: float | None = option("Candidates that the teacher scores higher are dropped.", default=None)
-    audit: int = option("Doubtful pairs shown in the audit.", default=20, minimum=0, affects_output=False)
-    language: str = option("BM25: analyzer.", default="en", only=_BM25_ONLY)
-    k1: float = option("BM25: saturation of the term frequency.", default=0.9, minimum=0, only=_BM25_ONLY)
-    b: float = option("BM25: length normalization.", default=0.4, minimum=0, maximum=1, only=_BM25_ONLY)
-    title_template: str = title_template_option(only=_BM25_ONLY)
+    teacher: Path | None = option(
+        "Run with a teacher's scores of the candidates, as from retrievo rerank.", default=None, group="Negatives"
+    )
+    max_teacher_score: float | None = option(
+        "Drop candidates that the teacher scores higher than this.", default=None, group="Negatives"
+    )
+    audit: int = option(
+        "Number of doubtful pairs to show in the audit page.",
+        default=20,
+        minimum=0,
+        affects_output=False,
+        group="Output",
+    )
+    language: str = option(
+        "Language of the analyzer (stemming and stop words), as in en, de or zh.",
+        default="en",
+        applies=_OF_BM25,
+        group="BM25",
+    )
+    k1: float = option(
+        "BM25 k1 (saturation of the term frequency).", default=0.9, minimum=0, applies=_OF_BM25, group="BM25"
+    )
+    b: float = option(
+        "BM25 b (document length normalization).", default=0.4, minimum=0, maximum=1, applies=_OF_BM25, group="BM25"
+    )
+    title_template: str = title_template_option(applies=_OF_BM25, group="BM25")
     dtype: str = dtype_option()
     chunk_tokens: int | str = chunk_tokens_option()
     device: str = device_option()
     threads: int | None = threads_option()
-    seed: int = option("Of the draw.", default=0, minimum=0)
+    seed: int = seed_option("choice of negatives")
     force: bool = force_option()
 
     def check(self) -> None:

@@ -24,6 +24,7 @@ from retrievo.data.options import (
 )
 from retrievo.models.options import bidirectional_option, device_option, model_option, revision_option
 from retrievo.support import console
+from retrievo.support.conditions import only_where, only_with
 from retrievo.support.errors import RetrievoError, UsageError
 from retrievo.support.options import option, worked_out
 from retrievo.support.verbs import verb
@@ -45,6 +46,7 @@ from retrievo.training.objectives.table import (
     ViewsConfig,
     objective_class,
     recipe_defaults,
+    with_objective,
 )
 
 if TYPE_CHECKING:
@@ -67,63 +69,97 @@ VALIDATED = {"loss", "mlm_loss", "head_mlm_loss", "late_mlm_loss", "contrastive_
 class PretrainConfig(FitConfig, PretrainingOptions):
     """Options of `retrievo pretrain`; the defaults are the published recipe of the chosen objective."""
 
-    objective: str = option("What is learned from documents.", default=COCONDENSER, choices=PRETRAINING)
-    model: str = model_option(default="bert-base-uncased", affects_output=False)
+    objective: str = option(
+        "Objective that pre-training minimizes.",
+        default=COCONDENSER,
+        choices=PRETRAINING,
+        shown=True,
+        group="Objective",
+    )
+    model: str = model_option(default="bert-base-uncased", affects_output=False, shown=True)
     revision: str | None = revision_option()
     corpus: tuple[Path, ...] = corpora_option()
     mix: str = option(
-        "Of several corpora: uniform over documents, equal over corpora, alpha=0.5 between them, or weights as in 3,1.",
+        "How several corpora are mixed. uniform draws documents evenly, equal draws corpora evenly, alpha=0.5 lies "
+        "between the two, and 3,1 gives weights.",
         default=UNIFORM,
         check=check_mix,
+        group="Data",
     )
-    held_out: int = option("Documents kept out of training, to work out the loss on.", default=0, minimum=0)
+    held_out: int = option(
+        "Number of documents that are held out of training for the validation loss.",
+        default=0,
+        minimum=0,
+        group="Validation",
+    )
     validate_every: int | None = option(
-        "Steps between losses of the held-out documents.",
+        "Number of steps between validation losses.",
         default=None,
         minimum=1,
         affects_output=False,
         hidden_default="a tenth of the steps",
+        applies=only_where("with --held-out above 0", "held_out", holds=lambda documents: documents > 0),
+        group="Validation",
     )
     show_views: int | None = option(
-        "Print what the model would see of so many documents, and stop.",
+        "Print the training views of this number of documents and exit.",
         default=None,
         minimum=1,
         affects_output=False,
+        group="Objective",
     )
-    output: Path = output_option("Model folder to make.", default=Path("pretrained"))
-    title_template: str | None = title_template_option(default=None, hidden_default="as the model")
+    output: Path = output_option("Model folder to write.", default=Path("pretrained"), shown=True)
+    title_template: str | None = title_template_option(default=None, hidden_default="the model's own")
     query_max_length: int | None = option(
-        "Tokens of a query that the model will read.", default=None, minimum=3, hidden_default="as the model"
+        "Maximum number of tokens of a query, which the pre-trained model records.",
+        default=None,
+        minimum=3,
+        hidden_default="the model's own",
+        group="Model",
     )
     document_max_length: int | None = option(
-        "Tokens of a document that the model will read.", default=None, minimum=3, hidden_default="as the model"
+        "Maximum number of tokens of a document, which the pre-trained model records.",
+        default=None,
+        minimum=3,
+        hidden_default="the model's own",
+        group="Model",
     )
     batch_size: int = option(
         "Documents per step, over all processes.",
         default=None,
         minimum=2,
+        shown=True,
         hidden_default=recipe_defaults("batch_size"),
+        group="Batch",
     )
     learning_rate: float = worked_out(OptimizerConfig, "learning_rate", recipe_defaults("learning_rate"))
     delete: float = worked_out(ViewsConfig, "delete", f"{recipe_defaults('delete')}, else 0")
     beta2: float = worked_out(OptimizerConfig, "beta2", recipe_defaults("beta2"))
     epsilon: float = worked_out(OptimizerConfig, "epsilon", recipe_defaults("epsilon"))
     epochs: float | None = option(
-        "Passes over the corpus.", default=None, above=0, alternative="length", hidden_default=f"{DEFAULT_EPOCHS:g}"
+        "Number of passes over the corpus.",
+        default=None,
+        above=0,
+        alternative="length",
+        shown=True,
+        hidden_default=f"{DEFAULT_EPOCHS:g}",
+        group="Schedule",
     )
-    bidirectional: bool = bidirectional_option(only={"objective": CONTRASTIVE})
+    bidirectional: bool = bidirectional_option(applies=with_objective(lambda: ViewsConfig))
     condenser_steps: int | None = option(
-        "Steps of the condenser stage for a model without a Condenser head; 0 = none.",
+        "Number of steps of the condenser stage, which a model without a Condenser head gets first. 0 skips it.",
         default=None,
         minimum=0,
-        hidden_default="as many as cocondenser's",
-        only={"objective": (COCONDENSER,)},
+        hidden_default="as many as the steps of cocondenser",
+        applies=only_with("objective", COCONDENSER),
+        group="Schedule",
     )
     continue_: bool = option(
-        "Go on from a finished output with more --max-steps: the learning rate warms up again.",
+        "Continue from a finished output with a larger --max-steps. The learning rate warms up again.",
         default=False,
         affects_output=False,
         decides_output=True,
+        group="Output",
     )
     device: str = device_option()
     threads: int | None = threads_option()
@@ -143,8 +179,6 @@ class PretrainConfig(FitConfig, PretrainingOptions):
         if not self.corpus:
             raise UsageError("--corpus", "is needed", None, "pass --corpus CORPUS")
         shares(self.mix, [1] * len(self.corpus))
-        if self.validate_every and not self.held_out:
-            raise UsageError("--validate-every", "needs documents", None, "pass --held-out N")
         if self.queue_size is not None and self.queue_size < self.batch_size:
             raise UsageError("--queue-size", f"found {self.queue_size}", f"at least --batch-size ({self.batch_size})")
 

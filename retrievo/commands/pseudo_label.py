@@ -28,23 +28,39 @@ JUDGMENTS, NEGATIVES = "qrels.parquet", "negatives.parquet"
 class PseudoLabelConfig(Options):
     """Options of `retrievo pseudo-label`."""
 
-    run: Path = option("Run with a cross-encoder's scores (retrievo rerank).")
-    qrels: Path | None = option("Judgments that are there: their queries keep them and get no labels.", default=None)
-    corpus: Path | None = corpus_option(default=None, hidden_default="as the run's manifest says")
-    queries: Path | None = queries_option(default=None, hidden_default="as the run's manifest says")
-    output: Path = output_option(f"Folder to make, with {JUDGMENTS} and {NEGATIVES}.")
+    run: Path = option("Run with a cross-encoder's scores, as from retrievo rerank.", group="Data")
+    qrels: Path | None = option(
+        "Existing relevance judgments. Queries with judgments keep the judgments and get no pseudo-labels.",
+        default=None,
+        shown=True,
+        group="Data",
+    )
+    corpus: Path | None = corpus_option(default=None, hidden_default="the one named in the run's manifest")
+    queries: Path | None = queries_option(default=None, hidden_default="the one named in the run's manifest")
+    output: Path = output_option(f"Folder to write. It gets {JUDGMENTS} and {NEGATIVES}.")
     positive_above: float = option(
-        "Documents of a higher probability become relevant ones.", default=0.9, minimum=0, maximum=1
+        "Probability above which a document becomes a positive.",
+        default=0.9,
+        minimum=0,
+        maximum=1,
+        shown=True,
+        group="Negatives",
     )
     negative_below: float = option(
-        "Documents of a lower probability become negatives.", default=0.1, minimum=0, maximum=1
+        "Probability below which a document becomes a negative.",
+        default=0.1,
+        minimum=0,
+        maximum=1,
+        shown=True,
+        group="Negatives",
     )
     scores: str | None = option(
-        "What the run's scores are: logits, which a sigmoid turns into probabilities, or these themselves "
-        "(rerank --activation sigmoid).",
+        "Unit of the run's scores. A sigmoid turns logits into probabilities; rerank --activation sigmoid writes "
+        "probabilities.",
         default=None,
         choices=(LOGITS, PROBABILITIES),
-        hidden_default="as the run's manifest says, else guessed by their range",
+        hidden_default="as in the run's manifest, else guessed from the range of the scores",
+        group="Negatives",
     )
     force: bool = force_option()
 

@@ -9,56 +9,25 @@ the way that its command has with `--force`; else nothing begins.
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import json
 import os
 import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from retrievo.commands.encode import EncodeConfig
-from retrievo.commands.evaluate import EvaluateConfig
-from retrievo.commands.import_ import ImportConfig
-from retrievo.commands.index import IndexConfig
-from retrievo.commands.mine_negatives import MineConfig
-from retrievo.commands.pretrain import PretrainConfig
-from retrievo.commands.pseudo_label import PseudoLabelConfig
-from retrievo.commands.rerank import RerankConfig
-from retrievo.commands.search.config import SearchConfig
-from retrievo.commands.train_config import TrainConfig
-from retrievo.data.options import output_option
+from retrievo.commands import table
+from retrievo.commands.recipe_config import RunConfig
 from retrievo.distributed.environment import started_together
 from retrievo.support import console
 from retrievo.support.commandline import as_typed
 from retrievo.support.errors import RetrievoError, UsageError, did_you_mean
-from retrievo.support.options import Option, Options, option, options_of
+from retrievo.support.options import Option, Options, options_of
 from retrievo.support.settings import Layer, read_toml, relative_to, resolve
 from retrievo.support.verbs import verb
 
-
-class Kind(NamedTuple):
-    """A command that a step may be: its options, where its function lies, and the suffix of what it makes."""
-
-    config: type[Options]
-    target: str  # "module:function"
-    suffix: str  # "" = a folder
-
-
-COMMANDS = {
-    "import": Kind(ImportConfig, "retrievo.commands.import_:import_dataset", ""),
-    "pretrain": Kind(PretrainConfig, "retrievo.commands.pretrain:pretrain", ""),
-    "mine-negatives": Kind(MineConfig, "retrievo.commands.mine_negatives:mine_negatives", ".parquet"),
-    "train": Kind(TrainConfig, "retrievo.commands.train:train", ""),
-    "encode": Kind(EncodeConfig, "retrievo.commands.encode:encode", ""),
-    "index": Kind(IndexConfig, "retrievo.commands.index:index", ""),
-    "search": Kind(SearchConfig, "retrievo.commands.search.run:search", ".parquet"),
-    "rerank": Kind(RerankConfig, "retrievo.commands.rerank:rerank", ".parquet"),
-    "pseudo-label": Kind(PseudoLabelConfig, "retrievo.commands.pseudo_label:pseudo_label", ""),
-    "evaluate": Kind(EvaluateConfig, "retrievo.commands.evaluate:evaluate", ".json"),
-}
+COMMANDS = {name: command for name, command in table.COMMANDS.items() if command.suffix is not None}
 SECTIONS = ("variables", "defaults", "steps")
 Results = dict[str, dict[str, float | None]]  # run -> metric, or what was told of its test -> value
 MARKS = ".steps"  # folder of the marks
@@ -69,46 +38,6 @@ _TYPED_ONLY = (
 _LITERAL = ("title_template",)  # options whose braces are their own
 _NOUNS = {"corpus": "corpus", "queries": "queries", "qrels": "qrels", "judged": "qrels", "tune_on": "qrels"}
 FINISHED, AGAIN, UNFINISHED = "finished", "to do again", "unfinished, goes on"
-
-
-def _check_setting(text: str) -> None:
-    if not re.fullmatch(r"[\w-]+=.*", text):
-        raise UsageError("--set", f"found '{text}'", "NAME=VALUE, as in seed=1")
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunConfig(Options):
-    """Options of `retrievo run`."""
-
-    file: Path = option("Recipe (.toml): steps that are commands.", positional=True, decides_output=True)
-    output: Path | None = output_option(
-        "Folder for all that the steps make.", default=None, hidden_default="the recipe's name, beside it"
-    )
-    set_: tuple[str, ...] = option(
-        "Values of the recipe's variables, as in seed=1.", default=(), several=True, check=_check_setting
-    )
-    only: tuple[str, ...] = option("Steps to run; the others are left as they are.", default=(), several=True)
-    force: bool = option(
-        "Make finished steps anew whose options or inputs changed.", default=False, decides_output=True
-    )
-    redo: tuple[str, ...] = option(
-        "Finished steps to make anew where their options or inputs changed.",
-        default=(),
-        several=True,
-        decides_output=True,
-    )
-    dry_run: bool = option("Say what would be done, and why.", default=False)
-
-    def check(self) -> None:
-        if self.force and self.redo:
-            raise UsageError("--redo", "is given together with --force, which means every step", "one of them")
-        if self.file.suffix != ".toml":
-            raise UsageError("FILE", f"found '{self.file}'", "a recipe that ends in .toml")
-
-    @property
-    def home(self) -> Path:
-        """The folder of the outputs, absolute."""
-        return Path(os.path.abspath(self.output or self.file.with_suffix("")))
 
 
 class Step(NamedTuple):
@@ -219,8 +148,8 @@ class _Reader:
         if command not in COMMANDS:
             found = "has no command" if command is None else f"found the command '{command}'"
             raise UsageError(where, found, None, did_you_mean(str(command), COMMANDS))
-        kind = COMMANDS[command]
-        known = {option.name: option for option in options_of(kind.config)}
+        kind, config = COMMANDS[command], COMMANDS[command].step or COMMANDS[command].config
+        known = {option.name: option for option in options_of(config)}
         for key in values:
             if key in _TYPED_ONLY or (key in known and known[key].declaration.written):
                 raise UsageError(f"{where} {key}", "has no meaning in a recipe", None, "leave it out")
@@ -230,10 +159,10 @@ class _Reader:
         shared = self._filled(f"{self.path} [defaults]", self._shared(known, values), needs)
         layers = [
             Layer("recipe", {"output": str(output)} if "output" in known else {}),
-            Layer(where, relative_to(self.path.parent, kind.config, own)),
-            Layer(f"{self.path} [defaults]", relative_to(self.path.parent, kind.config, shared)),
+            Layer(where, relative_to(self.path.parent, config, own)),
+            Layer(f"{self.path} [defaults]", relative_to(self.path.parent, config, shared)),
         ]
-        resolved = resolve(kind.config, layers)
+        resolved = resolve(config, layers)
         for warning in resolved.warnings:
             if warning.startswith(where):  # a default that a step has no use for is no mistake
                 console.warn(warning)
@@ -304,8 +233,7 @@ def _do(step: Step, allowed: RunConfig) -> bool:
         write_json(step.mark, {"work": work, **found})
     console.note(f"{step.name}: $ {as_typed(step.command, config)}")
     with console.inner_steps():
-        module, function = COMMANDS[step.command].target.split(":")
-        outcome = getattr(importlib.import_module(module), function)(config)
+        outcome = COMMANDS[step.command].function(config)
     if step.command == "evaluate":
         from retrievo.evaluation.formats import FORMATS
 

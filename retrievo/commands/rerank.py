@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from retrievo.data.options import (
     corpus_option,
     force_option,
+    min_relevance_option,
     output_option,
     qrels_option,
     queries_option,
@@ -47,30 +48,43 @@ UNITS = {"Identity": "logits", "Sigmoid": "probabilities"}  # what a cross-encod
 class RerankConfig(Options):
     """Options of `retrievo rerank`."""
 
-    run: Path = option("Run to rerank, or a table of negatives to score.")
+    run: Path = option("Run to rerank, or a table of negatives to score.", group="Data")
     model: str = model_option(affects_output=False)
     revision: str | None = revision_option()
     corpus: Path = corpus_option()
     queries: Path = queries_option()
-    qrels: Path | None = qrels_option(default=None)
-    output: Path = output_option("Run file to make: .parquet, .trec, .txt or .run (TREC), .tsv (MS MARCO).")
-    depth: int | None = option("Best documents of each query that are scored.", default=None, minimum=1)
-    min_relevance: int = option("Lowest grade of --qrels that counts as relevant.", default=1, minimum=1)
+    qrels: Path | None = qrels_option(
+        default=None, help="Relevance judgments; relevant documents that the run lacks are scored too.", shown=True
+    )
+    output: Path = output_option(
+        "Run file to write. The suffix sets the format: .parquet, .trec, .txt or .run (TREC), .tsv (MS MARCO)."
+    )
+    depth: int | None = option(
+        "Number of documents per query to rerank.",
+        default=None,
+        minimum=1,
+        shown=True,
+        hidden_default="all documents of the run",
+        group="Reranking",
+    )
+    min_relevance: int = min_relevance_option("Lowest grade of --qrels that counts as relevant.")
     max_length: int | None = option(
-        "Cross-encoders: tokens of a query and a document together.",
+        "Maximum number of tokens of a query and a document together, for cross-encoders.",
         default=None,
         minimum=5,
-        hidden_default="as the model",
+        hidden_default="the model's own",
+        group="Reranking",
     )
     activation: str | None = option(
-        "Cross-encoders: what turns logits into scores.",
+        "Function that turns a cross-encoder's logits into scores.",
         default=None,
         choices=tuple(ACTIVATIONS),
-        hidden_default="as the model",
+        hidden_default="the model's own",
+        group="Reranking",
     )
     dtype: str = dtype_option()
     chunk_tokens: int | str = chunk_tokens_option()
-    device: str = device_option()
+    device: str = device_option(shown=True)
     threads: int | None = threads_option()
     force: bool = force_option()
     restart: bool = restart_option()

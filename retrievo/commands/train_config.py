@@ -10,6 +10,7 @@ from typing import Any
 from retrievo.data.mixing import UNIFORM, check_mix, shares
 from retrievo.data.options import (
     force_option,
+    min_relevance_option,
     output_option,
     restart_option,
     threads_option,
@@ -18,13 +19,20 @@ from retrievo.data.options import (
 from retrievo.models.encoder_spec import SIMILARITIES
 from retrievo.models.options import bidirectional_option, device_option, model_option, pooling_option, revision_option
 from retrievo.support.artifact import is_unfinished
+from retrievo.support.conditions import only_with, only_without
 from retrievo.support.errors import RetrievoError, UsageError
-from retrievo.support.options import option, options_of
+from retrievo.support.options import option
 from retrievo.support.settings import Layer, read_toml, relative_to
 from retrievo.training.engine.config import FitConfig, RefreshConfig, ValidationConfig
 from retrievo.training.feeds.dataset_config import STAGE_SETTINGS, DataSetConfig
 from retrievo.training.losses.losses import BATCH_TAUGHT, GROUPED, TAUGHT
-from retrievo.training.objectives.table import QUERIES_PER_TOPIC, AdoreConfig, CrossEncoderConfig
+from retrievo.training.objectives.table import (
+    CROSS_ENCODER,
+    DENSE,
+    QUERIES_PER_TOPIC,
+    AdoreConfig,
+    CrossEncoderConfig,
+)
 
 STAGE_NEGATIVES = "negatives.parquet"
 STAGE_FILES = (  # what may lie in a stage before it is trained, and is not the model's
@@ -36,19 +44,11 @@ STAGE_FILES = (  # what may lie in a stage before it is trained, and is not the 
 )
 DEFAULT_EPOCHS = 1.0
 _ROLE_OPTIONS = tuple(f"{role}_{what}" for role in ("query", "document") for what in ("prefix", "max_length"))
-DENSE, CROSS_ENCODER = "dense", "cross-encoder"
 OF_THE_MODEL = ("pooling", "normalize", "similarity", "tied", "title_template", *_ROLE_OPTIONS)
 OF_THE_QUERY = ("query_prefix", "query_max_length")
-_OF_FOUND_NEGATIVES = (
-    "negatives",
-    "negatives_per_query",
-    "hard_negative_ratio",
-    "refresh_every",
-    "teacher",
-    "batch_teacher",
-    "query_clusters",
-    "extra_dataset",
-)
+_DENSE, _CROSS_ENCODER = only_with("kind", DENSE), only_with("kind", CROSS_ENCODER)
+_WITHOUT_FIXED = only_without("document_embeddings")
+_OF_DOCUMENTS = _DENSE & _WITHOUT_FIXED  # of an encoder whose side of documents is trained
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,106 +56,170 @@ class TrainConfig(FitConfig, AdoreConfig, CrossEncoderConfig, ValidationConfig, 
     """Options of `retrievo train`."""
 
     stage: Path | None = option(
-        f"Folder with a {STAGE_SETTINGS}; the model is written there.",
+        f"Folder with a {STAGE_SETTINGS}, as from mine-negatives. The model is written there.",
         default=None,
         positional=True,
         decides_output=True,
+        shown=True,
+        group="Data",
     )
     kind: str = option(
-        "What is trained: an encoder for search, or a cross-encoder for reranking.",
+        "Dense encoder, or cross-encoder for reranking.",
         default=DENSE,
         choices=(DENSE, CROSS_ENCODER),
+        shown=True,
+        group="Model",
     )
     model: str = model_option(affects_output=False)
     revision: str | None = revision_option()
     extra_dataset: tuple[Path, ...] = option(
-        f"More data to train on: a dataset folder (its train split), a stage, or a TOML file as {STAGE_SETTINGS}.",
+        "More data to train on. Each is a dataset folder (its training split), a stage, or a TOML file such as "
+        f"{STAGE_SETTINGS}.",
         default=(),
         several=True,
+        applies=_WITHOUT_FIXED,
+        group="Data",
     )
     mix: str = option(
-        "How many batches are of each data set: uniform (each query once an epoch), equal, alpha=0.5, or weights "
-        "as in 3,1.",
+        "How batches are divided among datasets. uniform draws each query once per epoch, equal draws as many batches "
+        "from each dataset, alpha=0.5 lies between the two, and 3,1 gives weights.",
         default=UNIFORM,
         check=check_mix,
+        applies=only_with("extra_dataset"),
+        group="Data",
     )
     document_embeddings: Path | None = option(
-        "Embeddings of the corpus by the model: they stay, and the query encoder alone is trained, among the documents "
-        "that it finds at each step (ADORE).",
+        "Embeddings of the corpus by --model. The embeddings stay fixed, and the query encoder alone is trained "
+        "against documents retrieved at each step (ADORE).",
         default=None,
+        applies=_DENSE,
+        hidden_default="both sides are trained",
+        group="Negatives",
     )
-    output: Path | None = output_option("Model folder to make.", default=None, hidden_default="the stage")
-    batch_size: int = option("Queries per step, over all processes.", default=64, minimum=1)
-    negatives_per_query: int = option("Hard negatives drawn for each query and epoch.", default=7, minimum=0)
+    output: Path | None = output_option("Model folder to write.", default=None, shown=True, hidden_default="the stage")
+    batch_size: int = option("Queries per step, over all processes.", default=64, minimum=1, shown=True, group="Batch")
+    negatives_per_query: int = option(
+        "Number of hard negatives drawn per query and epoch.",
+        default=7,
+        minimum=0,
+        applies=_WITHOUT_FIXED,
+        group="Negatives",
+    )
     hard_negative_ratio: float | None = option(
-        "Chance of a negative to be a hard one, the others being any documents (Contriever: 0.1).",
+        "Probability that a negative is mined rather than random. Contriever uses 0.1.",
         default=None,
         minimum=0,
         maximum=1,
-        hidden_default="all hard ones",
+        hidden_default="1, with no random negatives",
+        applies=_WITHOUT_FIXED,
+        group="Negatives",
     )
     balanced_margins: int | None = option(
-        "Draw hard negatives evenly over so many bins of the teacher's margins (TAS-Balanced: 10).",
+        "Number of bins of the teacher's margins from which hard negatives are drawn evenly. TAS-Balanced uses 10.",
         default=None,
         minimum=2,
-        hidden_default="evenly over the pool",
-        only={"loss": TAUGHT},
+        hidden_default="uniform draws from the pool",
+        applies=only_with("loss", *TAUGHT),
+        group="Negatives",
     )
     query_cluster_count: int | None = option(
-        "Clusters of the queries.",
+        "Number of clusters of --query-clusters.",
         default=None,
         minimum=1,
-        hidden_default=f"one for {QUERIES_PER_TOPIC} judged queries, at least 2",
+        hidden_default=f"one per {QUERIES_PER_TOPIC} judged queries, at least 2",
+        applies=only_with("query_clusters"),
+        group="Batch",
     )
     epochs: float | None = option(
-        "Passes over the judged queries.",
+        "Number of passes over the judged queries.",
         default=None,
         above=0,
         alternative="length",
+        shown=True,
         hidden_default=f"{DEFAULT_EPOCHS:g}",
+        group="Schedule",
     )
-    min_relevance: int = option("Lowest grade that counts as relevant.", default=1, minimum=1)
+    min_relevance: int = min_relevance_option()
     max_length: int | None = option(
-        "Tokens of a query and a document together.",
+        "Maximum number of tokens of a query and a document together.",
         default=None,
         minimum=5,
-        hidden_default="as the model",
-        only={"kind": (CROSS_ENCODER,)},
+        hidden_default="the model's own",
+        applies=_CROSS_ENCODER,
+        group="Model",
     )
-    query_max_length: int | None = option("Tokens of a query.", default=None, minimum=3, hidden_default="as the model")
+    query_max_length: int | None = option(
+        "Maximum number of tokens of a query.",
+        default=None,
+        minimum=3,
+        hidden_default="the model's own",
+        applies=_DENSE,
+        group="Model",
+    )
     document_max_length: int | None = option(
-        "Tokens of a document.", default=None, minimum=3, hidden_default="as the model"
+        "Maximum number of tokens of a document.",
+        default=None,
+        minimum=3,
+        hidden_default="the model's own",
+        applies=_OF_DOCUMENTS,
+        group="Model",
     )
-    title_template: str | None = title_template_option(default=None, hidden_default="as the model")
-    pooling: str | None = pooling_option()
-    normalize: bool | None = option("Scale vectors to unit length.", default=None, hidden_default="as the model")
+    title_template: str | None = title_template_option(
+        default=None, hidden_default="the model's own", applies=_WITHOUT_FIXED
+    )
+    pooling: str | None = pooling_option(applies=_OF_DOCUMENTS)
+    normalize: bool | None = option(
+        "Scale vectors to unit length.",
+        default=None,
+        hidden_default="the model's own",
+        applies=_OF_DOCUMENTS,
+        group="Model",
+    )
     similarity: str | None = option(
-        "How vectors are compared.", default=None, choices=SIMILARITIES, hidden_default="as the model"
+        "Similarity between a query vector and a document vector.",
+        default=None,
+        choices=SIMILARITIES,
+        hidden_default="the model's own",
+        applies=_OF_DOCUMENTS,
+        group="Model",
     )
     tied: bool | None = option(
-        "One backbone for queries and documents, or one each.", default=None, hidden_default="as the model"
+        "Use one backbone for queries and documents instead of one for each.",
+        default=None,
+        hidden_default="the model's own",
+        applies=_OF_DOCUMENTS,
+        group="Model",
     )
-    bidirectional: bool = bidirectional_option(only={"kind": (DENSE,)})
+    bidirectional: bool = bidirectional_option(applies=_OF_DOCUMENTS)
     lora_rank: int | None = option(
-        "Train adapters of this rank in all linear layers, and nothing else; merged when saved (retrievo[lora]).",
+        "Rank of LoRA adapters, which are trained in all linear layers instead of the weights and merged when the "
+        "model is saved. This needs the extra retrievo[lora].",
         default=None,
         minimum=1,
         hidden_default="all weights are trained",
-        only={"kind": (DENSE,)},
+        applies=_DENSE,
+        group="Model",
     )
     lora_alpha: int | None = option(
-        "The adapters' part is scaled by this / rank.", default=None, minimum=1, hidden_default="twice the rank"
+        "LoRA alpha; the adapters' output is scaled by alpha / rank.",
+        default=None,
+        minimum=1,
+        hidden_default="twice the rank",
+        applies=only_with("lora_rank"),
+        group="Model",
     )
     fsdp: bool = option(
-        "Each process keeps a part of weights, gradients and optimizer state (FSDP2), for backbones that do not fit "
-        "one device; under torchrun.",
+        "Shard weights, gradients and optimizer state over processes (FSDP2), for backbones that do not fit on one "
+        "device. The command must run under torchrun.",
         default=False,
         affects_output=False,
+        group="Precision and memory",
     )
     verify_gradients: bool = option(
-        "Train nothing; compute one step in several ways, such as cached or not, in one process or two, and compare.",
+        "Train nothing; compute one step in several ways, such as cached and not, and compare the gradients.",
         default=False,
         affects_output=False,
+        group="Precision and memory",
     )
     device: str = device_option()
     threads: int | None = threads_option()
@@ -175,10 +239,6 @@ class TrainConfig(FitConfig, AdoreConfig, CrossEncoderConfig, ValidationConfig, 
             )
         if self.extra_dataset:
             shares(self.mix, [1] * (1 + len(self.extra_dataset)))
-        elif self.mix != UNIFORM:
-            raise UsageError("--mix", f"is '{self.mix}' of one data set", None, "pass --extra-dataset DATA too")
-        if self.lora_alpha and not self.lora_rank:
-            raise UsageError("--lora-alpha", "scales adapters", None, "pass --lora-rank too")
         if self.fsdp:
             self._check_shard()
         if self.kind == CROSS_ENCODER:
@@ -187,11 +247,6 @@ class TrainConfig(FitConfig, AdoreConfig, CrossEncoderConfig, ValidationConfig, 
 
     def _check_negatives_found(self) -> None:
         """Rules of the negatives that are found while training."""
-        if self.document_embeddings is not None:
-            self._refuse(_beside_fixed_documents(), "--document-embeddings")
-        elif self.dynamic_negatives is not None:
-            fix = "pass --document-embeddings EMBEDDINGS too"
-            raise UsageError("--dynamic-negatives", "are found among fixed documents", None, fix)
         if self.refresh_every and not self.negatives_per_query:
             raise UsageError("--refresh-every", "mines negatives that are never drawn", "--negatives-per-query above 0")
         if self.refresh_every and self.extra_dataset:
@@ -200,12 +255,6 @@ class TrainConfig(FitConfig, AdoreConfig, CrossEncoderConfig, ValidationConfig, 
         if self.refresh_every and self.teacher is not None:
             found = "finds documents that the teacher has not scored"
             raise UsageError("--refresh-every", found, None, "leave --refresh-every or --teacher out")
-
-    def _refuse(self, names: set[str], beside: str) -> None:
-        """Raises UsageError for the first of some options that was given."""
-        for known in options_of(type(self)):
-            if known.name in names and getattr(self, known.name) != known.default:
-                raise UsageError(known.flag, f"does not apply to {beside}", None, f"leave {known.flag} out")
 
     def _check_sampling(self) -> None:
         """Refuses what lacks the vectors or the pool that it draws from."""
@@ -228,10 +277,6 @@ class TrainConfig(FitConfig, AdoreConfig, CrossEncoderConfig, ValidationConfig, 
         if self.batch_size == 1 and not has_own and self.kind == DENSE and not self.extra_dataset:
             found = "is 1, and a query has no negatives of its own: there is nothing to tell its document from"
             raise UsageError("--batch-size", found, "2 or more, or --negatives POOL")
-        if self.query_cluster_count and self.query_clusters is None:
-            raise UsageError(
-                "--query-cluster-count", "counts the clusters of vectors", None, "pass --query-clusters EMBEDDINGS"
-            )
 
     def _check_shard(self) -> None:
         """Refuses what runs out of memory to learn something: processes that wait for each other can't."""
@@ -239,22 +284,18 @@ class TrainConfig(FitConfig, AdoreConfig, CrossEncoderConfig, ValidationConfig, 
             raise UsageError("--verify-gradients", "looks at whole models", None, "leave --fsdp out")
         if self.tokens_of_chunks is None:
             raise UsageError("--chunk-tokens", "auto can't be found out with --fsdp", None, "pass --chunk-tokens N")
-        self._refuse({"refresh_every", "document_embeddings"}, "--fsdp")
+        for flag, given in (
+            ("--refresh-every", self.refresh_every),
+            ("--document-embeddings", self.document_embeddings),
+        ):
+            if given is not None:
+                raise UsageError(flag, "can't be combined with --fsdp", None, f"leave {flag} out")
 
     def _check_cross_encoder(self) -> None:
-        """Refuses what only an encoder has: vectors, and other documents of the batch as negatives."""
-        self._refuse(_of_encoders(), "--kind cross-encoder")
+        """A cross-encoder learns from groups, not from other documents of the batch."""
         if not self.negatives_per_query:
             found = "is 0: a cross-encoder learns from a group, which has no other documents"
             raise UsageError("--negatives-per-query", found, "at least 1")
-
-    def record(self) -> dict[str, Any]:
-        """Without what says nothing: of encoders for a cross-encoder, of validation where there is none."""
-        aside = _of_encoders() if self.kind == CROSS_ENCODER else set()
-        aside |= _of_validation() if self.dev_qrels is None else set()
-        aside |= set() if self.extra_dataset else {"mix"}
-        aside |= _beside_fixed_documents() if self.document_embeddings is not None else set()
-        return {name: value for name, value in super().record().items() if name not in aside}
 
     @property
     def draws_from_pools(self) -> bool:
@@ -287,19 +328,3 @@ def _check_written_here(path: Path, told: Mapping[str, Any]) -> None:
         if name in told and Path(str(told[name])).resolve() != path.parent.resolve():
             fix = f"leave {name} out, or pass --output yourself"
             raise UsageError(path, f"sets {name} = '{told[name]}'", f"the stage itself, {path.parent}", fix)
-
-
-def _of_encoders() -> set[str]:
-    """Options that only an encoder has."""
-    configs = (AdoreConfig, ValidationConfig, RefreshConfig)
-    names = {known.name for config in configs for known in options_of(config)}
-    return {*OF_THE_MODEL, *names, "document_embeddings", "query_clusters", "query_cluster_count"} - {"title_template"}
-
-
-def _beside_fixed_documents() -> set[str]:
-    """Options that have no meaning where document vectors stay and negatives are found among them."""
-    return {*OF_THE_MODEL, *_OF_FOUND_NEGATIVES, "bidirectional", "matryoshka"} - set(OF_THE_QUERY)
-
-
-def _of_validation() -> set[str]:
-    return {known.name for known in options_of(ValidationConfig)}

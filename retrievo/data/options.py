@@ -10,65 +10,87 @@ from retrievo.support.options import option
 from retrievo.support.sizes import bytes_of
 
 TITLE_TEMPLATE = "{title} {text}"
-TABLE = "Parquet file, folder or glob, or a dataset folder"
+TABLE = "a dataset folder, or a Parquet file, folder or glob"
 
 
 def corpus_option(default: Any = MISSING, **declared: Any) -> Any:
     """`--corpus`."""
-    return option(f"Documents (id, title, text): {TABLE}.", default=default, **declared)
+    help = f"Corpus: {TABLE}. The columns are id, title and text."
+    return option(help, default=default, group="Data", **declared)
 
 
-def corpora_option() -> Any:
+def corpora_option(**declared: Any) -> Any:
     """`--corpus`, of which there may be several."""
-    return option(f"Documents (id, title, text): {TABLE}; may be repeated.")
+    help = f"Corpus: {TABLE}. The columns are id, title and text. The option may be repeated."
+    return option(help, group="Data", **declared)
 
 
 def queries_option(default: Any = MISSING, **declared: Any) -> Any:
     """`--queries`."""
-    return option(f"Queries (id, text): {TABLE}.", default=default, **declared)
+    return option(f"Queries: {TABLE}. The columns are id and text.", default=default, group="Data", **declared)
 
 
-def qrels_option(default: Any = MISSING, **declared: Any) -> Any:
-    """`--qrels`."""
-    help = f"Judgments: {TABLE} (its test split, else dev), TREC or BEIR text."
-    return option(help, default=default, **declared)
+def qrels_option(default: Any = MISSING, help: str = "Relevance judgments.", **declared: Any) -> Any:
+    """`--qrels`; `help` is what is shown at first."""
+    help = f"{help} The value is {TABLE} (its test split, else dev), or a TREC or BEIR text file."
+    return option(help, default=default, **{"group": "Data", **declared})
 
 
 def output_option(help: str, default: Any = MISSING, **declared: Any) -> Any:
     """`--output`, or another path that a command writes to."""
-    return option(help, default=default, written=True, **declared)
+    return option(help, default=default, written=True, group="Output", **declared)
 
 
 def force_option() -> Any:
     """`--force`."""
     return option(
-        "Replace a finished output; other files in its folder stay.",
+        "Replace a finished output. Other files in the output folder are kept.",
         default=False,
         affects_output=False,
         decides_output=True,
+        group="Output",
     )
 
 
 def restart_option() -> Any:
     """`--restart`."""
-    help = "Begin anew where unfinished work lies, instead of going on with it or refusing it."
-    return option(help, default=False, affects_output=False, decides_output=True)
+    help = "Discard unfinished work at the output and start over. Without this option, unfinished work is resumed."
+    return option(help, default=False, affects_output=False, decides_output=True, group="Output")
 
 
 def threads_option(**declared: Any) -> Any:
     """`--threads`."""
-    return option("CPU threads.", default=None, minimum=1, affects_output=False, hidden_default="all cores", **declared)
+    return option(
+        "Number of CPU threads to use.",
+        default=None,
+        minimum=1,
+        affects_output=False,
+        hidden_default="all cores",
+        group="Machine",
+        **declared,
+    )
 
 
 def json_option(**declared: Any) -> Any:
     """`--json`."""
-    return option("Print JSON instead of a table.", default=False, affects_output=False, **declared)
+    help = "Print JSON instead of a table."
+    return option(help, default=False, affects_output=False, group="Output", **declared)
 
 
 def title_template_option(default: str | None = TITLE_TEMPLATE, **declared: Any) -> Any:
     """`--title-template`."""
-    help = "How the title and the text of a document become one text."
-    return option(help, default=default, check=check_title_template, **declared)
+    help = "Template that joins the title and the text of a document into one text."
+    return option(help, default=default, check=check_title_template, **{"group": "Model", **declared})
+
+
+def min_relevance_option(help: str = "Lowest grade that counts as relevant.") -> Any:
+    """`--min-relevance`."""
+    return option(help, default=1, minimum=1, group="Data")
+
+
+def seed_option(what: str, **declared: Any) -> Any:
+    """`--seed`; `what` is drawn from it."""
+    return option(f"Random seed ({what}).", default=0, minimum=0, **{"group": "Machine", **declared})
 
 
 def check_title_template(template: str) -> None:
@@ -78,11 +100,17 @@ def check_title_template(template: str) -> None:
         raise UsageError("--title-template", f"found '{template}'", "{text} and, where titles count, {title}")
 
 
-def memory_option() -> Any:
+def memory_option(**declared: Any) -> Any:
     """`--memory`."""
-    help = "Memory for vectors and candidates, as in 4GB: what does not fit is streamed from disk."
+    help = "Memory limit for vectors and candidates, as in 4GB. Vectors beyond the limit are streamed from disk."
     return option(
-        help, default=None, check=parse_memory, affects_output=False, hidden_default="the system's page cache decides"
+        help,
+        default=None,
+        check=parse_memory,
+        affects_output=False,
+        hidden_default="no limit; vectors are memory-mapped",
+        group="Precision and memory",
+        **declared,
     )
 
 
@@ -99,5 +127,11 @@ def parse_memory(text: str) -> int:
 
 def heap_option(**declared: Any) -> Any:
     """`--heap`."""
-    help = "Memory of the Java machine, as in 4g."
-    return option(help, default=None, affects_output=False, hidden_default="a quarter of the memory", **declared)
+    return option(
+        "Heap size of the Java virtual machine, as in 4g.",
+        default=None,
+        affects_output=False,
+        hidden_default="a quarter of the machine's memory",
+        group="Machine",
+        **declared,
+    )

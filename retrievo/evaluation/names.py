@@ -39,7 +39,7 @@ CONVENTIONS = {
     "trec_eval": Convention("trec_eval -c: by score, ties by document id; a missing query is 0", Rules()),
     "msmarco": Convention("MS MARCO's script: by the file's ranks; a missing query is 0", Rules(ties="rank")),
     "beir": Convention(
-        "BEIR: as trec_eval, without missing queries and documents that are their own query",
+        "BEIR: as trec_eval, without missing queries and documents that are the query itself",
         Rules(missing="skip", exclude_self=True),
     ),
 }

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from retrievo.retrieval.index_types import BM25, INDEX_TYPES, type_named
+from retrievo.support.conditions import flag_of
 from retrievo.support.errors import RetrievoError, UsageError
-from retrievo.support.options import flag_of
 
 if TYPE_CHECKING:
     import numpy as np

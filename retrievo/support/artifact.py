@@ -24,10 +24,10 @@ from typing import Any
 
 import retrievo
 from retrievo.support import console, publishing
+from retrievo.support.conditions import is_off
 from retrievo.support.errors import RetrievoError
 from retrievo.support.files import file_record, fingerprint, full_disk, is_parquet, remove, sync, write_json
 from retrievo.support.locks import LOCK_INSIDE, hold
-from retrievo.support.options import is_off
 from retrievo.support.publishing import Place, discard, manifest_beside
 
 MANIFEST, BEGIN = publishing.MANIFEST, publishing.BEGIN

@@ -5,24 +5,26 @@ from __future__ import annotations
 import inspect
 import re
 import shlex
+import shutil
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import MISSING
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 from typer.exceptions import TyperException
 
 from retrievo.support import console
 from retrievo.support.errors import RetrievoError, UsageError, did_you_mean, told_by_system
 from retrievo.support.habits import advice
+from retrievo.support.help import WIDEST, short_help, whole_help
 from retrievo.support.options import Option, Options, options_of
 from retrievo.support.settings import Layer, resolve, settings_layers
 
 SETTINGS_HELP = "TOML file with defaults for this command, instead of ./retrievo.toml."
 _TAG = re.compile(r"(\\*)(\[[a-z#/@][^\[]*?\])")  # what rich takes for markup
-_NUMBERS = {int: "INTEGER", float: "FLOAT"}  # as Typer calls them
+_NUMBERS = (int, float)
 SHOW_HELP = "Print the resolved options as TOML, each with its source, and stop."
 
 
@@ -37,6 +39,7 @@ def command_function(
 
     def command(**flags: Any) -> None:
         chosen, show = flags.pop("config"), flags.pop("show_config")
+        del flags["help_all"]
         typed = {flag: value for flag, value in flags.items() if value is not None and value != []}
         files = [*config.layers(typed), *settings_layers(config, name, commands, chosen)]
         resolved = resolve(config, [Layer("flag", typed, typed=True), *files, *config.manifest_layers(typed)])
@@ -52,6 +55,7 @@ def command_function(
     extra = [
         _parameter("config", Path | None, None, typer.Option("--config", help=SETTINGS_HELP, show_default=False)),
         _parameter("show_config", bool, False, typer.Option("--show-config", help=SHOW_HELP)),
+        _parameter("help_all", bool, False, typer.Option("--help-all", is_eager=True, callback=_print_whole_help)),
     ]
     parameters = [_parameter(option.name, _annotation(option), None, _typer_info(option)) for option in known] + extra
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
@@ -75,29 +79,33 @@ def _annotation(option: Option) -> Any:
 
 
 def _typer_info(option: Option) -> Any:
-    told = option.declaration
-    help = as_markup(told.help + (f" Only with {option.rule}." if option.rule else ""))
-    shown: Any = shown_default(option)
-    if told.positional:
-        return typer.Argument(help=help, metavar=option.name.upper(), show_default=shown)
-    metavar: str | None = _NUMBERS.get(option.kind)
-    if told.choices or told.words:
-        metavar = "|".join(told.choices or (f"<{option.kind.__name__}>", *told.words))
-    flag = (
-        f"{option.flag}/--no-{option.flag[2:]}" if option.kind is bool and option.default is not False else option.flag
-    )
-    return typer.Option(flag, help=help, metavar=metavar, show_default=shown)
+    if option.declaration.positional:
+        return typer.Argument(metavar=option.flag)
+    with_no = option.kind is bool and option.default is not False
+    return typer.Option(f"{option.flag}/--no-{option.flag[2:]}" if with_no else option.flag)
 
 
-def shown_default(option: Option) -> str | bool:
-    """The default as the help shows it."""
-    if option.declaration.hidden_default:
-        return option.declaration.hidden_default
-    if option.default is MISSING:
-        return "required"
-    if option.default is None or option.default is False:
-        return False
-    return " ".join(map(str, option.default)) if option.many else str(option.default)
+def command_class(name: str, about: str, examples: Sequence[str], known: Sequence[Option]) -> type[TyperCommand]:
+    """A command of Typer that prints its help as `support.help` writes it."""
+
+    class WithHelp(TyperCommand):
+        def format_help(self, ctx: Any, formatter: Any) -> None:
+            formatter.write(short_help(name, about, examples, known, _width()))
+
+        def print_whole_help(self) -> None:
+            print(whole_help(name, about, examples, known, _width()), end="")
+
+    return WithHelp
+
+
+def _width() -> int:
+    return min(shutil.get_terminal_size().columns, WIDEST)
+
+
+def _print_whole_help(ctx: typer.Context, wanted: bool) -> None:
+    if wanted:
+        ctx.command.print_whole_help()  # type: ignore[attr-defined]
+        raise typer.Exit
 
 
 def spread(arguments: Sequence[str], several: dict[str, set[str]]) -> list[str]:

@@ -16,7 +16,29 @@ from dataclasses import MISSING, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from retrievo.support.conditions import Condition, flag_of
 from retrievo.support.errors import UsageError, did_you_mean
+
+GROUPS = (  # the panels of the help, in their order
+    "Data",
+    "Model",
+    "Objective",
+    "Loss",
+    "Negatives",
+    "Batch",
+    "Schedule",
+    "Search",
+    "Fusion",
+    "Feedback",
+    "Reranking",
+    "BM25",
+    "FAISS",
+    "Metrics",
+    "Precision and memory",
+    "Validation",
+    "Output",
+    "Machine",
+)
 
 
 @dataclass(frozen=True)
@@ -29,9 +51,7 @@ class Declaration:
     minimum: float | None = None
     above: float | None = None
     maximum: float | None = None
-    # applies only where another option has one of these values, or is given at all where there are none: ()
-    only: Mapping[str, tuple[str, ...]] | None = None
-    unless: Mapping[str, tuple[str, ...]] | None = None  # applies only where that is not so
+    applies: Condition | None = None  # beside which other choices the option has a meaning; None = beside all
     alternative: str | None = None  # at most one option of a named group may be given
     affects_output: bool = True  # False: a finished output is still the same work when this changes
     positional: bool = False
@@ -41,6 +61,9 @@ class Declaration:
     decides_output: bool = False
     several: bool = False  # after its flag may stand several values: `--metrics mrr@10 recall@100`
     words: tuple[str, ...] = ()  # what may stand instead of a number
+    group: str = ""  # the panel of the help that shows it, one of `GROUPS`
+    shown: bool = False  # among the few options of `--help`, as the required ones are; `--help-all` shows all
+    of_index: str = ""  # the indexes that it has a meaning for, as their rows in `retrieval.searcher` say, in words
     hidden_default: str | None = None  # how the help describes a default that is worked out
 
 
@@ -120,50 +143,15 @@ class Option:
 
     def applies(self, chosen: Mapping[str, Any]) -> bool:
         """Whether this option has a meaning beside what else was chosen."""
-        only, unless = (
-            {name: values for name, values in (rules or {}).items() if name in chosen}  # a part of a Config may lack it
-            for rules in (self.declaration.only, self.declaration.unless)
-        )
-        return all(_meets(chosen[name], values) for name, values in only.items()) and not any(
-            _meets(chosen[name], values) for name, values in unless.items()
-        )
+        return self.declaration.applies is None or self.declaration.applies.holds(chosen)
 
     @property
     def rule(self) -> str:
-        """Beside which choices this option has a meaning, in words; empty where beside all."""
-        told = self.declaration
-        only = [(_dashed(name), () if values == ("True",) else values) for name, values in (told.only or {}).items()]
-        rules = [f"{flag} {' or '.join(values)}".rstrip() for flag, values in only]
-        rules += [
-            f"{_dashed(name)} other than {' or '.join(values)}" if values else f"no {_dashed(name)}"
-            for name, values in (told.unless or {}).items()
-        ]
-        return " and ".join(rules)
-
-
-def _meets(chosen: Any, values: tuple[str, ...]) -> bool:
-    """Whether an option has one of some values, or any where none are named.
-
-    A list has a value where one item does; `name:detail` is its name.
-    """
-    if not values:
-        return not is_off(chosen) and chosen != ()
-    items = chosen if isinstance(chosen, tuple) else (chosen,)
-    return any(item in values or str(item).partition(":")[0] in values for item in items)
-
-
-def is_off(value: Any) -> bool:
-    """Whether an option was not given; 0 is a value."""
-    return value is None or value is False
-
-
-def flag_of(name: str) -> str:
-    """What is typed for a field of a Config."""
-    return "--" + _dashed(name.rstrip("_"))
-
-
-def _dashed(name: str) -> str:
-    return name.replace("_", "-")
+        """When this option applies, as in `applies only with --loss kl`; empty where it always does."""
+        declaration = self.declaration
+        rules = [str(declaration.applies)] if declaration.applies else []
+        rules += [f"to {declaration.of_index}"] if declaration.of_index else []
+        return f"applies only {' and '.join(rules)}" if rules else ""
 
 
 _KIND_NAMES = {str: "text", int: "a whole number", float: "a number", bool: "true or false", Path: "a path"}
@@ -194,7 +182,15 @@ class Options:
             value = known.convert(value, known.flag)  # a library call may pass text for a path
             object.__setattr__(self, known.name, value)
             known.check(value)
+        self._check_applies(recipe)
         self.check()
+
+    def _check_applies(self, recipe: Mapping[str, Any]) -> None:
+        """Raises UsageError for the first option that was given beside choices where it has no meaning."""
+        for known in options_of(type(self)):
+            default = recipe.get(known.name, None if known.required else known.default)
+            if getattr(self, known.name) not in (default, None) and not known.applies(vars(self)):
+                raise UsageError(known.flag, known.rule)
 
     def recipe(self) -> Mapping[str, Any]:
         """Values of options that are unset, where they depend on what else was chosen."""
@@ -214,12 +210,15 @@ class Options:
         return []
 
     def record(self) -> dict[str, Any]:
-        """The options that affect the output, as JSON values: what a manifest keeps and compares."""
+        """The options that affect the output and apply, as JSON values: what a manifest keeps and compares."""
         chosen = vars(self)
         return {
             known.name: _plain(chosen[known.name])
             for known in options_of(type(self))
-            if known.declaration.affects_output and known.kind is not Path and known.applies(chosen)
+            if known.declaration.affects_output
+            and known.kind is not Path
+            and chosen[known.name] is not None
+            and known.applies(chosen)
         }
 
 

@@ -111,8 +111,8 @@ def _grouped(config: type[Options]) -> list[Option]:
 
 def _does_not_apply(known: Option, layer: Layer) -> str:
     if layer.typed:
-        raise UsageError(known.flag, "does not apply to what was chosen", f"it only with {known.rule}")
-    return f"{layer.name}: {known.name} is left aside, it applies only with {known.rule}"
+        raise UsageError(known.flag, known.rule)
+    return f"{layer.name}: {known.name} is ignored; it {known.rule}"
 
 
 def read_toml(path: Path) -> dict[str, Any]:

@@ -94,10 +94,10 @@ def test_a_failed_import_leaves_nothing_that_passes_for_a_dataset(
     ("arguments", "words"),
     [
         (["bier"], "did you mean 'beir'?"),
-        (["beir", "--header"], "--header: does not apply"),
+        (["beir", "--header"], "--header: applies only to the format tsv or csv"),
         (["text", "--stride", "300"], "--stride: found 300; expected at most --passage-words (100)"),
         (["jsonl", "--number-lines", "--id-column", "x"], "--number-lines: is given together with --id-column"),
-        (["jsonl", "--role", "query", "--title-column", "x"], "--title-column: does not apply"),
+        (["jsonl", "--role", "query", "--title-column", "x"], "--title-column: applies only"),
         (["jsonl", "--role", "qrels"], "--role"),
         (["trec", "--encoding", "klingon"], "--encoding: found 'klingon'"),
         (["beir", "--output", "set"], "--output: is the source itself"),
@@ -130,8 +130,9 @@ def test_the_settings_file_gives_defaults_relative_to_the_dataset(beir: Path, tm
 def test_every_format_is_a_choice_and_every_option_of_a_format_names_one() -> None:
     known = {option.name: option for option in options_of(ImportConfig)}
     assert known["format"].declaration.choices == (*FORMATS, VECTORS)
-    for option in known.values():
-        assert set((option.declaration.only or {}).get("format", ())) <= {*FORMATS, VECTORS}
+    named = {name for row in FORMATS.values() for name in row.options}
+    assert named <= set(known)
+    assert all(known[name].declaration.applies is not None for name in named)
 
 
 def test_usage_rules_hold_for_the_library_too(tmp_path: Path) -> None:

@@ -154,11 +154,11 @@ def test_reranking_stopped_in_the_middle_goes_on_and_ends_in_the_same_bytes(
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--temperature", 0.1], "--temperature: does not apply to --kind cross-encoder"),
-        (["--pooling", "mean"], "--pooling: does not apply to --kind cross-encoder"),
-        (["--matryoshka", 8], "--matryoshka: does not apply to --kind cross-encoder"),
-        (["--loss", "kl", "--teacher", "t.parquet"], "--loss: does not apply to --kind cross-encoder"),
-        (["--query-max-length", 8], "--query-max-length: does not apply to --kind cross-encoder"),
+        (["--temperature", 0.1], "--temperature: applies only with --kind dense"),
+        (["--pooling", "mean"], "--pooling: applies only with --kind dense"),
+        (["--matryoshka", 8], "--matryoshka: applies only with --kind dense"),
+        (["--loss", "kl", "--teacher", "t.parquet"], "--loss: applies only with --kind dense"),
+        (["--query-max-length", 8], "--query-max-length: applies only with --kind dense"),
         (["--negatives-per-query", 0], "--negatives-per-query: is 0: a cross-encoder learns from a group"),
         (["--max-length", 4_000], "--max-length: 4000 tokens; expected 2 to 64 for this model"),
     ],

@@ -11,6 +11,7 @@ from hypothesis import given as given_by_hypothesis
 from hypothesis import settings
 from hypothesis import strategies as st
 
+from retrievo.support.conditions import only_where, only_with, only_without
 from retrievo.support.errors import UsageError
 from retrievo.support.options import Options, option, options_of
 from retrievo.support.settings import Layer, resolve, settings_layers
@@ -23,12 +24,12 @@ class Example(Options):
     depth: int = option("How deep.", default=10, minimum=1)
     rate: float = option("How fast.", default=0.5, above=0, maximum=1)
     kind: str = option("Which.", default="flat", choices=("flat", "bm25"))
-    k1: float | None = option("Saturation.", default=None, only={"kind": ("bm25",)})
+    k1: float | None = option("Saturation.", default=None, applies=only_with("kind", "bm25"))
     metrics: tuple[str, ...] = option("Measures.", default=("mrr@10",), several=True)
     dims: tuple[int, ...] = option("Sizes.", default=(64,))
     threads: int | None = option("Threads.", default=None, affects_output=False)
-    titles: bool = option("Titles too.", default=False, only={"source": ()})
-    shown: int = option("How many to show.", default=3, affects_output=False, unless={"source": ()})
+    titles: bool = option("Titles too.", default=False, applies=only_with("source"))
+    shown: int = option("How many to show.", default=3, affects_output=False, applies=only_without("source"))
     needed: str = option("Must be there.")
 
 
@@ -55,11 +56,11 @@ def test_positionals_come_first() -> None:
         ({"rate": 0.0}, "--rate: found 0.0; expected more than 0"),
         ({"rate": 2.0}, "--rate: found 2.0; expected at most 1"),
         ({"kind": "flatt"}, "--kind: found 'flatt'; did you mean 'flat'?"),
-        ({"k1": 0.9}, "--k1: does not apply to what was chosen; expected it only with kind bm25"),
-        ({"titles": True}, "--titles: does not apply to what was chosen; expected it only with source"),
+        ({"k1": 0.9}, "--k1: applies only with --kind bm25"),
+        ({"titles": True}, "--titles: applies only with --source"),
         (
             {"shown": 3, "source": "a.parquet"},
-            "--shown: does not apply to what was chosen; expected it only with no source",
+            "--shown: applies only without --source",
         ),
         ({"dims": ["64", "a"]}, "--dims: found 'a'; expected a whole number"),
         ({"needed": None}, "--needed: is needed but was given neither as a flag nor in a TOML file"),
@@ -92,7 +93,7 @@ def test_a_wrong_type_in_toml_names_the_key() -> None:
 def test_a_toml_key_that_does_not_apply_is_a_warning() -> None:
     resolved = resolve(Example, [given(), Layer("retrievo.toml [x]", {"k1": 0.9})])
     assert resolved.config.k1 is None
-    assert resolved.warnings == ["retrievo.toml [x]: k1 is left aside, it applies only with kind bm25"]
+    assert resolved.warnings == ["retrievo.toml [x]: k1 is ignored; it applies only with --kind bm25"]
 
 
 def test_two_alternatives_in_one_place_are_an_error() -> None:
@@ -134,10 +135,29 @@ def test_the_library_takes_text_for_paths_and_lists_for_several() -> None:
         Example(needed="x", depth="ten")  # type: ignore[arg-type]
 
 
+def test_the_library_refuses_what_does_not_apply_unless_it_is_the_default() -> None:
+    with pytest.raises(UsageError, match="--k1: applies only with --kind bm25"):
+        Example(needed="x", k1=1.2)
+    assert Example(needed="x", k1=None, shown=3, source="a").shown == 3  # type: ignore[arg-type]
+
+
+def test_conditions_say_what_they_check() -> None:
+    losses = only_with("loss", "kl", "margin-mse", lambda: ["ranknet"])
+    both = losses & only_without("no_titles")
+    assert str(both) == "with --loss kl, margin-mse or ranknet and without --no-titles"
+    assert both.holds({"loss": ("infonce", "ranknet"), "no_titles": False})
+    assert not both.holds({"loss": ("infonce",), "no_titles": False})
+    assert not both.holds({"loss": ("kl",), "no_titles": True})
+    assert both.holds({"loss": ("kl",)}), "a part of a Config does not restrict what it does not know"
+    several = only_where("with several", "index", "run", holds=lambda index, run: len(index) + len(run) > 1)
+    assert [several.holds({"index": "a", "run": run}) for run in ("", "b")] == [False, True]
+    assert only_with("source").holds({"source": "bm25:10"})
+    assert only_with("source", "bm25").holds({"source": ("bm25:10",)})
+
+
 def test_the_record_holds_what_affects_the_output_and_applies() -> None:
     record = Example(needed="x", threads=4).record()
     assert record == {
-        "question": None,
         "depth": 10,
         "rate": 0.5,
         "kind": "flat",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from retrievo.data.options import (
     corpus_option,
@@ -23,8 +22,9 @@ from retrievo.models.options import chunk_tokens_option, device_option, dtype_op
 from retrievo.retrieval.aggregation import AGGREGATIONS
 from retrievo.retrieval.feedback import FEEDBACKS
 from retrievo.retrieval.fusion import FUSIONS
+from retrievo.support.conditions import flag_of, only_where, only_with, only_without
 from retrievo.support.errors import UsageError
-from retrievo.support.options import Options, flag_of, is_off, option
+from retrievo.support.options import Options, option
 
 TABLE_DEPTH = 1_000
 FUSED_DEPTH = 100  # of each index at least: what one ranks low another may rank high
@@ -32,128 +32,248 @@ DEFAULT_FUSION = "rrf"
 OWN, FUSED = "own", "fused"  # whose first documents move a query
 QUESTION_DEPTH = 10
 
-_WITH_FEEDBACK = {"feedback": tuple(FEEDBACKS)}
-_WITH_RM3 = {"rm3": ("True",)}
+_SEVERAL = only_where(
+    "with several indexes or runs", "index", "run", holds=lambda index, run: len(index) + len(run) > 1
+)
+_OF_TABLE = only_with("queries")
+_WITH_FEEDBACK, _WITH_RM3 = only_with("feedback"), only_with("rm3")
+_OF_BM25, _DENSE, _APPROXIMATE = "BM25 indexes", "dense indexes", "approximate indexes"
 
 
 @dataclass(frozen=True, kw_only=True)
 class SearchConfig(Options):
     """Options of `retrievo search`."""
 
-    question: str | None = option("A question to answer at once.", default=None, positional=True, alternative="queries")
+    question: str | None = option(
+        "Question to answer, in quotes.",
+        default=None,
+        positional=True,
+        alternative="queries",
+        shown=True,
+        group="Search",
+    )
     interactive: bool = option(
-        "Ask for one question after another; an empty line ends.", default=False, alternative="queries"
+        "Ask for one question after another. An empty line ends the session.",
+        default=False,
+        alternative="queries",
+        shown=True,
+        group="Search",
     )
     index: tuple[Path, ...] = option(
-        "FAISS or BM25 index folder, or an embeddings folder (exact search without a copy); several are fused.",
+        "Index or embeddings folder to search. The results of several are fused; an embeddings folder is searched "
+        "exactly.",
         default=(),
+        shown=True,
+        group="Search",
     )
-    run: tuple[Path, ...] = option("Runs to fuse with what the indexes find.", default=())
-    queries: Path | None = queries_option(default=None, alternative="queries")
-    judged: Path | None = option("Search only the queries that these judgments know.", default=None)
+    run: tuple[Path, ...] = option(
+        "Run to fuse with the results of the indexes.", default=(), applies=_OF_TABLE, group="Fusion"
+    )
+    queries: Path | None = queries_option(default=None, alternative="queries", shown=True)
+    judged: Path | None = qrels_option(
+        default=None,
+        help="Relevance judgments; only judged queries are searched.",
+        applies=_OF_TABLE,
+    )
     output: Path | None = output_option(
-        "Run file: .parquet, .trec, .txt or .run (TREC), .tsv (MS MARCO).", default=None
+        "Run file to write. The suffix sets the format: .parquet, .trec, .txt or .run (TREC), .tsv (MS MARCO).",
+        default=None,
+        applies=_OF_TABLE,
+        shown=True,
     )
     depth: int | None = option(
-        "Documents per query.",
+        "Number of documents per query.",
         default=None,
         minimum=1,
-        hidden_default=f"{TABLE_DEPTH:,} for a table, {QUESTION_DEPTH} for a question",
+        shown=True,
+        hidden_default=f"{TABLE_DEPTH:,} for a query table, {QUESTION_DEPTH} for a question",
+        group="Search",
     )
-    fuse: str | None = option(
-        "How the results of several indexes become one.",
-        default=None,
+    fuse: str = option(
+        "How the results of several indexes are fused.",
+        default=DEFAULT_FUSION,
         choices=tuple(FUSIONS),
-        hidden_default=DEFAULT_FUSION,
+        applies=_SEVERAL,
+        shown=True,
+        group="Fusion",
     )
     fuse_weights: tuple[float, ...] = option(
-        "Weight of each index, then of each run, in their order.", default=(), above=0, alternative="weights"
+        "Weight of each index and then of each run, in the order given.",
+        default=(),
+        above=0,
+        alternative="weights",
+        applies=_SEVERAL,
+        hidden_default="equal weights",
+        group="Fusion",
     )
-    tune_on: Path | None = qrels_option(default=None, alternative="weights")
+    tune_on: Path | None = qrels_option(
+        default=None,
+        help="Relevance judgments on which the fusion weights are tuned.",
+        alternative="weights",
+        applies=_SEVERAL & _OF_TABLE,
+        group="Fusion",
+    )
     tune_metric: str = option(
-        "What weights are tuned for.", default="ndcg@10", check=check_metric, only={"tune_on": ()}
+        "Metric for which the fusion weights are tuned.",
+        default="ndcg@10",
+        check=check_metric,
+        applies=only_with("tune_on"),
+        group="Fusion",
     )
     feedback: str | None = option(
-        "Search dense indexes twice: the first documents move the query.", default=None, choices=tuple(FEEDBACKS)
+        "Pseudo-relevance feedback of dense indexes. The first documents move the query, which is searched again.",
+        default=None,
+        choices=tuple(FEEDBACKS),
+        applies=_OF_TABLE,
+        of_index=_DENSE,
+        hidden_default="no feedback",
+        group="Feedback",
     )
-    feedback_depth: int = option("Documents that move a query.", default=3, minimum=1, only=_WITH_FEEDBACK)
+    feedback_depth: int = option(
+        "Number of documents that feedback uses.", default=3, minimum=1, applies=_WITH_FEEDBACK, group="Feedback"
+    )
     feedback_weight: float = option(
-        "w of the documents.", default=0.5, minimum=0, maximum=1, only={"feedback": ("rocchio",)}
+        "Weight of the feedback documents; the query has the rest.",
+        default=0.5,
+        minimum=0,
+        maximum=1,
+        applies=only_with("feedback", "rocchio"),
+        group="Feedback",
     )
     feedback_from: str = option(
-        "Whose first documents: of each index by itself, or of the fusion.",
+        "Documents that feedback uses: of each index on its own, or of the fused results.",
         default=OWN,
         choices=(OWN, FUSED),
-        only=_WITH_FEEDBACK,
+        applies=_WITH_FEEDBACK,
+        group="Feedback",
     )
     across_corpora: bool = option(
-        "Rank documents of different corpora together; each hit tells its corpus, and its text is from there.",
+        "Rank documents of different corpora together. Each result names its corpus.",
         default=False,
-        unless={"corpus": ()},
+        applies=_SEVERAL & only_without("corpus"),
+        group="Fusion",
     )
     rerank: str | None = option(
-        "Cross-encoder that gives the first documents their scores and their order: folder or hub name.",
+        "Cross-encoder that reranks the first documents: a model folder or a Hugging Face name.",
         default=None,
         path_or_name=True,
         affects_output=False,
+        shown=True,
+        hidden_default="no reranking",
+        group="Reranking",
     )
     rerank_depth: int = option(
-        "Documents of each query that --rerank scores: all that it keeps.", default=100, minimum=1, only={"rerank": ()}
+        "Number of documents per query to rerank and keep.",
+        default=100,
+        minimum=1,
+        applies=only_with("rerank"),
+        group="Reranking",
     )
     doc_aggregate: str | None = option(
-        "Turn passages into documents: by the best passage or the first.", default=None, choices=tuple(AGGREGATIONS)
+        "Merge the passages of a document into one result, with the score of its best or of its first passage.",
+        default=None,
+        choices=tuple(AGGREGATIONS),
+        applies=_OF_TABLE,
+        hidden_default="passages are ranked on their own",
+        group="Search",
     )
     doc_separator: str = option(
-        "What stands between a document's id and the passage's number.",
+        "Text between the document id and the passage number in the id of a passage.",
         default="#",
-        only={"doc_aggregate": tuple(AGGREGATIONS)},
+        applies=only_with("doc_aggregate"),
+        group="Search",
     )
-    k1: float | None = option("BM25: saturation of the term frequency.", default=None, minimum=0, hidden_default="0.9")
-    b: float | None = option("BM25: length normalization.", default=None, minimum=0, maximum=1, hidden_default="0.4")
-    language: str | None = option("BM25: analyzer of the queries.", default=None, hidden_default="the index's own")
-    rm3: bool = option("BM25: search twice, the second time with words of the first documents.", default=False)
-    rm3_documents: int = option("RM3: documents whose words are taken.", default=10, minimum=1, only=_WITH_RM3)
-    rm3_words: int = option("RM3: words to take.", default=10, minimum=1, only=_WITH_RM3)
-    rm3_weight: float = option(
-        "RM3: weight of the query's own words.", default=0.5, minimum=0, maximum=1, only=_WITH_RM3
-    )
-    heap: str | None = heap_option()
-    nprobe: int | None = option(
-        "Lists that a search reads for each query, of ivf types.",
-        default=None,
-        minimum=1,
-        hidden_default="1 / 32 of the lists, at least 8",
-    )
-    ef_search: int | None = option(
-        "Candidates that a search follows in the graph, of hnsw.",
-        default=None,
-        minimum=1,
-        hidden_default="128, or the candidates rescored",
-    )
-    rescore: int | None = option(
-        "Candidates of an approximate index that get exact scores from the embeddings; 0 keeps the index's scores.",
+    k1: float | None = option(
+        "BM25 k1 (saturation of the term frequency).",
         default=None,
         minimum=0,
-        hidden_default="1 to 20 for each document, by type",
+        hidden_default="0.9",
+        of_index=_OF_BM25,
+        group="BM25",
+    )
+    b: float | None = option(
+        "BM25 b (document length normalization).",
+        default=None,
+        minimum=0,
+        maximum=1,
+        hidden_default="0.4",
+        of_index=_OF_BM25,
+        group="BM25",
+    )
+    language: str | None = option(
+        "Language of the analyzer for queries, as in en, de or zh.",
+        default=None,
+        hidden_default="the language of the index",
+        of_index=_OF_BM25,
+        group="BM25",
+    )
+    rm3: bool = option(
+        "Query expansion with RM3. The first documents add terms to the query, which is searched again.",
+        default=False,
+        of_index=_OF_BM25,
+        group="BM25",
+    )
+    rm3_documents: int = option(
+        "Number of documents from which RM3 takes terms.", default=10, minimum=1, applies=_WITH_RM3, group="BM25"
+    )
+    rm3_words: int = option(
+        "Number of terms that RM3 adds to the query.", default=10, minimum=1, applies=_WITH_RM3, group="BM25"
+    )
+    rm3_weight: float = option(
+        "Weight of the original query in RM3.", default=0.5, minimum=0, maximum=1, applies=_WITH_RM3, group="BM25"
+    )
+    heap: str | None = heap_option(of_index=_OF_BM25)
+    nprobe: int | None = option(
+        "Number of inverted lists to scan per query.",
+        default=None,
+        minimum=1,
+        hidden_default="1/32 of the lists, at least 8",
+        of_index="indexes of the ivf types",
+        group="FAISS",
+    )
+    ef_search: int | None = option(
+        "Number of candidates to follow in the HNSW graph.",
+        default=None,
+        minimum=1,
+        hidden_default="128, or the number of rescored candidates if larger",
+        of_index="indexes of the hnsw type",
+        group="FAISS",
+    )
+    rescore: int | None = option(
+        "Number of candidates per query to rescore exactly with the embeddings. 0 keeps the scores of the index.",
+        default=None,
+        minimum=0,
+        hidden_default="1 to 20 times --depth, depending on the type",
+        of_index=_APPROXIMATE,
+        group="FAISS",
     )
     recall_target: float | None = option(
-        "Tune all three on 200 of the queries against exact search, to this recall at --depth.",
+        "Tune --nprobe, --ef-search and --rescore on 200 queries to reach this recall.",
         default=None,
         above=0,
         maximum=1,
+        of_index=_APPROXIMATE,
+        hidden_default="no tuning",
+        group="FAISS",
     )
-    memory: str | None = memory_option()
+    memory: str | None = memory_option(of_index=_DENSE)
     batch_size: int | None = option(
-        "Queries per scan of exact search.", default=None, minimum=1, affects_output=False, hidden_default="1,024"
+        "Number of queries per scan of the vectors.",
+        default=None,
+        minimum=1,
+        affects_output=False,
+        hidden_default="1,024",
+        of_index="exact dense indexes",
+        group="Precision and memory",
     )
     dtype: str = dtype_option()
     chunk_tokens: int | str = chunk_tokens_option()
     device: str = device_option()
     threads: int | None = threads_option()
     corpus: Path | None = corpus_option(
-        default=None, affects_output=False, hidden_default="the one the index was made from"
+        default=None, affects_output=False, hidden_default="the one that the index was made from"
     )
-    json: bool = json_option(unless={"queries": ()})
+    json: bool = json_option(applies=only_without("queries"))
     force: bool = force_option()
 
     def check(self) -> None:
@@ -219,42 +339,9 @@ class SearchConfig(Options):
     def _check_fusion(self) -> None:
         if not self.sources:
             raise UsageError("--index", "is missing", "what to search in: an index, an embeddings folder, or a --run")
-        for flag, given in (
-            ("--fuse", self.fuse),
-            ("--fuse-weights", self.fuse_weights),
-            ("--tune-on", self.tune_on),
-            ("--feedback-from fused", self.feedback_from == FUSED),
-            ("--across-corpora", self.across_corpora),
-        ):
-            if given and self.sources < 2:
-                raise UsageError(flag, "fuses several indexes, found one", None, "repeat --index for each")
+        if self.feedback_from == FUSED and self.sources < 2:
+            found = "fuses several indexes, found one"
+            raise UsageError("--feedback-from fused", found, None, "repeat --index for each")
         if self.fuse_weights and len(self.fuse_weights) != self.sources:
             found = f"found {len(self.fuse_weights)} weights for {self.sources} indexes and runs"
             raise UsageError("--fuse-weights", found, "one for each --index and --run")
-        if self.queries is None:
-            self._check_question()
-
-    def _check_question(self) -> None:
-        """What needs a table of queries."""
-        for name in ("run", "tune_on", "feedback", "doc_aggregate", "judged", "output"):
-            if getattr(self, name):
-                flag = flag_of(name)
-                raise UsageError(flag, "does not apply to a typed question", None, "pass --queries and --output")
-
-    def record(self) -> dict[str, Any]:
-        """Without what says nothing: of fusion for one index, of feedback or documents where there are none."""
-        own = super().record()
-        idle: list[str] = [] if self.sources > 1 else ["fuse", "fuse_weights"]
-        unset = (
-            "nprobe",
-            "ef_search",
-            "rescore",
-            "recall_target",
-            "feedback",
-            "doc_aggregate",
-            "rm3",
-            "across_corpora",
-        )
-        idle += [name for name in unset if is_off(getattr(self, name))]
-        fused = {"fuse": self.fuse or DEFAULT_FUSION} if self.sources > 1 else {}
-        return {name: value for name, value in (own | fused).items() if name not in idle}

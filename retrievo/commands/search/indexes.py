@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 from retrievo.data.options import parse_memory
 from retrievo.retrieval.searcher import FEEDBACK, KINDS, can, does_not_apply, index_folder, open_index, takes
 from retrievo.support import console
+from retrievo.support.conditions import flag_of, is_off
 from retrievo.support.errors import RetrievoError, UsageError
-from retrievo.support.options import flag_of, is_off
 
 if TYPE_CHECKING:
     from retrievo.commands.search.across import Shelves

@@ -23,7 +23,7 @@ from retrievo.retrieval.fusion import Shared, share_hits
 from retrievo.retrieval.hits import Hits, Queries, joined
 from retrievo.retrieval.searcher import FEEDBACK, RESCORING, MovesQueries, Searcher, can
 from retrievo.support import console
-from retrievo.support.options import flag_of
+from retrievo.support.conditions import flag_of
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -5,12 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from retrievo.data.options import seed_option
 from retrievo.evaluation.names import check_metric
 from retrievo.models.options import chunk_tokens_option, dtype_option
+from retrievo.support.conditions import only_with, only_without
 from retrievo.support.errors import UsageError
-from retrievo.support.options import Options, flag_of, option, options_of
+from retrievo.support.options import Options, option
 from retrievo.support.sizes import bytes_of
 from retrievo.training.engine.optimizers import OptimizerConfig
+from retrievo.training.objectives.table import DENSE
 
 CHECKPOINTS, METRICS, PLOT, TENSORBOARD = "checkpoints", "metrics.jsonl", "metrics.png", "tensorboard"
 REFRESHED = "refreshed-negatives"
@@ -49,34 +52,61 @@ def graph_bytes(text: str) -> int:
 class FitConfig(OptimizerConfig):
     """How long training lasts, what it computes in, what it keeps."""
 
-    max_steps: int | None = option("Steps to train.", default=None, minimum=1, alternative="length")
-    seed: int = option("Of the order of the data, of dropout and of all else that is random.", default=0, minimum=0)
-    dtype: str = dtype_option()
-    chunk_tokens: int | str = chunk_tokens_option(4096, auto="what proves fastest")
-    activation_memory: str = option(
-        "Memory for graphs of chunks that are kept, so that these are not encoded twice; 0 keeps none.",
-        default="1GB",
-        check=graph_bytes,
-        unless={"gradient_checkpointing": ()},  # graphs of its chunks hold next to nothing
-    )
-    gradient_checkpointing: bool = option(
-        "Keep only the inputs of the backbone's layers and compute the rest again on the way back: a third slower, for "
-        "texts and models that do not fit; no graphs are kept then.",
-        default=False,
-    )
-    max_grad_norm: float = option("Longer gradients are shortened to it; 0 shortens none.", default=1.0, minimum=0)
-    save_every: int | None = option(
-        "Steps between checkpoints.",
+    max_steps: int | None = option(
+        "Number of training steps. It replaces --epochs.",
         default=None,
         minimum=1,
-        hidden_default="about every 5 minutes",
+        alternative="length",
+        hidden_default="as many as --epochs takes",
+        group="Schedule",
+    )
+    seed: int = seed_option("data order, dropout, sampling", group="Schedule")
+    dtype: str = dtype_option()
+    chunk_tokens: int | str = chunk_tokens_option(4096, auto="the fastest size, which is measured first")
+    activation_memory: str = option(
+        "Memory for activations kept between the two passes of gradient caching, as in 4GB. Chunks that fit in it are "
+        "encoded once instead of twice; 0 keeps none.",
+        default="1GB",
+        check=graph_bytes,
+        applies=only_without("gradient_checkpointing"),  # graphs of its chunks hold next to nothing
+        group="Precision and memory",
+    )
+    gradient_checkpointing: bool = option(
+        "Recompute activations in the backward pass instead of storing activations. Training takes a third longer, and "
+        "longer texts and larger models fit in memory.",
+        default=False,
+        group="Precision and memory",
+    )
+    max_grad_norm: float = option(
+        "Maximum norm of the gradient; longer gradients are clipped. 0 turns clipping off.",
+        default=1.0,
+        minimum=0,
+        group="Schedule",
+    )
+    save_every: int | None = option(
+        "Number of steps between checkpoints.",
+        default=None,
+        minimum=1,
+        hidden_default="one about every 5 minutes",
         affects_output=False,
+        group="Output",
     )
-    keep_checkpoints: int = option("Checkpoints kept, the latest ones.", default=2, minimum=1, affects_output=False)
+    keep_checkpoints: int = option(
+        "Number of checkpoints to keep; older ones are deleted.",
+        default=2,
+        minimum=1,
+        affects_output=False,
+        group="Output",
+    )
     tensorboard: bool = option(
-        "Write TensorBoard's files too (retrievo[tensorboard]).", default=False, affects_output=False
+        "Also write TensorBoard event files. This needs the extra retrievo[tensorboard].",
+        default=False,
+        affects_output=False,
+        group="Output",
     )
-    prefetch: int = option("Batches made ahead of time.", default=2, minimum=0, affects_output=False)
+    prefetch: int = option(
+        "Number of batches to prepare ahead of time.", default=2, minimum=0, affects_output=False, group="Machine"
+    )
 
     @property
     def tokens_of_chunks(self) -> int | None:
@@ -90,34 +120,71 @@ class FitConfig(OptimizerConfig):
         return self.max_steps
 
 
+_DENSE = only_with("kind", DENSE)
+_VALIDATED = _DENSE & only_with("dev_qrels")
+
+
 @dataclass(frozen=True, kw_only=True)
 class ValidationConfig(Options):
     """Retrieval on development queries while training."""
 
     dev_qrels: Path | None = option(
-        "Judgments to validate on while training; the model of the best step is kept.", default=None
+        "Judgments for validation during training. The model of the best step is kept. The value is a Parquet file, a "
+        "dataset folder, or a TREC or BEIR text file; --dev-run is needed too.",
+        default=None,
+        applies=_DENSE,
+        hidden_default="no validation",
+        group="Validation",
     )
     dev_run: Path | None = option(
-        "Run of these queries, such as BM25's: its first documents and the relevant ones are ordered by the model.",
+        "Run with the candidates for validation, such as one of BM25. The model ranks the first documents of each "
+        "query and its relevant ones.",
         default=None,
+        applies=_VALIDATED,
+        group="Validation",
     )
-    dev_queries: Path | None = option("Their texts.", default=None, hidden_default="the table of --queries")
-    dev_depth: int = option("Documents of the run for each query.", default=100, minimum=1)
-    dev_metric: str = option("What is measured, and what makes a step the best.", default="mrr@10", check=check_metric)
+    dev_queries: Path | None = option(
+        "Query table of --dev-qrels.",
+        default=None,
+        hidden_default="the table of --queries",
+        applies=_VALIDATED,
+        group="Validation",
+    )
+    dev_depth: int = option(
+        "Number of documents per query that are taken from --dev-run.",
+        default=100,
+        minimum=1,
+        applies=_VALIDATED,
+        group="Validation",
+    )
+    dev_metric: str = option(
+        "Metric that is validated and that decides which step is the best.",
+        default="mrr@10",
+        check=check_metric,
+        applies=_VALIDATED,
+        group="Validation",
+    )
     validate_every: int | None = option(
-        "Steps between validations; the last step is one.", default=None, minimum=1, hidden_default="a tenth of all"
+        "Number of steps between validations. The last step is always validated.",
+        default=None,
+        minimum=1,
+        hidden_default="a tenth of all steps",
+        applies=_VALIDATED,
+        group="Validation",
     )
     patience: int | None = option(
-        "Validations without a better one after which training ends.", default=None, minimum=1, hidden_default="none"
+        "Number of validations without improvement after which training stops.",
+        default=None,
+        minimum=1,
+        hidden_default="no early stopping",
+        applies=_VALIDATED,
+        group="Validation",
     )
 
     def check(self) -> None:
         super().check()
         if self.dev_qrels is not None and self.dev_run is None:
             raise UsageError("--dev-qrels", "needs candidates", None, "pass --dev-run RUN, such as one of BM25")
-        for known in options_of(ValidationConfig):
-            if self.dev_qrels is None and getattr(self, known.name) != known.default:
-                raise UsageError(flag_of(known.name), "is for validation", None, "pass --dev-qrels too")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,19 +192,18 @@ class RefreshConfig(Options):
     """Hard negatives that are mined anew while training."""
 
     refresh_every: int | None = option(
-        "Steps after which hard negatives are mined anew, with the model as it then is (ANCE).",
+        "Mine new hard negatives with the current model after this number of steps (ANCE).",
         default=None,
         minimum=1,
         hidden_default="never",
+        applies=_DENSE & only_without("document_embeddings"),
+        group="Negatives",
     )
     refresh_depth: int | None = option(
-        "Documents that this finds for each query, of which relevant ones are left out.",
+        "Number of documents retrieved per query when negatives are refreshed. Relevant documents are then left out.",
         default=None,
         minimum=1,
         hidden_default=f"{REFRESH_DEPTH}",
+        applies=only_with("refresh_every"),
+        group="Negatives",
     )
-
-    def check(self) -> None:
-        super().check()
-        if self.refresh_depth is not None and self.refresh_every is None:
-            raise UsageError("--refresh-depth", "is for refreshed negatives", None, "pass --refresh-every too")

@@ -18,8 +18,8 @@ from torch.optim import Optimizer
 from retrievo.distributed.collectives import as_rank_0_says, broadcast_state, gather_counts
 from retrievo.models.dtypes import resolve_dtype
 from retrievo.support import console
+from retrievo.support.conditions import flag_of
 from retrievo.support.errors import RetrievoError
-from retrievo.support.options import flag_of
 from retrievo.training.batch import Batch, Stats
 from retrievo.training.engine import checkpoints
 from retrievo.training.engine.chunk_size import ChunkTokens

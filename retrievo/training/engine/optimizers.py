@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from retrievo.support.conditions import only_with
 from retrievo.support.options import Options, option
 
 if TYPE_CHECKING:
@@ -71,32 +72,62 @@ SCHEDULES: dict[str, Callable[[float], float]] = {  # progress after the warm-up
 
 def learning_rate_option(default: float) -> float:
     """`--learning-rate`, whose default depends on what is trained."""
-    declared: float = option("Peak, reached at the end of the warm-up.", default=default, above=0)
+    declared: float = option("Learning rate at its peak.", default=default, above=0, shown=True, group="Schedule")
     return declared
+
+
+_WITH_ASAM = only_with("optimizer", "asam")
 
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig(Options):
     """How parameters move: the optimizer, its constants, and the course of the learning rate over the steps."""
 
-    optimizer: str = option("How parameters move along the gradient.", default="adamw", choices=tuple(OPTIMIZERS))
+    optimizer: str = option(
+        "Optimizer. asam is AdamW on a sharpness-aware gradient, which takes two gradients per step.",
+        default="adamw",
+        choices=tuple(OPTIMIZERS),
+        group="Schedule",
+    )
     learning_rate: float = learning_rate_option(5e-6)
-    schedule: str = option("Course of the learning rate after the warm-up.", default="linear", choices=tuple(SCHEDULES))
+    schedule: str = option(
+        "Learning-rate schedule after the warmup.", default="linear", choices=tuple(SCHEDULES), group="Schedule"
+    )
     warmup_ratio: float = option(
-        "Share of the steps in which the learning rate rises from 0.", default=0.1, minimum=0, maximum=0.99
+        "Fraction of the steps over which the learning rate rises from 0 to its peak.",
+        default=0.1,
+        minimum=0,
+        maximum=0.99,
+        group="Schedule",
     )
-    weight_decay: float = option("Decay of matrices (not of biases and LayerNorm).", default=0.01, minimum=0)
-    beta1: float = option("AdamW: decay of the mean gradient.", default=0.9, minimum=0, maximum=1)
-    beta2: float = option("AdamW: decay of the mean squared gradient.", default=0.999, minimum=0, maximum=1)
-    epsilon: float = option("AdamW: added to the root of the mean square.", default=1e-8, above=0)
-    asam_rho: float = option(
-        "How far uphill the second gradient is taken.", default=0.5, above=0, only={"optimizer": ("asam",)}
-    )
-    asam_eta: float = option(
-        "Added to the size of each parameter, by which its way uphill is scaled.",
+    weight_decay: float = option(
+        "Weight decay of matrices. Biases and LayerNorm parameters have none.",
         default=0.01,
         minimum=0,
-        only={"optimizer": ("asam",)},
+        group="Schedule",
+    )
+    beta1: float = option(
+        "AdamW beta1 (decay of the mean gradient).", default=0.9, minimum=0, maximum=1, group="Schedule"
+    )
+    beta2: float = option(
+        "AdamW beta2 (decay of the mean squared gradient).", default=0.999, minimum=0, maximum=1, group="Schedule"
+    )
+    epsilon: float = option(
+        "AdamW epsilon (added to the denominator of the update).", default=1e-8, above=0, group="Schedule"
+    )
+    asam_rho: float = option(
+        "ASAM rho (radius of the neighborhood in which the second gradient is taken).",
+        default=0.5,
+        above=0,
+        applies=_WITH_ASAM,
+        group="Schedule",
+    )
+    asam_eta: float = option(
+        "ASAM eta (added to the magnitude of each parameter when the neighborhood is scaled).",
+        default=0.01,
+        minimum=0,
+        applies=_WITH_ASAM,
+        group="Schedule",
     )
 
 

@@ -7,12 +7,15 @@ from dataclasses import MISSING, dataclass
 from pathlib import Path
 
 from retrievo.data.options import corpus_option, qrels_option, queries_option
+from retrievo.support.conditions import only_with, only_without
 from retrievo.support.errors import RetrievoError, UsageError, did_you_mean
 from retrievo.support.options import Options, option, options_of
 from retrievo.support.settings import Layer, read_toml, relative_to, resolve
 from retrievo.training.losses.losses import BATCH_TAUGHT, TAUGHT
+from retrievo.training.objectives.table import DENSE
 
 STAGE_SETTINGS = "train.toml"
+_DENSE, _WITHOUT_FIXED = only_with("kind", DENSE), only_without("document_embeddings")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,22 +24,50 @@ class DataSetConfig(Options):
 
     corpus: Path = corpus_option()
     queries: Path = queries_option()
-    qrels: Path = qrels_option()
-    negatives: tuple[Path, ...] = option("Pools of hard negatives; several are joined.", default=(), several=True)
-    teacher: Path | None = option(
-        "Run whose scores teach, such as a cross-encoder's.", default=None, only={"loss": TAUGHT}
-    )
-    batch_teacher: tuple[Path, ...] = option(
-        "Embeddings of the corpus and of the queries by a model whose scores teach on all documents of the batch.",
+    qrels: Path = qrels_option(help="Relevance judgments to train on.")
+    negatives: tuple[Path, ...] = option(
+        "Hard negatives, as from retrievo mine-negatives. Several tables are joined.",
         default=(),
         several=True,
-        only={"loss": BATCH_TAUGHT},
+        shown=True,
+        applies=_WITHOUT_FIXED,
+        group="Data",
+    )
+    teacher: Path | None = option(
+        "Run whose scores are distilled into the model, such as one of a cross-encoder.",
+        default=None,
+        applies=only_with("loss", *TAUGHT) & _WITHOUT_FIXED,
+        group="Loss",
+    )
+    batch_teacher: tuple[Path, ...] = option(
+        "Two embeddings folders of a teacher model, of the corpus and of the queries. Inner products of the two are "
+        "the teacher's scores of all documents of the batch.",
+        default=(),
+        several=True,
+        applies=only_with("loss", *BATCH_TAUGHT) & _WITHOUT_FIXED,
+        group="Loss",
     )
     query_clusters: Path | None = option(
-        "Embeddings of the queries, by which each batch is of queries that lie together (TAS).", default=None
+        "Embeddings of the queries, which are clustered so that each batch holds similar queries (TAS).",
+        default=None,
+        applies=_DENSE & _WITHOUT_FIXED,
+        hidden_default="random batches",
+        group="Batch",
     )
-    query_prefix: str | None = option("Text put before each query.", default=None, hidden_default="as the model")
-    document_prefix: str | None = option("Text put before each document.", default=None, hidden_default="as the model")
+    query_prefix: str | None = option(
+        "Text that is put before each query.",
+        default=None,
+        hidden_default="the model's own",
+        applies=_DENSE,
+        group="Model",
+    )
+    document_prefix: str | None = option(
+        "Text that is put before each document.",
+        default=None,
+        hidden_default="the model's own",
+        applies=_DENSE & _WITHOUT_FIXED,
+        group="Model",
+    )
 
 
 def settings_of(path: Path) -> Path:

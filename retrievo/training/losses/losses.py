@@ -237,30 +237,31 @@ class Loss:
     """A row of `LOSSES`: a function of a tile that gives the loss of each query [t], and what it needs.
 
     teacher: the kind of teacher, if any. own_negatives: the loss uses a query's own negatives alone, not those of the
-    batch. temperature: whether scores are divided by a temperature. learns: which queries have anything to learn from
-    [t], given `Tile.best_negative` [t]; all others have loss and gradient 0, whatever the model.
+    batch. settings: the options that the loss reads, `temperature` where that divides its scores. learns: which queries
+    have anything to learn from [t], given `Tile.best_negative` [t]; all others have loss and gradient 0, whatever the
+    model.
     """
 
     function: Callable[[Tile, LossSettings], Tensor]
     teacher: str | None = None
     own_negatives: bool = False
-    temperature: bool = True
+    settings: tuple[str, ...] = ("temperature",)
     learns: Callable[[Tile, LossSettings, Tensor], Tensor] = _has_negative
 
 
+_OF_KL = ("temperature", "teacher_temperature", "soft_label_scope")
 LOSSES = {
-    "infonce": Loss(info_nce),
+    "infonce": Loss(info_nce, settings=("temperature", "label_smoothing")),
     "supcon": Loss(supcon),
-    "margin-mse": Loss(margin_mse, teacher=PAIRS, own_negatives=True, temperature=False, learns=_has_teacher_margin),
-    "kl": Loss(soft_labels, teacher=PAIRS, learns=_has_teacher_distribution),
-    "batch-margin-mse": Loss(batch_margin_mse, teacher=VECTORS, temperature=False),
+    "margin-mse": Loss(margin_mse, teacher=PAIRS, own_negatives=True, settings=(), learns=_has_teacher_margin),
+    "kl": Loss(soft_labels, teacher=PAIRS, settings=_OF_KL, learns=_has_teacher_distribution),
+    "batch-margin-mse": Loss(batch_margin_mse, teacher=VECTORS, settings=()),
     "listwise": Loss(listwise, own_negatives=True, learns=_has_own_negative),
     "ranknet": Loss(ranknet, own_negatives=True, learns=_has_own_negative),
 }
 TAUGHT = tuple(name for name, loss in LOSSES.items() if loss.teacher == PAIRS)
 BATCH_TAUGHT = tuple(name for name, loss in LOSSES.items() if loss.teacher == VECTORS)
 GROUPED = tuple(name for name, loss in LOSSES.items() if loss.own_negatives)
-WITHOUT_TEMPERATURE = tuple(name for name, loss in LOSSES.items() if not loss.temperature)
 
 
 def identity_mask(relevant: Relevant, ids: Tensor, hashes: Tensor, positives: Tensor) -> Tensor:

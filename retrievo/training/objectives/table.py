@@ -4,59 +4,102 @@ from __future__ import annotations
 
 import importlib
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from retrievo.models.encoder_spec import POOLINGS
+from retrievo.support.conditions import Condition, only_with, only_without
 from retrievo.support.errors import UsageError
 from retrievo.support.options import Options, option
-from retrievo.training.losses.losses import LOSSES, SCOPES, WITHOUT_TEMPERATURE
+from retrievo.training.losses.losses import LOSSES, SCOPES
 
-_WITH_HEAD = {"objective": ("condenser", "cocondenser")}
-_WITH_MLM = {"objective": ("mlm", *_WITH_HEAD["objective"])}
-# objectives that train the vectors of views alone, without any head
-CONTRASTIVE = ("simclr", "ict", "contriever")
-_WITH_VIEWS = {"objective": CONTRASTIVE}
-_WITH_TEMPERATURE = {"loss": tuple(name for name in LOSSES if name not in WITHOUT_TEMPERATURE)}
+DENSE, CROSS_ENCODER = "dense", "cross-encoder"  # what is trained
 LONGEST_QUEUE = 131_072  # Contriever's, for the model that is not fine-tuned
 DYNAMIC_NEGATIVES = 200  # as in the authors' runs of ADORE (Zhan et al. 2021)
 QUERIES_PER_TOPIC = 200  # TAS: 2,000 clusters of MS MARCO's 400,000 queries
 LEAST_WINDOW = 16  # two spans of the least length
 
 
+def _with_loss(setting: str) -> Condition:
+    """An option applies beside the losses whose row in `LOSSES` names it."""
+    losses = [name for name, row in LOSSES.items() if setting in row.settings]
+    return only_with("kind", DENSE) & only_with("loss", *losses)
+
+
+def with_objective(config: Callable[[], type]) -> Condition:
+    """An option applies beside the objectives of pre-training whose row in `OBJECTIVES` has this Config, or its heir.
+
+    config: called when the table is there, since the rows of the table name classes that declare options.
+    """
+    return only_with(
+        "objective", lambda: [name for name in PRETRAINING if issubclass(OBJECTIVES[name].config, config())]
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class FinetuneConfig(Options):
     """Contrastive fine-tuning of queries against documents."""
 
-    loss: tuple[str, ...] = option("What is minimized.", default=("infonce",), choices=tuple(LOSSES))
-    loss_weight: tuple[float, ...] = option("Weight of each loss.", default=(1.0,), minimum=0)
+    loss: tuple[str, ...] = option(
+        "Loss to minimize. Several losses are summed.",
+        default=("infonce",),
+        choices=tuple(LOSSES),
+        applies=only_with("kind", DENSE),
+        shown=True,
+        group="Loss",
+    )
+    loss_weight: tuple[float, ...] = option(
+        "Weight of each loss, in the order of --loss.",
+        default=(1.0,),
+        minimum=0,
+        applies=only_with("kind", DENSE),
+        group="Loss",
+    )
     temperature: float | None = option(
-        "Divides the scores.",
+        "Temperature that divides the scores.",
         default=None,
         above=0,
-        hidden_default="0.05 for cosines, else 1",
-        only=_WITH_TEMPERATURE,
+        hidden_default="0.05 for cosine similarity, else 1",
+        applies=_with_loss("temperature"),
+        group="Loss",
     )
     learn_temperature: bool = option(
-        "Train the temperature too, from --temperature on.", default=False, only=_WITH_TEMPERATURE
+        "Train the temperature too, starting from --temperature.",
+        default=False,
+        applies=_with_loss("temperature"),
+        group="Loss",
     )
     label_smoothing: float = option(
-        "Share of the target that all candidates have in common.",
+        "Fraction of the target probability that is spread evenly over all candidates.",
         default=0.0,
         minimum=0,
         maximum=0.99,
-        only={"loss": ("infonce",)},
+        applies=_with_loss("label_smoothing"),
+        group="Loss",
     )
-    teacher_temperature: float = option("Divides the teacher's scores.", default=1.0, above=0, only={"loss": ("kl",)})
+    teacher_temperature: float = option(
+        "Temperature that divides the teacher's scores.",
+        default=1.0,
+        above=0,
+        applies=_with_loss("teacher_temperature"),
+        group="Loss",
+    )
     soft_label_scope: str = option(
-        "What the model's distribution is over: all documents of the batch, or those of the query's group.",
+        "Documents over which the model's distribution is taken. batch is all documents of the batch, group is the "
+        "query's own positive and negatives.",
         default="batch",
         choices=SCOPES,
-        only={"loss": ("kl",)},
+        applies=_with_loss("soft_label_scope"),
+        group="Loss",
     )
     matryoshka: tuple[int, ...] = option(
-        "Dimensions that shall do alone: the loss is the mean over vectors cut to each.", default=(), minimum=1
+        "Dimensions to truncate vectors to; the loss is averaged over all dimensions given.",
+        default=(),
+        minimum=1,
+        hidden_default="whole vectors only",
+        applies=only_with("kind", DENSE) & only_without("document_embeddings"),
+        group="Loss",
     )
 
     def check(self) -> None:
@@ -75,10 +118,12 @@ class AdoreConfig(FinetuneConfig):
     """Fine-tuning of the query encoder alone, against fixed document vectors."""
 
     dynamic_negatives: int | None = option(
-        "With --document-embeddings: documents found for each query at each step, which are negatives.",
+        "Number of documents retrieved per query at each step to serve as negatives.",
         default=None,
         minimum=1,
         hidden_default=f"{DYNAMIC_NEGATIVES}",
+        applies=only_with("document_embeddings"),
+        group="Negatives",
     )
 
     @property
@@ -87,18 +132,41 @@ class AdoreConfig(FinetuneConfig):
         return self.dynamic_negatives or DYNAMIC_NEGATIVES
 
 
+_OF_MLM = with_objective(lambda: MlmConfig)
+_OF_CONDENSER = with_objective(lambda: CondenserConfig)
+_OF_VIEWS = with_objective(lambda: ViewsConfig)
+_OF_CONTRIEVER = with_objective(lambda: ContrieverConfig)
+
+
 @dataclass(frozen=True, kw_only=True)
 class MlmConfig(Options):
     """Masked language modeling of spans of documents."""
 
-    max_length: int = option("Tokens of a span, special tokens included.", default=128, minimum=10, only=_WITH_MLM)
+    max_length: int = option(
+        "Number of tokens per span, special tokens included.",
+        default=128,
+        minimum=10,
+        applies=_OF_MLM,
+        shown=True,
+        group="Objective",
+    )
     sentence_boundaries: bool = option(
-        "Let spans begin and end with a sentence, where one does.", default=False, only=_WITH_MLM
+        "Begin and end spans at sentence boundaries where possible.",
+        default=False,
+        applies=_OF_MLM,
+        group="Objective",
     )
     mask_probability: float = option(
-        "Share of the tokens of a span to predict.", default=0.15, above=0, maximum=1, only=_WITH_MLM
+        "Fraction of the tokens of a span to mask and predict.",
+        default=0.15,
+        above=0,
+        maximum=1,
+        applies=_OF_MLM,
+        group="Objective",
     )
-    whole_word: bool = option("Mask all pieces of a word or none.", default=True, only=_WITH_MLM)
+    whole_word: bool = option(
+        "Mask whole words instead of single tokens.", default=True, applies=_OF_MLM, group="Objective"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,16 +174,27 @@ class CondenserConfig(MlmConfig):
     """Masked language modeling through a Condenser head."""
 
     early_layer: int | None = option(
-        "Layer whose tokens the head sees; 0 = embeddings.",
+        "Backbone layer whose token vectors the Condenser head reads. 0 is the embedding layer.",
         default=None,
         minimum=0,
-        hidden_default="as the model's head, else half of the layers",
-        only=_WITH_HEAD,
+        hidden_default="as in the model's head, else the middle layer",
+        applies=_OF_CONDENSER,
+        group="Objective",
     )
     head_layers: int | None = option(
-        "Layers of the head.", default=None, minimum=1, hidden_default="as the model's head, else 2", only=_WITH_HEAD
+        "Number of layers of the Condenser head.",
+        default=None,
+        minimum=1,
+        hidden_default="as in the model's head, else 2",
+        applies=_OF_CONDENSER,
+        group="Objective",
     )
-    late_mlm: bool = option("Predict masked tokens from the last layer too.", default=True, only=_WITH_HEAD)
+    late_mlm: bool = option(
+        "Also predict masked tokens from the last layer of the backbone.",
+        default=True,
+        applies=_OF_CONDENSER,
+        group="Objective",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,9 +202,10 @@ class CoCondenserConfig(CondenserConfig):
     """Condenser, and spans of one document drawn together, those of others apart."""
 
     weight: tuple[str, ...] = option(
-        "Weight of a term of the loss, as in mlm=0,contrastive=1; 1 where unnamed.",
+        "Weight of a loss term, as in mlm=0,contrastive=1. A term that is not named has weight 1.",
         default=(),
-        only={"objective": ("cocondenser",)},
+        applies=with_objective(lambda: CoCondenserConfig),
+        group="Objective",
     )
 
     @property
@@ -154,39 +234,77 @@ class ViewsConfig(Options):
     """Contrast of two views of a document: the defaults are Contriever's (Izacard et al. 2021, appendix A)."""
 
     window: int = option(
-        "Tokens of a document that its views are cut from.", default=256, minimum=LEAST_WINDOW, only=_WITH_VIEWS
+        "Number of tokens of the window from which both views of a document are cut.",
+        default=256,
+        minimum=LEAST_WINDOW,
+        applies=_OF_VIEWS,
+        group="Objective",
     )
     crop_shortest: float = option(
-        "Share of the window that a crop has at least.", default=0.05, above=0, maximum=1, only=_WITH_VIEWS
+        "Minimum length of a crop as a fraction of the window.",
+        default=0.05,
+        above=0,
+        maximum=1,
+        applies=_OF_VIEWS,
+        group="Objective",
     )
     crop_longest: float = option(
-        "Share of the window that a crop has at most.", default=0.5, above=0, maximum=1, only=_WITH_VIEWS
+        "Maximum length of a crop as a fraction of the window.",
+        default=0.5,
+        above=0,
+        maximum=1,
+        applies=_OF_VIEWS,
+        group="Objective",
     )
     delete: float = option(
-        "Share of the tokens of a view that are deleted.", default=0.0, minimum=0, maximum=0.9, only=_WITH_VIEWS
+        "Fraction of the tokens of a view to delete.",
+        default=0.0,
+        minimum=0,
+        maximum=0.9,
+        applies=_OF_VIEWS,
+        group="Objective",
     )
     replace: float = option(
-        "Share of the tokens of a view that become another token.", default=0.0, minimum=0, maximum=1, only=_WITH_VIEWS
+        "Fraction of the tokens of a view to replace with random tokens.",
+        default=0.0,
+        minimum=0,
+        maximum=1,
+        applies=_OF_VIEWS,
+        group="Objective",
     )
     mask: float = option(
-        "Share of the tokens of a view that become the mask token.", default=0.0, minimum=0, maximum=1, only=_WITH_VIEWS
+        "Fraction of the tokens of a view to replace with the mask token.",
+        default=0.0,
+        minimum=0,
+        maximum=1,
+        applies=_OF_VIEWS,
+        group="Objective",
     )
-    temperature: float = option("Divides the scores.", default=0.05, above=0, only=_WITH_VIEWS)
+    temperature: float = option(
+        "Temperature that divides the scores.", default=0.05, above=0, applies=_OF_VIEWS, group="Objective"
+    )
     label_smoothing: float = option(
-        "Share of the target that is spread over all candidates.", default=0.0, minimum=0, maximum=1, only=_WITH_VIEWS
+        "Fraction of the target probability that is spread evenly over all candidates.",
+        default=0.0,
+        minimum=0,
+        maximum=1,
+        applies=_OF_VIEWS,
+        group="Objective",
     )
     pooling: str | None = option(
         "How token vectors become one vector.",
         default=None,
         choices=tuple(POOLINGS),
-        hidden_default="as the model's folder says, else mean",
-        only=_WITH_VIEWS,
+        hidden_default="the model's own, else mean",
+        applies=_OF_VIEWS,
+        group="Objective",
     )
     normalize: bool | None = option(
         "Scale vectors to unit length.",
         default=None,
-        hidden_default="as the model's folder says, else not",
-        only=_WITH_VIEWS,
+        hidden_default="the model's own, else no",
+        applies=_OF_VIEWS,
+        group="Objective",
     )
 
     def check(self) -> None:
@@ -203,9 +321,10 @@ class SimClrConfig(ViewsConfig):
     """Contrast of two crops of a document among those of the batch, all by one encoder."""
 
     symmetric: bool = option(
-        "Let each crop compete with all others (NT-Xent), not only queries with keys.",
+        "Contrast each crop with all other crops of the batch (NT-Xent), instead of queries with keys only.",
         default=False,
-        only={"objective": ("simclr",)},
+        applies=with_objective(lambda: SimClrConfig),
+        group="Objective",
     )
 
 
@@ -214,11 +333,12 @@ class IctConfig(ViewsConfig):
     """Contrast of a span of a document with the rest of it."""
 
     keep_query: float = option(
-        "Share of the documents that keep the span which is their query.",
+        "Fraction of the documents that keep the span which serves as the query.",
         default=0.1,
         minimum=0,
         maximum=1,
-        only={"objective": ("ict",)},
+        applies=with_objective(lambda: IctConfig),
+        group="Objective",
     )
 
 
@@ -227,18 +347,20 @@ class ContrieverConfig(ViewsConfig):
     """Contrast of two crops of a document, one by a slow copy of the encoder, among a queue of earlier ones (MoCo)."""
 
     momentum: float = option(
-        "Share of itself that the slow copy of the encoder keeps at each step.",
+        "Momentum of the key encoder (fraction of its weights that it keeps at each step).",
         default=0.9995,
         minimum=0,
         maximum=1,
-        only={"objective": ("contriever",)},
+        applies=_OF_CONTRIEVER,
+        group="Objective",
     )
     queue_size: int | None = option(
-        "Earlier keys that are negatives.",
+        "Number of earlier keys that serve as negatives.",
         default=None,
         minimum=1,
         hidden_default=f"{LONGEST_QUEUE:,}, at most a quarter of the documents",
-        only={"objective": ("contriever",)},
+        applies=_OF_CONTRIEVER,
+        group="Objective",
     )
 
 
@@ -247,10 +369,11 @@ class CrossEncoderConfig(Options):
     """A cross-encoder on groups of a relevant document and negatives of one query."""
 
     pair_loss: str = option(
-        "group: the positive against its negatives; binary: each pair for itself.",
+        "Loss of a cross-encoder. group contrasts the positive with its negatives, binary classifies each pair.",
         default="group",
         choices=("group", "binary"),
-        only={"kind": ("cross-encoder",)},
+        applies=only_with("kind", CROSS_ENCODER),
+        group="Loss",
     )
 
 
@@ -290,7 +413,8 @@ OBJECTIVES = {
         CrossEncoderConfig, "retrievo.training.objectives.cross_encoder:BinaryCrossEncoder", {}
     ),
 }
-PRETRAINING = (*_WITH_MLM["objective"], *CONTRASTIVE)
+PRETRAINING = tuple(name for name, row in OBJECTIVES.items() if issubclass(row.config, (MlmConfig, ViewsConfig)))
+CONTRASTIVE = tuple(name for name in PRETRAINING if issubclass(OBJECTIVES[name].config, ViewsConfig))  # no head
 
 
 def recipe_defaults(name: str) -> str:

@@ -206,7 +206,7 @@ def test_any_documents_fill_up_a_share_of_hard_ones_until_there_are_some(
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"refresh_every": None}, "--refresh-depth: is for refreshed negatives; pass --refresh-every too"),
+        ({"refresh_every": None}, "--refresh-depth: applies only with --refresh-every"),
         ({"negatives_per_query": 0}, "--refresh-every: mines negatives that are never drawn"),
         ({"teacher": Path("t.parquet"), "loss": ("kl",), "temperature": None}, "that the teacher has not scored"),
     ],
@@ -218,7 +218,7 @@ def test_what_does_not_go_together_is_refused(given: dict[str, Any], message: st
 
 def test_a_cross_encoder_has_no_vectors_to_search(tmp_path: Path) -> None:
     tables = dict.fromkeys(("corpus", "queries", "qrels"), tmp_path)
-    with pytest.raises(UsageError, match="--refresh-every: does not apply to --kind cross-encoder"):
+    with pytest.raises(UsageError, match="--refresh-every: applies only with --kind dense"):
         TrainConfig(**tables, model="m", output=tmp_path / "out", kind="cross-encoder", refresh_every=5)
 
 

@@ -342,7 +342,7 @@ def test_vectors_of_another_model_corpus_role_or_length_are_refused(
     ids=str,
 )
 def test_what_would_move_documents_or_draw_negatives_is_refused(option: dict[str, Any], tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="does not apply to --document-embeddings"):
+    with pytest.raises(UsageError, match=r"applies only .*without --document-embeddings"):
         given(tmp_path, tmp_path, tmp_path, tmp_path / "out", **option)
 
 
