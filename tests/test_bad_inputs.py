@@ -306,7 +306,7 @@ CASES: dict[str, tuple[Make, int, str]] = {
     "suite and a run": (
         lambda f: ["evaluate", "--suite", HOUSE, "--model", "m", "--run", HOUSE / "run.trec"],
         2,
-        "--suite: makes its own runs",
+        "--model: applies only without --run",
     ),
     "suite and known items": (
         lambda f: ["evaluate", "--suite", HOUSE, "--known-item", "span", "--model", "m"],
@@ -454,7 +454,7 @@ CASES: dict[str, tuple[Make, int, str]] = {
     "fusion of one index": (
         lambda f: ["search", "x", "--index", HOUSE / "bm25", "--fuse", "rrf"],
         2,
-        "--fuse: fuses several indexes, found one; repeat --index for each",
+        "--fuse: applies only with several indexes or runs",
     ),
     "weights for other indexes": (
         lambda f: ["search", "x", "--index", HOUSE / "bm25", "--index", HOUSE / "bm25", "--fuse-weights", "1,2,3"],
@@ -550,7 +550,7 @@ CASES: dict[str, tuple[Make, int, str]] = {
     "validation without documents": (
         lambda f: ["pretrain", "--corpus", HOUSE, "--validate-every", 10],
         2,
-        "--validate-every: needs documents; pass --held-out N",
+        "--validate-every: applies only with --held-out above 0",
     ),
     "soft labels without a teacher": (
         lambda f: ["train", *TABLES, "--model", f, "--output", f / "out", "--loss", "kl"],
@@ -624,7 +624,7 @@ CASES: dict[str, tuple[Make, int, str]] = {
     "number of query clusters without vectors": (
         lambda f: ["train", *TABLES, "--model", f, "--output", f / "out", "--query-cluster-count", 10],
         2,
-        "--query-cluster-count: counts the clusters of vectors; pass --query-clusters EMBEDDINGS",
+        "--query-cluster-count: applies only with --query-clusters",
     ),
     "query clusters by vectors of documents": (
         lambda f: ["train", *TABLES, "--model", f, "--output", f / "out", "--query-clusters", HOUSE / "documents"],
@@ -875,7 +875,7 @@ CASES: dict[str, tuple[Make, int, str]] = {
     "BM25 options of 0 for a dense index": (
         lambda f: dense(f, "--k1", 0, "--b", 0),
         2,
-        "--k1: does not apply to",
+        "--b: does not apply to",
     ),
     "candidates of no approximate index": (
         lambda f: lexical(f, "--rescore", 0),

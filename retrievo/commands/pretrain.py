@@ -42,6 +42,7 @@ from retrievo.training.objectives.table import (
     LONGEST_QUEUE,
     OBJECTIVES,
     PRETRAINING,
+    ContrieverConfig,
     PretrainingOptions,
     ViewsConfig,
     objective_class,
@@ -357,7 +358,7 @@ class _Work:
     def __init__(self, config: PretrainConfig, corpora: Sequence[Corpus], encoder: Encoder, stage: Stage):
         from retrievo.training.feeds.pretrain import PretrainFeed
 
-        if config.queue_size is None:
+        if config.queue_size is None and issubclass(OBJECTIVES[stage.objective].config, ContrieverConfig):
             documents = sum(map(len, corpora))
             most = max(config.batch_size, min(LONGEST_QUEUE, documents // 4))  # older keys are of this very epoch
             config = dataclasses.replace(config, queue_size=most)

@@ -87,7 +87,7 @@ def test_a_document_gives_no_commands_to_the_terminal(terminal: Terminal) -> Non
 def test_help_is_shown_as_it_is_declared(name: str, retrievo: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERMINAL_WIDTH", "400")
     monkeypatch.setenv("COLUMNS", "400")
-    shown = "".join(retrievo(name, "--help").out.translate(dict.fromkeys(map(ord, "│|╭─╮╰╯"), " ")).split())
+    shown = "".join(retrievo(name, "--help-all").out.translate(dict.fromkeys(map(ord, "|\\"), " ")).split())
     for known in options_of(COMMANDS[name].config):
         assert "".join(known.declaration.help.replace("|", "").split()) in shown, known.name
     for example in COMMANDS[name].examples:

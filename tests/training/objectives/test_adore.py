@@ -347,7 +347,7 @@ def test_what_would_move_documents_or_draw_negatives_is_refused(option: dict[str
 
 
 def test_dynamic_negatives_are_found_among_fixed_documents_only(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="--dynamic-negatives: are found among fixed documents"):
+    with pytest.raises(UsageError, match="--dynamic-negatives: applies only with --document-embeddings"):
         given(tmp_path, tmp_path, tmp_path, tmp_path / "out", document_embeddings=None)
 
 
