@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from retrievo.commands.export import ExportConfig, export
+from retrievo.support.conditions import only_with
 from retrievo.support.errors import UsageError
 from retrievo.support.options import Options, option
 from retrievo.support.settings import Layer
@@ -25,7 +26,7 @@ class BakeConfig(Options):
     cake: Path = option("What to bake.")
     tin: str = option("Form of the tin.", default="round", choices=("round", "square"))
     heat: int = option("Degrees.", default=180, minimum=50)
-    corners: int = option("Corners of the tin.", default=4, minimum=3, only={"tin": ("square",)})
+    corners: int = option("Corners of the tin.", default=4, minimum=3, applies=only_with("tin", "square"))
     spices: tuple[str, ...] = option("Spices.", default=())
 
     @classmethod
@@ -48,7 +49,7 @@ def test_a_config_and_its_fields_are_one_call() -> None:
 
 def test_what_lies_on_disk_gives_defaults_and_what_does_not_apply_is_told(said: Callable[[], str]) -> None:
     assert bake(cake="stollen").heat == 160
-    assert said().startswith("the recipe: corners is left aside, it applies only with")
+    assert said().startswith("the recipe: corners is ignored; it applies only with")
     assert bake(cake="stollen", heat=100).heat == 100
 
 
@@ -58,7 +59,7 @@ def test_what_lies_on_disk_gives_defaults_and_what_does_not_apply_is_told(said: 
         (lambda: bake(cake="cheese", heet=200), r"bake\(\): unknown key 'heet'; did you mean 'heat'\?"),
         (lambda: bake(cake="cheese", heat=20), "--heat: found 20; expected at least 50"),
         (lambda: bake(cake="cheese", tin="squar"), "--tin: found 'squar'; did you mean 'square'"),
-        (lambda: bake(cake="cheese", corners=4), "--corners: does not apply"),
+        (lambda: bake(cake="cheese", corners=4), "--corners: applies only with --tin square"),
         (lambda: bake(heat=200), "--cake: is needed"),
         (lambda: bake(BakeConfig(cake=Path("cheese")), heat=200), r"bake\(\): was given a Config and 'heat'"),
         (lambda: bake(ExportConfig(embeddings=Path("e"), output=Path("o"))), "was given ExportConfig; expected a Bake"),
