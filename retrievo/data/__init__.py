@@ -1,1 +1,1 @@
-"""Layer 1: the shared tables (corpus, queries, qrels, run, negatives), their ids and their order."""
+"""Layer 1: the shared tables (corpus, queries, qrels, run, negatives), their ids and the ordering rule."""

@@ -1,7 +1,8 @@
-"""The user's cache folder: what can be made again, built once, shared by processes and hosts, never half there.
+"""The user's cache folder: data that can be rebuilt, built once, shared by processes and hosts, never half written.
 
-An entry is the folder KIND/NAME. While it is made, `KIND/.NAME.lock` says by whom; others that want it wait. While a
-process uses it, `KIND/.NAME.HOST.PID.use` says so, and `retrievo cache --prune` leaves it alone.
+An entry is the folder KIND/NAME. While an entry is built, `KIND/.NAME.lock` names the process that builds it, and other
+processes that need it wait. While a process uses an entry, `KIND/.NAME.HOST.PID.use` exists, and
+`retrievo cache --prune` does not remove it.
 """
 
 from __future__ import annotations
@@ -20,26 +21,26 @@ import numpy as np
 from retrievo.support import console
 from retrievo.support.files import remove, sync, write_json
 from retrievo.support.locks import wait_for
-from retrievo.support.sizes import told_size
+from retrievo.support.sizes import format_size
 
 if TYPE_CHECKING:
     from filelock import MarkerSoftFileLock
 
 DONE, ABOUT = "done.json", "about.json"
-LARGE = 1 << 30  # bytes from which an entry is told of when it is made
+LARGE = 1 << 30  # bytes; a note announces a new entry of this size or more
 
 
 def cache_folder() -> Path:
-    """`$XDG_CACHE_HOME/retrievo`, never beside a corpus."""
+    """The cache folder, `$XDG_CACHE_HOME/retrievo`; nothing is ever cached beside a corpus."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "retrievo"
 
 
 def cached(name: str, build: Callable[[Path], None], made_of: Sequence[Path]) -> Path:
-    """The folder of this name in the cache; `build` fills it where it is absent.
+    """Returns the cache folder of this name, after `build` has filled it if it was absent.
 
-    Other processes that want the same folder wait. A build that is killed leaves nothing that is taken for whole.
+    Other processes that need the same folder wait. An interrupted build is never mistaken for a complete one.
 
-    made_of: the tables that it is made of, for `retrievo cache`.
+    made_of: the tables that the entry is built from, which `retrievo cache` lists.
     """
     folder = cache_folder() / name
     if not (folder / DONE).is_file():
@@ -51,19 +52,19 @@ def cached(name: str, build: Callable[[Path], None], made_of: Sequence[Path]) ->
                 write_json(folder / ABOUT, about(made_of))
                 _sync_all(folder)
                 write_json(folder / DONE, {})
-                _tell_of(folder)
+                _announce(folder)
     use(folder, folder / DONE)
     return folder
 
 
 def about(made_of: Sequence[Path]) -> dict[str, object]:
-    """What an entry says of itself: what it is made of, and when it was."""
+    """The content of an entry's `about.json`: the tables it was built from, and when."""
     return {"made_of": [os.path.abspath(path) for path in made_of], "created": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
 
 
 @contextlib.contextmanager
 def making(folder: Path) -> Iterator[None]:
-    """Nobody else makes this entry meanwhile: waits for a process that does, and says so."""
+    """Holds the lock for building this entry; waits, with a note, while another process builds it."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with wait_for(lock_of(folder), f"{folder.parent.name}/{folder.name} in {folder.parent.parent}"):
         yield
@@ -71,28 +72,28 @@ def making(folder: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def made_by_verb(folder: Path, finished: str) -> Iterator[None]:
-    """The same for an entry that a command makes as its output, and from then on it is used.
+    """Holds the lock for an entry that a command builds as its output, then marks the entry as used.
 
-    finished: the file of it that is written last.
+    finished: the name of the file that the command writes last.
     """
-    whole = (folder / finished).is_file()  # then nothing is written, and its place may be read-only
+    whole = (folder / finished).is_file()  # a complete entry needs no lock, so its folder may be read-only
     with contextlib.nullcontext() if whole else making(folder):
         yield
     if not whole:
-        _tell_of(folder)
+        _announce(folder)
     use(folder, folder / finished)
 
 
 def lock_of(folder: Path) -> Path:
-    """What stands while an entry is made or removed; beside the lock of a command's own output."""
+    """The lock file that is held while an entry is built or removed; separate from the lock of a command's output."""
     return folder.with_name(f".{folder.name}.lock")
 
 
-_USED: dict[Path, MarkerSoftFileLock] = {}  # marks of this process, which go at its end
+_USED: dict[Path, MarkerSoftFileLock] = {}  # this process's `.use` files, removed when it exits
 
 
 def use(folder: Path, last: Path) -> None:
-    """Marks an entry as used now and by this process; where the cache can't be written to, nobody prunes it either."""
+    """Marks an entry as in use by this process; a read-only cache needs no mark, since nobody can prune it."""
     from filelock import MarkerSoftFileLock, Timeout
 
     with contextlib.suppress(OSError):
@@ -103,30 +104,32 @@ def use(folder: Path, last: Path) -> None:
     with contextlib.suppress(OSError, Timeout):
         mark.acquire(timeout=0)
         if not _USED:
-            atexit.register(_let_go, os.getpid())
+            atexit.register(_release_all, os.getpid())
         _USED[folder] = mark
 
 
-def _let_go(process: int) -> None:
-    """Takes this process's marks away; a process that was forked from it leaves them."""
+def _release_all(process: int) -> None:
+    """Removes the `.use` files of this process; a forked child leaves its parent's in place."""
     for mark in _USED.values() if process == os.getpid() else ():
         with contextlib.suppress(OSError):
             mark.release()
 
 
 def _sync_all(folder: Path) -> None:
-    """Flushes to the disk what any writer left there, so that after a power cut `done.json` tells the truth."""
+    """Flushes all files of an entry to disk, so that `done.json` can be trusted after a power failure."""
     for path in (*folder.rglob("*"), folder):
         sync(path)
 
 
-def _tell_of(folder: Path) -> None:
+def _announce(folder: Path) -> None:
     if (size := folder_bytes(folder)) >= LARGE:
-        console.note(f"kept for later in {folder} ({told_size(size)}); retrievo cache lists and prunes the cache")
+        console.note(
+            f"cached in {folder} for later runs ({format_size(size)}); retrievo cache lists and prunes the cache"
+        )
 
 
 def folder_bytes(folder: Path) -> int:
-    """Bytes of all files in a folder; of those that go meanwhile none."""
+    """The total size of all files in a folder, in bytes; files that disappear meanwhile count as 0."""
     total = 0
     for path in folder.rglob("*"):
         with contextlib.suppress(OSError):
@@ -135,14 +138,14 @@ def folder_bytes(folder: Path) -> int:
 
 
 class GrowingArray:
-    """A one-dimensional .npy file that is appended to; its length goes into the header at the end."""
+    """A one-dimensional .npy file that values are appended to; closing it writes the length into the header."""
 
     def __init__(self, path: Path, dtype: str):
         self._file, self._dtype, self._count = path.open("wb"), np.dtype(dtype), 0
         self._header()
 
     def append(self, values: np.ndarray) -> None:
-        """Adds values, converted to the type of the file."""
+        """Appends values, converted to the type of the file."""
         self._count += len(values)
         self._file.write(np.ascontiguousarray(values, self._dtype).tobytes())
 
@@ -155,6 +158,6 @@ class GrowingArray:
         self._file.close()
 
     def _header(self) -> None:
-        """numpy pads headers, so that a larger count fits the same place."""
-        told = {"descr": self._dtype.str, "fortran_order": False, "shape": (self._count,)}
-        np.lib.format.write_array_header_1_0(self._file, told)
+        """Writes the header; numpy pads headers, so a larger count fits in the same bytes."""
+        header = {"descr": self._dtype.str, "fortran_order": False, "shape": (self._count,)}
+        np.lib.format.write_array_header_1_0(self._file, header)

@@ -1,4 +1,4 @@
-"""What the cache holds, entry by entry, and how entries go: never one that is being made or used."""
+"""Lists and removes the entries of the cache; an entry that is being built or used is never removed."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from retrievo.data.cache import ABOUT, DONE, cache_folder, folder_bytes, lock_of
 from retrievo.support import console
 from retrievo.support.artifact import MANIFEST
 from retrievo.support.locks import Holder, take
-from retrievo.support.sizes import told_size
+from retrievo.support.sizes import format_size
 
 if TYPE_CHECKING:
     from filelock import MarkerSoftFileLock
 
-KINDS = {  # the part of an entry's path before its name, without the number of its format
+KINDS = {  # folder in the cache, without its format version -> words for a person
     "ids": "id map",
-    "identities": "identities of texts",
+    "identities": "text identities",
     "tokens": "tokens",
     "shingles": "word shingles",
-    "query-clusters": "clusters of queries",
-    "scratch": "model from nothing",
+    "query-clusters": "query clusters",
+    "scratch": "untrained model",
     "bm25": "BM25 index",
     "embeddings": "embeddings",
 }
@@ -39,7 +39,10 @@ _DAY = 86_400.0
 class Entry:
     """A folder of the cache.
 
-    used: seconds since 1970. made_of: paths of tables and models. whole: False while it is made, or after a kill.
+    bytes:   its size.
+    used:    time of the last use, in seconds since 1970.
+    made_of: paths of the tables and models that it was built from.
+    whole:   False while it is being built, or after its build was killed.
     """
 
     path: Path
@@ -50,10 +53,10 @@ class Entry:
     whole: bool
 
     @property
-    def told(self) -> tuple[str, str, str, str, str]:
-        """What a person reads: kind, size, last use, what it is made of, and where it lies."""
+    def row(self) -> tuple[str, str, str, str, str]:
+        """The entry's row in the printed table: kind, size, last use, the tables it was built from, and path."""
         used = time.strftime("%Y-%m-%d %H:%M", time.localtime(self.used)) if self.whole else "unfinished"
-        return self.kind, told_size(self.bytes), used, " ".join(self.made_of) or "unknown", str(self.path)
+        return self.kind, format_size(self.bytes), used, " ".join(self.made_of) or "unknown", str(self.path)
 
     def as_json(self) -> dict[str, Any]:
         used = time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(self.used))
@@ -62,14 +65,14 @@ class Entry:
 
 @dataclass(frozen=True)
 class Inventory:
-    """The entries that the cache holds, last used first, and those that were removed (None: none were to be)."""
+    """The entries of the cache, most recently used first, and the entries that were removed (None: not pruned)."""
 
     folder: Path
     entries: tuple[Entry, ...]
     removed: tuple[Entry, ...] | None = None
 
     def print(self, *, as_json: bool = False) -> None:
-        """Prints to stdout what the cache holds or, after pruning, what was removed; or both as JSON."""
+        """Prints the entries to stdout or, after pruning, the removed ones; JSON output has both."""
         if as_json:
             lists = {"entries": self.entries, "removed": self.removed or ()}
             shown = {name: [entry.as_json() for entry in entries] for name, entries in lists.items()}
@@ -77,10 +80,10 @@ class Inventory:
             print(json.dumps({"folder": str(self.folder), "bytes": total, **shown}, ensure_ascii=False, indent=2))
             return
         entries = self.entries if self.removed is None else self.removed
-        rows = [*(entry.told for entry in entries), ("total", told_size(_total(entries)), "", "", str(self.folder))]
+        rows = [*(entry.row for entry in entries), ("total", format_size(_total(entries)), "", "", str(self.folder))]
         console.print_table(("kind", "size", "last used", "made of", "path"), rows)
         if self.removed is not None:
-            console.note(f"{len(self.entries):,} entries stay ({told_size(_total(self.entries))})")
+            console.note(f"{len(self.entries):,} entries remain ({format_size(_total(self.entries))})")
 
 
 def _total(entries: Sequence[Entry]) -> int:
@@ -88,18 +91,21 @@ def _total(entries: Sequence[Entry]) -> int:
 
 
 def inventory() -> Inventory:
-    """All entries of the user's cache, last used first."""
+    """Lists all entries of the user's cache, most recently used first."""
     folder = cache_folder()
     return Inventory(folder, tuple(sorted(_entries(folder), key=lambda entry: (-entry.used, entry.path))))
 
 
 def prune(*, older_than: float | None, max_size: int | None) -> Inventory:
-    """Removes entries, those first that were used longest ago; says of which are in use, and leaves them.
+    """Removes entries, least recently used first; keeps entries that are in use, with a warning.
 
-    older_than: days since the last use from which an entry goes. max_size: bytes that may stay. Without both all go.
+    Without `older_than` and `max_size` it removes all entries.
+
+    older_than: removes entries whose last use was at least this many days ago.
+    max_size:   removes entries until the cache holds at most this many bytes.
     """
     found, removed = inventory(), []
-    for leftover in found.folder.glob("*/.*.removed"):  # of a process that was killed
+    for leftover in found.folder.glob("*/.*.removed"):  # left behind by a prune that was killed
         shutil.rmtree(leftover, ignore_errors=True)
     left, now = _total(found.entries), time.time()
     for entry in reversed(found.entries):
@@ -108,7 +114,7 @@ def prune(*, older_than: float | None, max_size: int | None) -> Inventory:
         if not (old or large or (older_than is None and max_size is None)):
             continue
         if (held := _remove(entry.path)) is not None:
-            console.warn(f"{entry.path} is in use by {held}; it stays ({held.way_out})")
+            console.warn(f"{entry.path} is in use by {held}, so it is kept ({held.way_out})")
             continue
         left -= entry.bytes
         removed.append(entry)
@@ -117,7 +123,7 @@ def prune(*, older_than: float | None, max_size: int | None) -> Inventory:
 
 
 def _remove(folder: Path) -> Holder | None:
-    """Removes an entry, or says who makes or uses it."""
+    """Removes an entry; returns the process that is building or using it if it cannot be removed."""
     with contextlib.ExitStack() as locks:
         marks = sorted(folder.parent.glob(f".{glob.escape(folder.name)}.*.use"))
         for file in (lock_of(folder), *marks):
@@ -125,7 +131,7 @@ def _remove(folder: Path) -> Holder | None:
                 return held
             locks.callback(lock.release)
         doomed = folder.with_name(f".{folder.name}.removed")
-        with contextlib.suppress(FileNotFoundError):  # somebody else removed it
+        with contextlib.suppress(FileNotFoundError):  # another process removed it first
             folder.rename(doomed)
         shutil.rmtree(doomed, ignore_errors=True)
     return None
@@ -142,14 +148,14 @@ def _entries(folder: Path) -> Iterator[Entry]:
         if path.is_dir() and not path.name.startswith("."):
             last = next((path / name for name in (DONE, MANIFEST) if (path / name).is_file()), None)
             kind = path.parent.name
-            with contextlib.suppress(FileNotFoundError):  # it goes meanwhile
+            with contextlib.suppress(FileNotFoundError):  # another process may remove it meanwhile
                 used = (last or path).stat().st_mtime
                 word = KINDS.get(kind.rpartition("-")[0] or kind, kind)
                 yield Entry(path, word, folder_bytes(path), used, _made_of(path), last is not None)
 
 
 def _made_of(path: Path) -> tuple[str, ...]:
-    """What an entry says it is made of; nothing where it does not say, or nobody understands it."""
+    """The paths that an entry was built from; empty where its record is missing or unreadable."""
     with contextlib.suppress(OSError, ValueError, TypeError, KeyError, AttributeError):
         if (path / ABOUT).is_file():
             return tuple(map(str, json.loads((path / ABOUT).read_text(encoding="utf-8"))["made_of"]))

@@ -1,7 +1,7 @@
-"""Columns of strings of any size.
+"""String columns of any size.
 
-Arrow's own string type counts bytes in 32 bits, and taking rows of a chunked column first joins all its chunks: beyond
-2 GiB that fails, and below it copies the whole column for a few rows.
+Arrow's string type counts bytes in 32 bits, and `take` on a chunked column first joins all of its chunks: beyond 2 GiB
+that fails, and below 2 GiB it copies the whole column to get a few rows.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-MOST_BYTES = (1 << 31) - 1  # of the text in one array of Arrow's string type
+MOST_BYTES = (1 << 31) - 1  # the most text that one array of Arrow's string type can hold
 
 
 def taken(column: pa.Array | pa.ChunkedArray, rows: np.ndarray) -> pa.LargeStringArray:
     """The ids [n] at these rows of a column of any string, dictionary or integer type, chunk by chunk.
 
-    Memory is that of what is taken, and of one chunk at most.
-    Raises: IndexError for a row that is not there.
+    Memory is that of the result and at most one chunk.
+    Raises: IndexError for a row that does not exist.
     """
     rows = np.asarray(rows, dtype=np.int64)
     chunks = column.chunks if isinstance(column, pa.ChunkedArray) else [column]
@@ -39,7 +39,7 @@ def taken(column: pa.Array | pa.ChunkedArray, rows: np.ndarray) -> pa.LargeStrin
 
 
 def _large(chunk: pa.Array, rows: np.ndarray) -> pa.LargeStringArray:
-    """Rows of one chunk of any type; all of a chunk is widened only where what is taken might not fit 32 bits."""
+    """Rows of one chunk of any type; the whole chunk is widened only where the result might exceed 32-bit offsets."""
     positions = pa.array(rows)
     if pa.types.is_string(chunk.type) and len(rows) * chunk.nbytes < MOST_BYTES:
         return chunk.take(positions).cast(pa.large_string())
@@ -47,18 +47,18 @@ def _large(chunk: pa.Array, rows: np.ndarray) -> pa.LargeStringArray:
 
 
 def rows_of(table: pa.Table, rows: np.ndarray) -> pa.Table:
-    """The rows of a table at these positions; its strings become large ones."""
+    """The rows of a table at these positions; string columns become large_string columns."""
     columns = [taken(column, rows) if _is_text(column) else column.take(pa.array(rows)) for column in table.columns]
     return pa.table(columns, names=table.column_names)
 
 
 def table_of(columns: Sequence[Any], schema: pa.Schema) -> pa.Table:
-    """Columns of any size as a table of this schema, whose strings may be in several chunks."""
+    """Columns of any size as a table of this schema; a string column may have several chunks."""
     return pa.table([as_type(column, kind) for column, kind in zip(columns, schema.types, strict=True)], schema=schema)
 
 
 def as_type(column: Any, kind: pa.DataType) -> Any:
-    """A column of another type; large strings become as many chunks of strings as it takes."""
+    """Casts a column; a large_string column becomes as many string chunks as it needs."""
     if isinstance(column, np.ndarray):
         return pa.array(column, kind)
     if not (pa.types.is_string(kind) and _is_large(column)):
@@ -81,7 +81,7 @@ def _narrow(array: pa.LargeStringArray) -> Iterator[pa.StringArray]:
 
 
 def _compact(array: pa.LargeStringArray) -> pa.LargeStringArray:
-    """A slice whose offsets begin at its own text: narrow ones must hold them."""
+    """A slice whose offsets start at its own text, so that they fit 32 bits."""
     offsets = array.buffers()[1]
     last = np.frombuffer(offsets, np.int64)[array.offset + len(array)] if offsets and len(array) else 0
     return array if last <= MOST_BYTES else array.take(pa.array(np.arange(len(array))))

@@ -22,12 +22,12 @@ from retrievo.support.errors import RetrievoError
 
 
 def fill_template(template: str, title: str, text: str) -> str:
-    """One text from a title and a body; a missing title leaves no space behind."""
+    """Fills a title template; with an empty title, no leading or trailing space remains."""
     return template.format(title=title, text=text).strip()
 
 
 class Document(NamedTuple):
-    """A document as a person reads it."""
+    """A document's id, title and text."""
 
     id: str
     title: str
@@ -37,7 +37,7 @@ class Document(NamedTuple):
 class Corpus:
     """Documents with an id, an optional title and a text.
 
-    titles: whether who reads them sees titles; where not, documents with the same text are the same.
+    titles: whether titles count; if not, documents with the same text are copies of each other.
     Raises: RetrievoError where the table is not a corpus.
     """
 
@@ -56,20 +56,21 @@ class Corpus:
 
     @functools.cached_property
     def id_map(self) -> IdMap:
-        """Rows of document ids; building it checks that no id occurs twice."""
+        """The map from document ids to rows; building it checks that no id occurs twice."""
         return IdMap(self.table)
 
     @functools.cached_property
     def identities(self) -> Identities:
-        """What documents read as: equal ones are copies of one another."""
+        """The identity of each document: documents with equal identities are copies of each other."""
         found = Identities.of(self.table)
         return found if self._titles else found.without_titles()
 
     def that_are_queries(self, ids: Sequence[str] | pa.Array, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """Pairs (position of a query, row of a document) [n] each where the document is the query itself, by query.
+        """Pairs (query position, document row), [n] each, where the document is the query itself; sorted by query.
 
-        It reads as the query, or its text does; or it has the query's id, and its title reads as the query. Equal ids
-        alone say nothing: many collections count both from 1. Of documents that read the same, one stands for all.
+        A document is the query if it or its text has the query's identity, or if it has the query's id and its title
+        has the query's identity. Equal ids alone are no evidence: many collections number both from 1. Of several
+        copies of a document, only one is returned.
         """
         rows = self.id_map.rows(ids)
         return own_documents(self.identities, identities(texts), rows)
@@ -79,26 +80,26 @@ class Corpus:
         _ = self.id_map
 
     def batches(self, template: str = TITLE_TEMPLATE) -> Iterator[tuple[list[str], list[str]]]:
-        """Ids and templated texts in the order of the table, some thousands at a time."""
+        """Yields ids and templated texts in table order, a few thousand at a time."""
         for batch in self.table.batches(self._names):
             ids, texts = batch.column("id").to_pylist(), batch.column("text").to_pylist()
             titles = batch.column("title").to_pylist() if "title" in self._names else [""] * len(ids)
             yield ids, [fill_template(template, title, text) for title, text in zip(titles, texts, strict=True)]
 
     def documents(self, rows: Sequence[int]) -> list[Document]:
-        """Documents by row."""
+        """Returns the documents at these rows."""
         return [Document(found["id"], found.get("title", ""), found["text"]) for found in self._cache.rows(rows)]
 
     def find(self, ids: Sequence[str]) -> list[Document | None]:
-        """Documents by id; None where the corpus has no such id."""
+        """Returns the documents with these ids; None for an id that the corpus does not have."""
         rows = self.id_map.rows(ids)
         return [self.documents([int(row)])[0] if row >= 0 else None for row in rows]
 
 
 class Queries:
-    """Queries in memory: ids and texts in the order of their table.
+    """Queries in memory: ids and texts in table order.
 
-    Raises: RetrievoError where the table is not a table of queries or an id occurs twice.
+    Raises: RetrievoError where the file is not a query table or an id occurs twice.
     """
 
     def __init__(self, path: Path):
@@ -117,7 +118,7 @@ class Queries:
         return self.table.input
 
     def among(self, ids: pa.ChunkedArray) -> Queries:
-        """Those whose id occurs among others, in their order.
+        """The queries whose id is in `ids`, in table order.
 
         Raises: RetrievoError where there are none.
         """

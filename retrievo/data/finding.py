@@ -1,7 +1,7 @@
-"""Which Parquet files are meant by a path: one file, the shards of one table in a folder, a glob, or a dataset folder.
+"""Resolves a path to Parquet files: one file, the shards of one table in a folder, a glob, or a dataset folder.
 
-A folder is one table only where that is plain. Splits of judgments, several runs, and tables of another noun that lie
-there too are never joined in silence.
+A folder is read as one table only where that is unambiguous. Different splits of judgments, different runs and tables
+of another kind are never silently joined.
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ from retrievo.support.errors import RetrievoError
 from retrievo.support.publishing import is_manifest_beside
 
 NOUNS = ("corpus", "queries", "qrels", "run", "negatives", "answers")
-_APART = ("qrels", "run")  # nouns of which several lie in a folder, each whole by itself
+_APART = ("qrels", "run")  # kinds of which a folder may hold several independent tables
 
 
 def table_files(path: Path, noun: str) -> list[Path]:
-    """The Parquet files behind a path: one file, a folder of them, a glob, or a dataset folder that has the noun.
+    """The Parquet files behind a path: one file, a folder of shards, a glob, or a dataset folder that has such a table.
 
+    noun: the kind of table (one of NOUNS).
     Raises: RetrievoError where there are none, or where a folder holds more than one table.
     """
     if path.is_file():
@@ -39,9 +40,9 @@ def table_files(path: Path, noun: str) -> list[Path]:
 
 
 def _of_folder(path: Path, noun: str) -> list[Path]:
-    """The files of a folder that are one table: those named after the noun, else those named after none.
+    """The files of a folder that form one table: the files named after `noun`, else the files named after no noun.
 
-    Raises: RetrievoError where there are none, both kinds, or several tables.
+    Raises: RetrievoError where there are none, files of both kinds, or several tables.
     """
     files = sorted(path.glob("*.parquet"))
     own = [file for file in files if _is_named(file, noun)]
@@ -60,7 +61,7 @@ def _of_folder(path: Path, noun: str) -> list[Path]:
 
 
 def _is_named(file: Path, noun: str) -> bool:
-    """Whether a file is called after a noun: `corpus`, `corpus-0`, `corpus.part1`, but not `corpuscle`."""
+    """Whether a file is named after a noun: `corpus`, `corpus-0` and `corpus.part1` are, `corpuscle` is not."""
     return re.match(rf"{noun}(?![a-z])", file.stem.lower()) is not None
 
 
@@ -69,15 +70,15 @@ def _none_found(path: Path, noun: str, others: Sequence[Path]) -> RetrievoError:
     if others:
         found += f" (it holds {', '.join(file.name for file in others[:5])})"
     fix = f"import the data first, or pass another --{noun}"
-    if inside := sorted((path / noun).glob("*.parquet")):  # a dataset whose queries are cut into splits
+    if inside := sorted((path / noun).glob("*.parquet")):  # a dataset whose queries are split into several tables
         fix = f"pass --{noun} {' or '.join(map(str, inside[:5]))}"
     return RetrievoError(path, found, None, fix)
 
 
 def _tables(files: Sequence[Path]) -> list[list[Path]]:
-    """Files by the table that they are shards of: names that are the same but for a number which counts from 0 or 1.
+    """Groups files into tables: shards have the same name except for a number that counts up from 0 or 1.
 
-    So `part-0000` and `part-0001` are one table, `dev` and `test` are two, and so are `dl-2019` and `dl-2020`.
+    `part-0000` and `part-0001` are one table; `dev` and `test` are two, and so are `dl-2019` and `dl-2020`.
     """
     alike: dict[str, list[tuple[int, Path]]] = {}
     for file in files:
@@ -93,7 +94,7 @@ def _tables(files: Sequence[Path]) -> list[list[Path]]:
 
 
 def _default_split(folder: Path) -> list[Path]:
-    """Of a dataset folder's qrels: test, else dev (MS MARCO's `dev.small` too), with all of its shards."""
+    """The default split of a dataset folder's qrels: test, else dev (also `dev.small`), with all of its shards."""
     for split in ("test", "dev"):
         files = sorted(folder.glob(f"{split}*.parquet"), key=lambda path: path.stem)  # test before test-hard
         if files:

@@ -1,7 +1,7 @@
-"""From ids to rows: a memory-mapped sorted hash map, built once per table and kept in the user's cache folder.
+"""Maps ids to rows: memory-mapped sorted hashes, built once per table and kept in the user's cache folder.
 
-A Python dictionary of 1 M ids takes 115 MB; this takes 12 bytes per id on disk beside the ids, and next to nothing in
-memory. When two texts are one is asked of `data/text_identity.py`.
+A Python dictionary of 1 M ids takes 115 MB; this map takes 12 bytes per id on disk besides the ids, and almost no
+memory. Whether two texts are copies is decided in `data/text_identity.py`.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ FORMAT = 2
 
 
 def hash_texts(texts: Iterable[str]) -> np.ndarray:
-    """A 64-bit hash of each text, [n] uint64 (blake2b: stable over machines and Python versions)."""
+    """A 64-bit hash of each text, [n] uint64 (blake2b: the same on every machine and Python version)."""
     blake2b = hashlib.blake2b
     joined = b"".join(blake2b(text.encode(), digest_size=8).digest() for text in texts)
     return np.frombuffer(joined, dtype="<u8")
 
 
 class IdMap:
-    """Rows of ids in a table with an `id` column, and the ids of rows.
+    """Maps ids to rows, and rows to ids, of a table with an `id` column.
 
     Raises: RetrievoError where an id occurs twice, naming it and both rows.
     """
@@ -83,7 +83,7 @@ def _build(table: Table, building: Path) -> None:
 
 
 def _write_columns(table: Table, building: Path) -> None:
-    """One pass over the ids of the table: as they are, and their hashes in row order."""
+    """Writes the ids, and their hashes in row order, in one pass over the table."""
     schema = pa.schema([("id", pa.string())])
     with (
         pa.OSFile(str(building / "ids.arrow"), "wb") as sink,

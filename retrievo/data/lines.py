@@ -21,12 +21,12 @@ from retrievo.support.errors import RetrievoError
 
 _BLOCK = 16 << 20  # bytes of text in memory at a time
 _NEWLINE = ord("\n")
-_WORD = re.compile(r"\S+", re.ASCII)  # trec_eval's white space; an id may hold what else Unicode counts as such
+_WORD = re.compile(r"\S+", re.ASCII)  # trec_eval splits at ASCII white space only; ids may hold Unicode white space
 
 
 @contextlib.contextmanager
 def open_text(path: Path) -> Iterator[IO[bytes]]:
-    """The bytes of a text file, unpacked where its name ends in .gz.
+    """Opens a text file as bytes, decompressed where its name ends in .gz.
 
     Raises: RetrievoError where it is absent, damaged or cut short.
     """
@@ -52,20 +52,20 @@ def first_line(path: Path) -> list[str]:
 
 
 def split_fields(line: str) -> list[str]:
-    """Fields between single tabs where there are at least two and none is empty, else as `split_words`."""
+    """Splits at tabs where that gives at least three fields and none is empty, else as `split_words` does."""
     tabbed = [field.strip(string.whitespace) for field in line.split("\t")]
     return tabbed if len(tabbed) > 2 and all(tabbed) else split_words(line)
 
 
 def split_words(line: str) -> list[str]:
-    """Fields between runs of ASCII white space."""
+    """Splits at runs of ASCII white space."""
     return _WORD.findall(line)
 
 
 def whole_number(text: str) -> int:
-    """The number that a text is, be it written as 1.0.
+    """Parses a whole number, which may be written as 1.0.
 
-    Raises: ValueError where it is none, or not a whole one.
+    Raises: ValueError where the text is not a number, or not a whole one.
     """
     try:
         return int(text)
@@ -85,10 +85,10 @@ def is_number(text: str) -> bool:
 
 
 def read_fields(path: Path, types: Sequence[tuple[str, pa.DataType]], expected: str, *, skip: int = 0) -> pa.Table:
-    """A table of `types` from a text file whose lines have that many fields.
+    """Reads a text file with one field per entry of `types` on each line, as a table.
 
-    expected: how a line should look, for the error message.
-    skip:     header lines to pass over; empty lines are none.
+    expected: what a line should look like, for the error message.
+    skip:     number of header lines to skip; empty lines do not count.
     Raises: RetrievoError naming the line that does not fit.
     """
     return pa.concat_tables(read_field_blocks(path, types, expected, skip=skip))
@@ -102,9 +102,9 @@ def read_field_blocks(
     names: Sequence[str] | None = None,
     skip: int = 0,
 ) -> Iterator[pa.Table]:
-    """The same as tables of whole lines, 16 MiB of text at a time; of an empty file one empty table.
+    """Yields the table of `read_fields` in blocks of 16 MiB of text; an empty file yields one empty table.
 
-    names: the columns that are wanted; the others are checked to be there.
+    names: the columns to return; the others must be present but are dropped.
     Raises: RetrievoError naming the line that does not fit.
     """
     names = [name for name, _ in types] if names is None else names
@@ -136,7 +136,7 @@ def _whole_lines(file: IO[bytes]) -> Iterator[bytes]:
 
 
 def _is_regular(block: bytes) -> bool:
-    """One separator between two fields and none at the ends of lines: what nearly every tool writes (4 GB/s)."""
+    """Whether fields have single separators and lines no outer blanks, as nearly every tool writes them (4 GB/s)."""
     blank = np.frombuffer(block, np.uint8) <= ord(" ")
     if blank[0]:
         return False
@@ -149,7 +149,7 @@ def _is_regular(block: bytes) -> bool:
 def _read_regular(
     block: bytes, types: Sequence[tuple[str, pa.DataType]], names: Sequence[str], delimiter: str, skip: int
 ) -> pa.Table | None:
-    """7 M rows take about a second; None where a line does not fit."""
+    """Parses a regular block with Arrow (7 M rows in about a second); returns None where a line does not fit."""
     try:
         return csv.read_csv(
             pa.py_buffer(block),
@@ -166,7 +166,10 @@ def _read_regular(
 def _read_line_by_line(
     block: bytes, path: Path, done: int, types: Sequence[tuple[str, pa.DataType]], expected: str, skip: int
 ) -> pa.Table:
-    """Mixed white space is fine here; what does not fit is named with its line, `done` lines having come before."""
+    """Parses a block in Python, with mixed white space, naming the line that does not fit.
+
+    done: number of lines in the file before this block.
+    """
     columns: list[list] = [[] for _ in types]
     filled = ((number, raw) for number, raw in enumerate(block.split(b"\n"), start=done + 1) if raw.strip())
     for number, raw in itertools.islice(filled, skip, None):

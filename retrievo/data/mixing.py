@@ -1,4 +1,4 @@
-"""How much of each of several corpora: standard library only, for option tables read it."""
+"""Mixing proportions of several corpora (standard library only, because Config modules import it)."""
 
 from __future__ import annotations
 
@@ -11,15 +11,17 @@ _EXPECTED = "uniform, equal, alpha=0.5, or a weight for each as in 3,1"
 
 
 def shares(mix: str, sizes: Sequence[int]) -> list[float]:
-    """The share of each corpus or data set of so many rows; they sum to 1.
+    """The sampling proportion of each corpus or data set, given its number of rows; proportions sum to 1.
 
-    uniform: of each row alike. equal: of each corpus alike (Contriever's 50/50, Izacard et al. 2021, table 5).
-    alpha=a: in proportion to size^a, between the two (Conneau & Lample 2019, section 3.1). 3,1: these weights.
-    Raises: UsageError for what is none of these, and for another number of weights.
+    uniform: every row is equally likely.
+    equal:   every corpus is equally likely (Contriever's 50/50, Izacard et al. 2021, table 5).
+    alpha=a: proportional to size^a, which lies between the two (Conneau & Lample 2019, section 3.1).
+    3,1:     proportional to these weights.
+    Raises: UsageError for any other text, and where the number of weights differs from that of the corpora.
     """
     weights = _weights(mix, sizes)
     if len(weights) != len(sizes):
-        raise UsageError("--mix", f"found {len(weights)} weights for {len(sizes)} of them", "one for each")
+        raise UsageError("--mix", f"found {len(weights)} weights for {len(sizes)} corpora", "one weight for each")
     return [weight / sum(weights) for weight in weights]
 
 
@@ -41,12 +43,12 @@ def _weights(mix: str, sizes: Sequence[int]) -> list[float]:
 
 
 def check_mix(mix: str) -> None:
-    """Raises UsageError for what is no mix, whatever the number of corpora."""
+    """Raises UsageError where a text is not a valid mix for any number of corpora."""
     _weights(mix, [1])
 
 
 def apportioned(total: int, parts: Sequence[float]) -> list[int]:
-    """Whole numbers that sum to `total`, in proportion to shares: the largest remainders are rounded up (Hamilton)."""
+    """Integers that sum to `total`, in proportion to `parts`, by the largest-remainder method (Hamilton)."""
     exact = [total * part for part in parts]
     counts = [int(amount) for amount in exact]
     order = sorted(range(len(parts)), key=lambda place: counts[place] - exact[place])

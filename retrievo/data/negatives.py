@@ -1,4 +1,4 @@
-"""Hard negatives: for each query, documents that a retriever ranks high and nobody judged relevant."""
+"""Hard negatives: for each query, documents that a retriever ranks high and that are not judged relevant."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from retrievo.support.errors import RetrievoError
 
 
 class Negatives:
-    """A pool of negatives, of which query_id and doc_id are read when they are asked for.
+    """A table of negatives, of which `read` loads query_id and doc_id.
 
-    Raises: RetrievoError naming file and column of what does not fit.
+    Raises: RetrievoError naming the file and the column that does not fit.
     """
 
     def __init__(self, path: Path):

@@ -1,4 +1,4 @@
-"""Options that several commands share, each declared once."""
+"""Declarations of options that several commands share."""
 
 from __future__ import annotations
 

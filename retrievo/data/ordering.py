@@ -1,4 +1,4 @@
-"""The ordering rule (score as float32 descending, then document id descending), and the exact scores it relies on."""
+"""The ordering rule (float32 score descending, then document id descending) and the exact scores that it needs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 from retrievo.data.columns import taken
 from retrievo.support.errors import RetrievoError
 
-# 1 MiB of float64 products stays in a core's level-2 cache.
+# 1 MiB of float64 products fits in a core's L2 cache.
 _PRODUCTS_PER_BLOCK = 1 << 17
 _FINGERPRINT_ROWS = 1 << 13
 _MIXER = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / golden ratio (Knuth, TAOCP 3, section 6.4)
@@ -26,8 +26,8 @@ def ranked(group: np.ndarray, score: np.ndarray, doc_id: pa.Array | pa.ChunkedAr
 
     Raises: RetrievoError where a score is not finite.
     """
-    # 7 M rows, one core: 0.1 s where they are in order already, 0.8 s shuffled, 1.3 s where all scores of 1,000 tie;
-    # 30 bytes of memory a row besides the tied ids.
+    # 7 M rows on one core: 0.1 s if already in order, 0.8 s if shuffled, 1.3 s if all scores of each 1,000 tie;
+    # 30 bytes of memory per row besides the tied ids.
     keys = _sort_keys(group, _finite(score, doc_id))
     if (keys[1:] >= keys[:-1]).all():
         order = np.arange(len(keys))
@@ -56,7 +56,7 @@ def repeated(
 ) -> tuple[int, int] | None:
     """Two row numbers that hold the same (group, document id), or None where every pair occurs once.
 
-    fingerprint: hashes of the pairs, [n], where they are at hand; equal pairs have equal ones.
+    fingerprint: hashes [n] of the pairs, if already computed; equal pairs must have equal hashes.
     """
     ids = flat_strings(doc_id)
     fingerprint = fingerprints(group, ids) if fingerprint is None else fingerprint
@@ -77,18 +77,18 @@ def flat_strings(ids: pa.Array | pa.ChunkedArray) -> pa.LargeStringArray:
 
 
 def exact_scores(query: np.ndarray, vectors: np.ndarray) -> np.ndarray:
-    """Inner products of vectors [n, D] with one query [D], or with one each [n, D], as float32 [n].
+    """Inner products of vectors [n, D] with one query [D], or row by row with queries [n, D], as float32 [n].
 
-    The same bits in any batch, order or shard.
+    A score has the same bits in any batch, order or shard.
 
-    score = round32(sum_d q_d v_d): products and sums in float64, added in an order that depends on D alone
-    (matrix products of BLAS do not promise that), rounded once; -0.0 becomes 0.0.
+    score = round32(sum_d q_d v_d): products and sums are float64, summed in an order that depends on D alone
+    (BLAS matrix products do not guarantee that), and rounded once; -0.0 becomes 0.0.
     """
     return _rounded(_dots(query, vectors))
 
 
 def exact_cosines(query: np.ndarray, vectors: np.ndarray) -> np.ndarray:
-    """Cosines of vectors [n, D] with one query [D], or with one each [n, D], as reproducible as `exact_scores`.
+    """Cosines of vectors [n, D] with one query [D] or row by row with [n, D], as reproducible as `exact_scores`.
 
     score = round32(q.v / (|q| |v|)), all in float64; a zero vector scores 0.
     """
@@ -101,7 +101,7 @@ _SCORING = {"dot": exact_scores, "cosine": exact_cosines}
 
 
 def exact_similarities(similarity: str, query: np.ndarray, vectors: np.ndarray) -> np.ndarray:
-    """The exact scores, float32 [n], that a similarity (`dot`, `cosine`) gives; arguments as in `exact_scores`."""
+    """Exact scores, float32 [n], by the named similarity (`dot`, `cosine`); arguments as in `exact_scores`."""
     return _SCORING[similarity](query, vectors)
 
 
@@ -110,7 +110,7 @@ def _rounded(scores: np.ndarray) -> np.ndarray:
 
 
 def _dots(query: np.ndarray | None, vectors: np.ndarray) -> np.ndarray:
-    """Inner products [n] in float64 with the query [D] or queries [n, D], or of each vector with itself."""
+    """Inner products [n] in float64 with one query [D] or queries [n, D]; None: of each vector with itself."""
     # One core: 1.0 M vectors/s (float16, D = 768), 2.0 M (float16, 384; float32, 768). The sum over a contiguous
     # last axis is numpy's pairwise summation, plain C with an order of its own; einsum is 1.3 times as fast, but its
     # order and its fused multiply-adds are those of the SIMD width that numpy was built for.
@@ -149,7 +149,7 @@ def _sort_keys(group: np.ndarray, score: np.ndarray) -> np.ndarray:
 
 
 def _settle_ties(order: np.ndarray, keys: np.ndarray, doc_id: pa.Array | pa.ChunkedArray) -> None:
-    """Within runs of equal keys, put `order` in place by document id descending."""
+    """Sorts `order`, in place, by document id descending within runs of equal keys."""
     tie = keys[1:] == keys[:-1]
     tied = np.zeros(len(keys), dtype=bool)
     tied[1:] = tie
@@ -166,7 +166,7 @@ def _settle_ties(order: np.ndarray, keys: np.ndarray, doc_id: pa.Array | pa.Chun
 
 
 def fingerprints(group: np.ndarray, ids: pa.LargeStringArray) -> np.ndarray:
-    """A 64-bit hash [n] of each (group, id): eight bytes of every id at a time, in blocks of rows (7 M rows: 0.3 s)."""
+    """A 64-bit hash [n] of each (group, id), 8 bytes of every id at a time, in blocks of rows (7 M rows: 0.3 s)."""
     if not len(ids):
         return np.empty(0, dtype=np.uint64)
     _, offset_buffer, text_buffer = ids.buffers()
@@ -189,6 +189,6 @@ def _block_fingerprints(group: np.ndarray, offsets: np.ndarray, text: np.ndarray
         mixed = fingerprint ^ words[np.minimum(begin + done, len(words) - 1)] << (beyond * np.uint64(8))
         mixed *= _MIXER
         mixed ^= mixed >> np.uint64(32)
-        # An id that has ended stays as it is: its fingerprint must not depend on the longest id of the block.
+        # The hash of an id that has ended no longer changes: it must not depend on the longest id of the block.
         fingerprint = mixed if done == 0 else np.where(done <= length, mixed, fingerprint)
     return fingerprint

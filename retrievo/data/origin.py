@@ -1,7 +1,7 @@
-"""Which corpus and which queries something was made from, as the manifests behind it record them.
+"""Finds the corpus and the queries that an artifact was made from, following the manifests of its inputs.
 
-Tables are the same where their content is, wherever they lie and whatever they are called. What records nothing, such
-as a run of another tool, can't be compared: that is said, once.
+Tables are equal if their content is equal, whatever their path. An artifact without a manifest, such as a run of
+another tool, has no known origin and is never refused for it.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from retrievo.support.errors import RetrievoError
 from retrievo.support.files import fingerprint
 
 CORPUS, QUERIES = "corpus", "queries"
-_MADE_OF = ("index", "embeddings", "run")  # inputs that have origins of their own
+_MADE_OF = ("index", "embeddings", "run")  # names of inputs that have origins of their own
 
 
 @dataclass(frozen=True)
 class Origin:
-    """A table that something was made from: where it lies or lay, and its fingerprint then."""
+    """A table that an artifact was made from: its path, which may no longer exist, and its fingerprint at the time."""
 
     noun: str
     path: Path
@@ -32,7 +32,7 @@ class Origin:
 
     @classmethod
     def of(cls, noun: str, given: Input) -> Origin:
-        """A table that is read now."""
+        """The origin of an input that is being read now."""
         return cls(noun, given.path, given.fingerprint)
 
     def __str__(self) -> str:
@@ -40,7 +40,7 @@ class Origin:
 
     @functools.cached_property
     def files(self) -> frozenset[str]:
-        """Fingerprints of its files by themselves; none where it is gone or has changed since."""
+        """The fingerprint of each of its files; empty where the table is gone or has changed since."""
         try:
             found = table_files(self.path, self.noun)
             unchanged = Input.of(self.path, found).fingerprint == self.fingerprint
@@ -50,10 +50,10 @@ class Origin:
 
 
 def origins(path: Path, noun: str) -> tuple[Origin, ...]:
-    """The corpora, or the queries, that something was made from, through all that lies between; none where unknown."""
+    """The corpora or query tables that an artifact was made from, directly or indirectly; empty where unknown."""
     try:
         manifest = Manifest.read(path)
-    except RetrievoError:  # a file of another tool, or an artifact that is gone
+    except RetrievoError:  # a file of another tool, or an artifact that no longer exists
         return ()
     own = [name for name in manifest.inputs if re.fullmatch(rf"{noun}(-\d+)?", name)]
     between = [name for name in manifest.inputs if re.fullmatch(rf"({'|'.join(_MADE_OF)})(-\d+)?", name)]
@@ -62,7 +62,7 @@ def origins(path: Path, noun: str) -> tuple[Origin, ...]:
 
 
 def _origin(manifest: Manifest, noun: str, name: str) -> tuple[Origin, ...]:
-    """An input that is a table of this noun, or the embeddings of one."""
+    """The origin of an input that is a table of this noun or the embeddings of one."""
     path = _place(manifest, name)
     behind = origins(path, noun) if path.is_dir() else ()
     return behind or (Origin(noun, path, manifest.inputs[name]["fingerprint"]),)
@@ -73,7 +73,7 @@ def _behind(manifest: Manifest, noun: str, name: str) -> tuple[Origin, ...]:
 
 
 def _place(manifest: Manifest, name: str) -> Path:
-    """Where an input lies, else where it lay."""
+    """The path of an input now, or the recorded path where it no longer exists."""
     try:
         return manifest.input_path(name, None)
     except RetrievoError:
@@ -81,7 +81,7 @@ def _place(manifest: Manifest, name: str) -> Path:
 
 
 def same(one: Sequence[Origin], other: Sequence[Origin]) -> bool:
-    """Whether two things were made from the same tables, however their files are grouped."""
+    """Whether two artifacts were made from the same tables, however the files are grouped into tables."""
     if {found.fingerprint for found in one} == {found.fingerprint for found in other}:
         return True
     files = [[found.files for found in several] for several in (one, other)]
@@ -89,7 +89,7 @@ def same(one: Sequence[Origin], other: Sequence[Origin]) -> bool:
 
 
 def part_of(one: Sequence[Origin], other: Sequence[Origin]) -> bool:
-    """Whether tables of one are among those of the other, or the other way round."""
+    """Whether the tables of one artifact are among those of the other, in either direction."""
     if same(one, other) or {found.fingerprint for found in one} & {found.fingerprint for found in other}:
         return True
     first, second = (frozenset().union(*(found.files for found in several)) for several in (one, other))
@@ -97,14 +97,14 @@ def part_of(one: Sequence[Origin], other: Sequence[Origin]) -> bool:
 
 
 def _agree(one: Sequence[Origin], other: Sequence[Origin]) -> bool:
-    """Whether sets of queries have ids in common, all of them with the same text: one may be a part of the other."""
+    """Whether two sets of queries share ids and every shared id has the same text in both."""
     first, second = _texts(one), _texts(other)
     shared = first.keys() & second.keys()
     return bool(shared) and all(first[name] == second[name] for name in shared)
 
 
 def _texts(tables: Sequence[Origin]) -> dict[str, str]:
-    """Texts by id; nothing of tables that are gone or have changed since."""
+    """Texts by id; tables that are gone or have changed since are skipped."""
     from retrievo.data.tables import QUERIES as COLUMNS
     from retrievo.data.tables import Table
 
@@ -117,7 +117,7 @@ def _texts(tables: Sequence[Origin]) -> dict[str, str]:
 
 
 def mixes_corpora(path: Path) -> bool:
-    """Whether a run ranks documents of several corpora, so that an id alone does not say which text is meant."""
+    """Whether a run ranks documents of several corpora, so that an id alone does not identify a document."""
     try:
         return bool(Manifest.read(path).config.get("across_corpora"))
     except RetrievoError:
@@ -125,38 +125,40 @@ def mixes_corpora(path: Path) -> bool:
 
 
 def named(tables: Iterable[Origin]) -> str:
-    """What a person calls them."""
+    """The paths of some tables, joined for a message."""
     return " and ".join(dict.fromkeys(map(str, tables)))
 
 
 def fits(noun: str, one: Sequence[Origin], other: Sequence[Origin]) -> bool:
-    """Whether what two things were made from can be told apart by nothing: queries may be some of the others."""
+    """Whether two artifacts may have the same origin: true where either is unknown; queries may be a subset."""
     if not one or not other:
         return True
     return same(one, other) or (noun == QUERIES and (part_of(one, other) or _agree(one, other)))
 
 
 def read_now(noun: str, given: Input) -> tuple[Origin, ...]:
-    """A table that is read now, or what the vectors that are read were made from."""
+    """The origin of an input that is being read: the table itself, or the table that its vectors were made from."""
     return (origins(given.path, noun) if given.path.is_dir() else ()) or (Origin.of(noun, given),)
 
 
 def warn_of_others(path: Path, **given: Input) -> None:
-    """Says that something which is read beside a corpus or queries was made from others: its ids may mean others."""
+    """Warns where an artifact was made from another corpus or other queries than the ones it is used with."""
     for noun, table in given.items():
         found = origins(path, noun)
         if not fits(noun, found, read_now(noun, table)):
-            told = f"was made from another {noun} ({named(found)}) than {table.path}; its ids may mean others"
-            console.warn(f"{path}: {told.replace('another queries', 'other queries')}")
+            other = "other queries" if noun == QUERIES else f"another {noun}"
+            thing = "queries" if noun == QUERIES else "documents"
+            problem = f"was made from {other} ({named(found)}) than {table.path}"
+            console.warn(f"{path}: {problem}; its ids may refer to other {thing}")
 
 
 def warn_of_other_judgments(qrels: Input, what: object, queries: Sequence[Origin]) -> None:
-    """Says that judgments lie in a dataset of other queries than those of a run or a search."""
+    """Warns where judgments belong to a dataset with other queries than those of a run or a search."""
     for file in qrels.files:
         table = (file.parent.parent if file.parent.name == "qrels" else file.parent) / "queries.parquet"
         if table.is_file():
             beside = (Origin.of(QUERIES, Input.of(table, [table])),)
             if not fits(QUERIES, beside, queries):
-                told = f"lies beside other queries ({table}) than those of {what} ({named(queries)})"
-                console.warn(f"{qrels.path}: {told}; its ids may mean others")
+                problem = f"is in a dataset with other queries ({table}) than those of {what} ({named(queries)})"
+                console.warn(f"{qrels.path}: {problem}; its ids may refer to other queries")
                 return

@@ -1,4 +1,4 @@
-"""Scores of (query, document) pairs by row number: what a teacher says."""
+"""Scores of (query, document) pairs by row number, such as a teacher's scores."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import numpy as np
 
 
 class PairScores:
-    """A score for some pairs, [R] each, at 12 bytes a pair; of a pair that occurs twice, the first.
+    """Scores of R pairs, in 12 bytes a pair; of a pair that occurs more than once, the first score counts.
 
-    query, document: row numbers, below 0 for what is not in the tables; such pairs are left out. documents: how many
-    there are.
+    query, document: row numbers [R]; pairs with a negative row, which stands for an unknown id, are skipped.
+    documents: number of documents in the corpus.
     """
 
     def __init__(self, query: np.ndarray, document: np.ndarray, score: np.ndarray, documents: int):
@@ -19,7 +19,7 @@ class PairScores:
         self._scores = score[known][first].astype(np.float32)
 
     def of(self, query: np.ndarray | int, document: np.ndarray) -> np.ndarray:
-        """Float32 scores of pairs [n]; NaN where there is none."""
+        """The float32 scores [n] of pairs; NaN where a pair has no score."""
         wanted = query * np.int64(self._documents) + document
         if not len(self._pairs):
             return np.full(wanted.shape, np.nan, np.float32)

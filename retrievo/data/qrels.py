@@ -21,7 +21,7 @@ _BEIR = (("query_id", pa.string()), ("doc_id", pa.string()), ("relevance", pa.in
 
 @dataclass(frozen=True)
 class Qrels:
-    """Judgments as a table of query_id, doc_id, relevance (int32); a pair is judged once."""
+    """Judgments as a table of query_id, doc_id, relevance (int32); each pair occurs once."""
 
     path: Path
     table: pa.Table
@@ -29,7 +29,7 @@ class Qrels:
 
     @classmethod
     def read(cls, path: Path) -> Qrels:
-        """Reads Parquet, or text by its content: 4 columns = TREC and MS MARCO, 3 with a header = BEIR.
+        """Reads judgments from Parquet or text; text with 4 columns is TREC or MS MARCO, with 3 it is BEIR.
 
         Raises: RetrievoError naming file and line or column.
         """

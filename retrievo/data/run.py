@@ -33,14 +33,14 @@ _TREC = (
 _MSMARCO = (("query_id", pa.string()), ("doc_id", pa.string()), ("rank", pa.int32()))
 _ROWS_PER_WRITE = 1 << 18
 _ROWS_PER_READ = 1 << 18
-_ROWS_PER_BLOCK = 1 << 18  # some 60 MB while it is scored
+_ROWS_PER_BLOCK = 1 << 18  # about 60 MB while a block is scored
 
 
 @dataclass(frozen=True)
 class Run:
-    """Rankings: query_id, doc_id, score (float32) and the rank that the file tells (int32, from 1; 0 = it tells none).
+    """Rankings: query_id, doc_id, score (float32) and the rank in the file (int32, from 1; 0 = the file has none).
 
-    The rows stay on disk until they are asked for.
+    Rows stay on disk until they are read.
     """
 
     name: str
@@ -50,9 +50,9 @@ class Run:
 
     @classmethod
     def open(cls, path: Path) -> Run:
-        """Opens Parquet, TREC (6 columns) or MS MARCO (3 columns; score = -rank), told apart by content.
+        """Opens a run in Parquet, TREC (6 columns) or MS MARCO format (3 columns; score = -rank), detected by content.
 
-        Raises: RetrievoError where there is no such file, or a Parquet file is no run.
+        Raises: RetrievoError where there is no such file, or a Parquet file is not a run.
         """
         files = table_files(path, "run")
         if reads_as_parquet(files[0]):
@@ -61,7 +61,7 @@ class Run:
         return cls(run_name(path), path, Input.of(path, files), files)
 
     def batches(self) -> Iterator[pa.Table]:
-        """The rows in the order of the file, some hundred thousand at a time.
+        """Yields the rows in file order, a few hundred thousand at a time.
 
         Raises: RetrievoError naming file and line or column.
         """
@@ -73,7 +73,7 @@ class Run:
                 yield from _read_text(file)
 
     def blocks(self) -> Iterator[pa.Table]:
-        """The rows in tables that hold all of a query where its rows are contiguous, some hundred thousand at a time.
+        """Yields the rows, a few hundred thousand at a time, never splitting contiguous rows of one query.
 
         Raises: RetrievoError naming file and line or column.
         """
@@ -99,9 +99,9 @@ class Run:
         yield from (flat_strings(batch.column("query_id")) for batch in batches)
 
     def whole_queries(self) -> Iterator[pa.Table]:
-        """The same rows in tables that hold all of each query, wherever its rows stand.
+        """Yields the rows in tables that each hold all rows of their queries, wherever they are in the file.
 
-        A run whose queries are scattered is one table in memory; else memory is that of a block.
+        A run whose queries are scattered is read into memory as one table; otherwise memory is that of one block.
         Raises: RetrievoError naming file and line or column.
         """
         ids = pa.chunked_array(
@@ -127,7 +127,7 @@ def _read_text(path: Path) -> Iterator[pa.Table]:
         wanted = ("query_id", "doc_id", "rank", "score")
         for table in read_field_blocks(path, _TREC, "query_id Q0 doc_id rank score tag", names=wanted):
             score = table["score"].cast(pa.float32(), safe=False)
-            yield _table(table, score, _told_ranks(table["rank"]))
+            yield _table(table, score, _parsed_ranks(table["rank"]))
     elif len(fields) == 3:
         for table in read_field_blocks(path, _MSMARCO, "query_id<tab>doc_id<tab>rank"):
             yield _table(table, pc.negate(table["rank"]).cast(pa.float32()), table["rank"])
@@ -140,8 +140,8 @@ def _table(ids: pa.Table, score: pa.ChunkedArray, rank: pa.ChunkedArray) -> pa.T
     return pa.table([ids["query_id"], ids["doc_id"], score, rank], schema=RUN.arrow)
 
 
-def _told_ranks(texts: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Ranks as numbers; 0 where a tool wrote something else: trec_eval does not look at them."""
+def _parsed_ranks(texts: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Ranks as numbers; 0 where a tool wrote something else, since trec_eval ignores the column."""
     try:
         return texts.cast(pa.int32())
     except pa.ArrowInvalid:
@@ -152,8 +152,8 @@ def _told_ranks(texts: pa.ChunkedArray) -> pa.ChunkedArray:
 class RunWriter:
     """Writes rankings to one file in the format of its suffix: .parquet, TREC (.trec .txt .run) or MS MARCO (.tsv).
 
-    Rows must come in the order of the query table, then rank.
-    Raises: RetrievoError for ids with white space in the text formats, which have no way to hold them.
+    Rows must arrive in query-table order, then by rank.
+    Raises: RetrievoError for an id with white space in a text format, which cannot represent it.
     """
 
     def __init__(self, path: Path, *, format_of: Path):
@@ -163,7 +163,7 @@ class RunWriter:
         self._writer = _open_sink(path, format_of) if self._text else TableWriter(path, RUN.arrow)
 
     def write(self, query_ids: pa.Array, doc_ids: pa.Array, scores: np.ndarray, ranks: np.ndarray) -> None:
-        """Adds rows: ids as string arrays, scores float32, ranks from 1."""
+        """Appends rows: ids as string arrays, float32 scores, ranks from 1."""
         columns = [query_ids, doc_ids, pa.array(scores, pa.float32()), pa.array(ranks, pa.int32())]
         table = table_of(columns, RUN.arrow)
         if not self._text:
@@ -173,7 +173,7 @@ class RunWriter:
             self._writer.write(_lines(table.slice(start, _ROWS_PER_WRITE), self.suffix, self.tag, self.path))
 
     def close(self, manifest: Manifest) -> None:
-        """Ends the file; Parquet carries the manifest, text has no place for it."""
+        """Closes the file; Parquet embeds the manifest, which a text format has no place for."""
         if self._text:
             self._writer.close()
         else:
@@ -187,13 +187,13 @@ class RunWriter:
 
 
 def _open_sink(path: Path, format_of: Path) -> pa.NativeFile:
-    sink = pa.PythonFile(HashingFile(path), "w")  # which flushes to the disk
+    sink = pa.PythonFile(HashingFile(path), "w")  # HashingFile flushes to disk when it is closed
     return pa.CompressedOutputStream(sink, "gzip") if format_of.suffix == ".gz" else sink
 
 
 def _lines(table: pa.Table, suffix: str, tag: str, path: Path) -> bytes:
     for name in ("query_id", "doc_id"):
-        spaced = pc.match_substring_regex(table[name], r"[\s\v]|^$")  # with \v: what `split_words` splits at
+        spaced = pc.match_substring_regex(table[name], r"[\s\v]|^$")  # \v too: `split_words` splits at it
         if pc.any(spaced).as_py():
             example = table[name].filter(spaced)[0].as_py()
             fix = "write .parquet instead, which holds any id"
@@ -202,6 +202,6 @@ def _lines(table: pa.Table, suffix: str, tag: str, path: Path) -> bytes:
     if suffix in MSMARCO_SUFFIXES:
         joined = pc.binary_join_element_wise(table["query_id"], table["doc_id"], rank, "\t")
     else:
-        score = table["score"].cast(pa.string())  # shortest text that reads back as the same float32
+        score = table["score"].cast(pa.string())  # the shortest text that parses to the same float32
         joined = pc.binary_join_element_wise(table["query_id"], "Q0", table["doc_id"], rank, score, tag, " ")
     return ("\n".join(joined.to_pylist()) + "\n").encode() if table.num_rows else b""

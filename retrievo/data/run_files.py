@@ -1,4 +1,4 @@
-"""Which suffix of a run file means which format (standard library only)."""
+"""The suffixes of run files and their formats (standard library only)."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ RUN_SUFFIXES = (".parquet", *TREC_SUFFIXES, *MSMARCO_SUFFIXES)
 
 
 def run_suffix(path: Path) -> str:
-    """The suffix that tells the format, `.gz` aside; empty where there is none."""
+    """The suffix that determines the format, ignoring `.gz`; empty where there is none."""
     return Path(path.name.removesuffix(".gz")).suffix
 
 
 def run_name(path: Path) -> str:
-    """A run is called after its file: `runs/bm25.trec.gz` is bm25."""
+    """The name of a run, which is that of its file: `runs/bm25.trec.gz` is named bm25."""
     suffix = run_suffix(path)
     return path.name.removesuffix(".gz").removesuffix(suffix if suffix in (*RUN_SUFFIXES, ".pq") else "")
 
 
 def check_run_suffix(path: Path) -> None:
-    """Raises UsageError where the name of an output does not say in which format a run should be written."""
+    """Raises UsageError where the suffix of an output is not that of a run format."""
     suffix = run_suffix(path)
     if suffix not in RUN_SUFFIXES or (path.suffix == ".gz" and suffix == ".parquet"):
         known = " ".join(RUN_SUFFIXES)

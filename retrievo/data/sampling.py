@@ -1,4 +1,4 @@
-"""Seeded draws that depend on what is drawn and on nothing else: not on order, batches or processes."""
+"""Seeded random draws that depend only on the item drawn, not on the order, batches or number of processes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 
 
 def random_keys(seed: int, *columns: np.ndarray) -> np.ndarray:
-    """A pseudo-random uint64 for each row of integer columns [n]: a pure function of the seed and the row's values.
+    """A pseudorandom uint64 for each row of integer columns [n]: a pure function of the seed and the row's values.
 
     Each column is mixed in by the finalizer of splitmix64 (Steele, Lea & Flood 2014, fig. 19), which maps distinct
     inputs to distinct outputs.
@@ -18,7 +18,7 @@ def random_keys(seed: int, *columns: np.ndarray) -> np.ndarray:
 
 
 def uniform(keys: np.ndarray) -> np.ndarray:
-    """Numbers in [0, 1) out of 64 random bits each."""
+    """Numbers in [0, 1), each from 64 random bits."""
     return (keys >> np.uint64(11)) * 2.0**-53
 
 

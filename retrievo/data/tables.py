@@ -1,7 +1,7 @@
-"""Parquet tables: which columns a noun has, how a file, folder or glob is read, and how a table is written.
+"""Parquet tables: the columns of each kind of table (noun), and how tables are read and written.
 
-Readers accept any Arrow string type, dictionaries and integers for ids and text, understand common aliases, and check
-the schema of every file before any work starts.
+Readers accept any Arrow string type and dictionaries for ids and texts, integers for ids, and common aliases of column
+names; they check the schema of every file before any work starts.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from retrievo.support.artifact import METADATA_KEY, Input, Manifest
 from retrievo.support.errors import RetrievoError
 from retrievo.support.files import HashingFile
 
-ROWS_PER_GROUP = 8_192  # a row group is what random access decodes: some MB of text
+ROWS_PER_GROUP = 8_192  # random access decodes one row group at a time: a few MB of text
 BYTES_PER_GROUP = 16 << 20
 TEXTS = pa.list_(pa.string())
 
@@ -45,7 +45,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Schema:
-    """The columns of one noun, and the importer that makes such a table from other formats."""
+    """The columns of one kind of table."""
 
     noun: str
     columns: tuple[Column, ...]
@@ -84,9 +84,11 @@ NEGATIVES = Schema("negatives", (_QUERY_ID, _DOC_ID, _SCORE, _RANK, Column("sour
 
 @dataclass(frozen=True)
 class Part:
-    """One Parquet file of a table: what its footer says, kept, while the file is open only where it is read.
+    """One Parquet file of a table: its footer stays in memory, while the file is open only when it is read.
 
-    names: its own name of each column of the noun. stamp: tells the file from one that was put in its place.
+    names: column of the schema -> its name in this file.
+    coded: columns that are read as dictionaries.
+    stamp: identifies the file, so that a replacement is noticed.
     """
 
     file: Path
@@ -98,16 +100,16 @@ class Part:
 
     @contextlib.contextmanager
     def opened(self) -> Iterator[pq.ParquetFile]:
-        """The file, closed afterwards: a table may have more files than a process may keep open.
+        """Opens the file and closes it afterwards: a table may have more files than a process may keep open.
 
-        Raises: RetrievoError where it can't be opened any more, or is another one than was checked.
+        Raises: RetrievoError where it can no longer be opened, or was replaced since it was checked.
         """
-        # pre_buffer would keep all that was ever read of the file
+        # pre_buffer would keep everything in memory that was ever read from the file
         options = {"metadata": self.metadata, "read_dictionary": list(self.coded), "pre_buffer": False}
         try:
             opened, stamp = pq.ParquetFile(self.file, **options), _stamp(self.file)
         except OSError as error:
-            raise RetrievoError(self.file, _told(error)) from None
+            raise RetrievoError(self.file, _cannot_open(error)) from None
         with opened:
             if stamp != self.stamp:
                 raise RetrievoError(self.file, "was changed while it was read", None, "run the command again")
@@ -119,15 +121,15 @@ def _stamp(file: Path) -> tuple[int, ...]:
     return found.st_ino, found.st_size, found.st_mtime_ns
 
 
-def _told(error: OSError) -> str:
-    """What the operating system says of a file that can't be opened."""
+def _cannot_open(error: OSError) -> str:
+    """The operating system's reason why a file cannot be opened."""
     return f"can't be opened: {os.strerror(error.errno) if error.errno else error}"
 
 
 class Table:
-    """A noun's Parquet files, all of them checked, none of them read or left open.
+    """The Parquet files of one table; opening it checks the schema of each file, and reads or keeps open none.
 
-    repetitive: columns whose values repeat so much that reading them through a dictionary is faster.
+    repetitive: columns whose values repeat so often that reading them as dictionaries is faster.
     Raises: RetrievoError naming file and column where a column is missing or has a type that does not fit.
     """
 
@@ -145,7 +147,7 @@ class Table:
             if name := _find_column(found, column, file, self.schema.noun):
                 names[column.name] = name
                 _check_type(found.field(name), column, file)
-                _say_alias(str(file), name, column.name)
+                _note_alias(str(file), name, column.name)
         coded = [names[name] for name in self._repetitive if _is_text(found.field(names[name]).type)]
         return Part(file, metadata, found, names, coded, stamp)
 
@@ -154,9 +156,9 @@ class Table:
             return pq.read_metadata(file), _stamp(file)
         except (pa.ArrowInvalid, OSError) as error:
             if isinstance(error, OSError) and error.errno:
-                raise RetrievoError(file, _told(error), f"the {self.schema.noun}") from None
+                raise RetrievoError(file, _cannot_open(error), f"the {self.schema.noun}") from None
             raise RetrievoError(
-                file, "is no readable Parquet file", f"the {self.schema.noun}", _import_hint(file, error)
+                file, "is not a readable Parquet file", f"the {self.schema.noun}", _import_hint(file, error)
             ) from None
 
     def check_not_empty(self) -> None:
@@ -165,16 +167,16 @@ class Table:
             raise RetrievoError(self.path, f"the {self.schema.noun} has no rows", None, "check the path")
 
     def has(self, name: str) -> bool:
-        """Whether every file carries an optional column."""
+        """Whether every file has an optional column."""
         return all(name in part.names for part in self.parts)
 
     @functools.cached_property
     def input(self) -> Input:
-        """Path and fingerprint, for the manifest of what is made from this table."""
+        """The path and fingerprint that the manifest of an output made from this table records."""
         return Input.of(self.path, self.files)
 
     def batches(self, names: Sequence[str] | None = None, rows: int = ROWS_PER_GROUP) -> Iterator[pa.RecordBatch]:
-        """Batches of at most `rows` rows with the noun's own names and types; null texts are empty texts."""
+        """Yields batches of at most `rows` rows with the schema's names and types; null texts become empty texts."""
         names = [column.name for column in self.schema.columns if self.has(column.name)] if names is None else names
         for part in self.parts:
             start, wanted = 0, [part.names[name] for name in names]
@@ -189,14 +191,14 @@ class Table:
         return pa.RecordBatch.from_arrays(arrays, schema=pa.schema([(name, columns[name].type) for name in names]))
 
     def slices(self, names: Sequence[str], bounds: Sequence[tuple[int, int]]) -> Iterator[pa.Table]:
-        """For each (first row, row after the last), ascending and apart: these rows; others are passed over."""
+        """Yields, for each half-open range (first row, end), its rows; ranges must ascend and not overlap."""
         waiting, parts, start = deque(bounds), [], 0
         for batch in self.batches(names):
             while waiting and waiting[0][0] < start + batch.num_rows:
                 first, end = waiting[0]
                 left = max(0, first - start)
                 parts.append(batch.slice(left, end - start - left))
-                if end > start + batch.num_rows:  # goes on in the next batch
+                if end > start + batch.num_rows:  # the range continues in the next batch
                     break
                 waiting.popleft()
                 yield pa.Table.from_batches(parts)
@@ -204,7 +206,7 @@ class Table:
             start += batch.num_rows
 
     def read(self, names: Sequence[str] | None = None) -> pa.Table:
-        """All rows of the named columns in memory."""
+        """Reads all rows of the named columns into memory."""
         batches = list(self.batches(names))
         if batches:
             return pa.Table.from_batches(batches)
@@ -251,21 +253,21 @@ def _find_column(schema: pa.Schema, column: Column, file: Path | str, noun: str)
 
 
 @functools.cache
-def _say_alias(file: str, found: str, name: str) -> None:
+def _note_alias(file: str, found: str, name: str) -> None:
     if found != name:
         console.note(f"{file}: reading column '{found}' as {name}")
 
 
 def _check_type(found: pa.Field, column: Column, file: Path | str) -> None:
     value = found.type.value_type if pa.types.is_dictionary(found.type) else found.type
-    if pa.types.is_null(value):  # a column without any value: whether one is needed is seen when it is read
+    if pa.types.is_null(value):  # a column without any value; reading it checks whether values are required
         fits = True
     elif pa.types.is_string(column.type):
         fits = _is_text(value) or (column.name.endswith("id") and pa.types.is_integer(value))
     elif pa.types.is_list(column.type):
         is_list = pa.types.is_list(value) or pa.types.is_large_list(value)
         fits = is_list and (_is_text(value.value_type) or pa.types.is_null(value.value_type))
-    else:  # grades may come as 1.0; judgments whose grades are fractional scores are a run
+    else:  # grades may be written as 1.0, but a float column named `score` means that the file is a run
         floats = pa.types.is_floating(column.type) or found.name != "score"
         fits = pa.types.is_integer(value) or (pa.types.is_floating(value) and floats)
     if not fits:
@@ -296,7 +298,7 @@ def _cast(array: pa.Array, column: Column, file: Path | str, start: int) -> pa.A
 
 
 def _without_nulls(array: pa.Array, column: Column, file: Path | str, start: int) -> pa.Array:
-    """Missing texts are empty texts; a missing id, score or grade is an error with its row."""
+    """Replaces null texts by empty texts; a null id, score or grade is an error that names the row."""
     if column.name in ("title", "text"):
         return array.fill_null("")
     if pa.types.is_list(column.type):
@@ -311,7 +313,7 @@ def _empty(empty: pa.Array, column: Column, file: Path | str, start: int) -> Ret
 
 
 class TableWriter:
-    """Writes a table as Parquet (zstd), hashing as it goes; the caller publishes the file."""
+    """Writes a table as Parquet (zstd) while hashing its bytes; the caller publishes the file."""
 
     def __init__(self, path: Path, schema: pa.Schema):
         self.schema, self.rows = schema, 0
@@ -340,9 +342,9 @@ class TableWriter:
         self._waiting, self._waiting_rows = ([rest] if rest.num_rows else []), rest.num_rows
 
     def close(self, manifest: Manifest | None = None) -> dict[str, Any]:
-        """Ends the file and returns its record (bytes, content hash) for the manifest of its folder.
+        """Closes the file and returns its record (size, content hash) for the manifest of its folder.
 
-        manifest: what a single-file table carries in its own metadata.
+        manifest: the manifest that a single-file table stores in its own metadata.
         """
         self._write_groups(last=True)
         if manifest is not None:
@@ -356,12 +358,12 @@ class TableWriter:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._writer.close()  # after an error too: collected while open, it would write to a closed file and say so
+        self._writer.close()  # also after an error: garbage collection would make it write to a closed file
         self._file.close()
 
 
 def _group_rows(table: pa.Table, start: int, last: bool) -> int:
-    """How many rows from `start` make the next group: 8,192, or as many as hold 16 MiB; 0 = wait for more."""
+    """The number of rows from `start` in the next group: 8,192, or as many as fit 16 MiB; 0 = wait for more."""
     window = table.slice(start, ROWS_PER_GROUP)
     fitting = int(np.searchsorted(np.cumsum(_row_bytes(window)), BYTES_PER_GROUP, side="right"))
     count = min(window.num_rows, max(1, fitting))
@@ -370,7 +372,7 @@ def _group_rows(table: pa.Table, start: int, last: bool) -> int:
 
 
 def _row_bytes(table: pa.Table) -> np.ndarray:
-    """Bytes of text in each row [n], 8 for every other value."""
+    """The size of each row [n] in bytes: the length of its texts, and 8 for every other value."""
     sizes = np.full(table.num_rows, 8 * table.num_columns, dtype=np.int64)
     for column in table.columns:
         if pa.types.is_string(column.type):
@@ -380,14 +382,15 @@ def _row_bytes(table: pa.Table) -> np.ndarray:
 
 @dataclass
 class RowCache:
-    """Random access to rows of a table by position; keeps the last decoded row groups: one, or more that are small.
+    """Random access to rows of a table; caches the most recently decoded row groups, at least one.
 
-    names: columns to decode.
+    names: the columns to decode.
+    kept:  the most bytes to cache; a single larger row group, as of another tool's file, is cached all the same.
     """
 
     table: Table
     names: tuple[str, ...]
-    kept: int = 4 * BYTES_PER_GROUP  # bytes; of a foreign table one row group may be more
+    kept: int = 4 * BYTES_PER_GROUP
     _starts: list[tuple[int, int, int]] = field(default_factory=list)  # (first row, part, group)
     _cache: dict[int, pa.Table] = field(default_factory=dict)
 
@@ -399,7 +402,7 @@ class RowCache:
                 first += part.metadata.row_group(group).num_rows
 
     def rows(self, positions: Sequence[int]) -> list[dict[str, Any]]:
-        """The rows at these positions, in this order."""
+        """Returns the rows at these positions, in this order."""
         found: dict[int, dict[str, Any]] = {}
         for position in sorted(positions):  # each row group is decoded once
             index = bisect.bisect_right(self._starts, (position, len(self._starts), 0)) - 1
@@ -412,7 +415,7 @@ class RowCache:
             part = self.table.parts[number]
             with part.opened() as opened:
                 raw = opened.read_row_group(group, columns=[part.names[name] for name in self.names])
-            # a row group beyond 2 GiB of text is several batches
+            # a row group with more than 2 GiB of text comes as several batches
             batches = [self.table._canonical(batch, self.names, part, 0) for batch in raw.to_batches()]
             self._cache[index] = pa.Table.from_batches(batches)
             while len(self._cache) > 1 and sum(kept.nbytes for kept in self._cache.values()) > self.kept:

@@ -1,7 +1,8 @@
-"""When two texts are one: a 64-bit hash of what a reader sees, so that copies are recognized however they are written.
+"""Identities of texts: a 64-bit hash of what a reader sees, so that differently encoded copies are recognized.
 
-The identity of a text is that of its characters after NFKC and case folding, without those that have no width, white
-space collapsed to single spaces. That of a document is the identity of its title and its text, joined by a space.
+The identity of a text is the hash of its characters after NFKC normalization and case folding, without zero-width
+characters and with white space collapsed to single spaces. The identity of a document is that of its title and text,
+joined by a space.
 """
 
 from __future__ import annotations
@@ -21,51 +22,51 @@ from retrievo.data.tables import Table
 from retrievo.support import console
 
 FORMAT = 1
-# soft hyphen, grapheme joiner, Mongolian separators, zero-width space and joiners, marks of direction, word joiner,
+# soft hyphen, grapheme joiner, Mongolian separators, zero-width space and joiners, direction marks, word joiner,
 # invisible operators, variation selectors, byte order mark
 _WITHOUT_WIDTH = re.compile(
     "[\u00ad\u034f\u061c\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufe00-\ufe0f\ufeff]"
 )
-_SPACES = re.compile("[\x85\u1680\u2028\u2029]")  # white space that NFKC leaves as it is
+_SPACES = re.compile("[\x85\u1680\u2028\u2029]")  # white space that NFKC does not turn into spaces
 _SPACES_OF_ASCII = b"\t\n\v\f\r\x1c\x1d\x1e\x1f"
 _ASCII = bytes(range(128))
 _FOLDED = bytes.maketrans(bytes(range(65, 91)) + _SPACES_OF_ASCII, bytes(range(97, 123)) + b" " * len(_SPACES_OF_ASCII))
 
 
 def canonical(text: str) -> bytes:
-    """What the identity of a text is the hash of, in UTF-8; empty for a text that shows nothing."""
+    """The canonical form of a text, in UTF-8, whose hash is its identity; empty for a text without visible content."""
     return _collapsed(text.encode()) if text.isascii() else _canonical(text)
 
 
 def _collapsed(text: bytes) -> bytes:
-    """With ASCII's letters small and its white space collapsed."""
+    """Lowercases ASCII letters and collapses ASCII white space."""
     folded = text.translate(_FOLDED).strip()
     return b" ".join(folded.split()) if b"  " in folded else folded
 
 
 def _canonical(text: str) -> bytes:
-    """The same for a text that is not all ASCII; most need no more than a look at what is not."""
+    """The canonical form of a text that is not all ASCII; most texts need only their non-ASCII characters checked."""
     encoded = text.encode("utf-8", "surrogatepass")
     rest = encoded.translate(None, _ASCII).decode("utf-8", "surrogatepass")
     if _WITHOUT_WIDTH.search(rest):
-        text = _WITHOUT_WIDTH.sub("", text)  # before NFKC, so that a letter meets its accent
+        text = _WITHOUT_WIDTH.sub("", text)  # before NFKC, so that a letter and its accent are adjacent
     elif rest.casefold() == rest and not _SPACES.search(rest):
         folded = encoded.translate(_FOLDED)
         if unicodedata.is_normalized("NFKC", folded.decode("utf-8", "surrogatepass")):
             return _collapsed(folded)
     text = _SPACES.sub(" ", text) if _SPACES.search(rest) else text
     folded_text = unicodedata.normalize("NFKC", text).casefold()
-    text = unicodedata.normalize("NFKC", folded_text)  # again: case folding takes some letters apart
+    text = unicodedata.normalize("NFKC", folded_text)  # again, because case folding decomposes some letters
     return _collapsed(text.encode("utf-8", "surrogatepass"))
 
 
 def is_empty(text: str) -> bool:
-    """Whether a text shows nothing; a long one is looked at from its start."""
+    """Whether a text has no visible content; stops at the first visible character of a long text."""
     return not any(canonical(text[start : start + _LOOKED_AT]) for start in range(0, len(text), _LOOKED_AT))
 
 
 def identities(texts: Iterable[str]) -> np.ndarray:
-    """The identity of each text, [n] uint64 (blake2b: stable over machines and Python versions)."""
+    """The identity of each text, [n] uint64 (blake2b: the same on every machine and Python version)."""
     return _hashes(map(canonical, texts))
 
 
@@ -75,14 +76,14 @@ def _hashes(texts: Iterable[bytes]) -> np.ndarray:
 
 
 _LOOKED_AT = 64  # characters
-TOLD_FROM = 0.01  # share of queries that are documents, above which a summary says so
-EMPTY = identities([""])[0]  # of texts that show nothing
+REPORTED_ABOVE = 0.01  # fraction of queries that are documents, above which a summary reports it
+EMPTY = identities([""])[0]  # the identity of texts without visible content
 
 
 class Identities(NamedTuple):
-    """Identities of documents by row, memory-mapped [N] uint64 each: as a whole, of the text and of the title alone.
+    """Identities of documents by row, memory-mapped [N] uint64 each: of title and text, of the text, of the title.
 
-    A corpus without titles has three times the same.
+    In a corpus without titles all three are those of the text.
     """
 
     whole: np.ndarray
@@ -91,19 +92,19 @@ class Identities(NamedTuple):
 
     @classmethod
     def of(cls, table: Table) -> Identities:
-        """Those of a corpus, worked out once for each table and kept in the user's cache: 8 to 24 bytes a row."""
+        """The identities of a corpus, computed once per table and kept in the user's cache: 8 to 24 bytes a row."""
         name = f"identities-{FORMAT}/{table.input.fingerprint}"
         folder = cached(name, lambda building: _build(table, building), [table.path])
         names = cls._fields if table.has("title") else ("text",) * 3
         return cls(*(np.load(folder / f"{name}.npy", mmap_mode="r") for name in names))
 
     def without_titles(self) -> Identities:
-        """The same for a reader to whom titles are not shown."""
+        """The identities for a model that does not read titles."""
         return self._replace(whole=self.text)
 
 
 def _build(table: Table, folder: Path) -> None:
-    """One pass over the table."""
+    """Computes and writes all identities in one pass over the table."""
     names, made = (("title", "text"), ("title", "text", "whole")) if table.has("title") else (("text",), ("text",))
     with contextlib.ExitStack() as files:
         arrays = [files.enter_context(GrowingArray(folder / f"{name}.npy", "<u8")) for name in made]
@@ -118,11 +119,13 @@ def _build(table: Table, folder: Path) -> None:
 
 
 def own_documents(documents: Identities, asked: np.ndarray, same_id: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Pairs (query, row) [n] each of documents that are a query themselves, by query, then row.
+    """Pairs (query, document row), [n] each, where the document is the query itself; sorted by query, then row.
 
-    asked: identities of the queries [Q]; same_id: row of the document with a query's id [Q], -1 = none. A document is
-    one where it reads as the query or its text does, or where it has the query's id and its title reads as the query.
-    Of documents that read the same one is told.
+    A document is the query if it or its text has the query's identity, or if it has the query's id and its title has
+    the query's identity. Of several copies of a document, one is returned.
+
+    asked:   identities of the queries [Q].
+    same_id: row of the document that has the query's id [Q]; -1 = none.
     """
     distinct = np.setdiff1d(asked, [EMPTY])
     pairs = [_reading(distinct, column) for column in {id(c): c for c in (documents.whole, documents.text)}.values()]
@@ -141,7 +144,7 @@ def own_documents(documents: Identities, asked: np.ndarray, same_id: np.ndarray)
 
 
 def _reading(distinct: np.ndarray, column: np.ndarray, block: int = 1 << 20) -> tuple[np.ndarray, np.ndarray]:
-    """(place in sorted `distinct`, row) [n] each where a column has one of these identities; a block at a time."""
+    """Pairs (position in sorted `distinct`, row), [n] each, where `column` has one of these identities."""
     places, rows = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
     for start in range(0, len(column) if len(distinct) else 0, block):
         part = column[start : start + block]
@@ -153,15 +156,15 @@ def _reading(distinct: np.ndarray, column: np.ndarray, block: int = 1 << 20) -> 
 
 
 def _ranges(first: np.ndarray, end: np.ndarray) -> np.ndarray:
-    """All integers from each `first` up to its `end`, one range after the other."""
+    """Concatenates the integer ranges [first, end)."""
     sizes = end - first
     before = np.repeat(np.cumsum(sizes) - sizes, sizes)
     return np.repeat(first, sizes) + np.arange(int(sizes.sum())) - before
 
 
 def self_retrieval(found: int, queries: int) -> dict[str, str]:
-    """The line of a summary that says how many queries are documents themselves; none where they are few."""
-    if found <= TOLD_FROM * queries:
+    """The summary line that reports how many queries are documents themselves; empty where few are."""
+    if found <= REPORTED_ABOVE * queries:
         return {}
-    told = f"{found:,} of {queries:,} queries ({found / queries:.0%}) are documents of the corpus"
-    return {"self-retrieval": f"{told}; no document is a negative of itself"}
+    count = f"{found:,} of {queries:,} queries ({found / queries:.0%}) are documents of the corpus"
+    return {"self-retrieval": f"{count}; no document is a negative of itself"}

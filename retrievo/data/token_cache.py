@@ -1,4 +1,4 @@
-"""Tokens of a whole table: tokenized once into flat memory-mapped files, shared by processes and by later runs."""
+"""The token cache: a table is tokenized once into flat memory-mapped files, shared by processes and later runs."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Tokens(Protocol):
 
 
 class Tokenizes(Protocol):
-    """What turns texts into tokens, and a fingerprint of all that decides which."""
+    """A tokenizer with its settings, and a fingerprint of everything that determines the tokens."""
 
     @property
     def fingerprint(self) -> str: ...
@@ -36,15 +36,15 @@ class Tokenizes(Protocol):
 
 
 class TokenCache:
-    """Token ids of every row of a table, keyed by the table's and the tokenization's fingerprints.
+    """Token ids of every row of a table, keyed by the fingerprints of the table and the tokenization.
 
-    2 bytes a token (4 for vocabularies beyond 65,536) and 8 a row on disk; next to nothing in memory.
+    It takes 2 bytes per token (4 for vocabularies beyond 65,536) and 8 per row on disk, and almost no memory.
     """
 
     def __init__(self, table: Table, tokenization: Tokenizes):
         name = f"tokens-{FORMAT}/{table.input.fingerprint}-{tokenization.fingerprint}"
         folder = cached(name, lambda building: _build(table, tokenization, building), [table.path])
-        # plain arrays over the mapped files: a slice of numpy's own class for them takes longer than its tokens do
+        # plain array views of the mapped files: slicing numpy.memmap is slower than reading the tokens
         self.tokens, self.offsets = (np.asarray(np.load(folder / name, mmap_mode="r")) for name in _FILES)
 
     def __len__(self) -> int:
@@ -55,7 +55,7 @@ class TokenCache:
         return self.tokens[self.offsets[position] : self.offsets[position + 1]]
 
     def rows(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Flat tokens [T] and offsets [n + 1] of some rows, in this order."""
+        """The flat tokens [T] and offsets [n + 1] of some rows, in this order."""
         parts = [self.row(int(position)) for position in positions]
         offsets = np.concatenate([[0], np.cumsum([len(part) for part in parts])]).astype(np.int64)
         return np.concatenate([self.tokens[:0], *parts]), offsets

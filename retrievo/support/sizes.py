@@ -20,7 +20,7 @@ def bytes_of(flag: str, text: str) -> int:
     raise UsageError(flag, f"found '{text}'", "a number and MB, GB or TB", "write 4GB")
 
 
-def told_size(size: int) -> str:
+def format_size(size: int) -> str:
     """Bytes as people read them: 512 B, 3.4 MB, 13.5 GB, in units of 1,024."""
     amount, unit = float(size), "B"
     for larger in ("kB", "MB", "GB", "TB"):
