@@ -580,7 +580,7 @@ def test_a_page_is_read_as_it_declares(
     if b"iso-8859-1" in start and encoding == "utf-8":
         word = word.encode().decode("cp1252")
     assert [(row["title"], row["text"]) for row in found] == [(word, f"{word} x"), ("b", "fine")]
-    assert ("HTML pages in another encoding than they declare: 1" in said()) == warns
+    assert ("HTML pages that are not in the encoding they declare: 1" in said()) == warns
 
 
 # a whole record of each format; below each of its values is replaced by what does not belong there

@@ -1,4 +1,4 @@
-"""Tables of the user's own: which files they are, and which columns are ids, texts and titles."""
+"""Generic tables (JSON Lines, TSV, CSV): which files they are, and which columns are ids, texts and titles."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from retrievo.data.importers.text_columns import Column
 from retrievo.data.tables import CORPUS, QUERIES
 from retrievo.support.errors import RetrievoError, did_you_mean
 
-_SHOWN = 40  # characters of a column's name, which may be a whole record
+_SHOWN = 40  # most characters of a column name in a message; a file without a header may give a whole record
 _SCHEMAS = {"document": CORPUS, "query": QUERIES}
 
 
 def tables_of(source: Source, *suffixes: str) -> list[Part]:
-    """A file of any name, or all files of a folder or archive with one of these suffixes.
+    """The source itself if it is a file, whatever its name; else its files with one of these suffixes.
 
     Raises: RetrievoError where there are none.
     """
@@ -28,10 +28,10 @@ def tables_of(source: Source, *suffixes: str) -> list[Part]:
 
 @dataclass(frozen=True)
 class Choice:
-    """What the user said about the columns; what is unset is found by its usual names.
+    """The columns that the user named; a column that is not set is found by its usual names.
 
-    header: False where columns have only numbers (id 1 and text 2, or text 1 where lines are numbered); None where they
-            always have names (JSON).
+    header: False where columns have only numbers (the id is 1 and the text 2, or the text is 1 with --number-lines);
+            None where columns always have names (JSON).
     """
 
     role: str
@@ -42,9 +42,9 @@ class Choice:
     header: bool | None = None
 
     def among(self, member: Member, columns: Sequence[str]) -> Chosen:
-        """The chosen ones of the columns of one file.
+        """Finds the columns in one file.
 
-        Raises: RetrievoError where one is not there.
+        Raises: RetrievoError where a column is missing.
         """
         usual = {column.name: [column.name, *column.aliases] for column in _SCHEMAS[self.role].columns}
         if self.header is False:
@@ -65,15 +65,15 @@ class Choice:
         if not found:
             fix = "pass --no-header where the first line is a record, or " if self.header else "pass "
             fix += f"--{what}-column" + (", or --number-lines where there are no ids" if what == "id" else "")
-            told = f"has no column for the {what} under a usual name (it has: {', '.join(has)})"
-            raise RetrievoError(member, told, None, fix)
+            found_none = f"has no column for the {what} under a usual name (it has: {', '.join(has)})"
+            raise RetrievoError(member, found_none, None, fix)
         if list(columns).count(found[0]) > 1:
             raise RetrievoError(member, f"has two columns '{found[0]}'", "names that tell them apart", "rename one")
         return found[0]
 
 
 def _named(wanted: str, columns: Sequence[str]) -> list[str]:
-    """The column of this name or number; none where it is not there."""
+    """The column with this name or number, as a list that is empty where there is none."""
     if wanted in columns:
         return [wanted]
     return [columns[int(wanted) - 1]] if wanted.isdigit() and 0 < int(wanted) <= len(columns) else []
@@ -89,7 +89,7 @@ class Chosen:
     title: str | None
 
     def write(self, store: DatasetWriter, part: Part, positions: Sequence[int], columns: Mapping[str, Column]) -> None:
-        """Hands rows on as documents or queries."""
+        """Adds rows to the dataset as documents or queries."""
         ids = _line_ids(store, part, positions) if self.id is None else columns[self.id]
         if self.role == "document":
             store.documents(positions, ids, None if self.title is None else columns[self.title], columns[self.text])
@@ -98,6 +98,6 @@ class Chosen:
 
 
 def _line_ids(store: DatasetWriter, part: Part, lines: Sequence[int]) -> list[str]:
-    """Line numbers, after the file's path where there are several files."""
+    """Line numbers as ids, prefixed with the file's path where there are several files."""
     prefix = f"{part.member.path}:" if len(store.parts) > 1 else ""
     return [f"{prefix}{line}" for line in lines]

@@ -1,4 +1,4 @@
-"""Comma-separated values with quotes, in which a field may hold line ends; semicolons, tabs and bars are seen."""
+"""Quoted CSV, whose fields may contain line breaks; commas, semicolons, tabs and bars are detected as delimiters."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ def read(parts: list[Part], store: DatasetWriter, *, header: bool, **names: Any)
         sign = delimiter_of(part.member)
         first = first_row(part.member, sign)
         if sign != ",":
-            told = {"\t": "a tab"}.get(sign, f"'{sign}'")
-            console.note(f"{part.member}: fields are separated by {told}")
+            shown = {"\t": "a tab"}.get(sign, f"'{sign}'")
+            console.note(f"{part.member}: fields are separated by {shown}")
         if first:
             columns = first if header else [str(number + 1) for number in range(len(first))]
             chosen = Choice(**names, header=header).among(part.member, columns)

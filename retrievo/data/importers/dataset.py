@@ -1,4 +1,4 @@
-"""A dataset folder while it is filled: what importers find goes in, checked, in memory that does not grow with it."""
+"""Writes and checks a dataset folder while an importer fills it, in memory that hardly grows with the data."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ _QUERIES = pa.schema([("id", pa.string()), ("text", pa.string())])
 _SCHEMAS = {"corpus": CORPUS, "queries": QUERIES}
 _SINGULAR = {"corpus": "document", "queries": "query"}
 _SHOWN = ("title", "text")
-_BLANK = r"^[\s\p{Z}\p{Cf}]*$"  # of white space, and characters without width
-_POSITION_BITS = 40  # of a place: part number above, position in the part below
+_BLANK = r"^[\s\p{Z}\p{Cf}]*$"  # only white space and zero-width characters
+_POSITION_BITS = 40  # a place is one integer: the part's number above these bits, the position in the part in them
 
 
 class DatasetWriter:
-    """Takes documents, queries, judgments and negatives from importers and completes a dataset folder.
+    """Collects documents, queries, judgments and negatives from an importer and completes a dataset folder.
 
-    Importers walk over `each(parts)`, so that every row is known by its file; positions are lines, or items of a JSON
-    array. An id that occurs twice is an error; with `merge` it is kept once where its text is the same.
+    Importers iterate over `each(parts)`, so that the file of every row is known; positions are line numbers, or item
+    numbers of a JSON array. A repeated id is an error; with `merge`, an id whose text is the same is kept once.
     """
 
     def __init__(self, output: Output, parts: Sequence[Part]):
@@ -45,7 +45,7 @@ class DatasetWriter:
         self._numbers = {part: number for number, part in enumerate(self.parts)}
         self.found: dict[Part, Counter[str]] = {part: Counter() for part in self.parts}
         self._part = self.parts[0]
-        self._work = output.folder / "work"  # what is only needed until `finish`
+        self._work = output.folder / "work"  # files that are needed only until `finish`
         self._work.mkdir()
         self._tables: dict[str, TableWriter] = {}
         self._negatives: dict[str, NegativesWriter] = {}
@@ -55,19 +55,19 @@ class DatasetWriter:
         self._repeated: Counter[str] = Counter()
 
     def each(self, parts: Sequence[Part]) -> Iterator[Part]:
-        """The parts one after another; what comes in between belongs to the last one given."""
+        """Yields the parts one by one; rows that are added meanwhile belong to the part yielded last."""
         for part in parts:
             self._part = part
             yield part
 
-    # -- what importers call -------------------------------------------------------------------------------------------
+    # -- called by importers -------------------------------------------------------------------------------------------
 
     def documents(
         self, positions: Sequence[int], ids: Column, titles: Column | None, texts: Column, *, merge: bool = False
     ) -> None:
-        """Adds documents; without titles they are empty.
+        """Adds documents; `titles=None` means empty titles.
 
-        Raises: RetrievoError naming the place of a value that is missing or is no text.
+        Raises: RetrievoError naming the place of a value that is missing or not text.
         """
         columns = {"id": ids, "title": [""] * len(ids) if titles is None else titles, "text": texts}
         self._add("corpus", _CORPUS, positions, columns, merge)
@@ -81,9 +81,9 @@ class DatasetWriter:
         *,
         merge: bool = False,
     ) -> None:
-        """Adds queries; all of them come with answers, or none.
+        """Adds queries; either all queries of a dataset have answers, or none.
 
-        Raises: RetrievoError naming the place of a value that is missing or is no text.
+        Raises: RetrievoError naming the place of a value that is missing or not text.
         """
         columns: dict[str, Any] = {"id": ids, "text": texts}
         schema = _QUERIES
@@ -95,9 +95,9 @@ class DatasetWriter:
     def qrels(
         self, positions: Sequence[int], split: str, query_ids: Column, doc_ids: Column, relevance: Sequence[int]
     ) -> None:
-        """Adds judgments to a split; a pair that is judged twice with the same grade is kept once.
+        """Adds judgments to a split; a pair that is repeated with the same grade is kept once.
 
-        Raises: RetrievoError naming the place of a pair with two grades.
+        Raises: RetrievoError naming the place of a pair that has two grades.
         """
         if not len(positions):
             return
@@ -120,7 +120,7 @@ class DatasetWriter:
     def negatives(
         self, positions: Sequence[int], name: str, source: str, query_ids: Column, doc_ids: Column, scores: Any = None
     ) -> None:
-        """Adds hard negatives to `negatives/<name>.parquet`; without scores they score their negated rank."""
+        """Adds hard negatives to `negatives/<name>.parquet`; without scores, the score is the negated rank."""
         if not len(positions):
             return
         if name not in self._negatives:
@@ -155,7 +155,7 @@ class DatasetWriter:
         self.found[self._part]["documents" if noun == "corpus" else noun] += table.num_rows
 
     def _first_of_each(self, noun: str, texts: dict[str, Any], hashes: np.ndarray, places: np.ndarray) -> np.ndarray:
-        """Which rows have an id that did not come before, [n] bool."""
+        """Whether each row has an id that did not occur before, [n] bool."""
         parts = [texts[name].to_pylist() for name in texts if name != "id"]
         whole = hash_texts("\0".join(row) for row in zip(*parts, strict=True))
         first, differs = self._seen[noun].admit(hashes, whole)
@@ -171,7 +171,7 @@ class DatasetWriter:
     # -- places --------------------------------------------------------------------------------------------------------
 
     def _place(self, positions: Sequence[int]) -> Callable[[int], str]:
-        """Where each of some rows stands in the file that is being read."""
+        """A function from a row of the current batch to its place in the current file."""
         return lambda row: self._part.place(int(positions[row]))
 
     def _said(self, place: np.uint64) -> str:
@@ -195,7 +195,7 @@ class DatasetWriter:
     def finish(self) -> dict[str, Any]:
         """Completes the folder and returns the counts for its manifest.
 
-        Raises: RetrievoError for ids that occur twice and where nothing was found.
+        Raises: RetrievoError where an id occurs twice or nothing was found.
         """
         if not self._tables and not self._negatives:
             raise RetrievoError(self.parts[0].member, "holds no records", None, "check the file")
@@ -225,7 +225,7 @@ class DatasetWriter:
         raise RetrievoError(self.parts[0].member.source.path, found, "each id once", "remove one of them")
 
     def _unknown(self, split: str) -> dict[str, int]:
-        """Judgments of a split whose query or document is not in this dataset."""
+        """Counts the judgments of a split whose query or document is not in this dataset."""
         counts: Counter[str] = Counter()
         for batch in pq.ParquetFile(self.output.folder / f"qrels/{split}.parquet").iter_batches(use_threads=False):
             for column, noun in (("query_id", "queries"), ("doc_id", "corpus")):
@@ -269,9 +269,9 @@ class DatasetWriter:
 
 
 def settings_text(files: set[str]) -> str:
-    """The `retrievo.toml` of a dataset folder: what each command reads when it is typed there.
+    """The content of a dataset folder's `retrievo.toml`: defaults for commands that are run in the folder.
 
-    files: names of the tables that were made.
+    files: names of the tables in the folder.
     """
     splits = sorted(name.removesuffix(".parquet") for name in files if name.startswith("qrels/"))
     chosen = [name for wanted in ("qrels/test", "qrels/dev") for name in splits if name.startswith(wanted)]

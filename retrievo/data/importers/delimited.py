@@ -1,4 +1,4 @@
-"""Tab- and comma-separated values as columns: fast where regular, with line numbers where not."""
+"""Reads TSV and CSV as columns: quickly where a block is regular, line by line where an error must name a line."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from retrievo.data.importers.json_lines import Batch, batches, transposed
 from retrievo.support.errors import RetrievoError
 
 _DELIMITERS = (",", ";", "\t", "|")
-_LOOKED_AT = 50  # rows that tell what separates the fields
+_LOOKED_AT = 50  # first rows, from which the delimiter is detected
 
 
 def read_tsv(member: Member, width: int, *, skip: int = 0) -> Iterator[Batch]:
-    """The columns of tab-separated lines in which quotes are text; `skip` header lines are passed over.
+    """Yields columns of tab-separated lines, in which quotes are ordinary text; skips the first `skip` lines.
 
     Raises: RetrievoError naming the line with another number of columns.
     """
@@ -66,16 +66,16 @@ def _tab_lines(block: Block, width: int, skip: int) -> Batch:
 
 
 def wrong_width(member: Member, line: int, found: int, expected: int) -> RetrievoError:
-    """A line with too few or too many columns."""
+    """The error for a line with too few or too many columns."""
     return member.error(line, f"has {found} column{'s' * (found != 1)}", f"{expected}, as in the first line")
 
 
 def read_csv(member: Member, delimiter: str = ",") -> Iterator[tuple[int, list[str]]]:
-    """Rows of quoted values, in which a field may hold line ends, with the lines that they start on.
+    """Yields rows of quoted values, whose fields may contain line breaks, each with the line that it starts on.
 
-    Raises: RetrievoError naming the line where the quotes do not close.
+    Raises: RetrievoError naming the line with a quote that is not closed.
     """
-    csv.field_size_limit(LONGEST)  # the default of 128 KiB is less than a long document
+    csv.field_size_limit(LONGEST)  # the default, 128 KiB, is too short for a long document
     reader = csv.reader((f"{text}\n" for _, text in member.lines()), delimiter=delimiter, strict=True)
     start = 1
     while True:
@@ -91,15 +91,15 @@ def read_csv(member: Member, delimiter: str = ",") -> Iterator[tuple[int, list[s
 
 
 def first_row(member: Member, delimiter: str = ",") -> list[str]:
-    """The first row of `read_csv`, without counting progress; empty where there is none."""
+    """The first row, without moving the progress bar; empty for an empty file."""
     with member.source.paused():
         return next(read_csv(member, delimiter), (0, []))[1]
 
 
 def delimiter_of(member: Member) -> str:
-    """What separates the fields of a file: a comma where it fits the first rows, else the sign that makes most columns.
+    """Detects the delimiter of a file: a comma if it fits the first rows, else the one that gives the most columns.
 
-    A sign fits where every row has the same number of columns, and more than one.
+    A delimiter fits if every row has the same number of columns, and more than one.
     """
     widths = {sign: _width(member, sign) for sign in _DELIMITERS}
     widest = max(_DELIMITERS, key=lambda sign: widths[sign])
@@ -107,17 +107,17 @@ def delimiter_of(member: Member) -> str:
 
 
 def _width(member: Member, delimiter: str) -> int:
-    """The number of columns that the first rows have in common; 0 where they have none."""
+    """The number of columns that all of the first rows have; 0 where they differ."""
     with member.source.paused():
         try:
             widths = {len(row) for _, row in itertools.islice(read_csv(member, delimiter), _LOOKED_AT)}
-        except RetrievoError:  # whoever reads it with the right sign says what is wrong
+        except RetrievoError:  # reading with the right delimiter reports what is wrong
             return 0
     return widths.pop() if len(widths) == 1 else 0
 
 
 def in_columns(member: Member, rows: Iterable[tuple[int, list[str]]], width: int, *, skip: int = 0) -> Iterator[Batch]:
-    """Rows of `read_csv` as batches of columns; `skip` header rows are passed over.
+    """Turns rows of `read_csv` into batches of columns; skips the first `skip` rows.
 
     Raises: RetrievoError naming the row with another number of columns.
     """

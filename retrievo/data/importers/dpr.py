@@ -20,7 +20,7 @@ _EXPECTED = "a TSV with the header id, text, title; JSON with positive_ctxs; or 
 
 
 def find(source: Source) -> list[Part]:
-    """Passages, questions with contexts, and questions with answers, told apart by their content.
+    """Passages, questions with contexts, and questions with answers, distinguished by content.
 
     Raises: RetrievoError where there are none.
     """
@@ -42,7 +42,7 @@ def _part(member: Member) -> Part | None:
 
 
 def read(parts: list[Part], store: DatasetWriter) -> None:
-    """Copies the rows of each file; without a passages file the documents are the contexts."""
+    """Copies the rows of each file; without a passages file, the contexts become the documents."""
     has_corpus = any(part.noun == "corpus" for part in parts)
     for part in store.each(parts):
         if part.noun == "corpus":
@@ -55,7 +55,7 @@ def read(parts: list[Part], store: DatasetWriter) -> None:
 
 
 def _query_id(member: Member, number: int) -> str:
-    """DPR's questions have no ids: they are called after their file and numbered from 0."""
+    """An id for a question, since DPR's have none: the name of its file and its number from 0."""
     return f"{member.stem.removesuffix('.qa')}-{number}"
 
 
@@ -69,7 +69,7 @@ def _read_questions(member: Member, store: DatasetWriter) -> None:
 
 
 def _literal(member: Member, line: int, text: str) -> list[str]:
-    """Answers as DPR writes them: a list in Python's notation."""
+    """Parses answers as DPR writes them: a Python list literal."""
     try:
         answers = ast.literal_eval(text)
     except (ValueError, SyntaxError, MemoryError, RecursionError):
@@ -108,7 +108,7 @@ def _passage(found: Record, source: str, where: str, has_corpus: bool) -> Passag
         if has_corpus:
             fix = "import the questions without the passages file: the contexts become the corpus"
             raise RetrievoError(where, "a context has no passage_id", "the id of a passage", fix)
-        id = f"{int(hash_texts([f'{title}{chr(0)}{text}'])[0]):016x}"  # the same for the same passage
+        id = f"{int(hash_texts([f'{title}{chr(0)}{text}'])[0]):016x}"  # equal passages get equal ids
     return Passage(id, title, text, source, _score(found.get("score")))
 
 

@@ -1,4 +1,4 @@
-"""Training examples as DPR and Tevatron have them: a query with its positive and its negative passages."""
+"""Training examples in the style of DPR and Tevatron: a query with positive and negative passages."""
 
 from __future__ import annotations
 
@@ -10,17 +10,20 @@ from retrievo.data.importers.json_lines import transposed
 
 
 class Passage(NamedTuple):
-    """A passage beside a query; values are as in the file and are checked when they are written."""
+    """A passage of a training example; its values are unchecked until they are written.
+
+    source: the name of the retriever that found a negative.
+    """
 
     id: Any
     title: Any
     text: Any
-    source: str = ""  # of a negative
+    source: str = ""
     score: float | None = None
 
 
 class Example(NamedTuple):
-    """A query with passages; `place` is its line or its number in the file."""
+    """A query with passages; `place` is its line number or item number in the file."""
 
     place: int
     query_id: Any
@@ -31,7 +34,7 @@ class Example(NamedTuple):
 
 
 def write_examples(examples: list[Example], part: Part, store: DatasetWriter, *, documents: bool) -> None:
-    """Writes queries, judgments of grade 1 and negatives; with `documents` also each passage once."""
+    """Writes queries, judgments of grade 1 and negatives; with `documents`, also writes each passage once."""
     places, ids, texts, answers, _, _ = transposed(examples, 6)
     store.queries(places, ids, texts, None if None in answers else answers)
     if documents:

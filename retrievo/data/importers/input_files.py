@@ -1,4 +1,4 @@
-"""Where foreign data comes from: a file, a folder or a zip archive, any of it gzipped, in blocks of whole lines."""
+"""Reads the source of an import (a file, a folder or a zip archive, gzipped or not) in blocks of whole lines."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from typing import IO
 from retrievo.support import console
 from retrievo.support.errors import RetrievoError
 
-BLOCK = 4 << 20  # bytes: some thousand documents, small beside a row group
-LONGEST = 256 << 20  # bytes of one line or JSON value; more means that the file is something else
+BLOCK = 4 << 20  # bytes: a few thousand documents, less than a row group
+LONGEST = 256 << 20  # most bytes of one line or JSON value; a longer one means that the file has another format
 MEGABYTE = 1_000_000
 BYTE_ORDER_MARK = codecs.BOM_UTF8
 
-# first bytes of files that are not text, and what to do about them
+# first bytes of files that are not text, and what to do with such a file
 _PACKED = {
     b"BZh": "bzip2: unpack it first (bunzip2)",
     b"\xfd7zXZ": "xz: unpack it first (unxz)",
@@ -38,7 +38,7 @@ _PACKED_SUFFIXES = (".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz")
 
 @dataclass(frozen=True)
 class Block:
-    """Whole lines of a member: UTF-8 (not yet checked), `\\n` line ends; `line` is the number of the first, from 1."""
+    """Whole lines of a member in unchecked UTF-8 with `\\n` line ends; `line` is the first one's number, from 1."""
 
     member: Member
     data: bytes
@@ -46,7 +46,7 @@ class Block:
     rows: int
 
     def text(self) -> str:
-        """All lines as they are.
+        """Decodes all lines.
 
         Raises: RetrievoError naming the first line that is not UTF-8.
         """
@@ -62,7 +62,7 @@ class Block:
 
 @dataclass(frozen=True, eq=False)
 class Member:
-    """One file of a source; `path` is its place inside, `size` counts bytes as progress does (packed, on disk)."""
+    """One file of a source; `path` is its path in the source, `size` its bytes before any gunzip, as progress counts."""
 
     source: Source
     path: str
@@ -74,29 +74,29 @@ class Member:
 
     @property
     def name(self) -> str:
-        """File name in lower case without `.gz`."""
+        """The file name in lower case, without `.gz`."""
         return PurePosixPath(self.path).name.lower().removesuffix(".gz")
 
     @property
     def stem(self) -> str:
-        """File name without `.gz` and the suffix after it."""
+        """The file name without `.gz` and without its suffix."""
         name = PurePosixPath(self.path).name
         return PurePosixPath(name[:-3] if name.lower().endswith(".gz") else name).stem
 
     def error(self, line: int, found: str, expected: str | None = None, fix: str = "mend that line") -> RetrievoError:
-        """A problem at one line, for raising."""
+        """The error for a problem in one line."""
         return RetrievoError(f"{self}, line {line}", found, expected, fix)
 
     def not_text(self, line: int, error: UnicodeDecodeError) -> RetrievoError:
-        """A problem with bytes that are no text in the encoding of this source."""
+        """The error for bytes that are not valid in the encoding of this source."""
         bad = error.object[error.start : error.start + 1].hex()
         fix = "convert the file, or pass --encoding with what it is written in (latin-1, cp1252, utf-16)"
         return self.error(line, f"byte 0x{bad} is not {self.source.encoding}", f"{self.source.encoding} text", fix)
 
     def chunks(self, size: int | None = None) -> Iterator[bytes]:
-        """Its bytes, unpacked, without a byte order mark; in UTF-8 where another encoding was named.
+        """Yields the decompressed content without a byte order mark, converted to UTF-8 from another encoding.
 
-        Raises: RetrievoError where the file is damaged or packed in a way that is not read here.
+        Raises: RetrievoError where the file is damaged or has an unsupported compression.
         """
         raw = self._unpacked(size or BLOCK)
         return raw if self.source.is_utf8 else self._as_utf8(raw)
@@ -141,9 +141,9 @@ class Member:
             mark = ""
 
     def blocks(self) -> Iterator[Block]:
-        """Blocks of whole lines; the cut depends on the bytes alone.
+        """Yields blocks of whole lines; block boundaries depend only on the bytes.
 
-        Raises: RetrievoError for NUL bytes and for lines without an end.
+        Raises: RetrievoError for NUL bytes and for lines longer than `LONGEST`.
         """
         rest, line = b"", 1
         for chunk in self.chunks():
@@ -169,17 +169,17 @@ class Member:
         return Block(self, data, line, data.count(b"\n") + (not data.endswith(b"\n")))
 
     def lines(self) -> Iterator[tuple[int, str]]:
-        """All lines with their numbers."""
+        """Yields all lines with their numbers."""
         for block in self.blocks():
             yield from block.lines()
 
     def first_lines(self, count: int) -> list[tuple[int, str]]:
-        """The first lines that are not blank with their numbers, without counting progress."""
+        """The first lines that are not blank, with their numbers, without moving the progress bar."""
         with self.source.paused():
             return list(itertools.islice(((line, text) for line, text in self.lines() if text.strip()), count))
 
     def glance(self, count: int) -> list[str]:
-        """The first lines that are not blank, to see what it is; none of a picture or a program in a folder."""
+        """The first lines that are not blank, to detect the format; empty for a binary file in a folder."""
         try:
             return [text for _, text in self.first_lines(count)]
         except RetrievoError:
@@ -190,7 +190,7 @@ class Member:
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """A member and what it is: `noun` (corpus, queries, ...), `name` of the split, `unit` of positions in it."""
+    """A member with what it holds: `noun` (corpus, queries, ...), `name` of the split, `unit` of its positions."""
 
     member: Member
     noun: str
@@ -198,12 +198,12 @@ class Part:
     unit: str = "line"
 
     def place(self, position: int) -> str:
-        """Where something stands, for messages."""
+        """The place of a row, for messages."""
         return f"{self.member}, {self.unit} {position}"
 
 
 class Source:
-    """The files behind SOURCE, in the order of their paths; hidden ones and those under `output` are not looked at.
+    """The files behind SOURCE, sorted by path; hidden files and files under `output` are ignored.
 
     Raises: RetrievoError where there is nothing to read.
     """
@@ -212,7 +212,7 @@ class Source:
         self.path, self.encoding = path, encoding
         self.is_utf8 = codecs.lookup(encoding).name == "utf-8"
         self.is_file = path.is_file() and not zipfile.is_zipfile(path)
-        self.halved = 0  # texts in which half of a character was replaced
+        self.halved = 0  # number of texts in which half of a surrogate pair was replaced
         self._tick: Callable[[int], None] | None = None
         self._bytes = 0
         self.members = self._members(Path(os.path.abspath(output)))
@@ -240,16 +240,16 @@ class Source:
         return Member(self, info.filename, info.file_size, lambda: archive.open(info))
 
     def named(self, *patterns: str) -> list[Member]:
-        """Members whose file name, in lower case and without `.gz`, has one of these patterns."""
+        """Members whose file name, in lower case and without `.gz`, matches one of these patterns."""
         return [m for m in self.members if any(fnmatch.fnmatchcase(m.name, pattern) for pattern in patterns)]
 
     def files(self, parts: Sequence[Part]) -> list[Path]:
-        """The files on disk behind these parts: what the input's fingerprint is made of."""
+        """The files on disk behind these parts, from which the input's fingerprint is computed."""
         return [self.path / part.member.path for part in parts] if self.path.is_dir() else [self.path]
 
     @contextlib.contextmanager
     def progress(self, parts: Sequence[Part]) -> Iterator[None]:
-        """A bar over the bytes of these parts."""
+        """Shows a progress bar over the bytes of these parts."""
         total = -(-sum(part.member.size for part in parts) // MEGABYTE)
         with console.progress(f"importing {self.path}", total, "MB") as tick:
             self._tick = tick
@@ -258,7 +258,7 @@ class Source:
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Reading in here moves no bar and counts nothing."""
+        """Reading within this block moves no progress bar and counts nothing."""
         tick, self._tick, halved = self._tick, None, self.halved
         try:
             yield
@@ -266,14 +266,14 @@ class Source:
             self._tick, self.halved = tick, halved
 
     def count(self, amount: int) -> None:
-        """Moves the bar on by a number of bytes."""
+        """Advances the progress bar by a number of bytes."""
         if self._tick is not None:
             whole, self._bytes = divmod(self._bytes + amount, MEGABYTE)
             self._tick(whole)
 
 
 def _files(folder: Path, output: Path) -> list[Path]:
-    """Files below a folder, without hidden ones and without what an import writes there."""
+    """Files below a folder, except hidden ones and those that the import itself writes there."""
     own = {output.with_name(output.name + suffix) for suffix in ("", ".partial", ".old")}
     found = []
     for home, folders, names in os.walk(folder, onerror=_unreadable):
@@ -284,7 +284,7 @@ def _files(folder: Path, output: Path) -> list[Path]:
 
 
 def _unreadable(error: OSError) -> None:
-    """A folder that is passed over would be missing from the data without a word."""
+    """Raises RetrievoError for an unreadable folder, whose files would otherwise be silently missing."""
     raise RetrievoError(error.filename, f"cannot be read ({error.strerror})", None, "check the folder's permissions")
 
 
@@ -293,6 +293,6 @@ def _is_hidden(path: str) -> bool:
 
 
 def split_of(name: str) -> str:
-    """The split that a file name speaks of: train, dev, test; test where it says nothing."""
+    """The split that a file name indicates: train, dev or test; test if it indicates none."""
     found = re.search(r"(?<![a-z])(train|dev|valid|test)(ing|ation)?(?![a-z])", name.lower())
     return found[1].replace("valid", "dev") if found else "test"

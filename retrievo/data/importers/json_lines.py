@@ -1,7 +1,7 @@
-"""JSON Lines and JSON documents as columns and records: fast where regular, with line numbers where not.
+"""Reads JSON Lines and JSON documents as columns and records.
 
-JSON Lines go through Arrow's parser a block at a time; a block that it refuses, or that is not one record per line, is
-read again in Python, which names the line.
+Arrow parses JSON Lines a block at a time; a block that it rejects, or that has not one record per line, is parsed again
+in Python, which can name the line of an error.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ from retrievo.support.errors import RetrievoError
 
 Record = dict[str, Any]
 Item = TypeVar("Item")
-ROWS = 8_192  # of a batch, as of a row group
+ROWS = 8_192  # most rows of a batch, as of a row group
 _HALF = re.compile("[\ud800-\udfff]")
 _ESCAPED_HALF = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 class Batch(NamedTuple):
-    """Rows with their positions in a member: line numbers, or numbers of items in a JSON array."""
+    """Rows with their positions in a member: line numbers, or item numbers of a JSON array."""
 
     positions: Sequence[int]
     columns: list[Column]
 
 
 def batches(rows: Iterable[Item], size: Callable[[Item], int]) -> Iterator[list[Item]]:
-    """Rows in lists of at most 8,192 and about 4 MiB by `size`, so that long rows don't fill the memory."""
+    """Groups rows into lists of at most 8,192 rows and about 4 MiB by `size`, so that long rows do not fill memory."""
     batch: list[Item] = []
     total = 0
     for row in rows:
@@ -49,7 +49,7 @@ def batches(rows: Iterable[Item], size: Callable[[Item], int]) -> Iterator[list[
 
 
 def transposed(rows: list[Any], width: int) -> list[list[Any]]:
-    """Columns of rows."""
+    """Turns rows into columns."""
     return [list(column) for column in zip(*rows, strict=True)] or [[] for _ in range(width)]
 
 
@@ -57,7 +57,7 @@ def transposed(rows: list[Any], width: int) -> list[list[Any]]:
 
 
 def read_jsonl(member: Member, keys: Sequence[str], optional: Sequence[str] = ()) -> Iterator[Batch]:
-    """The values of `keys`, then of `optional`, from one JSON object per line; other keys are passed over.
+    """Yields the values of `keys`, then of `optional`, from one JSON object per line; other keys are ignored.
 
     Raises: RetrievoError naming the line that is not JSON or lacks a key.
     """
@@ -66,7 +66,7 @@ def read_jsonl(member: Member, keys: Sequence[str], optional: Sequence[str] = ()
 
 
 def _json_block(block: Block, keys: Sequence[str], optional: Sequence[str]) -> Batch | None:
-    """A block whose lines are all `{...}` with every key; None where Python must look closer."""
+    """Parses a block whose lines are all `{...}` with every key; None where Python must parse it instead."""
     if not _is_objects(block.data):
         return None
     wanted = [*keys, *optional]
@@ -88,7 +88,7 @@ def _json_block(block: Block, keys: Sequence[str], optional: Sequence[str]) -> B
 def _is_objects(data: bytes) -> bool:
     """Whether every line starts with { and ends with }.
 
-    Only then are Arrow's rows lines; and a line `null` at the start crashes its parser (pyarrow 26).
+    Only then is each of Arrow's rows a line; also, a first line `null` crashes its parser (pyarrow 26).
     """
     values = np.frombuffer(data.removesuffix(b"\n"), np.uint8)
     ends = np.flatnonzero(values == ord("\n"))
@@ -108,7 +108,7 @@ def _json_lines(block: Block, keys: Sequence[str], optional: Sequence[str]) -> B
 
 
 def parse_lines(block: Block) -> Iterator[tuple[int, Record]]:
-    """Line numbers and objects of a block of JSON Lines; blank lines are passed over.
+    """Yields line numbers and objects of a block of JSON Lines; skips blank lines.
 
     Raises: RetrievoError naming the line that is not a JSON object.
     """
@@ -125,7 +125,7 @@ def parse_lines(block: Block) -> Iterator[tuple[int, Record]]:
 
 
 def whole(value: Any, member: Member) -> Any:
-    """A JSON value whose texts hold no half of a character: each is replaced, and the source counts such texts."""
+    """Replaces lone surrogates (halves of characters) in a JSON value by U+FFFD; the source counts such texts."""
     if isinstance(value, str):
         text, halves = _HALF.subn("\ufffd", value)
         member.source.halved += halves > 0
@@ -136,20 +136,20 @@ def whole(value: Any, member: Member) -> Any:
 
 
 def with_unit(part: Part) -> Part:
-    """A part of JSON whose positions are items where it is one array, else lines."""
+    """Sets the unit of a JSON part: `item` if the file is one array, else `line`."""
     return replace(part, unit="item") if is_array(part.member) else part
 
 
 def first_record(part: Part) -> Record:
-    """The first object of JSON Lines or of an array; an empty one where there is none."""
+    """The first object of a JSON Lines file or an array; an empty one where there is none."""
     with part.member.source.paused():
         return next((record for records in read_records(part) for _, record in records), {})
 
 
 def read_columns(part: Part, keys: Sequence[str], optional: Sequence[str] = ()) -> Iterator[Batch]:
-    """The values of `keys`, then of `optional`, of the objects of JSON Lines or of an array.
+    """Yields the values of `keys`, then of `optional`, from the objects of a JSON Lines file or an array.
 
-    Raises: RetrievoError naming the place of what is not JSON or lacks a key.
+    Raises: RetrievoError naming the place of a record that is not JSON or lacks a key.
     """
     if part.unit == "line":
         yield from read_jsonl(part.member, keys, optional)
@@ -164,7 +164,7 @@ def read_columns(part: Part, keys: Sequence[str], optional: Sequence[str] = ()) 
 def need(record: Record, key: str, where: str) -> Any:
     """The value of a key that every record must have.
 
-    Raises: RetrievoError where it is not there.
+    Raises: RetrievoError where it is missing.
     """
     if key not in record:
         raise _missing(RetrievoError(where, ""), key, record)
@@ -172,9 +172,9 @@ def need(record: Record, key: str, where: str) -> Any:
 
 
 def need_list(record: Record, key: str, where: str) -> list:
-    """The value of a key that holds a list; an absent key or null is an empty one.
+    """The list under a key; empty where the key is absent or null.
 
-    Raises: RetrievoError where it is something else.
+    Raises: RetrievoError where the value is not a list.
     """
     value = record.get(key) or []
     if not isinstance(value, list):
@@ -183,9 +183,9 @@ def need_list(record: Record, key: str, where: str) -> list:
 
 
 def need_objects(record: Record, key: str, where: str) -> list[Record]:
-    """The value of a key that holds a list of objects; an absent key or null is an empty one.
+    """The list of objects under a key; empty where the key is absent or null.
 
-    Raises: RetrievoError where it is something else.
+    Raises: RetrievoError where the value is not a list of objects.
     """
     found = need_list(record, key, where)
     for item in found:
@@ -195,7 +195,7 @@ def need_objects(record: Record, key: str, where: str) -> list[Record]:
 
 
 def not_an_object(where: str, key: str, item: Any) -> RetrievoError:
-    """A list that holds something else than objects, for raising."""
+    """The error for a list that should contain only objects."""
     return RetrievoError(where, f"'{key}' holds {json_kind(item)}", "objects", "mend the file")
 
 
@@ -208,7 +208,7 @@ def _missing(at: RetrievoError, key: str, record: Record) -> RetrievoError:
 
 
 def read_records(part: Part, key: str | None = None) -> Iterator[list[tuple[int, Record]]]:
-    """Records of JSON Lines where positions are lines, else of a JSON array (see `read_items`), in batches."""
+    """Yields batches of numbered records of a JSON Lines file or a JSON array (see `read_items`)."""
     if part.unit == "line":
         for block in part.member.blocks():
             yield list(parse_lines(block))
@@ -224,9 +224,9 @@ def is_array(member: Member) -> bool:
 
 
 def read_items(part: Part, key: str | None = None) -> Iterator[tuple[int, Record]]:
-    """The objects of one JSON array with their numbers from 1, in the memory of one object.
+    """Yields the objects of one JSON array with their numbers from 1, keeping one object in memory.
 
-    key: where the array stands in a top-level object; None: the document is the array.
+    key: the key of the array in a top-level object; None: the document is the array.
     Raises: RetrievoError naming the line that is not JSON.
     """
     stream = _JsonStream(part.member)
@@ -245,7 +245,7 @@ def read_items(part: Part, key: str | None = None) -> Iterator[tuple[int, Record
 
 
 class _JsonStream:
-    """A JSON document that is read value by value; the buffer grows to the longest value."""
+    """Reads a JSON document value by value; the buffer grows to the longest value."""
 
     def __init__(self, member: Member):
         self.member = member
@@ -254,7 +254,7 @@ class _JsonStream:
         self._decoder = json.JSONDecoder()
 
     def _decode(self) -> Iterator[str]:
-        """Text of the member; a character that is cut by the end of a piece of bytes moves to the next."""
+        """Yields decoded text; a character that is split between two chunks of bytes goes into the later one."""
         rest, line = b"", 1
         for chunk in self.member.chunks(1 << 20):
             data = rest + chunk
@@ -270,7 +270,7 @@ class _JsonStream:
             raise self._error("ends in half of a character", "whole UTF-8 text")
 
     def _more(self) -> bool:
-        """Drops what was used and doubles what is left; False at the end."""
+        """Drops consumed text and reads until the rest has doubled; False at the end of the document."""
         self._line += self._text.count("\n", 0, self._at)
         pieces, size = [self._text[self._at :]], len(self._text) - self._at
         self._at, wanted = 0, 2 * size
@@ -287,7 +287,7 @@ class _JsonStream:
         return self.member.error(line, found, expected)
 
     def _next(self) -> str:
-        """The next character that is not white space; nothing at the end."""
+        """The next character that is not white space; an empty string at the end."""
         while True:
             while self._at < len(self._text):
                 if self._text[self._at] not in " \t\r\n":
@@ -306,13 +306,13 @@ class _JsonStream:
         self._at += 1
 
     def value(self) -> Any:
-        """The next whole value."""
+        """Reads the next complete value."""
         self._next()
         while True:
             try:
                 value, end = self._decoder.raw_decode(self._text, self._at)
             except json.JSONDecodeError as error:
-                offset = error.pos - self._at  # from where the value starts, which `_more` moves
+                offset = error.pos - self._at  # relative to the start of the value, which `_more` moves
                 if len(self._text) > LONGEST or not self._more():
                     at = self._at + offset
                     raise self._error(f"is not JSON ({error.msg})", "a JSON document", at) from None
@@ -320,12 +320,12 @@ class _JsonStream:
             except (ValueError, RecursionError) as error:
                 raise self._error(f"cannot be read ({error})", "a JSON document") from None
             length = end - self._at
-            if end < len(self._text) or not self._more():  # a number may go on in the next piece
+            if end < len(self._text) or not self._more():  # a number may continue in the next chunk
                 self._at += length
                 return value
 
     def skip_to(self, key: str) -> None:
-        """To the value of `key` in a top-level object."""
+        """Moves to the value of `key` in a top-level object."""
         self.take("{", "an object")
         while not self.has("}"):
             name = self.value()

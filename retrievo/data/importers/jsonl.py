@@ -12,12 +12,12 @@ from retrievo.data.importers.json_lines import first_record, read_columns, with_
 
 
 def find(source: Source) -> list[Part]:
-    """A file of any name, or the .jsonl files of a folder; a file may be one JSON array of objects."""
+    """A file of any name, or the JSON files of a folder; a file may be one JSON array of objects."""
     return [with_unit(part) for part in tables_of(source, ".jsonl", ".ndjson", ".json")]
 
 
 def read(parts: list[Part], store: DatasetWriter, **names: Any) -> None:
-    """Copies the chosen columns, which the first record names."""
+    """Copies the chosen columns; their names are looked up in the first record."""
     for part in store.each(parts):
         keys = list(first_record(part))
         if keys:

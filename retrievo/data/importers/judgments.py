@@ -1,4 +1,4 @@
-"""Judgments in text files, told apart by their columns."""
+"""Judgments in text files, whose format is detected by the number of columns."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _EXPECTED = "query<tab>0<tab>document<tab>grade (TREC), or query<tab>document<ta
 
 
 def copy_judgments(part: Part, store: DatasetWriter) -> None:
-    """Hands on a file of judgments: 4 columns are TREC's, 3 are BEIR's (with a header or without), 2 have grade 1.
+    """Copies a file of judgments: 4 columns are TREC's, 3 are BEIR's (header optional), 2 mean grade 1.
 
     Raises: RetrievoError naming the line that does not fit.
     """
@@ -25,7 +25,7 @@ def copy_judgments(part: Part, store: DatasetWriter) -> None:
 
 
 def _rows(member: Member) -> Iterator[tuple[int, str, str, int]]:
-    """Line, query id, document id and grade."""
+    """Yields line number, query id, document id and grade."""
     width = 0
     for line, text in member.lines():
         fields = split_fields(text)
@@ -36,7 +36,7 @@ def _rows(member: Member) -> Iterator[tuple[int, str, str, int]]:
             if _is_header(fields):
                 continue
         if len(fields) != width:
-            fields = split_words(text)  # tabs in one line, spaces in another
+            fields = split_words(text)  # some lines use tabs, others spaces
         if len(fields) != width:
             raise member.error(line, f"has {len(fields)} columns", f"{width}, as in the first line")
         grade = 1 if width == 2 else _grade(member, line, fields[-1])

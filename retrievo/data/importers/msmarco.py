@@ -1,6 +1,6 @@
-"""MS MARCO's files, passages and documents, and the same with titles as RocketQA gives them.
+"""MS MARCO's passage and document collections, also in RocketQA's version with titles.
 
-Files are known by their names: `collection.tsv`, `msmarco-docs.tsv`, `para.txt` with `para.title.txt`;
+Files are recognized by their names: `collection.tsv`, `msmarco-docs.tsv`, `para.txt` with `para.title.txt`;
 `queries.dev.tsv`, `dev.query.txt`; `qrels.dev.tsv`; `qidpidtriples.train.full.2.tsv.gz`.
 """
 
@@ -30,7 +30,7 @@ _EXPECTED = "names such as collection.tsv, queries.dev.tsv, qrels.dev.tsv, qidpi
 
 
 def find(source: Source) -> list[Part]:
-    """The files whose names say what they are, titles before the corpus.
+    """The files that are recognized by their names, titles before the corpus.
 
     Raises: RetrievoError where there are none.
     """
@@ -55,7 +55,7 @@ def _split(stem: str) -> str:
 
 
 def read(parts: list[Part], store: DatasetWriter) -> None:
-    """Copies the rows of each file; queries that stand in several files are kept once."""
+    """Copies the rows of each file; queries that occur in several files are kept once."""
     titles = [part for part in parts if part.noun == "titles"]
     for part in store.each(parts):
         if part.noun == "corpus":
@@ -87,7 +87,7 @@ def _read_corpus(part: Part, titles: list[Part], store: DatasetWriter) -> None:
 
 
 class _TitlesInOrder:
-    """Titles from their own file, whose lines follow the corpus; a passage may have none."""
+    """Titles from a file of their own, in the order of the corpus; a passage may have none."""
 
     def __init__(self, part: Part, store: DatasetWriter):
         self.part, self.store = part, store
@@ -111,7 +111,7 @@ class _TitlesInOrder:
         return found
 
     def check_end(self) -> None:
-        """Raises RetrievoError where a title found no passage."""
+        """Raises RetrievoError where a title is left without its passage."""
         if self._next is not None:
             line, id, _ = self._next
             found = f"the title of '{id}' has no passage after that of the title before"

@@ -1,4 +1,4 @@
-"""Hard negatives in any order, to a table sorted by query: MS MARCO's 400 M triples do not fit the memory."""
+"""Sorts hard negatives by query on disk, because MS MARCO's 400 M triples do not fit in memory."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from retrievo.data.ordering import flat_strings
 from retrievo.data.tables import NEGATIVES, TableWriter
 from retrievo.support import console
 
-ROWS_PER_PASS = 1 << 19  # sorted in memory at a time
-MOST_FILES = 512  # open at a time: half of what a process may usually have
+ROWS_PER_PASS = 1 << 19  # rows that are sorted in memory at a time
+MOST_FILES = 512  # most files open at a time: half of the usual limit of a process
 _SPILL = pa.schema([("query", pa.int32()), ("doc_id", pa.string()), ("score", pa.float32()), ("source", pa.int8())])
 _OPTIONS = pa.ipc.IpcWriteOptions(compression="lz4")
 
@@ -22,19 +22,19 @@ _OPTIONS = pa.ipc.IpcWriteOptions(compression="lz4")
 class NegativesWriter:
     """Collects (query, document) pairs on disk and writes them sorted by query id, each pair once.
 
-    Within a query the order is that of arrival, and the rank (from 1) says so. Query ids are kept in memory.
+    Within a query, pairs keep their order of arrival, which the rank (from 1) records. Query ids are kept in memory.
     """
 
     def __init__(self, folder: Path):
         self.folder = folder
         folder.mkdir()
         self._spill = _spill(folder / "all.arrow")
-        self._codes: dict[str, int] = {}  # query id -> number in the order of arrival
+        self._codes: dict[str, int] = {}  # query id -> number by order of arrival
         self._sources: list[str] = []
         self._counts = np.zeros(0, np.int64)  # rows of each query
 
     def add(self, query_ids: pa.Array, doc_ids: pa.Array, source: str, scores: Any = None) -> None:
-        """Adds pairs from one source; scores may be absent, as a whole or as null."""
+        """Adds pairs from one source; `scores` may be None or contain nulls."""
         coded = query_ids.dictionary_encode()
         numbers = [self._codes.setdefault(name, len(self._codes)) for name in coded.dictionary.to_pylist()]
         queries = np.array(numbers, np.int32)[coded.indices.to_numpy()] if len(coded) else np.zeros(0, np.int32)
@@ -48,7 +48,7 @@ class NegativesWriter:
         self._spill.write_batch(pa.record_batch([pa.array(queries), doc_ids, given, sources], schema=_SPILL))
 
     def finish(self, path: Path) -> tuple[int, dict[str, Any]]:
-        """Writes the table and returns its number of rows and its record for the manifest."""
+        """Writes the table; returns its number of rows and its record for the manifest."""
         self._spill.close()
         names = pa.array(sorted(self._codes), pa.string())
         place = np.empty(len(names), np.int64)  # of each number in the order of the ids
@@ -63,7 +63,7 @@ class NegativesWriter:
         return writer.rows, writer.close()
 
     def _distribute(self, place: np.ndarray) -> list[Path]:
-        """Files that hold neighboring queries, each small enough to be sorted in memory."""
+        """Distributes the pairs over files of consecutive queries, each small enough to be sorted in memory."""
         size = max(ROWS_PER_PASS, -(-int(self._counts.sum()) // MOST_FILES))
         if self._counts.sum() <= size:
             return [self.folder / "all.arrow"]

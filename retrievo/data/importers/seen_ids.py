@@ -1,4 +1,4 @@
-"""Which ids came before: on disk to be sorted at the end, or in memory to be asked at once."""
+"""Detects repeated ids: a ledger on disk that is sorted at the end, and a set in memory for immediate lookups."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import numpy as np
 
 
 class Ledger:
-    """The ids of one table as 64-bit hashes on disk, with the place that each came from: 16 bytes an id, no memory.
+    """The ids of one table as 64-bit hashes on disk, each with its place in the source: 16 bytes per id, no memory.
 
-    Two different ids share a hash with a chance of n^2 / 2^65: 2 in a million for 8.8 M ids.
+    The probability that any two of n different ids share a hash is n^2 / 2^65: 2 in a million for 8.8 M ids.
     """
 
     def __init__(self, stem: Path):
@@ -36,7 +36,7 @@ class Ledger:
         return self._read("places")
 
     def places_of(self, hash: np.uint64) -> np.ndarray:
-        """The places of one id so far."""
+        """The places where one id has occurred so far."""
         return self.places[np.flatnonzero(self._read("hashes") == hash)]
 
     @property
@@ -44,11 +44,11 @@ class Ledger:
         if not self._paths["sorted"].exists():
             self._read("hashes")  # flushes
             shutil.copyfile(self._paths["hashes"], self._paths["sorted"])
-            self._read("sorted", "r+").sort()  # in the file: the kernel may drop its pages
+            self._read("sorted", "r+").sort()  # sorted within the file, so that the kernel can evict its pages
         return self._read("sorted")
 
     def first_repeated(self) -> tuple[int, int] | None:
-        """The first two rows of the id that is repeated first; None where every id occurs once."""
+        """The first two rows of the earliest repeated id; None where every id occurs once."""
         ordered = self._sorted
         repeated = ordered[1:][ordered[1:] == ordered[:-1]]
         if not len(repeated):
@@ -58,21 +58,21 @@ class Ledger:
         return first, int(np.flatnonzero(unsorted == unsorted[first])[1])
 
     def knows(self, hashes: np.ndarray) -> np.ndarray:
-        """Which ids are in this table, [n] bool."""
+        """Whether each id is in this table, [n] bool."""
         return _find(self._sorted, hashes)[1]
 
 
 class SeenHashes:
-    """A set of 64-bit keys with a 64-bit value each, asked while it grows: 16 bytes a key.
+    """A growing map from 64-bit keys to 64-bit values, at 16 bytes per key.
 
-    Sorted runs that are merged as they grow, so that each key moves a logarithmic number of times.
+    It consists of sorted runs that are merged as they grow, so each key moves a logarithmic number of times.
     """
 
     def __init__(self) -> None:
         self._runs: list[tuple[np.ndarray, np.ndarray]] = []
 
     def admit(self, keys: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Adds keys [n] and says which are new and which came before with another value (both [n] bool)."""
+        """Adds keys [n]; returns which are new and which occurred before with another value (both [n] bool)."""
         unique, first, back = np.unique(keys, return_index=True, return_inverse=True)
         value, fresh = values[first], np.ones(len(unique), bool)
         for known, known_values in self._runs:
@@ -95,7 +95,7 @@ class SeenHashes:
 
 
 def _find(known: np.ndarray, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Where each key would stand in sorted keys, and whether it is there, both [n]."""
+    """The position of each key among sorted keys, and whether it is present, both [n]."""
     if not len(known):
         return np.zeros(len(keys), np.int64), np.zeros(len(keys), bool)
     place = np.minimum(np.searchsorted(known, keys), len(known) - 1)

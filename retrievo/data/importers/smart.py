@@ -1,9 +1,9 @@
 """SMART collections (Cranfield, CACM, CISI, MED): `.I .T .A .B .W` records and their judgments.
 
-Two traps. In `cran.qry` the `.I` numbers (1, 2, 4, 8, ...) are not the query ids of `cranqrel`, which counts the
-queries from 1 to 225. And `cranqrel` has Cleverdon's codes, in which 1 is the best: 1 (a complete answer) to 4 (of
-minimum interest) become the grades 4 to 1, 5 (no interest) becomes 0. Its code -1, once for every query, is the paper
-from which the question was asked: 0 in the split `test`, 4 in `test_with_source`.
+There are two traps. In `cran.qry` the `.I` numbers (1, 2, 4, 8, ...) are not the query ids of `cranqrel`, which
+numbers the queries from 1 to 225. And `cranqrel` uses Cleverdon's codes, in which 1 is best: 1 (a complete answer) to 4
+(of minimum interest) become the grades 4 to 1, and 5 (no interest) becomes 0. The code -1, once for every query, marks
+the paper that prompted the question: grade 0 in the split `test`, 4 in `test_with_source`.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ _EXPECTED = "query document code (Cranfield), query document 0 0 (CACM, CISI), o
 
 
 class _Record(NamedTuple):
-    """One `.I` record: the line it starts on, its number and its fields by letter."""
+    """One `.I` record: the line that it starts on, its number, and its fields by letter."""
 
     line: int
     id: str
     fields: dict[str, list[str]]
 
     def text(self, letter: str) -> str:
-        """A field with single spaces; empty where it is not there."""
+        """The text of a field with white space collapsed; empty where the field is missing."""
         return " ".join(" ".join(self.fields.get(letter, [])).split())
 
 
 class _Judged(NamedTuple):
-    """One judgment as it stands in the file."""
+    """One judgment as the file has it."""
 
     line: int
     query_id: str
@@ -64,7 +64,7 @@ def _noun(member: Member) -> str:
 
 
 def read(parts: list[Part], store: DatasetWriter) -> None:
-    """Copies documents and queries, and judgments with their codes turned into grades."""
+    """Copies documents and queries, and converts the codes of judgments to grades."""
     judged = {part: list(_judgments(part.member)) for part in parts if part.noun == "qrels"}
     wanted = {row.query_id for rows in judged.values() for row in rows}
     for part in store.each(parts):
@@ -80,9 +80,9 @@ def read(parts: list[Part], store: DatasetWriter) -> None:
 
 
 def _records(member: Member) -> Iterator[_Record]:
-    """Records in the order of the file; a field that comes twice goes on.
+    """Yields records in file order; a repeated field continues the first one.
 
-    Raises: RetrievoError where a line stands before the first record.
+    Raises: RetrievoError for a line before the first record.
     """
     record, field = None, None
     for line, text in member.lines():
@@ -101,7 +101,7 @@ def _records(member: Member) -> Iterator[_Record]:
 
 
 def _read_queries(member: Member, wanted: set[str], store: DatasetWriter) -> None:
-    """Queries by their numbers, or by their order where only that fits the judgments."""
+    """Writes queries; ids are their `.I` numbers, or their positions if only those fit the judgments."""
     records = list(_records(member))
     ids = [record.id for record in records]
     ordinals = [str(number) for number in range(1, len(records) + 1)]

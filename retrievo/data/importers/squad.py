@@ -16,7 +16,7 @@ from retrievo.support.errors import RetrievoError
 
 
 def find(source: Source) -> list[Part]:
-    """A file of any name, or the .json files of a folder; the name tells the split.
+    """A file of any name, or the .json files of a folder; the split is taken from the name.
 
     Raises: RetrievoError where there are none.
     """
@@ -27,7 +27,7 @@ def find(source: Source) -> list[Part]:
 
 
 class _Question(NamedTuple):
-    """A question with the paragraph that it was asked about; `article` is its number in the file."""
+    """A question with the id of its paragraph; `article` is the number of its article in the file."""
 
     article: int
     id: Any
@@ -37,7 +37,7 @@ class _Question(NamedTuple):
 
 
 def read(parts: list[Part], store: DatasetWriter) -> None:
-    """Writes each paragraph once, its questions, and one judgment for each question that it answers."""
+    """Writes each paragraph once, its questions, and a judgment for each question that the paragraph answers."""
     paragraphs = _Paragraphs()
     for part in store.each(parts):
         for articles in read_records(part, "data"):
@@ -53,12 +53,12 @@ def read(parts: list[Part], store: DatasetWriter) -> None:
 
 
 def _paragraphs(article: Record, place: str) -> Iterator[tuple[str, str, list[Record]]]:
-    """Title, text and questions of each paragraph."""
+    """Yields title, text and questions of each paragraph."""
     need(article, "paragraphs", place)
     for paragraph in need_objects(article, "paragraphs", place):
         text = need(paragraph, "context", place)
         if not isinstance(text, str):
-            raise RetrievoError(place, "a 'context' is no text", "text", "mend the file")
+            raise RetrievoError(place, "a 'context' is not text", "text", "mend the file")
         yield str(article.get("title") or ""), text, need_objects(paragraph, "qas", place)
 
 
@@ -71,7 +71,7 @@ def _question(number: int, question: Record, doc_id: str, part: Part) -> _Questi
 
 
 def _answer(answer: Any, place: str) -> str:
-    """The text of an answer, with its place in the paragraph or alone."""
+    """The text of an answer, which may be an object with its position in the paragraph or plain text."""
     text = need(answer, "text", place) if isinstance(answer, dict) else answer
     if not isinstance(text, str):
         raise RetrievoError(place, f"an answer is {json_kind(text)}", "text", "mend the file")
@@ -93,14 +93,14 @@ def _write_questions(questions: list[_Question], part: Part, store: DatasetWrite
 
 
 class _Paragraphs:
-    """The ids of paragraphs: `title#number`, the same for the same text under a title. 150 bytes of memory each."""
+    """Assigns ids to paragraphs: `title#number`, equal for equal text under one title; 150 bytes of memory each."""
 
     def __init__(self) -> None:
         self._ids: dict[tuple[str, int], str] = {}
         self._counts: Counter[str] = Counter()
 
     def admit(self, title: str, text: str) -> tuple[str, bool]:
-        """The id of a paragraph, and whether it is new."""
+        """Returns the id of a paragraph and whether it is new."""
         slug = re.sub(r"\s+", "_", title) or "untitled"
         key = (slug, int(hash_texts([text])[0]))
         is_new = key not in self._ids

@@ -25,7 +25,7 @@ _EXPECTED = "records with query_id, query, positive_passages, negative_passages;
 
 
 def find(source: Source) -> list[Part]:
-    """Corpus files and query files, told apart by their first record.
+    """Corpus files and query files, distinguished by their first record.
 
     Raises: RetrievoError where there are none.
     """
@@ -45,7 +45,7 @@ def _part(member: Member) -> Part | None:
 
 
 def read(parts: list[Part], store: DatasetWriter) -> None:
-    """Copies the rows of each file; without a corpus file the documents are the passages beside the queries."""
+    """Copies the rows of each file; without a corpus file, the passages of the queries become the documents."""
     has_corpus = any(part.noun == "corpus" for part in parts)
     for part in store.each(parts):
         if part.noun == "corpus":
@@ -73,7 +73,7 @@ def _example(record: Record, line: int, where: str, has_answers: bool, has_corpu
 
 
 def _passage(found: Any, key: str, source: str, where: str, has_corpus: bool) -> Passage:
-    """An object with id and text, or where the corpus is at hand an id alone."""
+    """Parses a passage: an object with id and text, or only an id if there is a corpus file."""
     if has_corpus and isinstance(found, (str, int)) and not isinstance(found, bool):
         return Passage(found, None, None, source)
     if not isinstance(found, dict):

@@ -17,8 +17,8 @@ from retrievo.support import console
 from retrievo.support.errors import RetrievoError
 
 _PLAIN, _MARKDOWN, _HTML = (".txt",), (".md", ".markdown"), (".html", ".htm")
-_SPACES_AND_BYTES = re.compile(r"[\s\udc80-\udcff]")  # in names: what ids can't hold, and bytes that are no UTF-8
-_LOOKED_AT = 4_096  # bytes of a page that may declare its encoding
+_SPACES_AND_BYTES = re.compile(r"[\s\udc80-\udcff]")  # in file names: white space, and bytes that are not UTF-8
+_LOOKED_AT = 4_096  # first bytes of a page, in which it may declare its encoding
 _HIDDEN = {"script", "style", "template", "noscript", "svg"}
 _INLINE = {"a", "abbr", "b", "bdi", "bdo", "big", "cite", "code", "data", "del", "dfn", "em", "font", "i", "ins", "kbd"}
 _INLINE |= {
@@ -42,7 +42,7 @@ _INLINE |= {"wbr"}
 
 
 def find(source: Source) -> list[Part]:
-    """Files by their suffix.
+    """The files with a known suffix.
 
     Raises: RetrievoError where there are none.
     """
@@ -56,7 +56,7 @@ def find(source: Source) -> list[Part]:
 
 
 def read(parts: list[Part], store: DatasetWriter, *, passage_words: int, stride: int | None) -> None:
-    """Writes the passages of each file; the id is the path and the passage's number from 0."""
+    """Writes the passages of each file; an id is the path and the passage's number from 0."""
     empty = guessed = 0
     for part in store.each(parts):
         page = _html_encoding(part.member) if part.member.name.endswith(_HTML) else None
@@ -69,15 +69,15 @@ def read(parts: list[Part], store: DatasetWriter, *, passage_words: int, stride:
             store.documents([number + 1 for number in numbers], ids, [title] * len(ids), texts)
         empty += not store.found[part]
     if guessed:
-        console.warn(f"HTML pages in another encoding than they declare: {guessed:,}; unknown bytes are replaced")
+        console.warn(f"HTML pages that are not in the encoding they declare: {guessed:,}; unknown bytes are replaced")
     if empty:
-        console.warn(f"files without words: {empty:,}; they give no document")
+        console.warn(f"files without words: {empty:,}; no document is made of them")
 
 
 def windows(words: Iterable[str], size: int, stride: int) -> Iterator[str]:
-    """Passages of `size` words, one every `stride` words; the last is shorter, and none repeats the end of another."""
+    """Yields passages of `size` words, starting every `stride` words; the last may be shorter but has new words."""
     window: list[str] = []
-    fresh = 0  # words that stand in no passage yet
+    fresh = 0  # number of words that are in no passage yet
     for word in words:
         window.append(word)
         fresh += 1
@@ -89,14 +89,14 @@ def windows(words: Iterable[str], size: int, stride: int) -> Iterator[str]:
 
 
 class _Encoding(NamedTuple):
-    """How the bytes of an HTML page are read, and whether it does not fit what the page declares."""
+    """The encoding of an HTML page, and whether it differs from the one that the page declares."""
 
     name: str
     guessed: bool
 
 
 def _html_encoding(member: Member) -> _Encoding:
-    """What a page declares, as browsers read it, else UTF-8, where its bytes are such; else windows-1252."""
+    """The declared encoding, as browsers read it, or UTF-8, if the bytes fit it; otherwise windows-1252."""
     with member.source.paused():
         start = next(member.chunks(_LOOKED_AT), b"")
         declared = _declared(start) if member.source.is_utf8 else None
@@ -107,14 +107,14 @@ def _html_encoding(member: Member) -> _Encoding:
 
 
 def _declared(start: bytes) -> str | None:
-    """The encoding of a byte order mark, of XML's first line or of a <meta>; None for none that is known."""
+    """The encoding in a byte order mark, an XML declaration or a <meta> element; None if it is missing or unknown."""
     if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return "utf-16"
     found = re.search(rb"<\?xml[^>]{0,200}?encoding\s*=\s*[\"']?([\w.:-]+)", start, re.IGNORECASE)
     found = re.search(rb"<meta[^>]{0,500}?charset\s*=\s*[\"']?\s*([\w.:-]+)", start, re.IGNORECASE) or found
     try:
         name = codecs.lookup(found[1].decode("ascii", "replace")).name if found else None
-        "".encode(name or "utf-8")  # not base64 or the like
+        "".encode(name or "utf-8")  # rejects codecs that are not text encodings, such as base64
     except LookupError:
         return None
     return {"iso8859-1": "cp1252", "ascii": "cp1252", "gb2312": "gb18030"}.get(name, name) if name else None
@@ -135,7 +135,7 @@ def _words(member: Member, page: _Encoding | None) -> Iterator[str]:
 
 
 def _title(member: Member, page: _Encoding | None) -> str:
-    """The first heading, or what HTML calls the title; else the file's name."""
+    """The title of an HTML page or the first heading; else the file's name."""
     with member.source.paused():
         if member.name.endswith(_MARKDOWN):
             found = _first_heading(member)
@@ -150,13 +150,13 @@ def _quoted(found: re.Match[str]) -> str:
 
 
 def _first_heading(member: Member) -> str:
-    fenced = False  # between ``` or ~~~, where # is a comment
+    fenced = False  # inside a code block (``` or ~~~), where # starts a comment
     for _, text in member.lines():
         if re.match(r"\s{0,3}(```|~~~)", text):
             fenced = not fenced
         elif not fenced and (match := re.match(r"\s{0,3}#{1,6}(?=\s)", text)):
             heading = text[match.end() :].strip()
-            closed = heading.rstrip("#")  # a heading may end in more of them, apart from its words
+            closed = heading.rstrip("#")  # a heading may end in further # signs, separated from its words
             heading = heading if closed and not closed[-1].isspace() else closed.rstrip()
             if heading:
                 return heading
@@ -186,17 +186,17 @@ def _html_title(member: Member, encoding: _Encoding) -> str:
 
 
 class _Page(HTMLParser):
-    """The text of an HTML page that a reader sees, and its title and first heading."""
+    """Extracts the visible text of an HTML page, its title and its first heading."""
 
     def __init__(self) -> None:
         super().__init__(convert_charrefs=True)
         self.title = self.heading = ""
         self._pieces: list[str] = []
-        self._inside: str | None = None  # title, h1 or an element that is not shown
+        self._inside: str | None = None  # the current title, h1 or invisible element
         self._headings = 0
 
     def take(self) -> str:
-        """The text since the last call."""
+        """Returns the text since the last call."""
         text = "".join(self._pieces)
         self._pieces.clear()
         return text

@@ -1,4 +1,4 @@
-"""Values as importers find them, as Arrow text; what is no text is named with its place."""
+"""Converts the values that importers read to Arrow strings; an error names the place of a value that is not text."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from retrievo.data.tables import TEXTS
 from retrievo.support.errors import RetrievoError
 
 Column: TypeAlias = list | pa.ChunkedArray
-Place: TypeAlias = Callable[[int], str]  # says where a row stands
+Place: TypeAlias = Callable[[int], str]  # from a row to its place, for messages
 _NO_TEXT = (pa.ArrowInvalid, pa.ArrowTypeError, UnicodeEncodeError)
 
 
 def text_array(values: Column, name: str, place: Place) -> pa.Array:
-    """A column as text: null texts are empty, numbers are fine as ids, and every id must be there.
+    """Converts a column to strings: null texts become empty, integers may be ids, and no id may be missing.
 
-    Raises: RetrievoError naming the place of the first value that is not.
+    Raises: RetrievoError naming the place of the first value that does not fit.
     """
     array = _array(values, name, place)
     if not name.endswith("id"):
@@ -40,7 +40,7 @@ def _array(values: Column, name: str, place: Place) -> pa.Array:
 
 
 def _text(value: Any, name: str, place: Place, row: int) -> str | None:
-    """One value as text or null."""
+    """Converts one value to text or null."""
     if value is None or (type(value) is int and name.endswith("id")):
         return None if value is None else str(value)
     if not isinstance(value, str):
@@ -55,9 +55,9 @@ def _text(value: Any, name: str, place: Place, row: int) -> str | None:
 
 
 def answers_array(answers: list[list[Any]], place: Place) -> pa.Array:
-    """Lists of answers as lists of text; a missing answer is none.
+    """Converts lists of answers to lists of strings; null answers are dropped.
 
-    Raises: RetrievoError naming the place of the first answer that is no text.
+    Raises: RetrievoError naming the place of the first answer that is not text.
     """
     answers = [[answer for answer in some if answer is not None] for some in answers]
     try:
@@ -67,6 +67,6 @@ def answers_array(answers: list[list[Any]], place: Place) -> pa.Array:
 
 
 def json_kind(value: Any) -> str:
-    """What a JSON value is, in words."""
+    """The kind of a JSON value, in words."""
     kinds = {dict: "an object", list: "a list", str: "text", bool: "true or false", type(None): "null"}
     return kinds.get(type(value), "a number")

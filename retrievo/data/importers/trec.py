@@ -1,4 +1,4 @@
-"""TREC collections: SGML documents, topics and judgments, told apart by their content."""
+"""TREC collections: SGML documents, topics and judgments, distinguished by content."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from retrievo.data.lines import split_fields
 from retrievo.support import console
 from retrievo.support.errors import RetrievoError
 
-_LOOKED_AT = 20  # lines that tell what a file is
+_LOOKED_AT = 20  # first lines, from which the kind of a file is detected
 _TITLES = "TITLE|HEADLINE|HEAD|TTL|HL|TI"
 _TEXTS = "TEXT|LP|LEADPARA"  # the Wall Street Journal has its first paragraph in <LP>
 _LABELS = {  # field of a topic: its tag, and the word that may stand before its text
@@ -24,16 +24,16 @@ _LABELS = {  # field of a topic: its tag, and the word that may stand before its
     "description": ("desc", "Description:"),
     "narrative": ("narr", "Narrative:"),
 }
-_XML_TAGS = {  # the same in XML, as tracks have topics since 2009: the first that a file has
+_XML_TAGS = {  # field of a topic: its tags in XML, which tracks use since 2009; the first that occurs is read
     "title": ("query", "title"),
     "description": ("description", "desc", "question", "summary"),
     "narrative": ("narrative", "narr", "note"),
 }
-_XML_NUMBERS = ("number", "num", "id")  # an attribute of a topic, or an element in it
+_XML_NUMBERS = ("number", "num", "id")  # names of the attribute or element with a topic's number
 
 
 class _Element(NamedTuple):
-    """What stands between two tags, with the line of the first and the attributes there."""
+    """The text between two tags, with the line and the attributes of the opening tag."""
 
     line: int
     text: str
@@ -41,7 +41,7 @@ class _Element(NamedTuple):
 
 
 def find(source: Source) -> list[Part]:
-    """Documents, topics and judgments; other files are left.
+    """The files with documents, topics and judgments; other files are ignored.
 
     Raises: RetrievoError where there are none.
     """
@@ -86,9 +86,9 @@ def read(parts: list[Part], store: DatasetWriter, *, topic_field: str) -> None:
 
 
 def _elements(member: Member, tag: str, lines: Iterable[tuple[int, str]] | None = None) -> Iterator[_Element]:
-    """The contents of `<tag>` ... `</tag>`, one at a time, in the lines of a file.
+    """Yields the elements `<tag>` ... `</tag>` in the lines of a file.
 
-    Raises: RetrievoError where one is not closed.
+    Raises: RetrievoError where an element is not closed.
     """
     opened, closed = re.compile(rf"<{tag}(\s[^>]*)?>", re.IGNORECASE), re.compile(rf"</{tag}>", re.IGNORECASE)
     kept: list[str] = []
@@ -126,13 +126,13 @@ def _document_id(member: Member, element: _Element) -> str:
 
 
 def _between(tags: str, text: str) -> str:
-    """What stands in these elements, without markup; empty where there are none."""
+    """The text of these elements, without markup; empty where there are none."""
     found = re.finditer(rf"<({tags})>(.*?)</\1>", text, re.IGNORECASE | re.DOTALL)
     return _plain(" ".join(match[2] for match in found))
 
 
 def _body(text: str) -> str:
-    """The text elements, or where a document has none all but its header and title."""
+    """The text elements of a document; if it has none, everything except its header and title."""
     if re.search(rf"<({_TEXTS})>", text, re.IGNORECASE):
         return _between(_TEXTS, text)
     hidden = rf"<(DOCNO|DOCID|DOCHDR|SCRIPT|STYLE|{_TITLES})\b[^>]*>.*?</\1>"
@@ -140,15 +140,15 @@ def _body(text: str) -> str:
 
 
 def _plain(text: str) -> str:
-    """Without tags and comments, entities resolved, white space single."""
+    """Removes tags and comments, resolves entities and collapses white space."""
     text = _without_comments(text)
-    last = text.rfind(">") + 1  # beyond it no tag ends: each that begins there would be followed to the end
+    last = text.rfind(">") + 1  # no tag ends after this: the pattern would scan to the end from each < there
     bare = re.sub(r"</?[A-Za-z][^>]*>", " ", text[:last]) + text[last:]
     return " ".join(html.unescape(bare).split())
 
 
 def _without_comments(text: str) -> str:
-    """Each comment is a space, and the line ends in it; one that does not end is text."""
+    """Replaces each comment by a space and its line breaks; a comment that is not closed is text."""
     pieces, at = [], 0
     while (start := text.find("<!--", at)) >= 0 and (end := text.find("-->", start + 4)) >= 0:
         pieces.append(text[at:start] + "\n" * text.count("\n", start, end))
@@ -157,7 +157,7 @@ def _without_comments(text: str) -> str:
 
 
 def _judged(parts: list[Part]) -> set[str]:
-    """The query ids of the judgments beside the topics, where there are topics."""
+    """The query ids in the judgments, if the import has topics."""
     if not any(part.noun.endswith("topics") for part in parts):
         return set()
     found: set[str] = set()
@@ -169,7 +169,7 @@ def _judged(parts: list[Part]) -> set[str]:
 
 
 def _write_topics(member: Member, store: DatasetWriter, judged: set[str], topics: list[tuple[int, str, str]]) -> None:
-    """Hands on line, number and text of all topics of a file.
+    """Adds the topics of a file (line, number and text of each) as queries.
 
     Raises: RetrievoError where there are none.
     """
@@ -192,9 +192,9 @@ def _write_topics(member: Member, store: DatasetWriter, judged: set[str], topics
 
 
 def _as_judged(numbers: list[str], judged: set[str]) -> list[str]:
-    """Ids of topics as the judgments beside them write them: trec_eval compares them letter by letter.
+    """The ids of topics in the spelling of the judgments, since trec_eval compares ids as strings.
 
-    A number that is not judged stands as in the file, or without leading zeros where others lost theirs.
+    A topic without judgments keeps its number, without leading zeros if those of other topics were dropped.
     """
     by_value = {int(id): id for id in judged if id.isdecimal()}
     known = [id if id in judged or not id.isdecimal() else by_value.get(int(id)) for id in numbers]
@@ -206,7 +206,7 @@ def _as_judged(numbers: list[str], judged: set[str]) -> list[str]:
 
 
 def _topics(member: Member, tag: str, label: str) -> list[tuple[int, str, str]]:
-    """Line, number and text of topics in SGML."""
+    """The line, number and text of each SGML topic."""
     return [
         (element.line, _topic_number(member, element), _field(element.text, tag, label))
         for element in _elements(member, "top")
@@ -214,13 +214,13 @@ def _topics(member: Member, tag: str, label: str) -> list[tuple[int, str, str]]:
 
 
 def _field(topic: str, tag: str, label: str) -> str:
-    """The text after a tag that is often not closed, up to the next tag."""
+    """The text from a tag, which is often not closed, to the next tag."""
     match = re.search(rf"<{tag}>(.*?)(?=<[a-z/]|\Z)", topic, re.IGNORECASE | re.DOTALL)
     return " ".join(match[1].split()).removeprefix(label).strip() if match else ""
 
 
 def _topic_number(member: Member, element: _Element) -> str:
-    """The id of a topic in SGML, as it stands after `Number:`."""
+    """The number of an SGML topic, which follows `Number:`."""
     number = _field(element.text, "num", "Number:")
     if not number:
         raise member.error(element.line, "a topic has no <num>", "<num> Number: 301", "mend the file")
@@ -228,9 +228,9 @@ def _topic_number(member: Member, element: _Element) -> str:
 
 
 def _xml_topics(member: Member, field: str) -> list[tuple[int, str, str]]:
-    """Line, number and text of topics in XML; a topic without elements is its text.
+    """The line, number and text of each XML topic; a topic without elements is read as plain text.
 
-    Raises: RetrievoError where none of them has the field.
+    Raises: RetrievoError where no topic has the field.
     """
     whole = _without_comments("\n".join(text for _, text in member.lines()))
     elements = list(_elements(member, "topic", enumerate(whole.split("\n"), start=1)))
@@ -248,7 +248,7 @@ def _xml_topics(member: Member, field: str) -> list[tuple[int, str, str]]:
 
 
 def _element(topic: str, tag: str) -> str:
-    """The text of an element in XML, without markup; empty where it is not there."""
+    """The text of an XML element, without markup; empty where there is none."""
     match = re.search(rf"<{tag}(?:\s[^>]*)?>(.*?)</{tag}>", topic, re.IGNORECASE | re.DOTALL)
     return _plain(match[1].replace("<![CDATA[", "").replace("]]>", "")) if match else ""
 

@@ -1,4 +1,4 @@
-"""Tab-separated lines in which quotes are text, as MS MARCO has them."""
+"""Tab-separated lines in which quotes are ordinary text, as in MS MARCO."""
 
 from __future__ import annotations
 
