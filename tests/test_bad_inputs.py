@@ -155,7 +155,7 @@ CASES: dict[str, tuple[Make, int, str]] = {
     "truncated Parquet": (
         lambda f: ["index", "--type", "bm25", "--corpus", text(f / "c.parquet", b"PAR1xxxx"), "--output", f / "out"],
         1,
-        "c.parquet: is no readable Parquet file; expected the corpus",
+        "c.parquet: is not a readable Parquet file; expected the corpus",
     ),
     "JSON Lines where Parquet is read": (
         lambda f: ["index", "--type", "bm25", "--corpus", text(f / "c.jsonl", "{}"), "--output", f / "out"],
@@ -540,7 +540,7 @@ CASES: dict[str, tuple[Make, int, str]] = {
     "weights for other corpora": (
         lambda f: ["pretrain", "--corpus", HOUSE, "--mix", "3,1"],
         2,
-        "--mix: found 2 weights for 1 of them; expected one for each",
+        "--mix: found 2 weights for 1 corpora or data sets; expected one weight for each",
     ),
     "weight of a term that is none": (
         lambda f: ["pretrain", "--corpus", HOUSE, "--weight", "crops=1"],
@@ -789,7 +789,7 @@ CASES: dict[str, tuple[Make, int, str]] = {
     "folder that is no artifact": (
         lambda f: ["search", "x", "--index", f],
         1,
-        "is no artifact of retrievo (it has no manifest.json)",
+        "is not an artifact of retrievo (it has no manifest.json)",
     ),
     "unfinished index": (
         lambda f: ["search", "x", "--index", text(f / "begin.json", "{}").parent],
@@ -854,7 +854,7 @@ CASES: dict[str, tuple[Make, int, str]] = {
     "texts over imported vectors": (
         lambda f: ["search", "--index", HOUSE / "documents", "--queries", HOUSE, "--output", f / "out.trec"],
         1,
-        "its manifest knows no model",
+        "its manifest records no model",
     ),
     "BM25 option for a dense index": (
         lambda f: ["search", "x", "--index", HOUSE / "documents", "--k1", "1"],

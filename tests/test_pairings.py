@@ -502,17 +502,17 @@ PAIRINGS: dict[str, Case] = {
     "finished vectors of another corpus": (
         lambda h, f: h.encode("--corpus", h / "two", out=changed(h, f, "corpus-one")),
         1,
-        ("its corpus is another one", "(one before", "/two now"),
+        ("its input 'corpus' has changed", "(one before", "/two now"),
     ),
     "unfinished vectors of another corpus": (
         lambda h, f: h.encode("--corpus", h / "two", out=begun(changed(h, f, "corpus-one"))),
         1,
-        ("is unfinished, but its corpus is another one", "(one before", "/two now"),
+        ("is unfinished, but its input 'corpus' has changed", "(one before", "/two now"),
     ),
     "unfinished vectors of another model": (
         lambda h, f: h.encode("--corpus", h / "one", out=begun(changed(h, f, "corpus-one")), model="model-two"),
         1,
-        ("is unfinished, but its model is another one", "(model-one before", "/model-two now"),
+        ("is unfinished, but its input 'model' has changed", "(model-one before", "/model-two now"),
     ),
 }
 

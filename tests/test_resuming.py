@@ -58,7 +58,7 @@ def test_training_with_force_is_gone_on_with_and_the_old_model_stays_until_then(
     saved[:] = [0]
     stopped = training("--seed", 1, "--force")
     assert stopped.code == 130
-    assert "what is done is kept in" in stopped.err
+    assert "partial work is kept in" in stopped.err
     assert files(tmp_path / "out") == before
     saved.clear()
     assert training("--seed", 1, "--force").code == 0
@@ -80,7 +80,8 @@ def test_force_over_an_unfinished_model_of_other_options_begins_anew(
     saved.clear()
     refused = training()
     assert (
-        "is unfinished, but max_steps was 400 and is now 4; go on with the same options, pass --restart" in refused.err
+        "is unfinished, but max_steps was 400 and is now 4; resume it with the same options, pass --restart"
+        in refused.err
     )
     assert training("--force").code == 0
     assert saved == [2, 4]
@@ -96,7 +97,7 @@ def test_restart_begins_anew_and_what_it_leaves_is_gone_on_with(
     saved[:] = [0]
     assert training().code == 130
     stopped = training("--restart")
-    assert "without --restart the same command goes on from there" in stopped.err
+    assert "the same command without --restart resumes it" in stopped.err
     assert saved == [0, 2, 2]
     saved.clear()
     (tmp_path / "out" / "checkpoints" / ".step-000003.partial").mkdir()  # of a killed save

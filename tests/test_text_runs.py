@@ -166,5 +166,5 @@ def test_json_of_somebody_else_beside_a_run_is_named(tmp_path: Path, queries: Pa
     written(tmp_path / "run.trec", queries)
     for text in ("{", "[]", '{"files": 3}', "\xff"):
         manifest_beside(tmp_path / "run.trec").write_bytes(text.encode("latin-1"))
-        with pytest.raises(RetrievoError, match=r"run.trec.manifest.json: is no manifest of a file"):
+        with pytest.raises(RetrievoError, match=r"run.trec.manifest.json: is not the manifest of a file"):
             Manifest.read(tmp_path / "run.trec")

@@ -21,7 +21,9 @@ def shares(mix: str, sizes: Sequence[int]) -> list[float]:
     """
     weights = _weights(mix, sizes)
     if len(weights) != len(sizes):
-        raise UsageError("--mix", f"found {len(weights)} weights for {len(sizes)} corpora", "one weight for each")
+        raise UsageError(
+            "--mix", f"found {len(weights)} weights for {len(sizes)} corpora or data sets", "one weight for each"
+        )
     return [weight / sum(weights) for weight in weights]
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from retrievo.distributed.environment import end_with_launcher, tokenizing_environment
 from retrievo.support import console
-from retrievo.support.errors import RetrievoError, told_by_system
+from retrievo.support.errors import RetrievoError, from_os_error
 
 
 def run_together(function: Callable[..., Any], *arguments: Any, processes: int) -> None:
@@ -70,7 +70,7 @@ def _run(
         with console.shown(shown):
             function(*arguments)
     except (RetrievoError, OSError) as problem:
-        error = problem if isinstance(problem, RetrievoError) else told_by_system(problem)
+        error = problem if isinstance(problem, RetrievoError) else from_os_error(problem)
         problems.put((type(error), error.where, error.found, error.expected, error.fix))
         raise SystemExit(error.exit_code) from None
 

@@ -116,7 +116,7 @@ def recorded_model(manifest: Manifest, flag: str) -> tuple[str, str | None]:
         return manifest.config["model"], manifest.config.get("revision")
     recorded = manifest.inputs.get("model")
     if recorded is None:
-        raise RetrievoError(manifest.home, "its manifest knows no model", None, f"pass {flag}")
+        raise RetrievoError(manifest.home, "its manifest records no model", None, f"pass {flag}")
     if "name" in recorded:
         return recorded["name"], recorded["revision"]
     return str(manifest.input_path("model", flag)), None

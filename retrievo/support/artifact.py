@@ -1,9 +1,9 @@
-"""Artifacts on disk: what a finished one records, and how an unfinished one never passes for finished.
+"""Artifacts on disk: manifests, and outputs that are never mistaken for finished before they are.
 
-Every output is either absent, unfinished (`begin.json`, no manifest) or whole (`manifest.json`, written last). Folders
-that cannot be used half-done are built in `OUTPUT.partial/` and published (`support/publishing.py`), so a reader sees
-the old or the new one. A single Parquet file carries its manifest in its own metadata; beside any other single file (a
-run as text) lies `OUTPUT.manifest.json`, which holds for the content that it names and for no other.
+Every output is absent, unfinished (`begin.json` and no manifest) or whole (`manifest.json`, written last). Folders that
+cannot be used half-written are built in `OUTPUT.partial/` and published (`support/publishing.py`), so a reader sees
+either the old or the new one. A single Parquet file has its manifest in its own metadata; any other single file (a text
+run) has `OUTPUT.manifest.json` beside it, which is valid only for the content whose hash it records.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ from retrievo.support.publishing import Place, discard, manifest_beside
 
 MANIFEST, BEGIN = publishing.MANIFEST, publishing.BEGIN
 METADATA_KEY = b"retrievo"
-OPTIONS = 2  # version of the names that options have in manifests; what other names told can't be compared
-_EMPTIED = {"kind": "", "config": {}, "inputs": {}}  # begin.json while a folder is emptied: nobody goes on with that
+OPTIONS = 2  # version of the option names in manifests; configs of other versions cannot be compared
+_EMPTIED = {"kind": "", "config": {}, "inputs": {}}  # begin.json while a folder is emptied, so that nothing resumes it
 
-# kind -> version of its format on disk; 1 where it is not named. A reader refuses what it does not know
+# kind -> version of its format on disk, 1 for a kind that is not listed; a reader refuses newer versions
 KINDS = {
     "dataset": 1,
     "run": 1,
@@ -55,23 +55,23 @@ KINDS = {
 
 @dataclass(frozen=True)
 class Input:
-    """Something that an output was made from: the path as given, a fingerprint of what was there, the files read."""
+    """An input of an output: the path as given, the fingerprint of its content, and the files that were read."""
 
     path: Path
     fingerprint: str
     files: tuple[Path, ...] = ()
-    name: str | None = None  # of a hub model, whose path is a copy in a cache
-    revision: str | None = None  # the commit of that copy
+    name: str | None = None  # name of a hub model, whose path is a copy in a cache
+    revision: str | None = None  # commit of that copy
 
     def record(self, home: Path) -> dict[str, str]:
-        """What a manifest keeps; paths below `home` are relative to it."""
-        named = {"name": self.name, "revision": self.revision}
-        told = {name: value for name, value in named.items() if value is not None}
-        return {"path": _relative(self.path, home), **told, "fingerprint": self.fingerprint}
+        """The input's entry in a manifest; paths below `home` are written relative to it."""
+        model = {"name": self.name, "revision": self.revision}
+        given = {name: value for name, value in model.items() if value is not None}
+        return {"path": _relative(self.path, home), **given, "fingerprint": self.fingerprint}
 
     @classmethod
     def of(cls, path: Path, files: Sequence[Path] | None = None) -> Input:
-        """An input from its files (default: the one at `path`, or all that the manifest in the folder `path` lists)."""
+        """Creates an input from its files; default: `path` itself, or all files in the manifest of that folder."""
         if files is None and has_manifest(path):
             return cls(path, _digest({k: v for k, v in Manifest.read(path).files.items() if "blake2b" in v}))
         files = (path,) if files is None else tuple(files)
@@ -82,12 +82,12 @@ class Input:
 
 
 def _own_record(path: Path) -> dict[str, Any] | None:
-    """What the manifest beside a file recorded of it while writing, if the file still has that size."""
+    """The record of a file in the manifest of its folder, if the file still has the recorded size."""
     if not (path.parent / MANIFEST).is_file():
         return None
     try:
         record = Manifest.read(path.parent).files.get(path.name)
-    except RetrievoError:  # somebody else's manifest.json, as beside a web page
+    except RetrievoError:  # a manifest.json of another program, such as a web page's
         return None
     same = record is not None and "blake2b" in record and record["bytes"] == path.stat().st_size
     return record if same else None
@@ -99,7 +99,7 @@ def _digest(value: Any) -> str:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a finished artifact says of itself."""
+    """The manifest of a finished artifact: what it is and how it was made."""
 
     kind: str
     format: int
@@ -110,18 +110,18 @@ class Manifest:
     stats: dict[str, Any] = field(default_factory=dict)
     files: dict[str, dict[str, Any]] = field(default_factory=dict)
     seconds: float | None = None
-    options: int = 1  # version of the names in `config`; the first one was not written
-    home: Path = Path()  # the folder that relative input paths start from; not part of the file
+    options: int = 1  # version of the option names in `config`; absent from the file for version 1
+    home: Path = Path()  # the folder that relative input paths refer to; not written to the file
 
     @classmethod
     def read(cls, path: Path, *kinds: str) -> Manifest:
-        """The manifest of an artifact folder or of a single file made by retrievo, checked to be one of `kinds`.
+        """Reads the manifest of an artifact (a folder or a single file) and checks that it is one of `kinds`.
 
-        Raises: RetrievoError where there is none, where it is unfinished, of another kind, or of a newer format, or
-            where a file that is not Parquet has changed since.
+        Raises: RetrievoError where there is no manifest, where the artifact is unfinished, of another kind or of a
+            newer format, or where a file that is not Parquet has changed since.
         """
         values = _read_single_file(path, kinds) if path.is_file() else _read_manifest_file(path)
-        if not _is_ours(values):
+        if not _is_from_retrievo(values):
             raise RetrievoError(path, "its manifest was not written by retrievo", None, "check the path")
         try:
             manifest = cls(**values, home=path.resolve().parent)
@@ -136,37 +136,37 @@ class Manifest:
         return manifest
 
     def as_json(self) -> dict[str, Any]:
-        """The values that are written; what has no value is left out."""
+        """The values that are written; fields that are None are omitted."""
         return {name: value for name, value in vars(self).items() if name != "home" and value is not None}
 
     def input_path(self, name: str, flag: str | None) -> Path:
-        """Where an input lies now, be it a glob: where it was, else beside the artifact.
+        """The current path (or glob) of an input: the recorded one if it exists, else one beside the artifact.
 
-        flag: what to pass where it was moved; None where a command has no such flag.
-        Raises: RetrievoError that names the flag to pass where it was moved or never recorded.
+        flag: the flag that names the input if it was moved; None where a command has no such flag.
+        Raises: RetrievoError, which names the flag, where the input was moved or never recorded.
         """
         if name not in self.inputs:
-            raise RetrievoError(self.home, f"its manifest knows no {name}", None, f"pass {flag}" if flag else None)
+            raise RetrievoError(self.home, f"its manifest records no {name}", None, f"pass {flag}" if flag else None)
         recorded = Path(self.inputs[name]["path"])
         before, beside = self.home / recorded, self.home / recorded.name
         if before.exists() or glob.glob(str(before)):
             return before
-        if beside.exists():  # of a glob other files may lie there
+        if beside.exists():  # not tried for a glob, which might match other files there
             return beside
         fix = f"pass {flag}" if flag else f"put it back, or into {self.home}"
         raise RetrievoError(before, f"the {name} this was made from is no longer there", None, fix)
 
 
 def has_manifest(folder: Path) -> bool:
-    """Whether a folder holds a manifest of retrievo; somebody else's `manifest.json`, as of a web page, is none.
+    """Whether a folder has a manifest of retrievo; a `manifest.json` of another program, as of a web page, is none.
 
-    Raises: RetrievoError where it can't be read: one of ours may be damaged.
+    Raises: RetrievoError where it cannot be read, since it may be a damaged manifest of retrievo.
     """
-    return (folder / MANIFEST).is_file() and _is_ours(_read_manifest_file(folder))
+    return (folder / MANIFEST).is_file() and _is_from_retrievo(_read_manifest_file(folder))
 
 
-def _is_ours(values: Any) -> bool:
-    """Whether what a manifest holds is told in our words, whatever the version."""
+def _is_from_retrievo(values: Any) -> bool:
+    """Whether the content of a manifest was written by retrievo, in any version."""
     return isinstance(values, dict) and str(values.get("created_by")).startswith("retrievo") and "kind" in values
 
 
@@ -182,12 +182,12 @@ _VALUE_TYPES = {
 
 
 def _damaged(manifest: Manifest) -> str | None:
-    """The first key whose value is of another type than it is written with."""
+    """The first key whose value does not have the type that retrievo writes."""
     wrong = [key for key, kind in _VALUE_TYPES.items() if not isinstance(getattr(manifest, key), kind)]
     for key, needed in (("inputs", {"path": str, "fingerprint": str}), ("files", {"bytes": int})):
         found = getattr(manifest, key)
-        told = found.values() if isinstance(found, dict) else [None]
-        if not all(isinstance(one, dict) and _has(one, needed) for one in told):
+        entries = found.values() if isinstance(found, dict) else [None]
+        if not all(isinstance(entry, dict) and _has(entry, needed) for entry in entries):
             wrong.append(key)
     return wrong[0] if wrong else None
 
@@ -197,9 +197,9 @@ def _has(values: Mapping[str, Any], needed: Mapping[str, type]) -> bool:
 
 
 def recorded_work(folder: Path, kind: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The config and the stats of a finished output; of an unfinished one its config alone.
+    """The config and stats of a finished output, or the config and empty stats of an unfinished one.
 
-    Raises: RetrievoError where there is neither, or it is of another kind.
+    Raises: RetrievoError where the folder is neither, or is of another kind.
     """
     if is_unfinished(folder):
         return json.loads((folder / BEGIN).read_text(encoding="utf-8"))["config"], {}
@@ -208,12 +208,12 @@ def recorded_work(folder: Path, kind: str) -> tuple[dict[str, Any], dict[str, An
 
 
 def is_unfinished(folder: Path) -> bool:
-    """Whether a folder was begun and is not finished."""
+    """Whether a folder holds an output that was begun and not finished."""
     return (folder / BEGIN).is_file() and not (folder / MANIFEST).is_file()
 
 
 def in_force(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Options without those that are off, which is what an option was before there was such an option."""
+    """The options that are not off: an older manifest lacks options that were added later, which equals off."""
     return {name: value for name, value in config.items() if not is_off(value) and value != []}
 
 
@@ -227,32 +227,34 @@ def _read_manifest_file(folder: Path) -> dict[str, Any]:
     if is_unfinished(folder):
         raise RetrievoError(folder, "is unfinished", None, "run the command that makes it again")
     if not (folder / MANIFEST).is_file():
-        raise RetrievoError(folder, "is no artifact of retrievo (it has no manifest.json)", None, "check the path")
+        raise RetrievoError(folder, "is not an artifact of retrievo (it has no manifest.json)", None, "check the path")
     try:
         return json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:  # no JSON, or no UTF-8
+    except (ValueError, RecursionError) as error:  # not JSON, or not UTF-8
         fix = "make the artifact again, or check the path"
         raise RetrievoError(folder / MANIFEST, f"is not JSON: {error}", None, fix) from None
 
 
 def _read_single_file(path: Path, kinds: Sequence[str]) -> dict[str, Any]:
-    """What a Parquet file carries, or what lies beside another one; nobody else's JSON is taken for it."""
+    """The manifest in a Parquet file's metadata or beside another file; JSON of other programs is refused."""
     beside = manifest_beside(path)
     if is_parquet(path) or not beside.is_file():
         return _read_parquet_metadata(path, kinds)
     try:
         values: dict[str, Any] = json.loads(beside.read_text(encoding="utf-8"))
-        told = list(values["files"].values())  # one, by the name that the file had then
+        recorded = list(values["files"].values())  # a single entry, under the name that the file had when written
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-        raise RetrievoError(beside, "is no manifest of a file", None, "remove it, or make the file again") from None
-    if told != [_content(path, _stamp(path), path.stat().st_size)]:
-        raise RetrievoError(path, f"has changed since retrievo wrote it ({beside.name} tells another content)")
+        raise RetrievoError(
+            beside, "is not the manifest of a file", None, "remove it, or make the file again"
+        ) from None
+    if recorded != [_content(path, _stamp(path), path.stat().st_size)]:
+        raise RetrievoError(path, f"has changed since retrievo wrote it ({beside.name} records other content)")
     return values
 
 
 @functools.lru_cache(maxsize=64)
 def _content(path: Path, stamp: object, size: int) -> dict[str, Any]:
-    """Size and hash of a file that several look at; read again once it is another one or of another time."""
+    """The size and hash of a file, cached until the file's stamp or size changes."""
     return file_record(path)
 
 
@@ -263,7 +265,7 @@ def _read_parquet_metadata(path: Path, kinds: Sequence[str]) -> dict[str, Any]:
     try:
         metadata = pyarrow.parquet.read_metadata(path).metadata or {} if is_parquet(path) else {}
     except pyarrow.ArrowInvalid as error:
-        raise RetrievoError(path, f"is no readable Parquet file: {error}", None, "make it again") from None
+        raise RetrievoError(path, f"is not a readable Parquet file: {error}", None, "make it again") from None
     if METADATA_KEY not in metadata:
         expected = " or ".join(kinds) or "a table made by retrievo"
         raise RetrievoError(path, "carries no record of how it was made", expected, "check the path")
@@ -271,7 +273,7 @@ def _read_parquet_metadata(path: Path, kinds: Sequence[str]) -> dict[str, Any]:
 
 
 class Output:
-    """One output of one command, from the first look at what is there to the manifest.
+    """One output of one command, from the check of what exists to the manifest.
 
     A verb asks `already_finished()`, then works inside `build()` and ends with `finish(stats)`:
 
@@ -281,18 +283,18 @@ class Output:
                 ...
                 output.finish(stats)
 
-    path:   the folder, or the single file where it has a suffix that names a table (`single_file`).
-    force:  whether a finished output may be replaced; unfinished work of the same options is gone on with all the same.
-    restart: unfinished work is begun anew.
-    in_place: the folder grows where it stands (models, embeddings), unless a finished one is to be replaced.
-    resumes: unfinished work can be gone on with; what grows in place always can.
-    beside: names in the folder that are not this output's own (`negatives.parquet`): they may stand there before its
-            maker starts and are not listed.
-    volatile: names whose content differs from run to run (logs, checkpoints): listed without a content hash.
-    unfinished: patterns of names that a folder which grows in place may hold before it is finished, `volatile` aside.
-    companions: files of the work folder that are published with a single file -> where.
-    continues: options that may differ from those of a finished output, which then goes on instead of being refused.
-    adjustable: options that are recorded and not compared: work that was begun with others is the same work.
+    path:       the folder, or the file if `single_file`.
+    force:      whether a finished output may be replaced; unfinished work for the same job is resumed all the same.
+    restart:    whether unfinished work is discarded instead of resumed.
+    in_place:   whether the folder is built at its final path (models, embeddings), unless it replaces a finished one.
+    resumes:    whether unfinished work can be resumed; work in place always can.
+    beside:     names in the folder that belong to other outputs (`negatives.parquet`): they may exist before the work
+                begins, and the manifest does not list them.
+    volatile:   names whose content differs from run to run (logs, checkpoints): listed without a content hash.
+    unfinished: patterns of names, besides `volatile`, that a folder built in place may hold before it is finished.
+    companions: files of the work folder that are published with a single file, each with its destination.
+    continues:  options that may differ from those of a finished output, which is then continued instead of refused.
+    adjustable: options that are recorded but not compared, so that unfinished work can be resumed with other values.
     """
 
     def __init__(
@@ -323,17 +325,17 @@ class Output:
         self.start = time.monotonic()
         self.place = Place(path, single_file, companions or {})
         self.folder = path if in_place else self.place.partial  # `already_finished` may settle it otherwise
-        self._looked: list[tuple[int, int] | None] = []  # what stood there when it was looked at
+        self._looked: list[tuple[int, int] | None] = []  # stamp of the finished output, if any, at the first check
 
     # -- before the work -------------------------------------------------------------------------------------------
 
     def already_finished(self, *, lead: bool = True, barrier: Callable[[], None] = lambda: None) -> Manifest | None:
-        """The manifest where this very output is already there; None where there is work to do.
+        """Returns the manifest if this output already exists with the same options and inputs, else None.
 
-        Of several processes all call, and `lead` alone ends what was cut short; `barrier` lets none begin before all
-        have looked.
-        Raises: RetrievoError where something else stands at the path and `force` does not allow replacing it, or where
-            an input stands there.
+        Every process of a distributed command calls it; only the `lead` completes an interrupted publication, and
+        `barrier` lets no process begin before all have checked.
+        Raises: RetrievoError where the path holds something else and `force` does not allow replacing it, or where an
+            input is at the path.
         """
         waits = self._awaits_publication()
         barrier()
@@ -341,13 +343,13 @@ class Output:
             with hold(self.path):
                 self.place.end(replace=waits is not None)
         barrier()
-        found = self._told_finished(waits) if waits else self._look()
+        found = self._note_finished(waits) if waits else self._look()
         self._looked = [_stamp(self._mark)]
         barrier()
         return found
 
     def _look(self) -> Manifest | None:
-        """What there is to do, once nothing is half published; settles the folder to work in."""
+        """Checks what exists at the path and sets the folder to work in; returns the manifest of finished work."""
         if self.place.is_free:
             if self._has_own_partial():
                 self._build_aside()
@@ -376,16 +378,16 @@ class Output:
         if self.force:
             self._build_aside()
             return None
-        return self._told_finished(manifest)
+        return self._note_finished(manifest)
 
-    def _told_finished(self, manifest: Manifest) -> Manifest:
+    def _note_finished(self, manifest: Manifest) -> Manifest:
         console.note(f"{self.path} is already finished" + ("" if console.is_inner() else "; nothing to do"))
         return manifest
 
     def _build_aside(self) -> None:
-        """Settles that the output is built beside its place.
+        """Chooses to build the output beside its final path.
 
-        Raises: RetrievoError where a folder can't be renamed to it.
+        Raises: RetrievoError where no folder can be renamed to that path.
         """
         if os.path.ismount(self.path):
             fix = "choose a folder inside it"
@@ -394,11 +396,11 @@ class Output:
 
     @property
     def _mark(self) -> Path:
-        """The file by which a finished output is known."""
+        """The file whose presence marks a finished output."""
         return self.path if self.single_file else self.path / MANIFEST
 
     def _awaits_publication(self) -> Manifest | None:
-        """The manifest of this very work where it is complete and its publication was cut short."""
+        """The manifest of this work, if it is complete and its publication was interrupted."""
         waiting = self.place.partial if self.place.is_complete else self.path
         begun = self.place.is_complete or (not self.single_file and self.place.old.exists())
         if self.restart or not begun or not (waiting / MANIFEST).is_file():
@@ -408,20 +410,20 @@ class Output:
         return manifest if same else None
 
     def _has_own_partial(self) -> bool:
-        """Whether the output is to be built aside where nothing stands in its place."""
+        """Whether to build the output beside its path although the path is free."""
         begin = self.place.partial / BEGIN
         return not self.in_place or (not self.restart and begin.is_file() and self._is_same(_read_json(begin)))
 
-    def _is_same(self, told: Mapping[str, Any]) -> bool:
-        return not self.differences(told)
+    def _is_same(self, recorded: Mapping[str, Any]) -> bool:
+        return not self.differences(recorded)
 
     def holds_same_work(self) -> bool:
-        """Whether what stands there, finished or not, is this very work."""
+        """Whether the path holds this very work, finished or not."""
         marks = [mark for mark in (self.path / MANIFEST, self.path / BEGIN) if mark.is_file()]
         return bool(marks) and self._is_same(_read_json(marks[0]))
 
     def _check_inputs_elsewhere(self) -> None:
-        """Whoever replaces an output must not replace what it is made from; files `beside` it are never replaced."""
+        """Raises RetrievoError where replacing the output would replace one of its inputs (except files `beside`)."""
         here = self.path.resolve()
         for name, given in self.inputs.items():
             for place in (given.path.resolve(), *(file.resolve() for file in given.files)):
@@ -431,20 +433,20 @@ class Output:
                     raise RetrievoError(self.path, f"holds an input ({name})", None, "choose another --output")
 
     def _carried(self, manifest: Manifest) -> dict[str, Any]:
-        """The options of a finished output, as they stand once it goes on."""
+        """The options of a finished output after it is continued with this config."""
         now = {name: self.config[name] for name in self.continues if name in self.config}
         return {name: value for name, value in manifest.config.items() if name not in self.continues} | now
 
-    def differences(self, told: Mapping[str, Any]) -> list[str]:
-        """What differs between this output and one that was made, in words; empty where it would be the same.
+    def differences(self, recorded: Mapping[str, Any]) -> list[str]:
+        """Describes the differences between this output and an existing one; empty where they are the same.
 
-        told: what the other one's manifest or begin.json holds.
+        recorded: the content of the other output's manifest or begin.json.
         """
-        if told["kind"] != self.kind:
-            return [f"it is of kind '{told['kind']}', not '{self.kind}'"]
-        if told.get("options", 1) != OPTIONS:
+        if recorded["kind"] != self.kind:
+            return [f"it is of kind '{recorded['kind']}', not '{self.kind}'"]
+        if recorded.get("options", 1) != OPTIONS:
             return ["another version of retrievo made it, whose options had other names"]
-        config, inputs = told["config"], told["inputs"]
+        config, inputs = recorded["config"], recorded["inputs"]
         before, wanted = in_force(config), in_force(self.config)
         changed = [
             f"{name} was {json.dumps(config.get(name))} and is now {json.dumps(self.config.get(name))}"
@@ -454,7 +456,7 @@ class Output:
         now, none = self._inputs(), {"fingerprint": ""}
         pairs = [(name, inputs.get(name, none), now.get(name, none)) for name in dict.fromkeys([*inputs, *now])]
         return changed + [
-            f"its {name} is another one ({_told(was)} before, {_told(given)} now)"
+            f"its input '{name}' has changed ({_shown(was)} before, {_shown(given)} now)"
             for name, was, given in pairs
             if was["fingerprint"] != given["fingerprint"]
         ]
@@ -473,13 +475,13 @@ class Output:
             ) from None
 
     def _check_unfinished(self) -> None:
-        """A folder without a manifest may be gone on with only if it is ours and the same work."""
+        """Raises RetrievoError where a folder without a manifest is not retrievo's or was begun for another job."""
         begin = self.path / BEGIN
         if self.in_place and begin.is_file():
             began = _read_json(begin)
             changed = self.differences(began)
             if changed and began != _EMPTIED and not (self.force or self.restart):
-                fix = "go on with the same options, pass --restart to begin anew, or choose another --output"
+                fix = "resume it with the same options, pass --restart to start over, or choose another --output"
                 raise RetrievoError(self.path, f"is unfinished, but {'; '.join(changed)}", None, fix)
         elif foreign := [name for name in _entries(self.path) if name not in self.beside]:
             fix = "choose another --output"
@@ -491,10 +493,10 @@ class Output:
 
     @contextlib.contextmanager
     def build(self) -> Iterator[Path]:
-        """The folder to write into, locked against a second writer, with `begin.json` in it.
+        """Yields the folder to write into, which holds `begin.json` and is locked against a second writer.
 
-        Work that ends in an error leaves nothing behind that can't be gone on with.
-        Raises: RetrievoError where the disk is full, with the folder and what is free.
+        After an error, only work that can be resumed remains.
+        Raises: RetrievoError where the disk is full, naming the folder and the free space.
         """
         try:
             self.folder.parent.mkdir(parents=True, exist_ok=True)
@@ -508,14 +510,14 @@ class Output:
             try:
                 yield self.folder
             except BaseException as problem:
-                told = full_disk(self.folder, problem)
+                disk_error = full_disk(self.folder, problem)
                 self._withdraw(begins_here)
-                if told is not None:
-                    raise told from problem
+                if disk_error is not None:
+                    raise disk_error from problem
                 raise
 
     def _check_unchanged(self) -> None:
-        """Raises RetrievoError where another process has finished an output since this one looked."""
+        """Raises RetrievoError where another process has finished an output since this one checked the path."""
         if self._looked not in ([], [_stamp(self._mark)]):
             fix = "run the same command again"
             raise RetrievoError(self.path, "another retrievo has written it meanwhile", None, fix)
@@ -523,8 +525,8 @@ class Output:
             self._check_unfinished()
 
     def _prepare(self) -> None:
-        """Leaves in the folder what can be gone on with, and says what is begun."""
-        for leftover in self.folder.rglob(".*.tmp"):  # of a writer that was killed
+        """Keeps what can be resumed, removes the rest, and writes `begin.json`."""
+        for leftover in self.folder.rglob(".*.tmp"):  # left behind by a writer that was killed
             if leftover.relative_to(self.folder).parts[0] not in self.beside:
                 remove(leftover)
         goes_on = self._goes_on()
@@ -532,10 +534,10 @@ class Output:
             self._empty()
         if not goes_on or not (self.folder / BEGIN).is_file() or (self.folder / MANIFEST).is_file():
             write_json(self.folder / BEGIN, self._begin())
-        remove(self.folder / MANIFEST)  # of a finished output that goes on
+        remove(self.folder / MANIFEST)  # a finished output that is continued is unfinished again
 
     def _goes_on(self) -> bool:
-        """Whether nothing in the folder is in the way of this work."""
+        """Whether this work can use the folder's content as it is."""
         if (self.folder / MANIFEST).is_file():
             return self.folder == self.path
         if not (self.folder / BEGIN).is_file():
@@ -543,7 +545,7 @@ class Output:
         return self.resumes and not self.restart and self._is_same(_read_json(self.folder / BEGIN))
 
     def _empty(self) -> None:
-        """Removes what retrievo left in the folder, which never passes for work to go on with while that lasts."""
+        """Removes retrievo's files from the folder, which cannot be mistaken for resumable work meanwhile."""
         entries = [name for name in _entries(self.folder) if name not in (BEGIN, MANIFEST)]
         if self.folder == self.path:
             entries = [name for name in entries if self._may_be_unfinished(name)]
@@ -560,7 +562,7 @@ class Output:
         return any(fnmatch.fnmatchcase(name, pattern) for pattern in (*self.volatile, *self.unfinished))
 
     def _withdraw(self, begins_here: bool) -> None:
-        """Removes what nobody can go on with, and a folder in which nothing came about; finished work stays."""
+        """Removes work that cannot be resumed and a folder without any result; keeps finished work."""
         if (self.folder / MANIFEST).is_file() or not self.folder.exists():
             return
         nothing = [path for path in self.folder.rglob("*") if path.is_file()] == [self.folder / BEGIN]
@@ -568,23 +570,21 @@ class Output:
         if (nothing and (begins_here or aside)) or (aside and not self.resumes):
             discard(self.folder)
         elif self.restart:
-            console.note(
-                f"what is done is kept in {self.folder}; without --restart the same command goes on from there"
-            )
+            console.note(f"partial work is kept in {self.folder}; the same command without --restart resumes it")
         else:
-            console.note(f"what is done is kept in {self.folder}; the same command goes on from there")
+            console.note(f"partial work is kept in {self.folder}; the same command resumes it")
 
     @contextlib.contextmanager
     def build_together(self, *, lead: bool, barrier: Callable[[], None]) -> Iterator[Path]:
-        """`build` by the lead of several processes; the others wait until the folder is begun."""
+        """Runs `build` in the lead of several processes; the others wait until the folder is prepared."""
         with self.build() if lead else contextlib.nullcontext(self.folder) as folder:
             barrier()
             yield folder
 
     def _begin(self) -> dict[str, Any]:
-        """What says whether unfinished work is the same work; never a time, so that it can be compared."""
-        told = {"kind": self.kind, "format": KINDS.get(self.kind, 1), "options": OPTIONS}
-        return told | {"config": self.config, "inputs": self._inputs()}
+        """The content of `begin.json`, which identifies the work; it has no time, so that it can be compared."""
+        kind = {"kind": self.kind, "format": KINDS.get(self.kind, 1), "options": OPTIONS}
+        return kind | {"config": self.config, "inputs": self._inputs()}
 
     def _inputs(self) -> dict[str, dict[str, str]]:
         home = self.path.resolve().parent
@@ -592,15 +592,15 @@ class Output:
 
     @property
     def elapsed(self) -> float:
-        """Seconds since the first look at this output."""
+        """Seconds since this object was created."""
         return time.monotonic() - self.start
 
     def record(self, name: str, record: dict[str, Any]) -> None:
-        """Notes size and content hash of a file of this output, taken while it was written."""
+        """Records the size and content hash of a file of this output, computed while it was written."""
         self.records[name] = record
 
     def manifest(self, stats: Mapping[str, Any]) -> Manifest:
-        """The manifest of this output, without the files and the time: what a single table carries in its metadata."""
+        """The manifest of this output without files and duration, as a single table has it in its metadata."""
         maker = f"retrievo {retrievo.__version__}"
         command = " ".join(["retrievo", *sys.argv[1:]]) if Path(sys.argv[0]).name == "retrievo" else "library call"
         return Manifest(
@@ -615,7 +615,7 @@ class Output:
         )
 
     def finish(self, stats: Mapping[str, Any]) -> Manifest:
-        """Writes the manifest, from when on the work is never lost, and puts the output in its place."""
+        """Writes the manifest, after which the work cannot be lost, and publishes the output."""
         manifest = self.manifest(stats)
         if not self.single_file:
             files = {path.relative_to(self.folder).as_posix(): self._record_of(path) for path in self._own_files()}
@@ -640,25 +640,25 @@ class Output:
         name = path.relative_to(self.folder)
         if name.parts[0] in self.volatile:
             return {"bytes": path.stat().st_size}
-        sync(path)  # before a manifest says that it is whole
+        sync(path)  # before the manifest declares the file whole
         return self.records.get(name.as_posix()) or file_record(path)
 
 
-def _told(recorded: Mapping[str, str]) -> str:
-    """What a person calls an input: its path, or the name and the commit of a hub model."""
+def _shown(recorded: Mapping[str, str]) -> str:
+    """An input for a message: its path, or the name and the commit of a hub model."""
     if "name" in recorded:
         return f"{recorded['name']} at commit {recorded['revision']}"
     return recorded.get("path", "none")
 
 
 def _relative(path: Path, home: Path) -> str:
-    """Relative to the output's parent where the input lies below it, else absolute."""
+    """The path relative to `home` if it is below it, else the absolute path."""
     absolute = Path(os.path.abspath(path))
     return str(absolute.relative_to(home) if absolute.is_relative_to(home) else absolute)
 
 
 def _entries(folder: Path) -> list[str]:
-    """What a folder holds, but for what a writer leaves that is killed as it begins: its lock, half a `begin.json`."""
+    """The names in a folder, except what a writer that was killed at its start leaves: a lock, a partial begin.json."""
     return [
         name
         for name in sorted(os.listdir(folder))
@@ -673,7 +673,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _stamp(path: Path) -> tuple[int, int] | None:
-    """What tells a file from one that took its place; None where there is none."""
+    """Identifies a file, so that a replacement is noticed; None where there is no file."""
     try:
         found = path.stat()
     except OSError:
@@ -682,9 +682,9 @@ def _stamp(path: Path) -> tuple[int, int] | None:
 
 
 def end_publication(path: Path) -> None:
-    """Ends what was cut short while a folder was published, whatever it was made of; nothing else is touched.
+    """Completes or rolls back an interrupted publication of a folder, and does nothing else.
 
-    Raises: RetrievoError where another process publishes it now.
+    Raises: RetrievoError where another process is publishing it now.
     """
     place = Place(path)
     if place.old.exists() or (place.is_complete and place.is_free):

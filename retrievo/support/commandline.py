@@ -16,7 +16,7 @@ from typer.core import TyperCommand
 from typer.exceptions import TyperException
 
 from retrievo.support import console
-from retrievo.support.errors import RetrievoError, UsageError, did_you_mean, told_by_system
+from retrievo.support.errors import RetrievoError, UsageError, did_you_mean, from_os_error
 from retrievo.support.habits import advice
 from retrievo.support.help import WIDEST, short_help, whole_help
 from retrievo.support.options import Option, Options, options_of
@@ -151,7 +151,7 @@ def run_app(app: typer.Typer, arguments: Sequence[str]) -> int:
         sys.stderr.close()
         return 1
     except OSError as problem:
-        console.error(str(told_by_system(problem)))
+        console.error(str(from_os_error(problem)))
         return 1
     if code == 130:
         console.error("interrupted; run the same command again")

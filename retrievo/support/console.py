@@ -1,4 +1,4 @@
-"""What a person sees: notes, warnings, progress and a closing summary on stderr; data on stdout.
+"""Output for a person: notes, warnings, progress and a final summary on stderr; data on stdout.
 
 The command line calls `shown` for that. Elsewhere the same texts go to the logger `retrievo`, and nothing is printed.
 """
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.text import Text
 
-# what a terminal would obey instead of showing it; line ends and tabs are fine
+# control characters, which a terminal would execute instead of showing; line ends and tabs are kept
 _CONTROLS = dict.fromkeys([*range(9), *range(11, 32), *range(127, 160)], "\ufffd")
 
 _inner: contextvars.ContextVar[bool] = contextvars.ContextVar("inner", default=False)
@@ -32,9 +32,9 @@ _log.addHandler(logging.NullHandler())  # else Python prints warnings that nobod
 
 
 class Tick(Protocol):
-    """Moves a progress bar on by a number of units; `told` replaces the rate at its end."""
+    """Advances a progress bar by a number of units; `status` is shown in place of the rate."""
 
-    def __call__(self, amount: int = 1, told: str | None = None) -> None: ...
+    def __call__(self, amount: int = 1, status: str | None = None) -> None: ...
 
 
 @functools.cache
@@ -45,9 +45,9 @@ def _screen() -> Console:
 
 
 def plain(text: str, style: str = "") -> Text:
-    """Text for a terminal, shown as it is: for rich a bare string would be markup and codes of emoji.
+    """Text that is shown literally: rich would read markup and emoji codes in a bare string.
 
-    Every letter keeps its place; a control character becomes a replacement character.
+    Each control character is replaced by U+FFFD, so all characters keep their positions.
     """
     from rich.text import Text
 
@@ -55,20 +55,20 @@ def plain(text: str, style: str = "") -> Text:
 
 
 def prepare_streams() -> None:
-    """What a terminal's encoding can't hold is shown by its number instead of ending the command."""
+    """Makes stdout escape characters that its encoding cannot represent, instead of ending the command."""
     for stream, errors in ((sys.stdin, "surrogateescape"), (sys.stdout, "backslashreplace")):
-        if hasattr(stream, "reconfigure"):  # not where a test or a notebook stands in
+        if hasattr(stream, "reconfigure"):  # streams of tests and notebooks have no such method
             stream.reconfigure(errors=errors)
 
 
 def json_text(value: Any) -> str:
-    """A value as indented JSON, in ASCII where standard output can't hold more."""
+    """A value as indented JSON; ASCII only, where the encoding of standard output is not a Unicode one."""
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
     return json.dumps(value, ensure_ascii=not codecs.lookup(encoding).name.startswith("utf"), indent=2)
 
 
 def is_lead() -> bool:
-    """Whether this process speaks for all: rank 0 of torchrun, or the only one."""
+    """Whether this process prints for all: rank 0 of torchrun, or the only process."""
     return os.environ.get("RANK", "0") == "0"
 
 
@@ -84,12 +84,12 @@ def shown(wanted: bool = True) -> Iterator[None]:
 
 
 def is_shown() -> bool:
-    """Whether notes and warnings are shown on stderr and not logged: a process that is started must be told."""
+    """Whether notes and warnings are shown on stderr instead of logged; a child process has to be given this value."""
     return _shown
 
 
 def note(text: str) -> None:
-    """One line that tells what is going on."""
+    """Shows one line of information."""
     if not is_lead():
         return
     if _shown:
@@ -99,7 +99,7 @@ def note(text: str) -> None:
 
 
 def warn(text: str) -> None:
-    """One line about something that the user may want to change."""
+    """Shows one line about something that the user may want to change."""
     if not is_lead():
         return
     if _shown:
@@ -109,7 +109,7 @@ def warn(text: str) -> None:
 
 
 def error(text: str) -> None:
-    """The one line that a failed command leaves."""
+    """Shows the one line with which a failed command ends."""
     _screen().print(plain(f"error: {text}", "bold red"))
 
 
@@ -120,7 +120,7 @@ def progress(description: str, total: int | None, unit: str, done: int = 0) -> I
     done: units that were finished earlier, which say nothing about the rate.
     """
     if not is_lead():
-        yield lambda amount=1, told=None: None
+        yield lambda amount=1, status=None: None
     elif _shown and _screen().is_terminal:
         with _bar(description, total, unit, done) as tick:
             yield tick
@@ -144,9 +144,9 @@ def _bar(description: str, total: int | None, unit: str, done: int) -> Iterator[
     with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=_screen(), transient=True) as bars:
         task = bars.add_task(description, total=total, completed=done, rate="")
 
-        def tick(amount: int = 1, told: str | None = None) -> None:
+        def tick(amount: int = 1, status: str | None = None) -> None:
             speed = bars.tasks[0].speed
-            bars.update(task, advance=amount, rate=told or (f"{speed:,.0f} {unit}/s" if speed else ""))
+            bars.update(task, advance=amount, rate=status or (f"{speed:,.0f} {unit}/s" if speed else ""))
 
         yield tick
 
@@ -162,7 +162,7 @@ class _LogLines:
         self.start = time.monotonic()
         self.due = self.start + self.FIRST
 
-    def __call__(self, amount: int = 1, told: str | None = None) -> None:
+    def __call__(self, amount: int = 1, status: str | None = None) -> None:
         self.done += amount
         now = time.monotonic()
         if now >= self.due:
@@ -172,7 +172,7 @@ class _LogLines:
     def _line(self, elapsed: float, told: str | None) -> str:
         rate = (self.done - self.before) / max(elapsed, 1e-9)
         of = f" of {self.total:,}" if self.total else ""
-        parts = [f"{self.description}: {self.done:,}{of} {self.unit}", told or f"{rate:,.{0 if rate >= 10 else 1}f}/s"]
+        parts = [f"{self.description}: {self.done:,}{of} {self.unit}", status or f"{rate:,.{0 if rate >= 10 else 1}f}/s"]
         if self.total and rate > 0:
             parts.append(f"{seconds(max(0, self.total - self.done) / rate)} left")
         return ", ".join(parts)
@@ -180,7 +180,7 @@ class _LogLines:
 
 @contextlib.contextmanager
 def inner_steps() -> Iterator[None]:
-    """Within a command made of other commands, only the outer one closes with a summary."""
+    """Suppresses summaries of the steps of a composite command, so that only the outer one prints a summary."""
     token = _inner.set(True)
     try:
         yield
@@ -189,12 +189,12 @@ def inner_steps() -> Iterator[None]:
 
 
 def is_inner() -> bool:
-    """Whether this is a step of a command made of other commands."""
+    """Whether this is a step of a composite command."""
     return _inner.get()
 
 
 def summary(title: str, facts: Mapping[str, object], next_command: str | None = None) -> None:
-    """What was made, where, how long it took, and the next command to type."""
+    """Shows what was made, where, how long it took, and which command to run next."""
     if not is_lead() or _inner.get():
         return
     if not _shown:
@@ -209,7 +209,7 @@ def summary(title: str, facts: Mapping[str, object], next_command: str | None = 
 
 
 def typed_lines(prompt: str) -> Iterator[str]:
-    """Lines that a person types (or that are piped in), until an empty one or the end of the input."""
+    """Yields lines that are typed or piped in, until an empty line or the end of the input."""
     while True:
         if sys.stdin.isatty():
             print(prompt, end="", file=sys.stderr, flush=True)
@@ -220,7 +220,7 @@ def typed_lines(prompt: str) -> Iterator[str]:
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str | None = None) -> None:
-    """A table on stdout: framed for a person at a terminal, tab-separated below its title when piped."""
+    """Prints a table to stdout: framed on a terminal; tab-separated, below its title, when piped."""
     if not sys.stdout.isatty():
         if title:
             print(title)
@@ -239,7 +239,7 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: st
 
 
 def seconds(duration: float) -> str:
-    """A duration as a person says it: 0.8 s, 42 s, 3 min 05 s, 2 h 10 min."""
+    """Formats a duration for a person: 0.8 s, 42 s, 3 min 05 s, 2 h 10 min."""
     if duration < 10:
         return f"{duration:.1f} s"
     if duration < 60:

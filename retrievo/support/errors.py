@@ -1,4 +1,4 @@
-"""Errors that a user can act on: where, what was found, what was expected, what to do next; in one line."""
+"""Errors that a user can act on: one line that says where, what was found, what was expected and what to do next."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from retrievo.support.habits import advice
 
 
 class RetrievoError(Exception):
-    """A problem in the user's data, files or machine; the command line prints it as one line and exits 1.
+    """A problem with the user's data, files or machine; the command line prints it as one line and exits with 1.
 
-    where:    the file, folder, column, row or flag that the problem sits in.
-    found:    what was there.
-    expected: what should have been there (optional).
+    where:    the file, folder, column, row or flag with the problem.
+    found:    what was found there.
+    expected: what was expected instead (optional).
     fix:      what to do next (optional).
     """
 
@@ -28,22 +28,22 @@ class RetrievoError(Exception):
         super().__init__(" ".join(f"{where}: {'; '.join(parts)}".split()))
 
     def __reduce__(self) -> tuple[type[RetrievoError], tuple[str, str, str | None, str | None]]:
-        """How another process gets it."""
+        """Makes the error picklable, for sending it to another process."""
         return type(self), (self.where, self.found, self.expected, self.fix)
 
 
 class UsageError(RetrievoError):
-    """A problem in what was typed or written in a TOML file (flag, key, combination); exits 2."""
+    """A problem with the options on the command line or in a TOML file; the command line exits with 2."""
 
     exit_code = 2
 
 
-def told_by_system(problem: OSError) -> RetrievoError:
-    """What the operating system refuses: a path through a file, a folder that can't be written to, a full disk."""
+def from_os_error(problem: OSError) -> RetrievoError:
+    """Converts an error of the operating system, such as an unwritable folder or a full disk."""
     return RetrievoError(problem.filename or type(problem).__name__, problem.strerror or str(problem))
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """A sentence that names the known word that is meant, or all of them where none is close."""
+    """Suggests the closest known name, or lists all of them where none is close."""
     known = list(known)
     return advice(name, known) or f"known: {', '.join(known)}"

@@ -1,4 +1,4 @@
-"""Files that are absent or whole, and fingerprints that say whether two inputs are the same."""
+"""Files that are written atomically, and fingerprints that tell whether two inputs are the same."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _FULL = re.compile(r"No space left on device|Disk quota exceeded|^\d+ requested 
 
 
 class HashingFile:
-    """A binary file that hashes what passes through it, so that a content hash costs no second read."""
+    """A binary file that hashes its bytes while they are written, so that a content hash needs no second read."""
 
     def __init__(self, path: Path):
         self._file: IO[bytes] = path.open("wb")
@@ -45,14 +45,14 @@ class HashingFile:
         return self._file.closed
 
     def close(self) -> None:
-        """Flushes to the disk, so that a later rename never publishes an empty file after a power cut."""
+        """Closes the file after flushing it to disk, so that a power failure cannot leave a renamed empty file."""
         if not self._file.closed:
             self._file.flush()
             os.fsync(self._file.fileno())
             self._file.close()
 
     def record(self) -> dict[str, Any]:
-        """Size in bytes and content hash, as a manifest lists them."""
+        """The size in bytes and the content hash, as a manifest lists them."""
         return {"bytes": self.size, "blake2b": self._hash.hexdigest()}
 
     def __enter__(self) -> HashingFile:
@@ -64,14 +64,14 @@ class HashingFile:
 
 @contextlib.contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path` that takes its place when the block ends without an error.
+    """Yields a temporary path that is renamed to `path` when the block ends without an error.
 
     Raises: RetrievoError where the disk is full.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with telling_full_disk(path):
+        with reporting_full_disk(path):
             yield temporary
             sync(temporary)
             temporary.replace(path)
@@ -81,20 +81,21 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def telling_full_disk(path: Path) -> Iterator[None]:
-    """Turns whatever a writer raises on a full disk into one error that names the path."""
+def reporting_full_disk(path: Path) -> Iterator[None]:
+    """Converts the error of any writer on a full disk into one error that names the path."""
     try:
         yield
     except Exception as problem:
-        if told := full_disk(path, problem):
-            raise told from problem
+        if disk_error := full_disk(path, problem):
+            raise disk_error from problem
         raise
 
 
 def full_disk(path: Path, problem: BaseException) -> RetrievoError | None:
-    """The error to tell where the disk of `path` was full; None where the problem is another one.
+    """The error for a full disk at `path`; None where the problem is another one.
 
-    Writers in other languages (safetensors, FAISS, Arrow, Lucene) say it in words alone, NumPy in numbers of items.
+    Libraries in other languages (safetensors, FAISS, Arrow, Lucene) report it only in the message, and NumPy only by
+    the number of items written.
     """
     if isinstance(problem, RetrievoError):
         return None

@@ -1,9 +1,9 @@
-"""Lock files: beside what a process works on lies a file that says which process, on which host, and since when.
+"""Lock files: a file beside an output says which process is writing it, on which host, and since when.
 
-`flock` is local to a host on many network file systems, and nobody can tell from it who holds a lock. A file that is
-created exclusively is seen by every host (NFS 3 and newer). So these are the markers of `filelock`, which name host,
-process and the start of that process. A marker of this host whose process is gone is taken over. Whether a process of
-another host is gone, nobody can tell here, so the message names the file to delete.
+`flock` is local to a host on many network file systems and does not tell who holds a lock, whereas a file that is
+created exclusively is visible to every host (NFS 3 and newer). These locks are therefore the soft locks of `filelock`,
+which record the host, the process and its start time. A lock of this host whose process has ended is taken over.
+Whether a process of another host has ended cannot be known here, so the message names the file to delete.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from retrievo.support.errors import RetrievoError
 if TYPE_CHECKING:
     from filelock import MarkerSoftFileLock
 
-LOCK_INSIDE = ".lock"  # in a folder whose parent can't be written to
-QUIET = 1.0  # seconds that are waited without a word
-_OFTEN, _SELDOM = 0.05, 0.5  # seconds between two looks: at first, and once it takes long
+LOCK_INSIDE = ".lock"  # name of the lock inside a folder whose parent is not writable
+QUIET = 1.0  # seconds to wait before a note says so
+_OFTEN, _SELDOM = 0.05, 0.5  # seconds between attempts: before that note, and after it
 
 
 @dataclass(frozen=True)
 class Holder:
-    """Who holds a lock, as its file tells."""
+    """The process that holds a lock, according to the lock file."""
 
     file: Path
     pid: int | None
@@ -47,7 +47,7 @@ class Holder:
 
     @property
     def is_gone(self) -> bool:
-        """Whether no process has that number here; says nothing of another host."""
+        """Whether no process on this host has that id; meaningless for a lock of another host."""
         try:
             os.kill(self.pid or 0, 0)
         except OSError as problem:
@@ -56,13 +56,13 @@ class Holder:
 
     @property
     def way_out(self) -> str:
-        """What to do where that process is gone and this host can't tell."""
+        """Advice for the case that the process has ended and this host cannot know."""
         return f"delete {self.file} if that process is gone"
 
 
 @contextlib.contextmanager
 def hold(output: Path) -> Iterator[None]:
-    """Holds an output against a second retrievo, on this host or on another.
+    """Locks an output against a second retrievo process, on this host or another.
 
     Raises: RetrievoError where another process holds it.
     """
@@ -80,26 +80,26 @@ def hold(output: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def wait_for(file: Path, what: str) -> Iterator[None]:
-    """Holds a lock file that another process may hold: waits for it, and says for what and for whom."""
-    lock, start, told = _lock(file), time.monotonic(), False
+    """Acquires a lock, waiting while another process holds it; a note names that process and what it is making."""
+    lock, start, noted = _lock(file), time.monotonic(), False
     while (held := take(lock)) is not None:
         waited = time.monotonic() - start
-        if waited >= QUIET and not told:
+        if waited >= QUIET and not noted:
             console.note(f"waiting for {what}, which {held} is making; {held.way_out}")
-            told = True
-        time.sleep(_SELDOM if told else _OFTEN)
+            noted = True
+        time.sleep(_SELDOM if noted else _OFTEN)
     with _held(lock):
         yield
 
 
 def take(lock: MarkerSoftFileLock, *, quietly: bool = False) -> Holder | None:
-    """Takes a lock, or says who holds it; what a process of this host left behind that is gone is taken over."""
+    """Acquires a lock or returns its holder; takes over a lock of this host whose process has ended."""
     from filelock import Timeout
 
     left = holder(lock)
     if left is not None and not left.is_gone:
         left = None
-    for _ in range(3):  # it may be let go between two looks
+    for _ in range(3):  # the lock may be released between two attempts
         with contextlib.suppress(Timeout):
             lock.acquire(timeout=0)
             if left is not None and not quietly:
@@ -112,7 +112,7 @@ def take(lock: MarkerSoftFileLock, *, quietly: bool = False) -> Holder | None:
 
 
 def holder(lock: MarkerSoftFileLock) -> Holder | None:
-    """Who holds a lock; None where nobody does."""
+    """The process that holds a lock; None where none does."""
     file = Path(lock.lock_file)
     try:
         since = file.stat().st_mtime
@@ -123,7 +123,7 @@ def holder(lock: MarkerSoftFileLock) -> Holder | None:
 
 
 def lock_file(output: Path) -> Path:
-    """`OUTPUT.lock`; inside a folder whose parent can't be written to, which is all that work in place needs."""
+    """The lock file of an output: `OUTPUT.lock`, or a file inside the folder if its parent is not writable."""
     if output.is_dir() and not os.access(output.parent, os.W_OK):
         return output / LOCK_INSIDE
     return output.with_name(f"{output.name}.lock")
@@ -144,10 +144,10 @@ def _held(lock: MarkerSoftFileLock) -> Iterator[None]:
 
 
 def _broken(lock: MarkerSoftFileLock) -> bool:
-    """Removes what a process of this host left behind; whether it did.
+    """Removes a lock that an ended process of this host left behind; returns whether it did.
 
-    `filelock` does so while acquiring where the file system can exchange two names, which NFS can't. Here those of one
-    host who want the same lock do it one after the other; those of another host never do.
+    `filelock` does so itself only on file systems that can exchange two names, which NFS cannot. Here, a second lock
+    makes the processes of one host take turns; processes of other hosts never remove the lock.
     """
     from filelock import MarkerSoftFileLock
 

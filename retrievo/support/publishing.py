@@ -1,8 +1,8 @@
-"""From a finished work folder to the place of the output, through states that the next run can tell and end.
+"""Moves a finished work folder to the path of the output, through states that the next run can detect and complete.
 
-begun      `OUTPUT.partial/` holds `begin.json`
-complete   it holds `manifest.json`, written last: from here on the work is never withdrawn
-published  it stands at `OUTPUT`; what stood there before waits in `OUTPUT.old/` until its other files are moved over
+begun      `OUTPUT.partial/` holds `begin.json`.
+complete   `OUTPUT.partial/` holds `manifest.json`, written last; from now on the work is never discarded.
+published  The folder is at `OUTPUT`; its predecessor is in `OUTPUT.old/` until its unlisted files have been moved over.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ BESIDE = ".manifest.json"  # added to the name of a single file that is not Parq
 
 @dataclass(frozen=True)
 class Place:
-    """Where an output stands, and the folders beside it through which it comes there.
+    """The path of an output, and the folders beside it that publication uses.
 
-    path:       the folder, or the file where `single_file`.
-    companions: files of the work folder that are published with a single file -> where.
+    path:       the folder, or the file if `single_file`.
+    companions: files of the work folder that are published with a single file, each with its destination.
     """
 
     path: Path
@@ -40,35 +40,35 @@ class Place:
 
     @property
     def old(self) -> Path:
-        """What is being replaced."""
+        """The folder that holds the output that is being replaced."""
         return self.path.with_name(self.path.name + ".old")
 
     @property
     def is_free(self) -> bool:
-        """Whether nothing stands there; where a folder is to stand, an empty one is nothing."""
+        """Whether the path is free; for a folder output, an empty folder counts as free."""
         if self.single_file or not self.path.is_dir():
             return not self.path.exists()
         return not any(self.path.iterdir())
 
     @property
     def is_complete(self) -> bool:
-        """Whether finished work waits to be published."""
+        """Whether finished work is waiting to be published."""
         return (self.partial / MANIFEST).is_file()
 
     @property
     def is_cut_short(self) -> bool:
-        """Whether a publication was begun and not ended."""
+        """Whether a publication was interrupted."""
         return self.is_complete or self.old.exists() or _has_both_marks(self.path) or self._is_emptied
 
     @property
     def _is_emptied(self) -> bool:
-        """Whether nothing but the work folder itself is left to remove."""
+        """Whether the work folder is empty and only remains to be removed."""
         return self.partial.is_dir() and not any(self.partial.iterdir())
 
     def publish(self) -> None:
-        """Puts complete work in its place; only by who holds the lock, and again where it was cut short.
+        """Moves complete work to its path; the caller holds the lock, and may repeat an interrupted call.
 
-        Raises: RetrievoError where the system refuses; the work stays complete.
+        Raises: RetrievoError where the operating system refuses; the work stays complete.
         """
         try:
             if self.single_file:
@@ -76,12 +76,12 @@ class Place:
             else:
                 self._publish_folder()
         except OSError as problem:
-            found = f"can't be put in its place ({problem.strerror or problem})"
+            found = f"cannot be moved to its path ({problem.strerror or problem})"
             fix = f"the finished work is kept in {self.partial}; run the same command again to publish it"
             raise RetrievoError(self.path, found, None, fix) from None
 
     def _publish_file(self) -> None:
-        beside = manifest_beside(self.path)  # before the file, since it holds for this file's content only
+        beside = manifest_beside(self.path)  # moved before the file, since it is valid only for this file's content
         for name, place in {**self.companions, beside.name: beside, self.path.name: self.path}.items():
             if (self.partial / name).exists():
                 (self.partial / name).replace(place)
@@ -94,18 +94,18 @@ class Place:
         try:
             self.partial.rename(self.path)
         except OSError:
-            if self.old.exists():  # a reader should find the old one meanwhile
+            if self.old.exists():  # restore the old output for readers
                 with contextlib.suppress(OSError):
                     self.old.rename(self.path)
             raise
         if self.old.exists():
-            self._give_up_old()
+            self._remove_old()
 
     def end(self, *, replace: bool) -> None:
-        """Ends a publication that was cut short; only by who holds the lock.
+        """Completes or rolls back an interrupted publication; the caller holds the lock.
 
-        replace: whether complete work may take the place of another output.
-        Raises: RetrievoError where somebody else's files stand where the output was to stand.
+        replace: whether complete work may replace another output.
+        Raises: RetrievoError where files that retrievo did not make are at the path of the output.
         """
         if _has_both_marks(self.path):
             remove(self.path / BEGIN)
@@ -117,19 +117,20 @@ class Place:
             self.partial.rmdir()
 
     def _end_swap(self) -> None:
+        """Completes or rolls back an interrupted swap."""
         if self.is_free:
             if self.is_complete:
                 self.publish()
             else:
                 self.old.rename(self.path)
         elif (self.path / MANIFEST).is_file() or not (self.old / MANIFEST).is_file():
-            self._give_up_old()
+            self._remove_old()
         else:
             found = f"holds files that retrievo did not make, and {self.old} is the output that stood there"
             raise RetrievoError(self.path, found, None, "move one of the two away")
 
-    def _give_up_old(self) -> None:
-        """Moves files that no manifest lists to the new output and removes the others, the list itself last."""
+    def _remove_old(self) -> None:
+        """Moves unlisted files of the old output into the new one and removes the listed ones, its manifest last."""
         manifest = self.old / MANIFEST
         listed = set(json.loads(manifest.read_text(encoding="utf-8"))["files"]) if manifest.is_file() else set()
         _move_others(self.old, self.path, {*listed, MANIFEST, BEGIN})
@@ -141,17 +142,17 @@ class Place:
 
 
 def manifest_beside(file: Path) -> Path:
-    """Where the manifest lies of a single file that has no place for it."""
+    """The path of the manifest of a single file whose format cannot hold one."""
     return file.with_name(f"{file.name}{BESIDE}")
 
 
 def is_manifest_beside(path: Path) -> bool:
-    """Whether a path is no artifact itself but the manifest of the file beside it, as a pattern finds both."""
+    """Whether a path is the manifest of a file beside it and not an artifact itself, since a glob matches both."""
     return path.name.endswith(BESIDE) and path.with_name(path.name.removesuffix(BESIDE)).is_file()
 
 
 def discard(folder: Path) -> None:
-    """Removes a folder of retrievo, the marks by which it is known last."""
+    """Removes a folder of retrievo; the files that identify it go last."""
     for name in os.listdir(folder):
         if name not in (MANIFEST, BEGIN):
             remove(folder / name)
@@ -159,12 +160,12 @@ def discard(folder: Path) -> None:
 
 
 def _has_both_marks(folder: Path) -> bool:
-    """Whether a folder that was finished where it stands was killed before it lost the mark of unfinished work."""
+    """Whether a folder has both a manifest and `begin.json`, because its writer was killed between the two steps."""
     return (folder / MANIFEST).is_file() and (folder / BEGIN).is_file()
 
 
 def _move_others(source: Path, target: Path, listed: Collection[str], above: str = "") -> None:
-    """Moves what is not listed, whole folders at once where nothing in them is; a name that is taken gets `.old`."""
+    """Moves unlisted files, and whole folders without listed files; where a name is taken, `.old` is appended."""
     parents = {name[: place + 1] for name in listed for place, letter in enumerate(name) if letter == "/"}
     for entry in sorted(source.iterdir()):
         name = above + entry.name

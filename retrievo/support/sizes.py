@@ -1,4 +1,4 @@
-"""Sizes of memory as people write them."""
+"""Parses and formats memory sizes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from retrievo.support.errors import UsageError
 
 
 def bytes_of(flag: str, text: str) -> int:
-    """Bytes of 0 or of a size such as 512MB, 4GB or 1.5g, in units of 1,024.
+    """Parses 0 or a size such as 512MB, 4GB or 1.5g into bytes; units are powers of 1,024.
 
     Raises: UsageError, which names the flag, for anything else.
     """
@@ -21,7 +21,7 @@ def bytes_of(flag: str, text: str) -> int:
 
 
 def format_size(size: int) -> str:
-    """Bytes as people read them: 512 B, 3.4 MB, 13.5 GB, in units of 1,024."""
+    """Formats a number of bytes for a person: 512 B, 3.4 MB, 13.5 GB; units are powers of 1,024."""
     amount, unit = float(size), "B"
     for larger in ("kB", "MB", "GB", "TB"):
         if amount < 1024:

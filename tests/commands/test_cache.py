@@ -109,7 +109,7 @@ def test_what_is_made_or_used_stays_and_is_told_of(kept: Path, retrievo: Callabl
     assert f"tokens-1/old is in use by process {os.getpid()} on " in pruned.err
     assert "tokens-1/new is in use by process 7 on node-7, since " in pruned.err
     assert f"delete {lock_of(kept / 'tokens-1' / 'new')} if that process is gone" in pruned.err
-    assert "2 entries stay" in pruned.err
+    assert "2 entries remain" in pruned.err
     let_go()
 
 

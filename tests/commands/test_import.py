@@ -59,7 +59,7 @@ def test_running_again_changes_nothing_and_other_options_are_refused(
     (beir / "corpus.jsonl").write_text('{"_id": "d", "text": "other"}\n')
     changed = retrievo(*command)
     assert changed.code == 1
-    assert "its source is another one" in changed.err
+    assert "its input 'source' has changed" in changed.err
     assert retrievo(*command, "--force").code == 0
     assert (tmp_path / "out" / "manifest.json").stat().st_mtime_ns != before
 

@@ -125,7 +125,7 @@ def test_finished_labels_are_recognized_and_others_refused(home: Path, retrievo:
     other = retrievo(*labeling(home, "--positive-above", 0.8))
     assert (other.code, "positive_above was 0.9 and is now 0.8" in other.err) == (1, True)
     write_run(home / "reranked.trec", ROWS[2:])
-    assert "its run is another one" in retrievo(*labeling(home)).err
+    assert "its input 'run' has changed" in retrievo(*labeling(home)).err
 
 
 def test_a_stopped_labeling_leaves_nothing_that_passes_for_labels(

@@ -695,7 +695,7 @@ def test_mistakes_in_the_file_of_a_data_set_are_named(
     [
         (["--extra-dataset", "nowhere"], 1, "nowhere: is no data set to train on"),
         (["--mix", "equal"], 2, "--mix: applies only with --extra-dataset"),
-        (["--extra-dataset", ".", "--mix", "1,2,3"], 2, "found 3 weights for 2 of them"),
+        (["--extra-dataset", ".", "--mix", "1,2,3"], 2, "found 3 weights for 2 corpora or data sets"),
     ],
 )
 def test_what_is_no_further_data_set_is_refused(

@@ -95,7 +95,9 @@ def test_an_entry_made_of_more_than_a_gigabyte_is_told_of(own: Path, said: Calla
 
     for _ in range(2):
         cached("numbers-1/large", build, [])
-    assert said() == f"kept for later in {own}/numbers-1/large (1.5 GB); retrievo cache lists and prunes the cache"
+    assert (
+        said() == f"cached in {own}/numbers-1/large for later runs (1.5 GB); retrievo cache lists and prunes the cache"
+    )
 
 
 def test_in_a_cache_that_is_read_only_what_is_whole_is_used(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -34,7 +34,9 @@ def test_what_is_no_mix_is_refused(mix: str) -> None:
 
 
 def test_there_are_as_many_weights_as_corpora() -> None:
-    with pytest.raises(UsageError, match="--mix: found 3 weights for 2 of them; expected one for each"):
+    with pytest.raises(
+        UsageError, match="--mix: found 3 weights for 2 corpora or data sets; expected one weight for each"
+    ):
         shares("1,2,3", SIZES)
 
 

@@ -221,7 +221,7 @@ def test_parquet_is_known_by_its_content(tmp_path: Path) -> None:
 def test_a_truncated_file_is_named(tmp_path: Path) -> None:
     path = write(tmp_path / "corpus.parquet", id=["a"], text=["x"])
     path.write_bytes(path.read_bytes()[:-20])
-    with pytest.raises(RetrievoError, match=r"corpus.parquet: is no readable Parquet file; expected the corpus"):
+    with pytest.raises(RetrievoError, match=r"corpus.parquet: is not a readable Parquet file; expected the corpus"):
         Table(path, CORPUS)
 
 

@@ -101,7 +101,9 @@ def test_a_revision_that_moved_is_another_model(
     assert f"org/one at commit {FIRST}" in found.err
     again = retrievo("encode", "--model", "org/one", "--corpus", toy_dataset, "--output", documents, *PLAIN)
     assert again.code == 1
-    assert f"its model is another one (org/one at commit {FIRST} before, org/one at commit {SECOND} now)" in again.err
+    assert (
+        f"its input 'model' has changed (org/one at commit {FIRST} before, org/one at commit {SECOND} now)" in again.err
+    )
     # texts are encoded by the commit that encoded the documents, wherever the name points by now
     assert retrievo("search", "--index", documents, "--queries", toy_dataset, *asked).code == 0
     pinned = encoded("org/one", "queries", "pinned", "--revision", FIRST)

@@ -137,7 +137,7 @@ def test_a_finished_import_is_left_alone_and_another_one_refused(imported: Impor
     assert (path / MANIFEST).stat().st_mtime_ns == before
     with pytest.raises(RetrievoError, match="similarity was"):
         imported(array, similarity="cosine")
-    with pytest.raises(RetrievoError, match="its vectors is another one"):
+    with pytest.raises(RetrievoError, match="its input 'vectors' has changed"):
         imported(array + 1)
 
 

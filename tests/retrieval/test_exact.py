@@ -264,7 +264,7 @@ def test_few_documents_beyond_the_depth_are_rescored(monkeypatch: pytest.MonkeyP
 def test_batches_come_one_by_one_with_progress() -> None:
     done = 0
 
-    def tick(amount: int = 1, told: str | None = None) -> None:
+    def tick(amount: int = 1, status: str | None = None) -> None:
         nonlocal done
         done += amount
 

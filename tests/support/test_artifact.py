@@ -56,7 +56,7 @@ def test_other_work_is_refused_and_the_difference_named(tmp_path: Path, source: 
     ):
         output(tmp_path / "out", source, depth=20).already_finished()
     source.write_text("two")
-    with pytest.raises(RetrievoError, match="its source is another one"):
+    with pytest.raises(RetrievoError, match="its input 'source' has changed"):
         output(tmp_path / "out", source).already_finished()
 
 
@@ -243,7 +243,7 @@ def test_reading_refuses_other_kinds_unfinished_and_foreign_folders(tmp_path: Pa
     with pytest.raises(RetrievoError, match="no such file or folder"):
         Manifest.read(tmp_path / "nowhere")
     (tmp_path / "foreign").mkdir()
-    with pytest.raises(RetrievoError, match=r"is no artifact of retrievo \(it has no manifest.json\)"):
+    with pytest.raises(RetrievoError, match=r"is not an artifact of retrievo \(it has no manifest.json\)"):
         Manifest.read(tmp_path / "foreign")
     (tmp_path / "foreign" / BEGIN).write_text("{}")
     with pytest.raises(RetrievoError, match="is unfinished; run the command that makes it again"):

@@ -80,7 +80,9 @@ def test_finished_work_outlives_a_rename_that_fails(force: bool, place: Path, mo
         (place / "mine.txt").write_text("mine")
     with monkeypatch.context() as patch:
         refuse(patch, place)
-        with pytest.raises(RetrievoError, match=r"can't be put in its place \(Device or resource busy\); the finished"):
+        with pytest.raises(
+            RetrievoError, match=r"cannot be moved to its path \(Device or resource busy\); the finished"
+        ):
             make(output(place, depth=20, force=force), "new")
     assert (place.with_name("out.partial") / "data.txt").read_text() == "new"
     if force:
@@ -243,7 +245,7 @@ def test_a_single_file_and_its_companions_outlive_a_rename_that_fails(
 
     place.with_name("run.txt").write_text("old")
     monkeypatch.setattr(Path, "replace", refused)
-    with pytest.raises(RetrievoError, match="can't be put in its place"):
+    with pytest.raises(RetrievoError, match="cannot be moved to its path"):
         work(single(place, force=True))
     monkeypatch.undo()
     assert place.with_name("run.txt").read_text() == "old"
@@ -359,7 +361,7 @@ def test_interrupted_work_aside_stays_where_it_can_be_gone_on_with(
     with pytest.raises(KeyboardInterrupt):
         interrupted()
     assert (place.with_name("out.partial") / "half.txt").exists() == resumes
-    assert ("the same command goes on from there" in said()) == resumes
+    assert ("the same command resumes it" in said()) == resumes
 
 
 def test_a_full_disk_is_told_with_the_folder_and_what_is_free(place: Path) -> None:

@@ -62,7 +62,7 @@ class Block:
 
 @dataclass(frozen=True, eq=False)
 class Member:
-    """One file of a source; `path` is its path in the source, `size` its bytes before any gunzip, as progress counts."""
+    """One file of a source; `path` is its path inside, `size` its bytes before any gunzip, as progress counts."""
 
     source: Source
     path: str

@@ -22,7 +22,7 @@ import retrievo
 from retrievo.distributed.collectives import barrier, rank
 from retrievo.distributed.fsdp import cut_like, gathered
 from retrievo.support.errors import RetrievoError
-from retrievo.support.files import atomic_path, remove, sync, telling_full_disk, write_json
+from retrievo.support.files import atomic_path, remove, reporting_full_disk, sync, write_json
 
 FORMAT = 2
 WEIGHTS, OPTIMIZER, OPTIMIZER_VALUES = "weights.safetensors", "optimizer.safetensors", "optimizer.json"
@@ -196,7 +196,7 @@ def _save_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
 
 
 def _write(path: Path, tensors: dict[str, Tensor]) -> None:
-    with telling_full_disk(path):
+    with reporting_full_disk(path):
         save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, path)
         sync(path)
 
