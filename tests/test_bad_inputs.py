@@ -245,7 +245,7 @@ CASES: dict[str, tuple[Make, int, str]] = {
     "ranks that are none under the convention that goes by ranks": (
         lambda f: evaluate(f, "q1 Q0 d1 1 2 x\nq1 Q0 d2 1 1 x\n", "q1 0 d1 1\n", "--convention", "msmarco"),
         1,
-        "r: its rank column holds no ranks",
+        "r: its rank column has no valid ranks",
     ),
     "answer recall without answers": (
         lambda f: evaluate(f, "q1 Q0 d1 1 2 x\n", "q1 0 d1 1\n", "--metrics", "answer-recall@5"),

@@ -264,7 +264,7 @@ def _standard(
     from retrievo.data.origin import QUERIES, origins, warn_of_other_judgments
     from retrievo.data.qrels import Qrels
     from retrievo.data.run import Run
-    from retrievo.evaluation.judged_run import Judgments, Scan
+    from retrievo.evaluation.judged_run import Judgments, JudgedRun
     from retrievo.evaluation.scoring import Standard, depth_needed
 
     metrics = tuple(dict.fromkeys(Metric.parse(typed) for typed in config.metrics))
@@ -281,7 +281,7 @@ def _standard(
         first = Run.open(config.reference_run)
         depth = depth_needed(metrics, of_reference=True)
         inputs["reference_run"] = first.input
-        reference = Scan.of(first, Judgments.of(None), depth=depth, name="reference run")
+        reference = JudgedRun.of(first, Judgments.of(None), depth=depth, name="reference run")
     answers = None
     if any(metric.needs_answers for metric in metrics):
         answers = _answers(config, runs, judgments, inputs)

@@ -1,7 +1,7 @@
-"""The collectives of training; with one process each is the trivial case and no process group exists.
+"""The collectives of training; with a single process each is trivial, and there is no process group.
 
-Conventions: a loss is a sum over this rank's rows / the count over all ranks, and gradients are summed over ranks.
-So no number of processes appears in any loss, and ranks may hold different numbers of rows.
+Conventions: a loss is the sum over this rank's rows divided by the count over all ranks, and gradients are summed over
+ranks. Thus the number of processes appears in no loss, and ranks may hold different numbers of rows.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ from retrievo.distributed.environment import started_together
 
 BUCKET_BYTES = 64 << 20  # large enough for full bandwidth, small beside the gradient of a BERT-base (440 MB)
 
-_MEETING = timedelta(minutes=10)  # processes that have not met by then never will: one of them, or torchrun, has died
-_PATIENCE = timedelta(days=1)  # one process may validate, merge or write for longer than the 10 minutes of NCCL
+_MEETING = timedelta(minutes=10)  # timeout for joining: after that, another process or torchrun must have died
+_PATIENCE = timedelta(days=1)  # one process may validate, merge or write for longer than NCCL's default, 10 minutes
 
-_HOLDERS: list[Callable[[], object]] = []  # what lets go of the group, for those who would keep it past its end
+_HOLDERS: list[Callable[[], object]] = []  # functions that release references to the process group
 
 
 def at_the_end(let_go: Callable[[], object]) -> None:
-    """Has this called before the process group ends: a group that outlives its end can abort the exit."""
+    """Registers a function to call before the process group is destroyed; a lingering reference can abort the exit."""
     _HOLDERS.append(let_go)
 
 
 @contextlib.contextmanager
 def process_group(device: str) -> Iterator[torch.device]:
-    """The device of this process; joins the other processes that torchrun started (gloo on CPU, NCCL on CUDA)."""
+    """Joins the processes that torchrun started (gloo on CPU, NCCL on CUDA) and yields this process's device."""
     world = started_together()
     place = torch.device(device)
     if place.type == "cuda" and place.index is None:
@@ -44,8 +44,9 @@ def process_group(device: str) -> Iterator[torch.device]:
     if world == 1:
         yield place
         return
-    # Its functions take the group that exists when they are imported (torch's optimizers do that) as their default and
-    # would keep it, with its threads, past its end: one exit in some ten then aborts. So they are imported before.
+    # The functions of this module, which torch's optimizers import, take the group that exists at import time as their
+    # default argument. They would keep the group and its threads alive, and about one exit in ten would abort, so the
+    # module is imported before the group exists.
     importlib.import_module("torch.distributed.nn.functional")
     store, own_rank, world = next(dist.rendezvous("env://", timeout=_MEETING))
     joined: dict[str, Any] = {"store": store, "rank": own_rank, "world_size": world, "timeout": _PATIENCE}
@@ -57,27 +58,27 @@ def process_group(device: str) -> Iterator[torch.device]:
     for let_go in _HOLDERS:
         let_go()
     _HOLDERS.clear()
-    dist.destroy_process_group()  # not after an error: this could wait for ranks that wait for this one
+    dist.destroy_process_group()  # not after an error, when it could wait for ranks that wait for this one
 
 
 def world_size() -> int:
-    """Number of processes W."""
+    """The number of processes W."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def rank() -> int:
-    """Which of the W processes this is, from 0."""
+    """The number of this process, from 0 to W - 1."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def barrier() -> None:
-    """Waits for every process."""
+    """Waits until every process has reached this call."""
     if world_size() > 1:
         dist.barrier()
 
 
 def sum_over_ranks(values: Tensor) -> Tensor:
-    """The elementwise sum over all processes; without gradient."""
+    """The elementwise sum over all processes; not differentiable."""
     if world_size() > 1:
         values = values.detach().clone(memory_format=torch.contiguous_format)
         dist.all_reduce(values)
@@ -85,7 +86,7 @@ def sum_over_ranks(values: Tensor) -> Tensor:
 
 
 def gather_counts(count: int, device: torch.device) -> list[int]:
-    """How many rows each rank has [W]."""
+    """The number of rows of each rank [W]."""
     if world_size() == 1:
         return [count]
     counts = torch.zeros(world_size(), dtype=torch.int64, device=device)
@@ -94,18 +95,18 @@ def gather_counts(count: int, device: torch.device) -> list[int]:
 
 
 def as_rank_0_says(answer: bool, device: torch.device) -> bool:
-    """The answer of rank 0, on every rank: for what each would decide for itself, such as by a clock."""
+    """Broadcasts rank 0's decision, where ranks on their own might disagree, such as by their clocks."""
     if world_size() == 1:
         return answer
-    told = torch.tensor(answer, dtype=torch.uint8, device=device)
-    dist.broadcast(told, src=0)
-    return bool(told.item())
+    decision = torch.tensor(answer, dtype=torch.uint8, device=device)
+    dist.broadcast(decision, src=0)
+    return bool(decision.item())
 
 
 def gather_rows(rows: Tensor, counts: Sequence[int]) -> Tensor:
-    """The rows of all ranks in rank order: [counts[rank], ...] -> [sum(counts), ...]; differentiable.
+    """Gathers the rows of all ranks in rank order: [counts[rank], ...] -> [sum(counts), ...]; differentiable.
 
-    The gradient of a row is the sum of what the losses of all ranks say of it. Each rank must reach the backward.
+    The gradient of a row is the sum over the losses of all ranks. Every rank must call the backward pass.
     """
     return rows if world_size() == 1 else _GatherRows.apply(rows, list(counts))
 
@@ -114,7 +115,7 @@ class _GatherRows(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rows: Tensor, counts: list[int]) -> Tensor:
         ctx.counts = counts
-        padded = rows.new_zeros(max(counts), *rows.shape[1:])  # collectives want equal shapes
+        padded = rows.new_zeros(max(counts), *rows.shape[1:])  # collectives need equal shapes
         padded[: len(rows)] = rows
         parts = [torch.empty_like(padded) for _ in counts]
         dist.all_gather(parts, padded)
@@ -127,7 +128,7 @@ class _GatherRows(torch.autograd.Function):
 
 
 def broadcast_state(module: nn.Module) -> None:
-    """Gives every rank the parameters and buffers of rank 0, except those that are cut."""
+    """Copies the parameters and buffers of rank 0 to every rank, except sharded ones."""
     if world_size() > 1:
         for tensor in (*module.parameters(), *module.buffers()):
             if not is_shard(tensor):
@@ -137,8 +138,8 @@ def broadcast_state(module: nn.Module) -> None:
 def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
     """Replaces each gradient by its sum over ranks, in buckets.
 
-    A parameter that only some ranks used counts as zero on the others; one that no rank used keeps no gradient, as in
-    one process, so that the optimizer leaves it alone. Gradients of cut parameters are sums already.
+    The gradient of a parameter that only some ranks used is zero on the others. A parameter that no rank used has no
+    gradient, as in a single process, so that the optimizer skips it. Gradients of sharded parameters are already sums.
     """
     if world_size() == 1:
         return
@@ -153,7 +154,7 @@ def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
 
 
 def _buckets(parameters: Sequence[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
-    """Runs of parameters of one dtype and at most BUCKET_BYTES (a larger one stands alone)."""
+    """Splits parameters into runs of one dtype and at most BUCKET_BYTES; a larger parameter is a run of its own."""
     for dtype in dict.fromkeys(parameter.dtype for parameter in parameters):
         bucket: list[nn.Parameter] = []
         size = 0
@@ -168,7 +169,7 @@ def _buckets(parameters: Sequence[nn.Parameter]) -> Iterator[list[nn.Parameter]]
 
 
 def is_shard(tensor: Tensor) -> bool:
-    """Whether each rank holds a part of a tensor, and not all of it (`distributed/fsdp.py`)."""
+    """Whether each rank holds only a part of a tensor (`distributed/fsdp.py`)."""
     from torch.distributed.tensor import DTensor  # 0.7 s, which a search need not wait for
 
     return isinstance(tensor, DTensor)

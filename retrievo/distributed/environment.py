@@ -1,4 +1,4 @@
-"""What torchrun tells a process of the others, before any of them meet."""
+"""The environment of processes that torchrun starts, read before they join a process group."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ import signal
 import sys
 from pathlib import Path
 
-# The Rust tokenizer works on all cores, which hangs in a process forked after it was used and oversubscribes the cores
-# where several workers do it: parallel in the main process unless the user said otherwise, sequential in workers. Of
-# processes that share one command each has its part of the cores.
+# The Rust tokenizer uses all cores, which hangs in a process that is forked afterwards and oversubscribes the cores if
+# several workers do so. So it is parallel in the main process, unless the user disabled that, and sequential in
+# workers. The processes of one command divide the cores among themselves.
 TOKENIZER_SWITCH, _THREADS = "TOKENIZERS_PARALLELISM", "RAYON_NUM_THREADS"
 _PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 
 
 def started_together() -> int:
-    """Number of processes that torchrun started, this one among them; 1 without it."""
+    """The number of processes that torchrun started, including this one; 1 without torchrun."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
@@ -41,7 +41,7 @@ def end_with_launcher(launcher: int | None = None) -> None:
 
 
 def tokenizing_environment(processes: int) -> dict[str, str]:
-    """What the environment of each of some processes on this machine says, unless the user said otherwise."""
+    """Environment variables for each of several processes on this machine; the user's own settings take precedence."""
     own = {TOKENIZER_SWITCH: os.environ.get(TOKENIZER_SWITCH, "true")}
     if processes > 1 or _THREADS in os.environ:
         own[_THREADS] = os.environ.get(_THREADS, str(max(1, _cores() // processes)))
@@ -49,5 +49,5 @@ def tokenizing_environment(processes: int) -> dict[str, str]:
 
 
 def _cores() -> int:
-    """Cores that this process may use, where the system tells."""
+    """The number of cores that this process may use, if the system tells."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

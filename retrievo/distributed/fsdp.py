@@ -1,8 +1,8 @@
-"""Weights in parts: each rank keeps one part of every tensor of a backbone, and all of a layer only while it computes.
+"""Sharded weights: each rank keeps a part of every tensor of a backbone, and a whole layer only while computing it.
 
-Parameters, gradients and the optimizer's state lie as DTensors, cut along their first axis (FSDP2; Zhao et al. 2023,
-PyTorch FSDP, section 3). The forward and the backward pass of each unit are collectives: every rank runs as many of
-them, in the same order.
+Parameters, gradients and optimizer state are DTensors, sharded along their first axis (FSDP2; Zhao et al. 2023, PyTorch
+FSDP, section 3). The forward and the backward pass of each unit are collectives, so every rank must run the same number
+of them in the same order.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from retrievo.support.errors import RetrievoError
 
 
 def shard(module: nn.Module, device: torch.device) -> None:
-    """Cuts the backbones of a module into parts on all ranks: each layer is a unit, and what lies around the layers.
+    """Shards the backbones of a module over all ranks; each layer is a unit, and so is the rest of a backbone.
 
-    Unit by unit is sent to the device, gets the values of rank 0 and is cut, so that no device ever holds a whole
-    backbone. Gradients are summed over ranks, as everywhere here, not averaged.
+    Units are moved to the device, set to the values of rank 0 and sharded one at a time, so that no device ever holds a
+    whole backbone. Gradients are summed over ranks, not averaged, as everywhere in this package.
     Raises: RetrievoError where the layers of a backbone are not known.
     """
     from torch.distributed.device_mesh import init_device_mesh
@@ -31,18 +31,18 @@ def shard(module: nn.Module, device: torch.device) -> None:
     if not units:
         raise RetrievoError("--fsdp", "the layers of this model's backbone are not known", None, "leave it out")
     mesh = init_device_mesh(device.type, (world_size(),))
-    # what caches of DTensor hold for good holds, from torch 2.10 on, the group with its threads
+    # from torch 2.10 on, permanent caches of DTensor keep the process group and its threads alive
     at_the_end(getattr(mesh, "_pg_registry", {}).clear)
     for unit in units:
         unit.to(device)
         broadcast_state(unit)
         cut = fully_shard(unit, mesh=mesh, reshard_after_forward=True)
         cut.set_gradient_divide_factor(1.0)
-        cut.set_force_sum_reduction_for_comms(True)  # gloo has sums only
+        cut.set_force_sum_reduction_for_comms(True)  # gloo supports no averages
 
 
 def _units(module: nn.Module) -> list[nn.Module]:
-    """What gradient checkpointing takes for a layer, inner ones first, and after the layers their backbone."""
+    """The units to shard: the layers by gradient checkpointing's definition, inner ones first, then their backbone."""
     from transformers import PreTrainedModel
     from transformers.modeling_layers import GradientCheckpointingLayer
 
@@ -53,22 +53,22 @@ def _units(module: nn.Module) -> list[nn.Module]:
 
 
 def is_sharded(module: nn.Module) -> bool:
-    """Whether parameters of a module lie in parts on all ranks."""
+    """Whether parameters of a module are sharded over ranks."""
     return any(is_shard(parameter) for parameter in module.parameters())
 
 
 def own_part(tensor: Tensor) -> Tensor:
-    """What this rank holds of a tensor, in the same memory."""
+    """This rank's part of a tensor, sharing its memory."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """A tensor out of its parts; a collective."""
+    """Gathers a whole tensor from its parts; a collective."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def cut_like(tensor: Tensor, model: Tensor) -> Tensor:
-    """A whole tensor, cut as `model` is where it has its shape; each rank takes its part of what it has itself."""
+    """Shards a whole tensor like `model` if the shapes are equal; each rank takes its part of its own copy."""
     if not isinstance(model, DTensor) or tensor.shape != model.shape:
         return tensor
     cut = distribute_tensor(tensor.to(model.device), model.device_mesh, model.placements, src_data_rank=None)
@@ -76,7 +76,7 @@ def cut_like(tensor: Tensor, model: Tensor) -> Tensor:
 
 
 def gathered(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Whole tensors on rank 0, put together one by one in main memory, and none on other ranks; a collective."""
+    """Gathers whole tensors on rank 0, one at a time, in main memory; empty on other ranks; a collective."""
     found = {}
     for name, tensor in tensors.items():
         put_together = whole(tensor.detach()).cpu() if is_shard(tensor) else tensor
@@ -86,7 +86,7 @@ def gathered(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def total_norm(tensors: Sequence[Tensor]) -> Tensor:
-    """The norm of all numbers of tensors, over all parts of those that are cut."""
+    """The norm of all elements of tensors, including the parts of sharded ones on other ranks."""
     cut, uncut = ([tensor for tensor in tensors if is_shard(tensor) == kind] for kind in (True, False))
     norm = torch.nn.utils.get_total_norm(uncut)
     if not cut:

@@ -1,4 +1,4 @@
-"""Several processes of one command, started by itself: what `torchrun` does, on one machine."""
+"""Starts several processes of one command on this machine, as `torchrun` does."""
 
 from __future__ import annotations
 
@@ -15,19 +15,28 @@ from retrievo.support.errors import RetrievoError, from_os_error
 
 
 def run_together(function: Callable[..., Any], *arguments: Any, processes: int) -> None:
-    """Calls `function(*arguments)` in so many new processes, each of which finds its rank as under torchrun.
+    """Calls `function(*arguments)` in several new processes, whose environment has their rank as under torchrun.
 
-    function, arguments: picklable. Where one process fails, the others are ended.
-    Raises: the RetrievoError of the first one that fails; RetrievoError where a process dies.
+    If one process fails, the others are terminated.
+
+    function, arguments: picklable.
+    Raises: the RetrievoError of the first process that fails; RetrievoError where a process dies.
     """
     context = multiprocessing.get_context("spawn")  # a fork of a process with threads can hang
     problems = context.SimpleQueue()
-    told: dict[str, Any] = {"WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
-    told |= {"MASTER_ADDR": "localhost", "MASTER_PORT": _free_port(), **tokenizing_environment(processes)}
+    environment: dict[str, Any] = {"WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
+    environment |= {"MASTER_ADDR": "localhost", "MASTER_PORT": _free_port(), **tokenizing_environment(processes)}
     started = [
         context.Process(
             target=_run,
-            args=(os.getpid(), {**told, "RANK": n, "LOCAL_RANK": n}, console.is_shown(), problems, function, arguments),
+            args=(
+                os.getpid(),
+                {**environment, "RANK": n, "LOCAL_RANK": n},
+                console.is_shown(),
+                problems,
+                function,
+                arguments,
+            ),
             daemon=True,
         )
         for n in range(processes)
@@ -39,7 +48,7 @@ def run_together(function: Callable[..., Any], *arguments: Any, processes: int) 
         while running:
             ended = wait([process.sentinel for process in running])
             for process in [process for process in running if process.sentinel in ended]:
-                process.join()  # its sentinel may be a moment earlier than its exit code
+                process.join()  # the sentinel may be ready slightly before the exit code
                 running.remove(process)
                 if process.exitcode:
                     raise _problem(problems)
@@ -58,14 +67,14 @@ def _free_port() -> int:
 
 def _run(
     launcher: int,
-    told: dict[str, Any],
+    environment: dict[str, Any],
     shown: bool,
     problems: Any,
     function: Callable[..., Any],
     arguments: tuple[Any, ...],
 ) -> None:
     end_with_launcher(launcher)
-    os.environ.update({name: str(value) for name, value in told.items()})
+    os.environ.update({name: str(value) for name, value in environment.items()})
     try:
         with console.shown(shown):
             function(*arguments)
@@ -77,7 +86,7 @@ def _run(
 
 def _problem(problems: Any) -> RetrievoError:
     if problems.empty():
-        return RetrievoError("processes", "one of them died", None, "see what it says above")
+        return RetrievoError("processes", "one of them died", None, "see its output above")
     kind, *parts = problems.get()
     error: RetrievoError = kind(*parts)
     return error

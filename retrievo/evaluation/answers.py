@@ -1,9 +1,9 @@
-"""Answer recall: whether a retrieved text contains an answer, as open-domain question answering counts it.
+"""Answer recall: whether a retrieved text contains an answer, as defined in open-domain question answering.
 
-DPR (Karpukhin et al. 2020, section 4) calls a passage positive where it contains an answer; the published R@k of
-Natural Questions, TriviaQA and SQuAD is the share of questions with such a passage among the top k. Text and answer are
-compared as sequences of tokens: Unicode NFD, runs of letters, digits and marks or single other signs, lower case.
-Titles do not count.
+DPR (Karpukhin et al. 2020, section 4) calls a passage positive if it contains an answer; the published R@k of Natural
+Questions, TriviaQA and SQuAD is the fraction of questions with such a passage among the top k. Texts and answers are
+compared as sequences of lowercase tokens in Unicode NFD: runs of letters, digits and marks, or single other symbols.
+Titles are not searched.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ from retrievo.support.errors import RetrievoError
 # an escape, a repetition of any sign, a special group, alternatives in a group, a repeated set
 _PATTERN = re.compile(r"\\[sSdDwWbB.?()\[\]]|\.[*+?]|\(\?|\([^()]*\|[^()]*\)|\[[^\[\]]+\][*+?]")
 NEVER = np.iinfo(np.int32).max
-_ROWS_AT_ONCE = 4_096  # documents in memory at a time
+_ROWS_AT_ONCE = 4_096  # number of documents in memory at a time
 
 
 def tokens(text: str) -> str:
-    """The tokens of a text, each between two single spaces: a phrase occurs in it where it is a substring."""
+    """The tokens of a text, each surrounded by single spaces, so that a phrase occurs in it iff it is a substring."""
     found = _token().findall(unicodedata.normalize("NFD", text))
     return f" {' '.join(found).lower()} "
 
 
 @functools.cache
 def _token() -> re.Pattern[str]:
-    """Runs of letters, numbers and marks, or one sign that is neither separator nor control (some 0.2 s, once)."""
+    """The pattern of a token: a run of letters, numbers and marks, or one other visible symbol (0.2 s, once)."""
     kinds: dict[str, list[str]] = {"M": [], "Z": [], "C": []}
     for kind, points in groupby(range(sys.maxunicode + 1), key=lambda point: unicodedata.category(chr(point))[0]):
         if kind in kinds:
@@ -64,9 +64,9 @@ class Answers:
 
     @classmethod
     def read(cls, table: Table, corpus: Corpus, judged: pa.LargeStringArray) -> Answers:
-        """From a table of query_id and answers; of the judged queries only, where there are such.
+        """Reads a table of query_id and answers, keeping only judged queries where there are judgments.
 
-        Raises: RetrievoError where a query stands there twice, or none of the judged ones does.
+        Raises: RetrievoError where a query occurs twice, or none of the judged queries occurs.
         """
         columns = table.read(["query_id", "answers"])
         if pc.count_distinct(columns["query_id"]).as_py() < columns.num_rows:
@@ -79,20 +79,22 @@ class Answers:
         return cls(flat_strings(columns["query_id"]), found, corpus)
 
     def patterns(self) -> tuple[int, str]:
-        """How many queries have an answer that is written as a regular expression, as CuratedTREC has them, and one."""
+        """The number of queries with an answer that looks like a regular expression (as in CuratedTREC), and one."""
         found = [next((answer for answer in some if _PATTERN.search(answer)), None) for some in self.answers]
         written = [answer for answer in found if answer is not None]
         return len(written), next(iter(written), "")
 
     @functools.cached_property
     def _phrases(self) -> list[list[str]]:
-        """The tokens of each answer; one without any (an emoticon of spaces) is never found."""
+        """The tokens of each answer; an answer without tokens is never found."""
         return [[phrase for phrase in map(tokens, found) if phrase.strip()] for found in self.answers]
 
     def first_ranks(self, query: np.ndarray, doc_id: pa.LargeStringArray, rank: np.ndarray) -> tuple[np.ndarray, int]:
-        """The rank of the first text that holds an answer, int32 [A], NEVER where none does; and the rows without text.
+        """The rank of the first text with an answer, int32 [A], NEVER where none has one; and the rows without text.
 
-        query: positions among query_ids, [t]; doc_id, rank: of the retrieved rows, [t].
+        query:  positions among query_ids, [t].
+        doc_id: document ids of the retrieved rows, [t].
+        rank:   ranks of the retrieved rows, [t].
         """
         first = np.full(len(self.query_ids), NEVER, np.int32)
         rows = self.corpus.id_map.rows(doc_id)
@@ -108,7 +110,7 @@ class Answers:
         return first, len(rows) - len(order)
 
     def _texts(self, rows: np.ndarray, order: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
-        """The tokens of each document that was retrieved, once, with the retrieved rows that hold it."""
+        """Yields the tokens of each retrieved document once, with the retrieved rows that contain it."""
         wanted, starts = np.unique(rows[order], return_index=True)
         groups = np.split(order, starts[1:])
         for start in range(0, len(wanted), _ROWS_AT_ONCE):

@@ -1,4 +1,4 @@
-"""Charts as inline SVG: they scale with the page, print, and need nothing from the network."""
+"""Charts as inline SVG, which scale with the page, print well and load nothing from the network."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from html import escape
 
 import numpy as np
 
-# Okabe & Ito 2008: told apart by color-blind eyes; the dashes tell lines apart on gray paper.
+# Okabe & Ito 2008: distinguishable for color-blind readers; dashes distinguish lines in grayscale print.
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b8860b", "#56b4e9")
 _DASHES = ("none", "6 3", "2 2", "8 3 2 3", "12 4", "1 3")
-# Letters of 11 units stay legible where 380 units become the 340 pixels of a phone.
+# Text of 11 units stays legible when 380 units are scaled to the 340 pixels of a phone.
 _WIDTH, _HEIGHT, _LEFT, _BOTTOM, _TOP, _RIGHT = 380, 230, 52, 40, 12, 18
-_BARS = 400  # at most so many bars: beyond that each stands for several queries
+_BARS = 400  # most bars of a chart; with more queries, each bar stands for several
 
 
 def line_chart(lines: Mapping[str, Mapping[int, float]], x_label: str, y_label: str) -> str:
@@ -36,7 +36,7 @@ def line_chart(lines: Mapping[str, Mapping[int, float]], x_label: str, y_label: 
 
 
 def difference_chart(differences: np.ndarray, x_label: str, y_label: str) -> str:
-    """One bar a query, best first: up where the run gained, down where it lost."""
+    """A chart with one bar per query, best first: upward where the run is better, downward where it is worse."""
     values = np.sort(differences)[::-1]
     if len(values) > _BARS:
         values = np.array([part.mean() for part in np.array_split(values, _BARS)])
@@ -50,7 +50,7 @@ def difference_chart(differences: np.ndarray, x_label: str, y_label: str) -> str
 
 
 def histogram(groups: Mapping[str, np.ndarray], x_label: str, y_label: str, bins: int = 30) -> str:
-    """The distributions of several groups of numbers over common bins, each as shares of its own group."""
+    """Histograms of several groups of numbers over common bins, each normalized to its own group."""
     known = {name: values for name, values in groups.items() if len(values)}
     if not known:
         return ""
@@ -73,7 +73,7 @@ def histogram(groups: Mapping[str, np.ndarray], x_label: str, y_label: str, bins
 
 
 def legend(names: Iterable[str]) -> str:
-    """Which line or area is whose, as text that wraps on a narrow page."""
+    """The legend of a chart, as text that wraps on a narrow page."""
     keys = "".join(
         f'<span><svg class="key" viewBox="0 0 24 8"><line x1="0" y1="4" x2="24" y2="4" stroke="{_color(number)}" '
         f'stroke-width="3" stroke-dasharray="{_DASHES[number % len(_DASHES)]}"/></svg>{escape(name)}</span>'
@@ -91,7 +91,7 @@ def _scale(low: float, high: float, start: float, end: float) -> Callable[[float
 
 
 def _steps(edges: Sequence[float], y: Callable[[float], float], values: Sequence[float]) -> str:
-    """The outline of bars that stand side by side on the axis, as one path."""
+    """The outline of adjacent bars, as one path."""
     tops = "".join(
         f"L{left:.1f},{y(value):.1f}L{right:.1f},{y(value):.1f}"
         for left, right, value in zip(edges[:-1], edges[1:], values, strict=True)
@@ -100,7 +100,7 @@ def _steps(edges: Sequence[float], y: Callable[[float], float], values: Sequence
 
 
 def _ticks(low: float, high: float) -> list[float]:
-    """Four to ten round numbers between low and high: multiples of 1, 2 or 5 times a power of ten."""
+    """Four to ten tick values between low and high: multiples of 1, 2 or 5 times a power of ten."""
     power = 10.0 ** math.floor(math.log10((high - low) / 4))
     step = next((size * power for size in (5, 2) if (high - low) / (size * power) >= 4), power)
     return [number * step for number in range(math.ceil(low / step), math.floor(high / step) + 1)]
@@ -129,6 +129,6 @@ def _chart(parts: Sequence[str], x_label: str, y_label: str) -> str:
     labels = _text(middle, _HEIGHT - 8, x_label) + (
         f'<text x="12" y="{up}" text-anchor="middle" transform="rotate(-90 12 {up})">{escape(y_label)}</text>'
     )
-    told = escape(f"{y_label} by {x_label}", quote=True)
+    label = escape(f"{y_label} by {x_label}", quote=True)
     content = "".join(parts) + labels
-    return f'<svg class="chart" viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{told}">{content}</svg>'
+    return f'<svg class="chart" viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{label}">{content}</svg>'

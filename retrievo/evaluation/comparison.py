@@ -1,4 +1,4 @@
-"""Several runs side by side: their means, and whether their differences from a baseline are more than chance."""
+"""Compares several runs: their means, and whether their differences from a baseline are significant."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ import pyarrow as pa
 
 from retrievo.data.columns import as_type
 from retrievo.data.run import Run
-from retrievo.evaluation.judged_run import Scan, positions
+from retrievo.evaluation.judged_run import JudgedRun, positions
 from retrievo.evaluation.names import Metric
 from retrievo.evaluation.scoring import PerQuery, Standard, depth_needed
 from retrievo.evaluation.significance import bootstrap_interval, holm, randomization_test, t_test
 from retrievo.evaluation.texts import Texts
 from retrievo.support.errors import RetrievoError, did_you_mean
 
-SHOWN_DEPTH = 10  # rows of every query that are kept, to be shown beside its values
+SHOWN_DEPTH = 10  # number of first rows of every query that are kept for display
 
 
 @dataclass(frozen=True)
 class Test:
-    """One metric of one run against the baseline, over the queries that both have a value for.
+    """The comparison of one run with the baseline in one metric, over the queries for which both have a value.
 
     difference:      mean of ours - theirs.
     low, high:       its 95 % bootstrap interval.
-    wins, ties, losses: queries on which ours is better, equal, worse.
+    wins, ties, losses: number of queries on which ours is better, equal, worse.
     p_t_test, p_randomization: two-sided p-values.
-    p_holm:          p_randomization, adjusted for the number of runs that are compared in this metric.
+    p_holm:          p_randomization after Holm's correction over the runs that are compared in this metric.
     """
 
     difference: float
@@ -46,21 +46,21 @@ class Test:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What `retrievo evaluate` found.
+    """The result of `retrievo evaluate`.
 
-    metrics:  as typed -> the metric.
-    standard: what the runs were measured against.
-    scans:    name -> what was kept of the run, in the order given.
-    runs:     name -> its values for every query.
-    texts:    where the texts of queries and documents are, as far as the runs know.
-    baseline: the run that the others are compared with.
-    tests:    run -> metric as typed -> the test of their difference.
-    notes:    what should be said beside the means.
+    metrics:     spelling on the command line -> metric.
+    standard:    what the runs were measured against.
+    judged_runs: run name -> judged rows of the run, in the order given.
+    runs:        run name -> values for every query.
+    texts:       the texts of queries and documents, if the tables can be found.
+    baseline:    name of the run that the others are compared with.
+    tests:       run name -> spelling of the metric -> test of the difference from the baseline.
+    notes:       remarks to show with the means.
     """
 
     metrics: dict[str, Metric]
     standard: Standard
-    scans: dict[str, Scan]
+    judged_runs: dict[str, JudgedRun]
     runs: dict[str, PerQuery]
     texts: Texts
     baseline: str | None = None
@@ -77,14 +77,14 @@ class Evaluation:
         baseline: str | None,
         seed: int,
     ) -> Evaluation:
-        """Scans and scores each run, then compares them; without a baseline there are no tests."""
+        """Reads and scores each run, then compares them; without a baseline there are no tests."""
         depth = max(depth_needed(standard.metrics), SHOWN_DEPTH + 1)
-        scans, scored = {}, {}
+        judged_runs, scored = {}, {}
         for name, run in runs.items():
-            scans[name] = Scan.of(run, standard.judgments, depth=depth, name=name)
-            scored[name] = standard.score(scans[name], name)
+            judged_runs[name] = JudgedRun.of(run, standard.judgments, depth=depth, name=name)
+            scored[name] = standard.score(judged_runs[name], name)
         tests = {} if baseline is None else _tests(metrics, scored, baseline, seed)
-        return cls(metrics, standard, scans, scored, texts, baseline, tests)
+        return cls(metrics, standard, judged_runs, scored, texts, baseline, tests)
 
     def __getitem__(self, metric: str) -> float:
         """The mean of a metric, as it was typed, where one run was evaluated; of several see `means`.
@@ -119,26 +119,26 @@ class Evaluation:
 
     @property
     def first_metric(self) -> str:
-        """As typed: what queries are compared by where one number must do."""
+        """The metric, as spelled on the command line, by which single queries are compared."""
         return next(iter(self.metrics))
 
     def means(self) -> dict[str, dict[str, float]]:
-        """Run name -> metric as typed -> mean, unrounded."""
+        """The unrounded means: run name -> spelling of the metric -> mean."""
         found = {name: per_query.means() for name, per_query in self.runs.items()}
         return {name: {typed: means[metric] for typed, metric in self.metrics.items()} for name, means in found.items()}
 
     def table(self) -> pa.Table:
-        """One row per run and query: `run`, `query_id`, then a column for each metric as typed."""
+        """A table with one row per run and query: `run`, `query_id`, then a column for each metric."""
         return pa.concat_tables(_named(name, found, self.metrics) for name, found in self.runs.items())
 
 
 def run_names(paths: Sequence[Path], names: Sequence[str]) -> list[str]:
-    """The short name of each run, or its path where two runs share a name."""
+    """The short name of each run, or its path where two runs have the same name."""
     return [name if names.count(name) == 1 else str(path) for path, name in zip(paths, names, strict=True)]
 
 
 def paired(ours: PerQuery, theirs: PerQuery, metric: Metric) -> tuple[pa.Array, np.ndarray, np.ndarray]:
-    """The queries that both runs have a value for, and the values."""
+    """The queries for which both runs have a value, and these values."""
     at = positions(ours.query_ids, theirs.query_ids)
     mine, other = ours.values[metric], np.append(theirs.values[metric], np.nan)[at]  # -1 = the NaN at the end
     both = ~np.isnan(mine) & ~np.isnan(other)
@@ -165,7 +165,7 @@ def _tests(
 
 
 def _test(found: PerQuery, base: PerQuery, metric: Metric, seed: int) -> Test:
-    """Tests the queries that both runs have a value for."""
+    """Tests the difference over the queries for which both runs have a value."""
     _, ours, theirs = paired(found, base, metric)
     difference = float((ours - theirs).mean()) if len(ours) else math.nan
     low, high = bootstrap_interval(ours, theirs, seed=seed)

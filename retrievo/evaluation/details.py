@@ -1,4 +1,4 @@
-"""What lies behind the means: single queries, ranks and scores of the runs of an evaluation."""
+"""Details behind the means of an evaluation: single queries, ranks and scores."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from retrievo.evaluation.scoring import top_rows
 
 @dataclass(frozen=True)
 class Change:
-    """One query on which a run and the baseline differ."""
+    """The values of a run and the baseline for one query on which they differ."""
 
     query_id: str
     theirs: float
@@ -26,7 +26,7 @@ class Change:
 
 
 def changes(evaluation: Evaluation, name: str, count: int) -> list[Change]:
-    """The queries whose value in the first metric differs most from the baseline's, largest difference first."""
+    """The queries that differ most from the baseline in the first metric, largest difference first."""
     assert evaluation.baseline is not None
     metric = evaluation.metrics[evaluation.first_metric]
     ids, ours, theirs = paired(evaluation.runs[name], evaluation.runs[evaluation.baseline], metric)
@@ -35,7 +35,7 @@ def changes(evaluation: Evaluation, name: str, count: int) -> list[Change]:
 
 
 def worst(evaluation: Evaluation, name: str, count: int) -> list[tuple[str, float]]:
-    """The queries with the lowest value in the first metric, and that value."""
+    """The queries with the lowest values in the first metric, and these values."""
     found = evaluation.runs[name]
     values = found.values[evaluation.metrics[evaluation.first_metric]]
     order = [at for at in np.argsort(values, kind="stable").tolist() if not math.isnan(values[at])][:count]
@@ -43,9 +43,9 @@ def worst(evaluation: Evaluation, name: str, count: int) -> list[tuple[str, floa
 
 
 def top_documents(evaluation: Evaluation, name: str, query_ids: Sequence[str], count: int) -> list[list[str]]:
-    """The first documents that a run has for each of these queries."""
+    """The top documents of a run for each of these queries."""
     ids = pa.array(query_ids, pa.large_string())
-    query, doc_id, _ = top_rows(evaluation.scans[name], evaluation.standard.rules, ids, count)
+    query, doc_id, _ = top_rows(evaluation.judged_runs[name], evaluation.standard.rules, ids, count)
     found: list[list[str]] = [[] for _ in query_ids]
     for at, doc in zip(query.tolist(), doc_id.to_pylist(), strict=True):
         found[at].append(doc)
@@ -63,11 +63,11 @@ def relevant_documents(evaluation: Evaluation, query_ids: Sequence[str]) -> list
 
 
 def recall_by_depth(evaluation: Evaluation, name: str) -> dict[int, float]:
-    """Depth -> share of the relevant documents among so many first rows, averaged over judged queries."""
-    scan, standard = evaluation.scans[name], evaluation.standard
+    """Recall at several depths, averaged over judged queries: depth -> recall."""
+    judged_run, standard = evaluation.judged_runs[name], evaluation.standard
     if not len(standard.judgments.query_ids):
         return {}
-    deepest = int(scan.retrieved.max(initial=0))
+    deepest = int(judged_run.retrieved.max(initial=0))
     depths = sorted({int(step * 10**power) for power in range(7) for step in (1, 2, 5)} | {deepest})
     measured = replace(
         standard,
@@ -75,17 +75,17 @@ def recall_by_depth(evaluation: Evaluation, name: str) -> dict[int, float]:
         reference=None,
         answers=None,
     )
-    return {metric.cutoff or 0: mean for metric, mean in measured.score(scan, name).means().items()}
+    return {metric.cutoff or 0: mean for metric, mean in measured.score(judged_run, name).means().items()}
 
 
 def scores(evaluation: Evaluation, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Scores of the relevant documents that a run found, and of other documents among its first rows."""
-    scan, standard = evaluation.scans[name], evaluation.standard
-    relevant = standard.judgments.grade[scan.hit] >= standard.min_relevance
-    _, kept = ranked_by(scan, scan.top, standard.rules)
-    judged = positions(scan.query_ids, standard.judgments.query_ids)[scan.top.query]
+    """The scores of the relevant documents that a run found, and of the other documents among its first rows."""
+    judged_run, standard = evaluation.judged_runs[name], evaluation.standard
+    relevant = standard.judgments.grade[judged_run.hit] >= standard.min_relevance
+    _, kept = ranked_by(judged_run, judged_run.top, standard.rules)
+    judged = positions(judged_run.query_ids, standard.judgments.query_ids)[judged_run.top.query]
     found = np.full(len(judged), -1)
-    found[kept] = standard.judgments.find(judged[kept], scan.top_doc.filter(pa.array(kept)))
+    found[kept] = standard.judgments.find(judged[kept], judged_run.top_doc.filter(pa.array(kept)))
     good = np.zeros(len(judged), bool)
     good[found >= 0] = standard.judgments.grade[found[found >= 0]] >= standard.min_relevance
-    return scan.hits.score[relevant], scan.top.score[kept & ~good & (judged >= 0)]
+    return judged_run.hits.score[relevant], judged_run.top.score[kept & ~good & (judged >= 0)]

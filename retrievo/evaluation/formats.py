@@ -1,4 +1,4 @@
-"""An evaluation as text: a table for a person, or Markdown, LaTeX, CSV and JSON for what is written next."""
+"""Formats an evaluation as a table, Markdown, LaTeX, CSV or JSON."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from retrievo.evaluation.comparison import Evaluation, Test
 from retrievo.evaluation.details import changes, relevant_documents, top_documents
 from retrievo.support import console
 
-SIGNIFICANT = 0.05  # of the adjusted randomization test: what LaTeX marks
+SIGNIFICANT = 0.05  # level of the Holm-corrected randomization test below which LaTeX marks a difference
 Titled = tuple[str | None, list[str], list[list[str]]]  # title, columns and rows of a table
 _PIPE = r"\|"
-CHANGED = 10  # queries shown of a run that is compared
-_TEXT_WIDTH = 60  # characters of a query or document that are shown
+CHANGED = 10  # number of changed queries that are shown for a compared run
+_TEXT_WIDTH = 60  # most characters of a query or document that are shown
 
 
 def print_evaluation(evaluation: Evaluation, style: str, *, changed: int | None = 0) -> None:
     """Prints to stdout in one of FORMATS.
 
-    changed: queries shown for each run that is compared; None = CHANGED where it is one run, else none: a person reads
-    the tests of several runs side by side.
+    changed: number of changed queries to show for each compared run; None = CHANGED where one run is compared, else 0,
+             since the tests of several runs are read side by side.
     """
     if changed is None:
         changed = CHANGED if len(evaluation.tests) == 1 else 0
@@ -32,12 +32,12 @@ def print_evaluation(evaluation: Evaluation, style: str, *, changed: int | None 
 
 
 def number(value: float) -> str:
-    """Four digits, or a dash where there is no value."""
+    """Formats a value with four digits, or a dash for NaN."""
     return "–" if math.isnan(value) else f"{value:.4f}"
 
 
 def p_value(p: float) -> str:
-    """Four digits, a dash where there is none, a bound where it is tiny."""
+    """Formats a p-value with four digits, a dash for NaN, or a bound where it is tiny."""
     return "–" if math.isnan(p) else ("<0.0001" if p < 0.0001 else f"{p:.4f}")
 
 
@@ -45,7 +45,7 @@ TEST_COLUMNS = ("run", "metric", "difference", "95 % interval", "wins/ties/losse
 
 
 def test_rows(evaluation: Evaluation) -> tuple[list[str], list[list[str]]]:
-    """Column names and rows of the tests; Holm's correction where several runs are compared."""
+    """The column names and rows of the tests, with Holm's correction where several runs are compared."""
     several = len(evaluation.tests) > 1
     columns = [*TEST_COLUMNS, *(["p (Holm)"] if several else [])]
     rows = [
@@ -61,7 +61,7 @@ def test_rows(evaluation: Evaluation) -> tuple[list[str], list[list[str]]]:
 
 
 def change_rows(evaluation: Evaluation, count: int) -> tuple[list[str], list[list[str]]]:
-    """Column names and rows: for each run that is compared the queries that changed most, with first documents."""
+    """The column names and rows of the queries that changed most, for each compared run, with top documents."""
     base = evaluation.baseline or ""
     columns = ["run", "query", base, "this run", "difference", "text", f"first of {base}", "first of this run"]
     return columns, [row for name in evaluation.tests for row in _change_rows(evaluation, base, name, count)]
@@ -77,7 +77,7 @@ def _change_rows(evaluation: Evaluation, base: str, name: str, count: int) -> It
 
 
 def _first_documents(evaluation: Evaluation, name: str, query_ids: Sequence[str]) -> list[str]:
-    """The first document of a run for each query, as far as its texts are at hand; a tick marks a relevant one."""
+    """The top document of a run for each query, with its title if known; a check mark marks a relevant one."""
     first = [docs[0] if docs else None for docs in top_documents(evaluation, name, query_ids, 1)]
     known = evaluation.texts.of_documents(doc for doc in first if doc is not None)
     shown = []
@@ -93,7 +93,7 @@ def _shortened(text: str) -> str:
 
 
 def _tables(evaluation: Evaluation, changed: int) -> list[Titled]:
-    """Everything that a person reads."""
+    """All tables of an evaluation."""
     means = [[name, *map(number, found.values())] for name, found in evaluation.means().items()]
     tables: list[Titled] = [(None, ["run", *evaluation.metrics], means)]
     if evaluation.tests:
@@ -135,7 +135,7 @@ def _latex_tables(tables: Sequence[Titled]) -> str:
 
 
 def _tabular(head: str, rows: Sequence[str], columns: int) -> str:
-    """In the style of booktabs."""
+    """A LaTeX tabular in the style of booktabs."""
     lines = [f"\\begin{{tabular}}{{l{'r' * (columns - 1)}}}", r"\toprule", rf"{head} \\", r"\midrule"]
     return "\n".join([*lines, *(rf"{row} \\" for row in rows), r"\bottomrule", r"\end{tabular}"])
 
@@ -161,7 +161,7 @@ _LATEX = str.maketrans({sign: f"\\{sign}" for sign in "&%$#_{}"} | {
 
 
 def _as_latex(evaluation: Evaluation, changed: int) -> str:
-    """A tabular for booktabs: the best value of each metric is bold, a dagger marks a difference beyond chance."""
+    """A booktabs tabular: the best value of each metric is bold, and a dagger marks a significant difference."""
     means = evaluation.means()
     known = {typed: [found[typed] for found in means.values()] for typed in evaluation.metrics}
     best = {typed: max((value for value in values if value == value), default=0) for typed, values in known.items()}
@@ -173,8 +173,8 @@ def _as_latex(evaluation: Evaluation, changed: int) -> str:
     head = " & ".join(["run", *(typed.translate(_LATEX) for typed in best)])
     lines = [_tabular(head, rows, len(best) + 1)]
     if evaluation.baseline:
-        told = f"p < {SIGNIFICANT} against {evaluation.baseline}".translate(_LATEX)
-        lines.append(f"% $^\\dagger$ {told}, paired randomization test, Holm-corrected over runs")
+        bound = f"p < {SIGNIFICANT} against {evaluation.baseline}".translate(_LATEX)
+        lines.append(f"% $^\\dagger$ {bound}, paired randomization test, Holm-corrected over runs")
     return "\n".join(lines)
 
 
@@ -185,7 +185,7 @@ def _latex_cell(value: float, best: float, test: Test | None) -> str:
 
 
 def _as_csv(evaluation: Evaluation, changed: int) -> str:
-    """One row per run and metric, unrounded; what was not compared is empty."""
+    """CSV with one row per run and metric, unrounded; columns of the comparison are empty where there is none."""
     keys = list(Test.__dataclass_fields__)
     rows = []
     for name, found in evaluation.means().items():
@@ -197,7 +197,7 @@ def _as_csv(evaluation: Evaluation, changed: int) -> str:
 
 
 def csv_text(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """Rows as CSV; a number that is none is empty."""
+    """Formats rows as CSV; NaN becomes an empty field."""
     lines = io.StringIO()
     writer = csv.writer(lines, lineterminator="\n")
     writer.writerow(columns)
@@ -206,7 +206,7 @@ def csv_text(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
 
 
 def _as_json(evaluation: Evaluation, changed: int) -> str:
-    """Run name -> metric as typed -> value, unrounded; `METRIC difference` and so on for what was compared."""
+    """JSON of run name -> metric -> unrounded value; a compared run also has `METRIC difference` and so on."""
     values: dict[str, dict[str, float | None]] = {}
     for name, found in evaluation.means().items():
         values[name] = {typed: _finite(mean) for typed, mean in found.items()}

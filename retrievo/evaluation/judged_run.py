@@ -1,7 +1,7 @@
-"""What evaluation keeps of a run: one pass over its rows, a block of whole queries at a time.
+"""The judged rows of a run, collected in one pass, a block of whole queries at a time.
 
-A run of millions of rows meets the judgments block by block; what stays are the judged rows with their ranks, the
-first rows of every query and a few counts, so that memory depends on the number of queries and judgments alone.
+A run of millions of rows is matched with the judgments block by block. Only the judged rows with their ranks, the first
+rows of every query and a few counts are kept, so memory depends only on the number of queries and judgments.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ NO_RANK = 0
 
 @dataclass(frozen=True)
 class Judgments:
-    """Who judged what: m pairs of a query and a document with a grade.
+    """Relevance judgments: m pairs of a query and a document, each with a grade.
 
     query_ids: strings [J], by first appearance.
     query:     int64 [m], positions in query_ids.
@@ -38,7 +38,7 @@ class Judgments:
 
     @classmethod
     def of(cls, qrels: pa.Table | None) -> Judgments:
-        """From a table of query_id, doc_id, relevance; None = nothing is judged.
+        """Reads a table of query_id, doc_id, relevance; None = no judgments.
 
         Raises: RetrievoError for a pair that is judged twice.
         """
@@ -63,7 +63,7 @@ class Judgments:
 
     @functools.cached_property
     def _keys(self) -> tuple[np.ndarray, np.ndarray]:
-        """Ascending numbers of the pairs, and where each stands among the judgments."""
+        """The sorted keys of the pairs, and the position of each among the judgments."""
         key = self.query * len(self._docs) + positions(self.doc_id, self._docs)
         order = np.argsort(key)
         return key[order], order
@@ -83,39 +83,41 @@ class Judgments:
 class Rows:
     """Some rows of a run [h].
 
-    query: positions in the run's query_ids, int64.
-    rank:  by the ordering rule, int32, from 1.
-    told:  the rank that the file tells, int32; 0 = none.
-    score: float32.
+    query:     positions in the run's query_ids, int64.
+    rank:      ranks by the ordering rule, int32, from 1.
+    file_rank: ranks in the file, int32; 0 = none.
+    score:     float32.
     """
 
     query: np.ndarray
     rank: np.ndarray
-    told: np.ndarray
+    file_rank: np.ndarray
     score: np.ndarray
 
     def take(self, chosen: np.ndarray) -> Rows:
-        """Rows by position or by mask."""
+        """Selects rows by positions or by a mask."""
         return Rows(*(getattr(self, spec.name)[chosen] for spec in fields(self)))
 
     @classmethod
     def joined(cls, parts: Iterable[Rows], offsets: Iterable[int]) -> Rows:
-        """Rows of several blocks, whose queries begin at these positions."""
-        moved = [(part.query + offset, part.rank, part.told, part.score) for part, offset in zip(parts, offsets)]  # noqa: B905
+        """Joins the rows of several blocks, adding each block's offset to its query positions."""
+        moved = [(part.query + offset, part.rank, part.file_rank, part.score) for part, offset in zip(parts, offsets)]  # noqa: B905
         return cls(*(np.concatenate(columns) for columns in zip(*moved, strict=True)))
 
 
 @dataclass(frozen=True)
-class Scan:
-    """A run as evaluation sees it.
+class JudgedRun:
+    """The part of a run that evaluation needs.
 
-    query_ids:  strings [U], by first appearance.
-    retrieved:  rows of each query, [U].
-    hits:       the judged rows; hit: their positions among the judgments, [h].
-    top:        the first rows of each query by either rank; top_doc: their documents.
-    self_rows:  the rows whose document id is the query id.
-    unlike:     queries with rows that the file ranks otherwise than their scores do, bool [U].
-    told:       whether the file's ranks are ranks: from 1, each once in a query.
+    query_ids:      strings [U], by first appearance.
+    retrieved:      number of rows of each query, [U].
+    hits:           the judged rows.
+    hit:            the positions of these rows among the judgments, [h].
+    top:            the first rows of each query, by the ordering rule or by the file's ranks.
+    top_doc:        the document ids of these rows.
+    self_rows:      the rows whose document id is the query id.
+    unlike:         whether the file's ranks of a query differ from those by score, bool [U].
+    has_file_ranks: whether the file's ranks are valid: from 1, and unique within a query.
     """
 
     query_ids: pa.LargeStringArray
@@ -126,25 +128,26 @@ class Scan:
     top_doc: pa.LargeStringArray
     self_rows: Rows
     unlike: np.ndarray
-    told: bool
+    has_file_ranks: bool
 
     @classmethod
-    def of(cls, run: pa.Table | Run, judgments: Judgments, *, depth: int = 0, name: str = "run") -> Scan:
-        """Reads a run: query_id, doc_id, score and perhaps rank, rows in any order.
+    def of(cls, run: pa.Table | Run, judgments: Judgments, *, depth: int = 0, name: str = "run") -> JudgedRun:
+        """Reads a run (query_id, doc_id, score and optionally rank) whose rows may be in any order.
 
-        depth: how many first rows of every query to keep.
+        depth: number of first rows of every query to keep.
         Raises: RetrievoError for a pair that occurs twice or a score that is not finite, naming query and document.
         """
         blocks = [run] if isinstance(run, pa.Table) else run.blocks()
-        scan = cls._joined([_scan(block, judgments, depth, name) for block in blocks], judgments)
-        if isinstance(run, Run) and pc.count_distinct(scan.query_ids).as_py() < len(scan.query_ids):
-            return cls._joined([_scan(run.table, judgments, depth, name)], judgments)  # its queries are scattered
-        return scan
+        judged_run = cls._joined([_judged_block(block, judgments, depth, name) for block in blocks], judgments)
+        if isinstance(run, Run) and pc.count_distinct(judged_run.query_ids).as_py() < len(judged_run.query_ids):
+            # the rows of a query are scattered over blocks, so the run is read as one block
+            return cls._joined([_judged_block(run.table, judgments, depth, name)], judgments)
+        return judged_run
 
     @classmethod
-    def _joined(cls, parts: list[Scan], judgments: Judgments) -> Scan:
+    def _joined(cls, parts: list[JudgedRun], judgments: Judgments) -> JudgedRun:
         if not parts:
-            return _scan(_NO_ROWS, judgments, 0, "run")
+            return _judged_block(_NO_ROWS, judgments, 0, "run")
         if len(parts) == 1:
             return parts[0]
         offsets = np.cumsum([0, *(len(part.query_ids) for part in parts)])[:-1].tolist()
@@ -157,18 +160,18 @@ class Scan:
             pa.concat_arrays([part.top_doc for part in parts]),
             Rows.joined((part.self_rows for part in parts), offsets),
             np.concatenate([part.unlike for part in parts]),
-            all(part.told for part in parts),
+            all(part.has_file_ranks for part in parts),
         )
 
     @functools.cached_property
     def self_rank(self) -> np.ndarray:
-        """The rank of the row whose document is the query, int32 [U]; beyond all ranks where there is none."""
+        """The rank of the row whose document id is the query id, int32 [U]; the largest int32 where there is none."""
         return self._of_self_rows(self.self_rows.rank)
 
     @functools.cached_property
-    def self_told(self) -> np.ndarray:
-        """The same by the file's ranks."""
-        return self._of_self_rows(self.self_rows.told)
+    def self_file_rank(self) -> np.ndarray:
+        """The rank in the file of the row whose document id is the query id; the largest int32 where there is none."""
+        return self._of_self_rows(self.self_rows.file_rank)
 
     def _of_self_rows(self, rank: np.ndarray) -> np.ndarray:
         found = np.full(len(self.query_ids), np.iinfo(np.int32).max, np.int32)
@@ -182,12 +185,12 @@ _NO_ROWS = pa.table(
 
 
 def positions(ids: pa.Array, among: pa.Array) -> np.ndarray:
-    """The position of each id among others, int64 [n]; -1 where it is not there."""
+    """The position of each id in `among`, int64 [n]; -1 where it is missing."""
     return pc.index_in(ids, value_set=among).fill_null(-1).to_numpy().astype(np.int64)
 
 
-def _scan(block: pa.Table, judgments: Judgments, depth: int, name: str) -> Scan:
-    """One block of whole queries."""
+def _judged_block(block: pa.Table, judgments: Judgments, depth: int, name: str) -> JudgedRun:
+    """Reads one block of whole queries."""
     query_ids, query = _coded(block["query_id"])
     doc_id, score = flat_strings(block["doc_id"]), block["score"].to_numpy()
     _check_finite(name, score, query_ids, query, doc_id)
@@ -200,16 +203,16 @@ def _scan(block: pa.Table, judgments: Judgments, depth: int, name: str) -> Scan:
     rank = np.empty(len(query), np.int32)
     order = ranked(query, score, doc_id)
     rank[order] = ranks(query[order])
-    told = block["rank"].to_numpy() if "rank" in block.column_names else np.zeros(len(rank), np.int32)
-    every = Rows(query, rank, told, score)
-    # Few rows have the fingerprint of a judged pair or of a query as its own document; only those are compared as text.
+    file_rank = block["rank"].to_numpy() if "rank" in block.column_names else np.zeros(len(rank), np.int32)
+    every = Rows(query, rank, file_rank, score)
+    # Only the few rows whose fingerprint is that of a judged pair, or of a query as its own document, are compared.
     wanted = np.concatenate([judgments.fingerprints, fingerprints(group, query_ids)])
     rows = np.flatnonzero(pc.is_in(pa.array(prints), value_set=pa.array(wanted)).to_numpy(zero_copy_only=False))
     ids = doc_id.take(pa.array(rows))
     hit = judgments.find(judged[query[rows]], ids)
     own = pc.equal(ids, query_ids.take(pa.array(query[rows]))).to_numpy(zero_copy_only=False)
-    first = np.flatnonzero((rank <= depth) | ((told <= depth) & (told > NO_RANK))) if depth else rows[:0]
-    return Scan(
+    first = np.flatnonzero((rank <= depth) | ((file_rank <= depth) & (file_rank > NO_RANK))) if depth else rows[:0]
+    return JudgedRun(
         query_ids, np.bincount(query, minlength=len(query_ids)),
         every.take(rows[hit >= 0]), hit[hit >= 0],
         every.take(first), doc_id.take(pa.array(first)), every.take(rows[own]),
@@ -223,20 +226,20 @@ def _coded(query_id: pa.ChunkedArray) -> tuple[pa.LargeStringArray, np.ndarray]:
     if not len(ids):
         return ids, np.zeros(0, np.int64)
     first = np.flatnonzero(np.append(True, pc.not_equal(ids[1:], ids[:-1]).to_numpy(zero_copy_only=False)))
-    coded = ids.take(pa.array(first)).dictionary_encode()  # rows of a query mostly stand together
+    coded = ids.take(pa.array(first)).dictionary_encode()  # quick, since rows of a query are mostly contiguous
     return coded.dictionary, np.repeat(coded.indices.to_numpy(), np.diff(first, append=len(ids))).astype(np.int64)
 
 
 def _compare_ranks(rows: Rows, queries: int) -> tuple[np.ndarray, bool]:
-    """Which queries the file ranks otherwise than the ordering rule, and whether its ranks are ranks."""
+    """Whether the file's ranks of each query differ from the ordering rule's, and whether they are valid ranks."""
     unlike = np.zeros(queries, bool)
-    differs = rows.told != rows.rank
+    differs = rows.file_rank != rows.rank
     unlike[rows.query[differs]] = True
     if not differs.any():
         return unlike, True
     chosen = rows.take(unlike[rows.query])
-    pairs = np.sort(chosen.query << 32 | chosen.told)
-    return unlike, bool(chosen.told.min() > NO_RANK and (pairs[1:] != pairs[:-1]).all())
+    pairs = np.sort(chosen.query << 32 | chosen.file_rank)
+    return unlike, bool(chosen.file_rank.min() > NO_RANK and (pairs[1:] != pairs[:-1]).all())
 
 
 def _check_finite(name: str, score: np.ndarray, query_ids: pa.Array, query: np.ndarray, doc_id: pa.Array) -> None:

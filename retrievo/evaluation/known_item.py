@@ -1,7 +1,7 @@
-"""A data set without labels: documents of a bare corpus are the answers to questions made from themselves.
+"""Known-item data sets: queries made from the documents of a corpus without labels, which are their own answers.
 
-Known-item search (Azzopardi, de Rijke & Balog 2007, in spirit): a query is the title of a document, or a span of words
-held out of it as in the inverse cloze task (Lee et al. 2019). What the query is made of is taken away from the corpus.
+As in known-item search (after Azzopardi, de Rijke & Balog 2007), a query is the title of a document, or a span of words
+from it as in the inverse cloze task (Lee et al. 2019). The text of the query is removed from the corpus.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from retrievo.support.artifact import Output
 from retrievo.support.errors import RetrievoError
 
 SPAN_WORDS = 10
-_LEAST_WORDS = 3 * SPAN_WORDS  # a document of which a span is held out keeps two thirds or more
+_LEAST_WORDS = 3 * SPAN_WORDS  # a document keeps at least two thirds of its words after a span is removed
 
 WARNING = (
     "known-item queries are made of the documents themselves: they share their words, which flatters BM25, have one "
@@ -33,7 +33,7 @@ WARNING = (
 
 @dataclass(frozen=True)
 class _Drawn:
-    """The documents that are asked for: row -> query."""
+    """The documents that were drawn to make queries from: row -> query."""
 
     rows: np.ndarray
     seed: int
@@ -41,11 +41,11 @@ class _Drawn:
 
 
 def make_known_items(path: Path, corpus: Corpus, *, kind: str, count: int, seed: int, force: bool = False) -> None:
-    """Writes a dataset folder: the corpus without what its queries are made of, queries and one judgment each.
+    """Writes a dataset folder: queries made from a corpus, one judgment each, and the corpus without their text.
 
-    kind:  'title' asks with titles (all titles are taken away); 'span' with ten words out of a text.
-    count: most queries; drawn among documents whose title, or text, is the only one of its kind.
-    Raises: RetrievoError where no document can be asked for.
+    kind:  'title' uses titles as queries (all titles are removed); 'span' uses ten words from a text.
+    count: the most queries to make, drawn among documents whose title or text is unique.
+    Raises: RetrievoError where no query can be made from any document.
     """
     config = {"known_item": kind, "queries": count, "seed": seed}
     output = Output(path, "dataset", config, {"corpus": corpus.input}, force=force)
@@ -67,7 +67,7 @@ def make_known_items(path: Path, corpus: Corpus, *, kind: str, count: int, seed:
 
 
 def _draw(corpus: Corpus, kind: str, count: int, seed: int) -> np.ndarray:
-    """Rows of documents, ascending [n]: a seeded draw among those that can be asked for."""
+    """The rows of documents to make queries from, ascending [n]: a seeded draw among those that fit."""
     hashes, usable = [], []
     names = ["text"] if kind == "span" else ["title", "text"]
     if kind == "title" and not corpus.table.has("title"):
@@ -91,7 +91,7 @@ def _fits(kind: str, text: str) -> bool:
 
 
 def _without_what_is_asked(corpus: Corpus, drawn: _Drawn, asked: dict[str, list]) -> Iterator[pa.Table]:
-    """The documents in their order; fills `asked` with the ids and queries of those that are drawn."""
+    """Yields all documents in order; adds the ids and queries of the drawn ones to `asked`."""
     names = [name for name in ("id", "title", "text") if corpus.table.has(name)]
     wanted, start = set(drawn.rows.tolist()), 0
     for batch in corpus.table.batches(names):
@@ -105,14 +105,14 @@ def _without_what_is_asked(corpus: Corpus, drawn: _Drawn, asked: dict[str, list]
             )
             asked["id"].append(ids[here])
             asked["text"].append(" ".join(query.split()))
-        if drawn.kind == "span":  # a title stays beside its text
+        if drawn.kind == "span":  # titles are kept, in front of the text
             texts = [f"{title} {text}".strip() for title, text in zip(titles, texts, strict=True)]
         yield pa.table({"id": ids, "text": texts}, schema=CORPUS.arrow)
         start += len(ids)
 
 
 def _cut(seed: int, row: int, text: str) -> tuple[str, str]:
-    """Ten words of a text, and the text without them."""
+    """Cuts ten words out of a text; returns them and the rest."""
     words = text.split()
     key = int(random_keys(seed + 1, np.array([row]))[0])
     first = key % (len(words) - SPAN_WORDS + 1)

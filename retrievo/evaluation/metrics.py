@@ -1,7 +1,7 @@
-"""trec_eval's metrics over whole runs at once: every step is one array operation over all queries.
+"""trec_eval's metrics for whole runs: every step is one array operation over all queries.
 
-A run and its judgments meet once, in `Scan`; `Hits` are its judged rows under one convention. Each metric is a formula
-over those few rows, so that a further metric costs next to nothing, however deep the run.
+`JudgedRun` matches a run with its judgments once; `Hits` are its judged rows under one convention. Each metric is a
+formula over those few rows, so another metric costs almost nothing, however deep the run.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ import numpy as np
 import pyarrow as pa
 
 from retrievo.data.ordering import ranks
-from retrievo.evaluation.judged_run import Judgments, Rows, Scan, positions
+from retrievo.evaluation.judged_run import Judgments, Rows, JudgedRun, positions
 from retrievo.evaluation.names import Rules
 
 
 @dataclass(frozen=True)
 class Hits:
-    """The judged rows of a run [h], by query and rank, and what the judgments hold for each of Q queries.
+    """The judged rows of a run [h], sorted by query and rank, and totals for each of Q queries.
 
-    query:         [h], ascending positions among the Q queries.
-    rank, grade:   [h].
-    retrieved:     rows of the run for each query, [Q].
-    relevant:      documents judged relevant for each query, [Q].
-    judgments:    (query, grade), [m] each: everything judged.
+    query:         ascending positions among the Q queries, [h].
+    rank, grade:   of each judged row, [h].
+    retrieved:     number of rows of the run for each query, [Q].
+    relevant:      number of documents judged relevant for each query, [Q].
+    judgments:     (query, grade) of all judgments, [m] each.
     min_relevance: the lowest relevant grade.
     """
 
@@ -40,54 +40,58 @@ class Hits:
     min_relevance: int
 
     @classmethod
-    def of(cls, scan: Scan, judgments: Judgments, rules: Rules, query_ids: pa.Array, min_relevance: int) -> Hits:
-        """The judged rows for the given queries, among which those of the judgments come first."""
-        rank, kept = ranked_by(scan, scan.hits, rules)
-        query, hit = positions(scan.query_ids, query_ids)[scan.hits.query[kept]], scan.hit[kept]
+    def of(
+        cls, judged_run: JudgedRun, judgments: Judgments, rules: Rules, query_ids: pa.Array, min_relevance: int
+    ) -> Hits:
+        """Selects the judged rows for the given queries, of which the judged queries come first."""
+        rank, kept = ranked_by(judged_run, judged_run.hits, rules)
+        query, hit = positions(judged_run.query_ids, query_ids)[judged_run.hits.query[kept]], judged_run.hit[kept]
         by_rank = np.lexsort((rank[kept], query))
         relevant = np.bincount(judgments.query[judgments.grade >= min_relevance], minlength=len(query_ids))
         return cls(
             query[by_rank], rank[kept][by_rank], judgments.grade[hit[by_rank]],
-            retrieved(scan, rules, query_ids), relevant, (judgments.query, judgments.grade), min_relevance,
+            retrieved(judged_run, rules, query_ids), relevant, (judgments.query, judgments.grade), min_relevance,
         )  # fmt: skip
 
     def top(self, cutoff: int | None) -> np.ndarray:
-        """Which hits are among the first `cutoff` rows, bool [h]."""
+        """Whether each hit is among the first `cutoff` rows, bool [h]."""
         return self.rank <= (np.inf if cutoff is None else cutoff)
 
     def relevant_top(self, cutoff: int | None) -> np.ndarray:
-        """Which hits are relevant and among the first `cutoff` rows, bool [h]."""
+        """Whether each hit is relevant and among the first `cutoff` rows, bool [h]."""
         return (self.grade >= self.min_relevance) & self.top(cutoff)
 
     def count(self, chosen: np.ndarray) -> np.ndarray:
-        """How many of the chosen hits each query has, [Q]."""
+        """The number of chosen hits of each query, [Q]."""
         return np.bincount(self.query[chosen], minlength=len(self.relevant))
 
     @functools.cached_property
     def ideal(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The best ranking there could be, (query, rank, grade): everything judged, by grade descending."""
+        """The ideal ranking (query, rank, grade): all judged documents by descending grade."""
         query, grade = self.judgments
         order = np.lexsort((-grade.astype(np.int64), query))
         return query[order], ranks(query[order]), grade[order]
 
 
-def ranked_by(scan: Scan, rows: Rows, rules: Rules) -> tuple[np.ndarray, np.ndarray]:
-    """The rank of some rows of a run under these rules, int32 [h], and which of them count, bool [h].
+def ranked_by(judged_run: JudgedRun, rows: Rows, rules: Rules) -> tuple[np.ndarray, np.ndarray]:
+    """The rank of some rows of a run under these rules, int32 [h], and whether each row counts, bool [h].
 
-    Without the row whose document is the query, the rows below it move up by one.
+    Where the row whose document is the query is excluded, the rows below it move up by one.
     """
-    rank, own = (rows.told, scan.self_told) if rules.ties == "rank" else (rows.rank, scan.self_rank)
+    rank, own = (
+        (rows.file_rank, judged_run.self_file_rank) if rules.ties == "rank" else (rows.rank, judged_run.self_rank)
+    )
     if not rules.exclude_self:
         return rank, np.ones(len(rank), bool)
     return rank - (rank > own[rows.query]), rank != own[rows.query]
 
 
-def retrieved(scan: Scan, rules: Rules, query_ids: pa.Array) -> np.ndarray:
-    """How many rows of a run count for each of these queries, [Q]."""
-    counts = scan.retrieved.copy()
+def retrieved(judged_run: JudgedRun, rules: Rules, query_ids: pa.Array) -> np.ndarray:
+    """The number of rows of a run that count for each of these queries, [Q]."""
+    counts = judged_run.retrieved.copy()
     if rules.exclude_self:
-        counts[scan.self_rows.query] -= 1
-    return np.append(counts, 0)[positions(query_ids, scan.query_ids)]  # -1 = the 0 at the end
+        counts[judged_run.self_rows.query] -= 1
+    return np.append(counts, 0)[positions(query_ids, judged_run.query_ids)]  # -1 = the 0 at the end
 
 
 def mrr(hits: Hits, cutoff: int | None) -> np.ndarray:
@@ -104,10 +108,9 @@ def recall(hits: Hits, cutoff: int | None) -> np.ndarray:
 
 
 def ndcg(hits: Hits, cutoff: int | None) -> np.ndarray:
-    """DCG / best DCG there could be, DCG = sum over ranks i <= k of max(grade_i, 0) / log2(i + 1).
+    """DCG / ideal DCG, where DCG = sum over ranks i <= k of max(grade_i, 0) / log2(i + 1).
 
-    Jarvelin & Kekalainen 2002 with the linear gain and the discount of trec_eval; the lowest relevant grade plays no
-    part in it.
+    Jarvelin & Kekalainen 2002 with trec_eval's linear gain and discount; `min_relevance` does not matter.
     """
     queries = len(hits.relevant)
     return _share(_dcg(hits.query, hits.rank, hits.grade, cutoff, queries), _dcg(*hits.ideal, cutoff, queries))
@@ -137,7 +140,7 @@ def success(hits: Hits, cutoff: int) -> np.ndarray:
 
 
 def judged(hits: Hits, cutoff: int) -> np.ndarray:
-    """|judged in the top k| / min(k, |retrieved|); a grade of 0 or below is a judgment too."""
+    """|judged in the top k| / min(k, |retrieved|); documents of grade 0 or below count as judged."""
     return _share(hits.count(hits.top(cutoff)), np.minimum(cutoff, hits.retrieved))
 
 
@@ -154,7 +157,7 @@ METRICS: dict[str, Callable[[Hits, Any], np.ndarray]] = {
 
 
 def _share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
-    """part / whole in float64, 0 where the whole is 0."""
+    """part / whole in float64; 0 where the whole is 0."""
     return np.divide(part, whole, out=np.zeros(len(part)), where=whole > 0)
 
 

@@ -1,4 +1,4 @@
-"""The metrics by name: what can be typed after `--metrics`, and what it means (standard library only)."""
+"""The names of metrics for `--metrics`, and their meanings (standard library only)."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ STYLES = ("table", "markdown", "latex", "csv", "json")  # the functions are in f
 
 @dataclass(frozen=True)
 class Rules:
-    """What is counted, and how.
+    """The rules by which queries and rows are counted.
 
-    ties:         'score' ranks by float32 score and then by document id descending, whatever the file's rank column
-                  says; 'rank' goes by that column.
-    missing:      judged queries that the run lacks: 'zero' counts them as 0, 'skip' leaves them out.
-    exclude_self: drop rows whose document id equals the query id.
+    ties:         'score' ranks by descending float32 score, then descending document id, and ignores the file's rank
+                  column; 'rank' uses that column.
+    missing:      'zero' counts judged queries that the run lacks as 0; 'skip' leaves them out of the mean.
+    exclude_self: whether to drop rows whose document id equals the query id.
     """
 
     ties: str = "score"
@@ -29,7 +29,7 @@ class Rules:
 
 @dataclass(frozen=True)
 class Convention:
-    """Rules that published numbers follow."""
+    """A named set of rules that published numbers follow."""
 
     help: str
     rules: Rules
@@ -47,7 +47,7 @@ CONVENTIONS = {
 
 @dataclass(frozen=True)
 class Name:
-    """One row of the table: `cutoff` says whether @k is required, optional or refused; aliases are in lower case."""
+    """One metric: `cutoff` says whether @k is required, optional or refused; aliases are in lower case."""
 
     help: str
     cutoff: str = "required"
@@ -73,11 +73,11 @@ _CANONICAL = {alias: name for name, row in NAMES.items() for alias in (name, *ro
 
 @dataclass(frozen=True)
 class Metric:
-    """A metric as a value whose text round-trips: `Metric.parse(str(metric)) == metric`.
+    """A metric; its text round-trips: `Metric.parse(str(metric)) == metric`.
 
     name:   a key of NAMES.
-    cutoff: k, the number of top documents looked at; None = all.
-    depth:  n of nb-recall-n@k, None elsewhere.
+    cutoff: k, the number of top documents that count; None = all.
+    depth:  n of nb-recall-n@k; None for other metrics.
     """
 
     name: str
@@ -90,24 +90,24 @@ class Metric:
 
     @property
     def needs_reference(self) -> bool:
-        """Whether it compares a run with a reference run, and needs no qrels."""
+        """Whether the metric compares a run with a reference run, and needs no qrels."""
         return self.name == "nb-recall"
 
     @property
     def needs_answers(self) -> bool:
-        """Whether it looks for answers in texts, and needs no qrels."""
+        """Whether the metric searches texts for answers, and needs no qrels."""
         return self.name == "answer-recall"
 
     @property
     def needs_qrels(self) -> bool:
-        """Whether it is about judged documents."""
+        """Whether the metric counts judged documents."""
         return not self.needs_reference and not self.needs_answers
 
     @classmethod
     def parse(cls, text: str) -> Metric:
-        """Reads `mrr@10`, or the spellings of ir_measures (`RR@10`) and trec_eval (`ndcg_cut_10`, `recall.100`).
+        """Parses `mrr@10`, or the spellings of ir_measures (`RR@10`) and trec_eval (`ndcg_cut_10`, `recall.100`).
 
-        Raises: UsageError for a name that is not in the table, and for a cutoff that is missing or does not belong.
+        Raises: UsageError for an unknown name, and for a cutoff that is missing or not allowed.
         """
         plain = text.strip().lower()
         name, cutoff = _split(plain, "@_.")
@@ -138,13 +138,13 @@ class Metric:
 
 
 def _split(text: str, separators: str) -> tuple[str, int | None]:
-    """`ndcg_cut.10` is ("ndcg_cut", 10); a name without a number keeps None."""
+    """Splits a name from its number: `ndcg_cut.10` gives ("ndcg_cut", 10); without a number, the second is None."""
     found = re.fullmatch(rf"(.+)[{re.escape(separators)}](\d+)", text, re.ASCII)
     return (found[1], int(found[2])) if found else (text, None)
 
 
 def _suggestion(text: str) -> str:
-    """The closest name, with the cutoff that was typed."""
+    """Suggests the closest name, with the cutoff that was given."""
     digits = re.search(r"\d+$", text)
     cutoff = f"@{digits[0]}" if digits else ""
     known = [name if row.cutoff == "none" else name + cutoff for name, row in NAMES.items() if name != "nb-recall"]
@@ -152,7 +152,7 @@ def _suggestion(text: str) -> str:
 
 
 def check_metric(text: str) -> None:
-    """Raises UsageError for a metric that is none, or that needs more than a run and judgments."""
+    """Raises UsageError for an unknown metric, or one that needs more than a run and judgments."""
     metric = Metric.parse(text)
     if metric.needs_reference or metric.needs_answers:
         raise UsageError("metric", f"found '{text}'", "a metric of one run and its judgments, such as ndcg@10")

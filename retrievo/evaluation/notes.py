@@ -1,4 +1,4 @@
-"""What should be said beside the means of an evaluation."""
+"""Remarks that explain the means of an evaluation."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from retrievo.evaluation.scoring import PerQuery, Standard
 
 
 def notes(evaluation: Evaluation, convention: str) -> list[str]:
-    """What the means are taken over where that is not plain, and where another convention gives other numbers."""
+    """Remarks about the queries that the means cover, and about conventions that give other numbers."""
     lines = [line for name, found in evaluation.runs.items() for line in _notes(name, found, evaluation.standard)]
     lines += _answer_notes(evaluation.standard)
     return lines + [line for name in evaluation.runs for line in _footnotes(evaluation, name, convention)]
 
 
 def _answer_notes(standard: Standard) -> list[str]:
-    """Where most answers are regular expressions, which are not tried."""
+    """A remark where most answers look like regular expressions, which are not supported."""
     if standard.answers is None:
         return []
     count, example = standard.answers.patterns()
@@ -28,14 +28,14 @@ def _answer_notes(standard: Standard) -> list[str]:
 
 
 def _footnotes(evaluation: Evaluation, name: str, convention: str) -> list[str]:
-    """For each other convention whose means differ: by how much, and why."""
+    """A remark for each other convention whose means differ: by how much, and why."""
     means, lines = evaluation.means()[name], []
     for other, row in CONVENTIONS.items():
-        if other == convention or (row.rules.ties == "rank" and not evaluation.scans[name].told):
+        if other == convention or (row.rules.ties == "rank" and not evaluation.judged_runs[name].has_file_ranks):
             continue
         plain = tuple(metric for metric in evaluation.metrics.values() if metric.needs_qrels)
         rules = replace(evaluation.standard, metrics=plain, rules=row.rules, reference=None, answers=None)
-        found = rules.score(evaluation.scans[name], name).means() if plain else {}
+        found = rules.score(evaluation.judged_runs[name], name).means() if plain else {}
         moved = [
             f"{typed} {found[metric]:.4f} ({found[metric] - means[typed]:+.4f})"
             for typed, metric in evaluation.metrics.items()
@@ -49,9 +49,9 @@ def _footnotes(evaluation: Evaluation, name: str, convention: str) -> list[str]:
 
 
 def _why(evaluation: Evaluation, name: str, rules: Rules) -> str:
-    """What one set of rules does to a run that those of this evaluation do not."""
-    scan, found, own, reasons = evaluation.scans[name], evaluation.runs[name], evaluation.standard.rules, []
-    unlike, selves = int(scan.unlike.sum()), len(scan.self_rows.query)
+    """The reasons why other rules give other means for a run than those of this evaluation."""
+    judged_run, found, own, reasons = evaluation.judged_runs[name], evaluation.runs[name], evaluation.standard.rules, []
+    unlike, selves = int(judged_run.unlike.sum()), len(judged_run.self_rows.query)
     if rules.ties != own.ties and unlike:
         reasons.append(f"the file ranks {unlike:,} queries otherwise than their scores do")
     if rules.missing != own.missing and found.missing:

@@ -1,4 +1,4 @@
-"""An evaluation as one page: no script, nothing from the network, every text escaped."""
+"""An evaluation as one HTML page without scripts or network access, in which every text is escaped."""
 
 from __future__ import annotations
 
@@ -63,12 +63,12 @@ ol, ul { padding-left: 1.3rem; margin: 0.2rem 0; font-size: 0.9rem; } li { margi
 
 
 def report(evaluation: Evaluation, title: str) -> str:
-    """The page of one evaluation as HTML."""
+    """The report of one evaluation as an HTML page."""
     return page(title, sections(evaluation, "h2"))
 
 
 def page(title: str, parts: Sequence[str]) -> str:
-    """A whole page of HTML from its parts."""
+    """A complete HTML page from its parts."""
     head = (
         '<meta charset="utf-8"/><meta name="viewport" content="width=device-width, initial-scale=1"/>'
         f"<title>{escape(title)}</title><style>{STYLE}</style>"
@@ -78,12 +78,12 @@ def page(title: str, parts: Sequence[str]) -> str:
 
 
 def paragraphs(notes: Sequence[str]) -> list[str]:
-    """What should be said beside the numbers."""
+    """Notes as HTML paragraphs."""
     return [f'<p class="note">{escape(line)}</p>' for line in notes]
 
 
 def sections(evaluation: Evaluation, heading: str) -> list[str]:
-    """What there is to see of an evaluation, under headings of this tag."""
+    """The sections of a report, with headings of this tag."""
     found = [
         ("Means", _rules(evaluation) + _means(evaluation) + "".join(paragraphs(evaluation.notes))),
         *_comparison(evaluation),
@@ -98,20 +98,20 @@ def _rules(evaluation: Evaluation) -> str:
     rules = evaluation.standard.rules
     ties = "score, ties by document id descending" if rules.ties == "score" else "the rank in the file"
     missing = "counts as 0" if rules.missing == "zero" else "is left out"
-    told = (
+    rules_text = (
         f"{counts.judged:,} queries; relevant from grade {evaluation.standard.min_relevance}; ranked by {ties}; "
         f"a query that a run lacks {missing}."
     )
-    return f"<p>{escape(told)}</p>"
+    return f"<p>{escape(rules_text)}</p>"
 
 
 def html_table(
     columns: Sequence[str], rows: Iterable[Sequence[str]], *, best: Container[tuple[int, int]] = (), totals: int = 0
 ) -> str:
-    """A table that scrolls on a narrow page, from texts.
+    """An HTML table of texts, which scrolls on a narrow page.
 
-    best:   (row, column) of the cells that are bold.
-    totals: how many of the last rows sum up the others.
+    best:   (row, column) of the cells to print in bold.
+    totals: number of last rows that summarize the others.
     """
     head, body = "".join(f"<th>{escape(column)}</th>" for column in columns), list(rows)
     lines = []
@@ -123,12 +123,12 @@ def html_table(
 
 
 def best_cells(rows: Iterable[Sequence[float]]) -> set[tuple[int, int]]:
-    """(row, column) of the largest values of each row; several where they tie."""
+    """The (row, column) of the largest value of each row, or of all that tie for it."""
     return {(at, column) for at, row in enumerate(rows) for column, value in enumerate(row) if value >= max(row)}
 
 
 def _means(evaluation: Evaluation) -> str:
-    """The best value of each metric is bold."""
+    """The table of means, with the best value of each metric in bold."""
     means = evaluation.means()
     by_metric = [[found[typed] for found in means.values()] for typed in evaluation.metrics]
     best = {(run, typed + 1) for typed, run in best_cells(by_metric)}
@@ -141,11 +141,11 @@ def _comparison(evaluation: Evaluation) -> Iterator[tuple[str, str]]:
         return
     columns, rows = test_rows(evaluation)
     base = evaluation.baseline or ""
-    told = (
+    explanation = (
         "Difference of means with its 95 % bootstrap interval; two-sided p-values of the paired t-test and of "
         "the paired randomization test; Holm's correction counts the runs that are compared."
     )
-    yield f"Compared with {base}", f'{html_table(columns, rows)}<p class="note">{told}</p>'
+    yield f"Compared with {base}", f'{html_table(columns, rows)}<p class="note">{explanation}</p>'
 
 
 def _charts(evaluation: Evaluation) -> str:
@@ -161,8 +161,8 @@ def _charts(evaluation: Evaluation) -> str:
         groups = {"relevant": relevant, "other documents of the first rows": other}
         figures.append(_figure(f"Scores of {name}", histogram(groups, "score", "share")))
     inside = "".join(figures)
-    told = "Where the two kinds of scores overlap, no bound on the score tells relevant documents from others."
-    return f'<div class="charts">{inside}</div><p class="note">{told}</p>' if inside else ""
+    note = "Where the two distributions of scores overlap, no threshold separates relevant documents from others."
+    return f'<div class="charts">{inside}</div><p class="note">{note}</p>' if inside else ""
 
 
 def _figure(title: str, chart: str) -> str:
@@ -170,7 +170,7 @@ def _figure(title: str, chart: str) -> str:
 
 
 def _queries(evaluation: Evaluation) -> Iterator[tuple[str, str]]:
-    """Those that changed most, for each run that is compared; then the worst of every run."""
+    """Yields the queries that changed most for each compared run, then the worst queries of every run."""
     typed, base = evaluation.first_metric, evaluation.baseline or ""
     for name in evaluation.tests:
         found = changes(evaluation, name, SHOWN_QUERIES)
@@ -182,7 +182,7 @@ def _queries(evaluation: Evaluation) -> Iterator[tuple[str, str]]:
 
 
 def _cards(evaluation: Evaluation, values: Mapping[str, str], runs: Sequence[str]) -> str:
-    """For each query its text, its values, its relevant documents and the first ones of the runs."""
+    """A card for each query with its text, its values, its relevant documents and the top documents of the runs."""
     ids = list(values)
     relevant = relevant_documents(evaluation, ids)
     first = {name: top_documents(evaluation, name, ids, SHOWN_DOCUMENTS) for name in runs}

@@ -1,4 +1,4 @@
-"""Runs measured against judgments, answers or another run: the value of every metric for every query."""
+"""Measures runs against judgments, answers or another run: the value of every metric for every query."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from retrievo.data.columns import as_type
 from retrievo.data.run import Run
 from retrievo.evaluation.answers import Answers
-from retrievo.evaluation.judged_run import Judgments, Scan, positions
+from retrievo.evaluation.judged_run import Judgments, JudgedRun, positions
 from retrievo.evaluation.metrics import METRICS, Hits, ranked_by, retrieved
 from retrievo.evaluation.names import CONVENTIONS, DEFAULT_CONVENTION, Metric, Rules
 from retrievo.support.errors import RetrievoError, UsageError
@@ -24,12 +24,12 @@ class PerQuery:
 
     query_ids: strings [Q]: the judged queries by first appearance in the qrels, then those with answers and, where a
                metric compares with a reference run, the other queries of the run.
-    values:    float64 [Q] for each metric; NaN where a query does not enter the mean.
+    values:    float64 [Q] for each metric; NaN where a query is not part of the mean.
     judged:    number of queries with judgments or answers.
-    missing:   those of them that the run lacks.
-    unjudged:  queries of the run that have neither.
-    removed:   rows dropped because their document id equals the query id.
-    unknown:   rows where an answer was looked for, but whose document the corpus lacks.
+    missing:   number of those queries that the run lacks.
+    unjudged:  number of queries of the run without judgments and answers.
+    removed:   number of rows that were dropped because their document id equals the query id.
+    unknown:   number of rows that were searched for an answer but whose document the corpus lacks.
     """
 
     query_ids: pa.LargeStringArray
@@ -41,41 +41,41 @@ class PerQuery:
     unknown: int
 
     def means(self) -> dict[Metric, float]:
-        """The mean of each metric over the queries that enter it; NaN where none does."""
+        """The mean of each metric over the queries that have a value; NaN where none has one."""
         kept = {metric: values[~np.isnan(values)] for metric, values in self.values.items()}
         return {metric: float(values.mean()) if len(values) else float("nan") for metric, values in kept.items()}
 
     def table(self) -> pa.Table:
-        """One row for each query: `query_id`, then a float64 column for each metric (null where there is no value)."""
+        """A table with one row per query: `query_id`, then a float64 column for each metric (null = no value)."""
         columns = {str(metric): pa.array(values, from_pandas=True) for metric, values in self.values.items()}
         return pa.table({"query_id": as_type(self.query_ids, pa.string()), **columns})
 
 
 @dataclass(frozen=True)
 class Standard:
-    """What runs are measured against, and by which rules.
+    """The standard that runs are measured against, with the rules for doing so.
 
-    metrics:       which values to take.
-    judgments:    grades of documents; empty where no metric needs them.
-    rules:         ties, missing queries, documents that are their own query.
+    metrics:       the metrics to compute.
+    judgments:     grades of documents; empty where no metric needs them.
+    rules:         the treatment of ties, missing queries and documents that are their own query.
     min_relevance: the lowest relevant grade.
-    reference:     the run that nb-recall-n@k looks into.
-    answers:       the strings that answer-recall@k looks for.
+    reference:     the run that nb-recall-n@k compares with.
+    answers:       the strings that answer-recall@k searches for.
     """
 
     metrics: tuple[Metric, ...]
     judgments: Judgments
     rules: Rules = CONVENTIONS[DEFAULT_CONVENTION].rules
     min_relevance: int = 1
-    reference: Scan | None = None
+    reference: JudgedRun | None = None
     answers: Answers | None = None
 
     def __post_init__(self) -> None:
         for metric in self.metrics:
             if metric.needs_reference and self.reference is None:
-                raise UsageError(str(metric), "no reference run to look into", None, "pass --reference-run")
+                raise UsageError(str(metric), "no reference run to compare with", None, "pass --reference-run")
             if metric.needs_answers and self.answers is None:
-                raise UsageError(str(metric), "no answers to look for", None, "pass --answers")
+                raise UsageError(str(metric), "no answers to search for", None, "pass --answers")
             if metric.needs_qrels and not len(self.judgments.query_ids):
                 raise UsageError(str(metric), "no judgments", None, "pass --qrels")
         if self.min_relevance < 1:
@@ -85,40 +85,40 @@ class Standard:
 
     @property
     def compares(self) -> bool:
-        """Whether a metric looks into the reference run, which takes all queries of a run."""
+        """Whether a metric compares with the reference run, which covers all queries of a run."""
         return any(metric.needs_reference for metric in self.metrics)
 
     @property
     def measures(self) -> bool:
-        """Whether a metric takes queries with judgments or answers alone."""
+        """Whether a metric covers only queries with judgments or answers."""
         return not all(metric.needs_reference for metric in self.metrics)
 
-    def score(self, scan: Scan, name: str = "run") -> PerQuery:
-        """The values of one run.
+    def score(self, judged_run: JudgedRun, name: str = "run") -> PerQuery:
+        """Computes the values of one run.
 
-        Raises: RetrievoError for a run of other queries or of another corpus, or without ranks where the rules go by
-                them.
+        Raises: RetrievoError for a run of other queries or of another corpus, or without valid ranks where the rules
+                use the file's ranks.
         """
-        self._check_ranks(scan, name)
+        self._check_ranks(judged_run, name)
         if self.compares and self.reference is not None:
             self._check_ranks(self.reference, "reference run")
         measured = self._measured_ids()
-        others = scan.query_ids.filter(pc.invert(pc.is_in(scan.query_ids, value_set=measured)))
-        if self.measures and 0 < len(others) == len(scan.query_ids):  # an empty run is one that found nothing
+        others = judged_run.query_ids.filter(pc.invert(pc.is_in(judged_run.query_ids, value_set=measured)))
+        if self.measures and 0 < len(others) == len(judged_run.query_ids):  # an empty run is one that found nothing
             found, fix = f"none of its {len(others)} queries is judged", "pass the qrels of its queries"
             raise RetrievoError(name, found, None, fix)
         query_ids = pa.concat_arrays([measured, others]) if self.compares else measured
-        present = retrieved(scan, self.rules, query_ids) > 0
-        first, unknown = self._first_answers(scan, name)
-        values = self._values(scan, query_ids, present, first)
+        present = retrieved(judged_run, self.rules, query_ids) > 0
+        first, unknown = self._first_answers(judged_run, name)
+        values = self._values(judged_run, query_ids, present, first)
         absent = int((~present[: len(measured)]).sum())
-        removed = len(scan.self_rows.query) if self.rules.exclude_self else 0
+        removed = len(judged_run.self_rows.query) if self.rules.exclude_self else 0
         return PerQuery(query_ids, values, len(measured), absent, len(others), removed, unknown)
 
-    def _check_ranks(self, scan: Scan, name: str) -> None:
-        if self.rules.ties == "rank" and not scan.told:
-            fix = "pass --convention trec_eval, which goes by the scores"
-            raise RetrievoError(name, "its rank column holds no ranks", "each from 1 on, once in a query", fix)
+    def _check_ranks(self, judged_run: JudgedRun, name: str) -> None:
+        if self.rules.ties == "rank" and not judged_run.has_file_ranks:
+            fix = "pass --convention trec_eval, which uses the scores"
+            raise RetrievoError(name, "its rank column has no valid ranks", "ranks from 1, unique in a query", fix)
 
     def _measured_ids(self) -> pa.LargeStringArray:
         """The queries with judgments, then those with answers."""
@@ -126,14 +126,14 @@ class Standard:
         return pc.unique(pa.concat_arrays(ids))
 
     def _values(
-        self, scan: Scan, query_ids: pa.LargeStringArray, present: np.ndarray, first_answers: np.ndarray
+        self, judged_run: JudgedRun, query_ids: pa.LargeStringArray, present: np.ndarray, first_answers: np.ndarray
     ) -> dict[Metric, np.ndarray]:
-        hits = Hits.of(scan, self.judgments, self.rules, query_ids, self.min_relevance)
+        hits = Hits.of(judged_run, self.judgments, self.rules, query_ids, self.min_relevance)
         judged = np.arange(len(query_ids)) < len(self.judgments.query_ids)
         values = {}
         for metric in self.metrics:
             if metric.needs_reference:
-                value, enters = self._neighborhood_recall(metric, scan, query_ids), present
+                value, enters = self._neighborhood_recall(metric, judged_run, query_ids), present
             elif metric.needs_answers:
                 value, enters = self._answer_recall(metric, query_ids, first_answers)
             else:
@@ -142,19 +142,19 @@ class Standard:
             values[metric] = np.where(averaged, value, np.nan)
         return values
 
-    def _neighborhood_recall(self, metric: Metric, scan: Scan, query_ids: pa.LargeStringArray) -> np.ndarray:
+    def _neighborhood_recall(self, metric: Metric, judged_run: JudgedRun, query_ids: pa.LargeStringArray) -> np.ndarray:
         """|reference top k intersected with run top n| / n, also where the run is shorter (coCondenser, eq. 17)."""
         assert self.reference is not None
         assert metric.cutoff
         assert metric.depth
-        query, doc_id, _ = top_rows(scan, self.rules, query_ids, metric.depth)
+        query, doc_id, _ = top_rows(judged_run, self.rules, query_ids, metric.depth)
         first, first_doc, _ = top_rows(self.reference, self.rules, query_ids, metric.cutoff)
         docs = pc.unique(first_doc)
         known = np.isin(query * len(docs) + positions(doc_id, docs), first * len(docs) + positions(first_doc, docs))
         known &= positions(doc_id, docs) >= 0
         return np.bincount(query[known], minlength=len(query_ids)) / metric.depth
 
-    def _first_answers(self, scan: Scan, name: str) -> tuple[np.ndarray, int]:
+    def _first_answers(self, judged_run: JudgedRun, name: str) -> tuple[np.ndarray, int]:
         """As `Answers.first_ranks`, in the first documents of a run.
 
         Raises: RetrievoError where the corpus has none of them.
@@ -162,7 +162,7 @@ class Standard:
         deepest = max((metric.cutoff or 0 for metric in self.metrics if metric.needs_answers), default=0)
         if self.answers is None or not deepest:
             return np.zeros(0, np.int32), 0
-        query, doc_id, rank = top_rows(scan, self.rules, self.answers.query_ids, deepest)
+        query, doc_id, rank = top_rows(judged_run, self.rules, self.answers.query_ids, deepest)
         first, unknown = self.answers.first_ranks(query, doc_id, rank)
         if 0 < unknown == len(doc_id):
             found = f"{self.answers.corpus.path} has none of the documents that it found"
@@ -183,21 +183,21 @@ class Standard:
 
 
 def depth_needed(metrics: Sequence[Metric], *, of_reference: bool = False) -> int:
-    """How many first rows of every query a scan must keep for these metrics; one more, for a row that is left out."""
+    """The number of first rows per query that these metrics need, plus one, since the query itself may be excluded."""
     depths = [(metric.cutoff if of_reference else metric.depth) or 0 for metric in metrics if metric.needs_reference]
     depths += [metric.cutoff or 0 for metric in metrics if metric.needs_answers and not of_reference]
     return max(depths) + 1 if depths else 0
 
 
 def top_rows(
-    scan: Scan, rules: Rules, query_ids: pa.LargeStringArray, depth: int
+    judged_run: JudgedRun, rules: Rules, query_ids: pa.LargeStringArray, depth: int
 ) -> tuple[np.ndarray, pa.LargeStringArray, np.ndarray]:
-    """The first rows that a scan kept, for these queries: position of the query, document, rank, [t] each."""
-    rank, kept = ranked_by(scan, scan.top, rules)
-    query = positions(scan.query_ids, query_ids)[scan.top.query]
+    """The first rows of a run for these queries: position of the query, document id and rank, [t] each."""
+    rank, kept = ranked_by(judged_run, judged_run.top, rules)
+    query = positions(judged_run.query_ids, query_ids)[judged_run.top.query]
     rows = np.flatnonzero(kept & (rank <= depth) & (rank > 0) & (query >= 0))
     rows = rows[np.lexsort((rank[rows], query[rows]))]
-    return query[rows], scan.top_doc.take(pa.array(rows)), rank[rows]
+    return query[rows], judged_run.top_doc.take(pa.array(rows)), rank[rows]
 
 
 def evaluate(
@@ -227,6 +227,6 @@ def evaluate(
     first = None
     if reference is not None:
         depth = depth_needed(metrics, of_reference=True)
-        first = Scan.of(reference, Judgments.of(None), depth=depth, name="reference run")
+        first = JudgedRun.of(reference, Judgments.of(None), depth=depth, name="reference run")
     standard = Standard(tuple(metrics), judgments, rules, min_relevance, first, answers)
-    return standard.score(Scan.of(run, judgments, depth=depth_needed(metrics), name=run_name), run_name)
+    return standard.score(JudgedRun.of(run, judgments, depth=depth_needed(metrics), name=run_name), run_name)

@@ -1,4 +1,4 @@
-"""Is a difference between two runs more than chance? Paired over queries; every function is a few array operations."""
+"""Significance tests of the difference between two runs, paired over queries, in a few array operations each."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ def t_test(ours: np.ndarray, theirs: np.ndarray) -> float:
 def randomization_test(ours: np.ndarray, theirs: np.ndarray, *, samples: int = 100_000, seed: int = 0) -> float:
     """Two-sided p-value of the paired randomization (sign-flip) test on per-query values [Q].
 
-    Under the null hypothesis each query's difference is as likely to have the other sign (Fisher 1935; Smucker et al.
-    2007): p = share of sign patterns whose |sum(s_i d_i)| reaches |sum(d_i)|. All 2^n patterns of the n queries that
-    differ are counted where 2^n <= samples; otherwise p = (b + 1) / (samples + 1), b of the drawn patterns reaching it
-    (the observed one counts). NaN without queries.
+    Under the null hypothesis, each query's difference is equally likely to have either sign (Fisher 1935; Smucker et
+    al. 2007): p is the fraction of sign patterns s with |sum(s_i d_i)| >= |sum(d_i)|. Where 2^n <= samples for the n
+    queries that differ, all 2^n patterns are counted; otherwise p = (b + 1) / (samples + 1) for the b random patterns
+    that reach |sum(d_i)|, counting the observed pattern too. NaN without queries.
     """
     difference = _differences(ours, theirs)
     if not len(difference):
         return float("nan")
     difference = difference[difference != 0]
-    # Sums that are equal on paper differ by rounding; metrics tie often (0.5 - 0.5, 1/3 - 1/3).
+    # Sums that are mathematically equal may differ by rounding, and metrics tie often (0.5 - 0.5, 1/3 - 1/3).
     bound = abs(difference.sum()) - 1e-12 * np.abs(difference).sum()
     if 2 ** len(difference) <= samples:
         sums = _all_signed_sums(difference)
@@ -53,7 +53,7 @@ def bootstrap_interval(
 ) -> tuple[float, float]:
     """Percentile bootstrap interval of the mean difference ours - theirs over queries [Q] (Efron 1979; Sakai 2006).
 
-    level: share of the resampled means inside, in (0, 1). NaN without queries.
+    level: the fraction of resampled means inside the interval, in (0, 1). NaN without queries.
     """
     difference = _differences(ours, theirs)
     if not len(difference):
@@ -68,9 +68,9 @@ def bootstrap_interval(
 
 
 def holm(p_values: np.ndarray) -> np.ndarray:
-    """P-values [m] adjusted for m comparisons, in the order given.
+    """P-values [m] after Holm's correction for m comparisons, in the order given.
 
-    The i-th smallest becomes the largest (m - j + 1) p_j over j <= i, at most 1 (Holm 1979).
+    The i-th smallest p-value becomes min(1, max over j <= i of (m - j + 1) p_j) (Holm 1979).
     """
     order = np.argsort(p_values)
     factors = np.arange(len(p_values), 0, -1)

@@ -1,4 +1,4 @@
-"""A model beside BM25 on many datasets: one table a metric, with averages and best-on counts (Contriever, Table 1)."""
+"""Compares a model with BM25 on many datasets: a table per metric with averages and best-on counts, as Contriever's."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ TOLD = (
 
 @dataclass(frozen=True)
 class Suite:
-    """What a sweep found: dataset -> the evaluation of the same runs on it."""
+    """The result of an evaluation suite: dataset -> the evaluation of the same runs on it."""
 
     evaluations: dict[str, Evaluation]
     notes: tuple[str, ...] = ()
@@ -30,10 +30,10 @@ class Suite:
         return list(next(iter(self.evaluations.values())).metrics)
 
     def values(self, typed: str) -> dict[str, dict[str, float]]:
-        """Dataset -> run -> mean of one metric.
+        """The means of one metric: dataset -> run -> mean.
 
-        A run that found nothing at all counts as 0, also where the rules leave missing queries out: an average over
-        fewer datasets would be a reward for it.
+        A run without any results counts as 0, even where the rules skip missing queries, because averaging it over
+        fewer datasets would reward it.
         """
         means = {dataset: found.means() for dataset, found in self.evaluations.items()}
         return {
@@ -42,17 +42,17 @@ class Suite:
         }
 
     def averages(self, typed: str) -> dict[str, float]:
-        """Run -> mean over datasets; every dataset counts the same."""
+        """The mean over datasets, each with the same weight: run -> mean."""
         values = list(self.values(typed).values())
         return {run: math.fsum(found[run] for found in values) / len(values) for run in values[0]}
 
     def best_on(self, typed: str) -> dict[str, int]:
-        """Run -> datasets on which no other run is better; a tie counts for all."""
+        """The number of datasets on which no other run is better: run -> count; a tie counts for all tied runs."""
         values = list(self.values(typed).values())
         return {run: sum(found[run] >= max(found.values()) for found in values) for run in values[0]}
 
     def tables(self) -> list[Titled]:
-        """For each metric: title, columns and rows; the p-value is that of the model against BM25."""
+        """Title, columns and rows of each metric's table; the p-value compares the model with BM25."""
         return [(typed, ["dataset", *self.averages(typed), "p"], self._rows(typed)) for typed in self.metrics]
 
     def _rows(self, typed: str) -> list[list[str]]:
@@ -64,12 +64,12 @@ class Suite:
         return [*rows, ["best on", *map(str, self.best_on(typed).values()), ""]]
 
     def _p(self, dataset: str, typed: str) -> str:
-        """Of the paired randomization test of one dataset."""
+        """The p-value of the paired randomization test on one dataset."""
         tests = self.evaluations[dataset].tests.values()
         return ", ".join(p_value(found[typed].p_randomization) for found in tests)
 
     def as_text(self, style: str) -> str:
-        """In one of the styles of `formats`; a table is printed at once and leaves no text."""
+        """The suite in one of the styles of `formats`; the style `table` is printed directly and returns no text."""
         if style == "json":
             return console.json_text(self._json())
         if style == "csv":
@@ -77,13 +77,13 @@ class Suite:
         return TABLE_STYLES[style](self.tables())
 
     def _long(self) -> Iterator[list[object]]:
-        """One row per metric, dataset and run, unrounded."""
+        """Yields one row per metric, dataset and run, unrounded."""
         for typed in self.metrics:
             for dataset, found in self.values(typed).items():
                 yield from ([dataset, run, typed, value] for run, value in found.items())
 
     def _json(self) -> dict[str, dict[str, dict[str, float]]]:
-        """Dataset -> run -> metric -> mean; then the averages and the best-on counts under names of their own."""
+        """The means, the averages and the best-on counts as nested dictionaries."""
         by_metric: dict[str, dict[str, dict[str, float]]] = {
             typed: self.values(typed) | {"average": self.averages(typed), "best on": dict(self.best_on(typed))}
             for typed in self.metrics
@@ -95,7 +95,7 @@ class Suite:
         }
 
     def report(self, title: str) -> str:
-        """The tables, then a section for each dataset, as one page of HTML."""
+        """The tables and a section for each dataset, as one HTML page."""
         tables = "".join(
             f"<section><h2>{escape(typed or '')}</h2>"
             f"{html_table(columns, rows, best=self._best(typed or ''), totals=2)}</section>"
@@ -114,7 +114,7 @@ class Suite:
         return page(title, parts)
 
     def _best(self, typed: str) -> set[tuple[int, int]]:
-        """The cells of a table that are the best of their row."""
+        """The cells of a table with the best value of their row."""
         rows: list[Mapping[str, float]] = [*self.values(typed).values(), self.averages(typed), self.best_on(typed)]
         return {(at, run + 1) for at, run in best_cells([[*row.values()] for row in rows])}
 

@@ -1,4 +1,4 @@
-"""What a person reads beside numbers: the texts of queries and documents, found through the manifests of runs."""
+"""The texts of queries and documents that reports show, found through the manifests of runs."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from retrievo.support.errors import RetrievoError
 
 @dataclass(frozen=True)
 class Texts:
-    """Texts of queries and documents, where the tables that hold them are at hand."""
+    """The texts of queries and documents, if their tables can be found."""
 
     queries: Path | None = None
     corpus: Path | None = None
 
     @classmethod
     def of(cls, runs: Sequence[Run], corpus: Path | None = None) -> Texts:
-        """The tables that the runs were made from; `corpus` instead of theirs, where it is given."""
+        """Finds the tables that the runs were made from; `corpus`, if given, replaces the runs' corpus."""
         return cls(queries_of(runs), corpus or corpus_of(runs))
 
     def of_queries(self, ids: Iterable[str]) -> dict[str, str]:
-        """Query id -> text; ids that are not there are left out."""
+        """Query id -> text; unknown ids are omitted."""
         wanted = list(ids)
         if self.queries is None or not wanted:
             return {}
@@ -40,7 +40,7 @@ class Texts:
         return dict(zip(found["id"].to_pylist(), found["text"].to_pylist(), strict=True))
 
     def of_documents(self, ids: Iterable[str]) -> dict[str, Document]:
-        """Document id -> document; ids that are not there are left out."""
+        """Document id -> document; unknown ids are omitted."""
         wanted = list(dict.fromkeys(ids))
         if self.corpus is None or not wanted:
             return {}
@@ -48,12 +48,12 @@ class Texts:
 
 
 def corpus_of(runs: Sequence[Run]) -> Path | None:
-    """The corpus behind the first run that knows its own: run -> index -> (embeddings ->) corpus."""
+    """The corpus of the first run whose manifests lead to one: run -> index -> (embeddings ->) corpus."""
     return _first(runs, "corpus")
 
 
 def queries_of(runs: Sequence[Run]) -> Path | None:
-    """The queries of the first run that knows its own."""
+    """The query table of the first run whose manifests lead to one."""
     return _first(runs, "queries")
 
 
@@ -62,10 +62,10 @@ def _first(runs: Sequence[Run], name: str) -> Path | None:
 
 
 def _follow(path: Path, name: str) -> Path | None:
-    """An input of an artifact or of what it was made from; None where the trail is lost: texts are an extra."""
+    """An input of an artifact or of its inputs; None, since texts are optional, where it cannot be found."""
     try:
         manifest = Manifest.read(path)
-        if name == "corpus" and mixes_corpora(path):  # an id may be that of two texts
+        if name == "corpus" and mixes_corpora(path):  # an id may belong to documents of two corpora
             return None
         with contextlib.suppress(RetrievoError):  # where it moved, what was made from it beside it may know
             if name in manifest.inputs:

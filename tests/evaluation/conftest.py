@@ -10,7 +10,7 @@ import pytest
 
 from retrievo.data.run import Run
 from retrievo.evaluation.comparison import Evaluation
-from retrievo.evaluation.judged_run import Judgments, Scan
+from retrievo.evaluation.judged_run import Judgments, JudgedRun
 from retrievo.evaluation.names import Metric, Rules
 from retrievo.evaluation.scoring import Standard
 from retrievo.evaluation.texts import Texts
@@ -38,7 +38,7 @@ def compare(tmp_path: Path) -> Callable[..., Evaluation]:
         first = None
         if reference is not None:
             (tmp_path / "reference.trec").write_text(reference, encoding="utf-8")
-            first = Scan.of(Run.open(tmp_path / "reference.trec"), Judgments.of(None), depth=100)
+            first = JudgedRun.of(Run.open(tmp_path / "reference.trec"), Judgments.of(None), depth=100)
         standard = Standard(tuple(parsed.values()), Judgments.of(table), rules or Rules(), reference=first)
         return Evaluation.of(parsed, standard, opened, texts or Texts(), next(iter(runs)), seed=0)
 

@@ -50,14 +50,14 @@ def test_where_they_agree_nothing_is_said(compare: Callable, trec: Callable) -> 
 def test_ranks_that_are_none_are_refused_by_ms_marco_alone(compare: Callable) -> None:
     run = "q1 Q0 d1 1 5 x\nq1 Q0 d2 1 4 x\n"
     assert notes(compare({"r": run}, QRELS[:1], "mrr@10"), "trec_eval") == []
-    with pytest.raises(RetrievoError, match="r: its rank column holds no ranks"):
+    with pytest.raises(RetrievoError, match="r: its rank column has no valid ranks"):
         compare({"r": run}, QRELS[:1], "mrr@10", CONVENTIONS["msmarco"].rules)
 
 
 def test_a_reference_run_needs_ranks_as_much(compare: Callable, trec: Callable) -> None:
     rules, run = CONVENTIONS["msmarco"].rules, trec(q1="d1 d2")
     tied = "q1 Q0 d1 1 5 x\nq1 Q0 d2 1 4 x\n"
-    with pytest.raises(RetrievoError, match="reference run: its rank column holds no ranks"):
+    with pytest.raises(RetrievoError, match="reference run: its rank column has no valid ranks"):
         compare({"r": run}, QRELS[:1], "nb-recall-1@2", rules, reference=tied)
     assert compare({"r": run}, QRELS[:1], "mrr@10", rules, reference=tied).means()["r"]["mrr@10"] == 1
     assert compare({"r": run}, QRELS[:1], "nb-recall-1@2", reference=tied).means()["r"]["nb-recall-1@2"] == 1
