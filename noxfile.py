@@ -23,9 +23,10 @@ def slow(session: nox.Session) -> None:
 @nox.session
 def lint(session: nox.Session) -> None:
     """Style of the code."""
-    session.install("ruff>=0.12")
+    session.install("ruff>=0.12", "codespell>=2.4")
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
+    session.run("codespell")
 
 
 @nox.session

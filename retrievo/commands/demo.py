@@ -417,7 +417,7 @@ def _told(steps: Sequence[Step]) -> Iterator[Step]:
         for number, step in enumerate(steps, start=1):
             spent = time.monotonic() - start
             left = f", about {console.seconds(spent / behind * (whole - behind))} left" if behind else ""
-            tick(0, told=f"{number} of {len(steps)}: {step.name}{left}")
+            tick(0, status=f"{number} of {len(steps)}: {step.name}{left}")
             yield step
             percent = round(100 * behind / whole)
             behind += step.share

@@ -264,7 +264,7 @@ def _standard(
     from retrievo.data.origin import QUERIES, origins, warn_of_other_judgments
     from retrievo.data.qrels import Qrels
     from retrievo.data.run import Run
-    from retrievo.evaluation.judged_run import Judgments, JudgedRun
+    from retrievo.evaluation.judged_run import JudgedRun, Judgments
     from retrievo.evaluation.scoring import Standard, depth_needed
 
     metrics = tuple(dict.fromkeys(Metric.parse(typed) for typed in config.metrics))

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from retrievo.data.ordering import ranks
-from retrievo.evaluation.judged_run import Judgments, Rows, JudgedRun, positions
+from retrievo.evaluation.judged_run import JudgedRun, Judgments, Rows, positions
 from retrievo.evaluation.names import Rules
 
 

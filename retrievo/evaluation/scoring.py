@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from retrievo.data.columns import as_type
 from retrievo.data.run import Run
 from retrievo.evaluation.answers import Answers
-from retrievo.evaluation.judged_run import Judgments, JudgedRun, positions
+from retrievo.evaluation.judged_run import JudgedRun, Judgments, positions
 from retrievo.evaluation.metrics import METRICS, Hits, ranked_by, retrieved
 from retrievo.evaluation.names import CONVENTIONS, DEFAULT_CONVENTION, Metric, Rules
 from retrievo.support.errors import RetrievoError, UsageError

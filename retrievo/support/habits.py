@@ -60,7 +60,7 @@ HABITS: dict[str, tuple[str, ...]] = {
     "q": ("queries",),
     "qrel": ("qrels",),
     "judgments": ("qrels",),
-    "judgements": ("qrels",),
+    "judgements": ("qrels",),  # codespell:ignore judgements
     "labels": ("qrels",),
     "ground-truth": ("qrels",),
     "runs": ("run",),

@@ -10,7 +10,7 @@ import pytest
 
 from retrievo.data.run import Run
 from retrievo.evaluation.comparison import Evaluation
-from retrievo.evaluation.judged_run import Judgments, JudgedRun
+from retrievo.evaluation.judged_run import JudgedRun, Judgments
 from retrievo.evaluation.names import Metric, Rules
 from retrievo.evaluation.scoring import Standard
 from retrievo.evaluation.texts import Texts
