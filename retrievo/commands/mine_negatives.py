@@ -21,6 +21,8 @@ from retrievo.commands.search.run import searched
 from retrievo.commands.stages import trained_stage, write_stage
 from retrievo.commands.train_config import STAGE_NEGATIVES
 from retrievo.data.options import (
+    K1,
+    B,
     corpus_option,
     force_option,
     min_relevance_option,
@@ -176,10 +178,10 @@ class MineConfig(Options):
         group="BM25",
     )
     k1: float = option(
-        "BM25 k1 (saturation of the term frequency).", default=0.9, minimum=0, applies=_OF_BM25, group="BM25"
+        "BM25 k1 (saturation of the term frequency).", default=K1, minimum=0, applies=_OF_BM25, group="BM25"
     )
     b: float = option(
-        "BM25 b (document length normalization).", default=0.4, minimum=0, maximum=1, applies=_OF_BM25, group="BM25"
+        "BM25 b (document length normalization).", default=B, minimum=0, maximum=1, applies=_OF_BM25, group="BM25"
     )
     title_template: str = title_template_option(applies=_OF_BM25, group="BM25")
     dtype: str = dtype_option()

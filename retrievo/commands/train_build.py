@@ -54,7 +54,7 @@ def _fixed_documents(config: TrainConfig, data: TrainingData) -> Embeddings:
 
     Raises: RetrievoError where they are not those of this corpus by this model, or were cut.
     """
-    from retrievo.models.model_reference import model_record, told_model
+    from retrievo.models.model_reference import model_name, model_record
     from retrievo.retrieval.embeddings import Embeddings
 
     assert config.document_embeddings is not None
@@ -65,7 +65,7 @@ def _fixed_documents(config: TrainConfig, data: TrainingData) -> Embeddings:
     if found.role != "document" or prints.get("corpus") != data.corpus.input.fingerprint:
         raise RetrievoError(found.path, "does not hold the documents of this corpus", str(config.corpus), fix)
     if not read or prints.get("model") != read["model"].fingerprint:
-        made_by = f"was not made by the model that is trained, but by {told_model(found.manifest)}"
+        made_by = f"was not made by the model that is trained, but by {model_name(found.manifest)}"
         raise RetrievoError(found.path, made_by, config.model, fix)
     if found.manifest.config.get("truncate_dim") is not None:
         raise RetrievoError(found.path, f"has vectors cut to {found.dim} numbers", "whole ones", fix)

@@ -10,6 +10,7 @@ from retrievo.support.options import option
 from retrievo.support.sizes import bytes_of
 
 TITLE_TEMPLATE = "{title} {text}"
+K1, B = 0.9, 0.4  # BM25 parameters, the defaults of Anserini
 TABLE = "a dataset folder, or a Parquet file, folder or glob"
 
 

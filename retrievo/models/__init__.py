@@ -1,1 +1,1 @@
-"""Layer 2: texts to vectors."""
+"""Layer 2: models that turn texts into vectors and scores."""

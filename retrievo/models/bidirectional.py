@@ -1,4 +1,4 @@
-"""Decoders as encoders: every token may see the later ones too (BehnamGhader et al. 2024, LLM2Vec, section 2.1)."""
+"""Decoders as encoders: every token also attends to later ones (BehnamGhader et al. 2024, LLM2Vec, section 2.1)."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from retrievo.support.errors import RetrievoError
 
 
 def attend_both_ways(encoder: Encoder) -> None:
-    """Takes the causal mask from the backbones; their config.json says so, and transformers follows it.
+    """Removes the causal mask of the backbones; their config.json records it, so that transformers does the same.
 
-    Raises: RetrievoError for a backbone that has no such mask, and for one whose code keeps it.
+    Raises: RetrievoError for a backbone that has no causal mask, and for one whose code ignores the setting.
     """
     for backbone in encoder.backbones:
         if sees_later_tokens(backbone):

@@ -1,7 +1,7 @@
-"""Opening checkpoints with transformers: what would change their numbers is applied or refused by name.
+"""Opens checkpoints with transformers; every setting that affects the outputs is either applied or refused by name.
 
-A checkpoint is a folder with weights, or with an adapter of weights that are elsewhere, or with both. An adapter is
-applied by peft itself and merged; transformers applies it only where peft is installed, and saves it alone.
+A checkpoint is a folder with weights, with an adapter for weights stored elsewhere, or with both. An adapter is applied
+by peft and merged; transformers would apply it only if peft is installed, and would save it without the weights.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ DOWNLOADS = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
 
 
 def locate(name: str, revision: str | None, *, fetch: bool = True) -> Path:
-    """The folder that a model name means: itself, or a copy of a hub model in the local cache.
+    """The folder of a model: `name` itself if it is a folder, else the copy of a hub model in the local cache.
 
-    fetch: whether a hub model that the cache lacks is fetched.
-    Raises: RetrievoError where there is no such folder and no such hub model, or it can't be fetched.
+    fetch: whether to download a hub model that is not in the cache.
+    Raises: RetrievoError where there is neither such a folder nor such a hub model, or it cannot be downloaded.
     """
     path = Path(name).expanduser()
     if path.is_dir():
@@ -57,13 +57,14 @@ def _not_found(name: str, reason: str) -> RetrievoError:
 def open_checkpoint(
     folder: Path, name: str, auto_class: Any, arguments: Callable[[Any], dict[str, Any]] = lambda config: {}
 ) -> tuple[PreTrainedModel, dict[str, Any]]:
-    """The model of a checkpoint in float32, its adapter merged, and what it lacks (transformers' loading info).
+    """Opens a checkpoint in float32 with its adapter merged; also returns transformers' loading info.
 
-    name: what the user calls the folder; auto_class: as what transformers shall open it; arguments: more for
-    `from_pretrained`, a function of the model's config.
+    name:       the name that the user gave for the folder.
+    auto_class: the transformers class to open it with.
+    arguments:  a function from the model's config to further arguments of `from_pretrained`.
 
-    Raises: RetrievoError for weights that are not safetensors, custom code, quantized weights, adapters that are
-    several, can't be merged or fit nothing, and whatever transformers can't open.
+    Raises: RetrievoError for weights that are not safetensors, custom code, quantized weights, several adapters, an
+    adapter that cannot be merged or does not fit, and anything that transformers cannot open.
     """
     import torch
     from transformers import AutoConfig
@@ -98,9 +99,9 @@ def open_checkpoint(
 
 
 def base_folder(folder: Path) -> Path | None:
-    """Where the weights are that the adapter in `folder` belongs to; None where they are beside it or there is none.
+    """The folder of the weights for the adapter in `folder`; None if they are beside it or there is no adapter.
 
-    Raises: RetrievoError where they are not to be found.
+    Raises: RetrievoError where the weights cannot be found.
     """
     path = folder / ADAPTER_FILE
     if not path.is_file() or any((folder / file).is_file() for file in WEIGHTS):
@@ -145,7 +146,7 @@ def _refuse_what_is_not_applied(folder: Path) -> None:
 
 
 def _check_adapter(folder: Path, name: str) -> None:
-    """One adapter, whose weights are no pickle, and the package that applies it."""
+    """Raises RetrievoError unless there is exactly one adapter, in safetensors, and peft is installed."""
     others = adapters_in_subfolders(folder)
     if others:
         fix = f"merge the one you mean into the weights, or remove {', '.join(others)}"
@@ -158,12 +159,12 @@ def _check_adapter(folder: Path, name: str) -> None:
 
 
 def adapters_in_subfolders(folder: Path) -> list[str]:
-    """Names of the folders in this one that hold an adapter; neither transformers nor peft applies those."""
+    """The names of subfolders with an adapter, which neither transformers nor peft applies."""
     return sorted(path.parent.name for path in folder.glob(f"*/{ADAPTER_FILE}"))
 
 
 def _merge_adapter(folder: Path, model: PreTrainedModel) -> set[str]:
-    """Merges the adapter into the weights; returns the names of the weights that it brought whole, such as a head."""
+    """Merges the adapter into the weights; returns the names of weights that it replaces entirely, such as a head."""
     from peft import PeftModel, get_peft_model_state_dict
     from safetensors import safe_open
 
@@ -191,9 +192,9 @@ def _merge_adapter(folder: Path, model: PreTrainedModel) -> set[str]:
 
 
 def read_json(path: Path) -> Any:
-    """What a JSON file says.
+    """Parses a JSON file.
 
-    Raises: RetrievoError where there is none that can be read.
+    Raises: RetrievoError where it cannot be read.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
@@ -203,7 +204,7 @@ def read_json(path: Path) -> Any:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """No bars, and no reports: heads that are dropped are meant to be, and what is missing is an error."""
+    """Silences transformers' progress bars and reports: dropped heads are intended, and missing weights are errors."""
     from transformers.utils import logging
 
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
@@ -219,7 +220,7 @@ def quiet() -> Iterator[None]:
 
 @contextlib.contextmanager
 def seeded() -> Iterator[None]:
-    """The same fresh weights every time, and the caller's random state left alone."""
+    """Makes newly initialized weights reproducible, without changing the caller's random state."""
     import torch
 
     with torch.random.fork_rng(devices=[]):

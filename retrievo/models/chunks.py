@@ -1,4 +1,4 @@
-"""Cutting many sequences into chunks of about equal cost, and padding one chunk (numpy only)."""
+"""Cuts many sequences into chunks of about equal cost, and pads a chunk (numpy only)."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import numpy.typing as npt
 def cut_chunks(lengths: npt.ArrayLike, chunk_tokens: int) -> list[np.ndarray]:
     """Row numbers of each chunk, longest rows first; rows x longest length <= `chunk_tokens`, but at least one row.
 
-    A pure function of lengths and budget: rows of one length stay in their order, so that the same rows always meet in
-    the same chunk. Chunks of rows alike in length carry almost no padding, and the largest one comes first, so that
-    memory that does not suffice shows at once.
+    It is a pure function of lengths and budget: rows of equal length keep their order, so the same rows always share a
+    chunk. Rows of a chunk have similar lengths and so almost no padding, and the largest chunk comes first, so that
+    insufficient memory shows at once.
 
     lengths: tokens of each row `[n]`. Returns: int64 arrays that together hold 0 .. n-1 once each.
     """

@@ -1,4 +1,4 @@
-"""What pre-training trains: a backbone with its masked-language-model head, and the Condenser head beside it."""
+"""The model for pre-training: a backbone with its masked-language-model head and, optionally, a Condenser head."""
 
 from __future__ import annotations
 
@@ -30,10 +30,11 @@ HEAD_LAYERS = 2  # the paper's head
 
 
 class Parts(NamedTuple):
-    """Where a type of backbone has what pre-training needs, as attributes.
+    """The attribute names of the modules that pre-training needs, for one type of backbone.
 
-    layers: of the backbone. head: of its masked language model, what turns token vectors [..., D] into logits
-    [..., V], one after the other. norm: of the backbone, what follows the last layer where layers leave sums behind.
+    layers: the layers of the backbone.
+    head:   the modules of the masked language model that map token vectors [..., D] to logits [..., V], in order.
+    norm:   the normalization after the last layer of a pre-norm backbone.
     """
 
     layers: str
@@ -59,8 +60,9 @@ class CondenserHead(nn.Module):
     coCondenser (Gao & Callan 2022), eq. 4; Condenser (Gao & Callan 2021). What the late layers learn can reach the
     head's tokens through [CLS] only. The layers are new ones of the backbone's own class, drawn as its own were.
 
-    backbone: gives class and configuration; it is no part of the head. layers: how many, 2 in the paper.
-    early_layer: whose output the tokens come from, 1 ... number of layers, 0 = embeddings; None = half of them.
+    backbone:    determines class and configuration; it is not part of the head.
+    layers:      number of layers, 2 in the paper.
+    early_layer: the layer that the token vectors come from, 1 ... number of layers; 0 = embeddings; None = the middle.
 
     Raises: RetrievoError for a layer that the backbone does not have.
     """
@@ -83,7 +85,7 @@ class CondenserHead(nn.Module):
         )  # positions, where layers add them; no weights
 
     def forward(self, early: Tensor, late: Tensor, attention_mask: Tensor) -> Tensor:
-        """Token vectors [n, L, D] out of those of the early and of the last layer [n, L, D]; mask [n, L]."""
+        """Token vectors [n, L, D] from those of the early and the last layer, [n, L, D] each; mask [n, L]."""
         hidden = torch.cat([late[:, :1], early[:, 1:]], dim=1)
         beside = {kind: self._beside(kind, hidden, attention_mask) for kind in map(_attention, self.layers)}
         for layer in self.layers:
@@ -91,7 +93,7 @@ class CondenserHead(nn.Module):
         return self.norm(hidden)
 
     def _beside(self, kind: str, hidden: Tensor, attention_mask: Tensor) -> dict[str, Any]:
-        """What layers with a kind of attention are given beside the token vectors."""
+        """The arguments, besides the token vectors, for layers with a kind of attention."""
         from transformers import masking_utils as masks
 
         local = kind == "sliding_attention"
@@ -120,9 +122,9 @@ class CondenserHead(nn.Module):
         """
         with safe_open(path, "pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            told = (file.metadata() or {}).get("early_layer")
+            recorded = (file.metadata() or {}).get("early_layer")
         layers = len({name.split(".")[0] for name in tensors if not name.startswith("norm.")})
-        head = cls(backbone, layers, json.loads(told) if told else early_layer)
+        head = cls(backbone, layers, json.loads(recorded) if recorded else early_layer)
         own = head.tensors()
         if {name: tensor.shape for name, tensor in own.items()} != {
             name: value.shape for name, value in tensors.items()
@@ -134,10 +136,10 @@ class CondenserHead(nn.Module):
 
 
 def _fresh_layer(stack: nn.Module, config: Any, from_end: int) -> nn.Module:
-    """A new layer of the class of a backbone's own ones.
+    """A new layer of the same class as the backbone's layers.
 
-    from_end: which layer it is like, where layers differ: 1 = the last one; never the first, whose input the
-    embeddings have normalized.
+    from_end: the layer to imitate, where layers differ, counted from the end: 1 = the last; never the first, whose
+              input is normalized by the embeddings.
     """
     made: type[nn.Module] = type(stack[0])  # type: ignore[index]
     if "layer_idx" not in inspect.signature(made).parameters or not hasattr(config, "layer_types"):

@@ -82,7 +82,7 @@ class CrossEncoder(nn.Module):
 
     @property
     def tokenization(self) -> PairTokenization:
-        """How pairs become tokens: for workers and caches, which never hold the model."""
+        """The tokenization of pairs, for workers and caches, which do not have the model."""
         tokenizer_json = self.tokenizer.backend_tokenizer.to_str()
         spec = self.spec
         return PairTokenization(
@@ -135,9 +135,9 @@ class CrossEncoder(nn.Module):
 
         train: a checkpoint without a classification head gets a fresh, seeded one, and scores will be logits.
         overrides: fields of CrossEncoderSpec that replace what the folder says; None = as the folder says.
-        notify: told what was assumed, or is there and not used.
+        notify: a function that is called with each assumption and each unused part of the folder.
 
-        Raises: RetrievoError for a model that is not there, or gives more or less than one score.
+        Raises: RetrievoError for a model that does not exist, or does not give exactly one score.
         """
         folder = checkpoints.locate(str(name), revision)
         reading = loading.read_cross_encoder(folder, str(name), fresh_head=train)
@@ -215,10 +215,10 @@ def _open_classifier(folder: Path, name: str, *, fresh_head: bool) -> PreTrained
     from transformers import AutoModelForSequenceClassification
 
     def arguments(config: Any) -> dict[str, Any]:
-        told = any(kind.endswith("ForSequenceClassification") for kind in config.architectures or ())
-        if fresh_head or not told:  # as sentence-transformers takes it
+        has_head = any(kind.endswith("ForSequenceClassification") for kind in config.architectures or ())
+        if fresh_head or not has_head:  # as sentence-transformers does
             config.num_labels = 1
-        # a head for other labels; a body of other sizes is told below
+        # a head for other labels; a body of another size is reported below
         return {"ignore_mismatched_sizes": True}
 
     model, info = checkpoints.open_checkpoint(folder, name, AutoModelForSequenceClassification, arguments)
@@ -261,9 +261,9 @@ def _their_spec(
 
 def _activation(folder: Path, model: PreTrainedModel, stated: str | None) -> str:
     """As sentence-transformers finds it: beside its modules, or in the config by one of two names, else a sigmoid."""
-    told = getattr(model.config, "sentence_transformers", None) or {}
+    settings = getattr(model.config, "sentence_transformers", None) or {}
     old = getattr(model.config, "sbert_ce_default_activation_function", None)
-    named = str(stated or told.get("activation_fn") or old or "torch.nn.Sigmoid")
+    named = str(stated or settings.get("activation_fn") or old or "torch.nn.Sigmoid")
     activation = named.rsplit(".", 1)[-1]
     if activation not in ACTIVATIONS or not named.startswith("torch."):
         raise RetrievoError(folder, f"the activation {named}", f"one of torch's {', '.join(ACTIVATIONS)}")

@@ -1,4 +1,4 @@
-"""Which device `--device` means, where tensors lie, and how many threads compute on a CPU."""
+"""Resolves `--device`, moves tensors to devices, and sets the number of CPU threads."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
 
 def resolve_device(name: str) -> str:
-    """`auto` is the accelerator where there is one.
+    """Resolves a device name; `auto` is the accelerator if there is one, else the CPU.
 
-    Raises: RetrievoError where CUDA is asked for and is not there.
+    Raises: RetrievoError where CUDA is requested but not available.
     """
     import torch
 
@@ -31,27 +31,27 @@ def resolve_device(name: str) -> str:
 
 
 def sent(tensor: Tensor, device: torch.device) -> Tensor:
-    """A CPU tensor on `device`; to an accelerator out of pinned memory, so that nothing waits for the copy."""
+    """Copies a CPU tensor to `device`, asynchronously from pinned memory if that is an accelerator."""
     if device.type == "cuda":
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=True)
 
 
 def return_freed_memory() -> None:
-    """Makes glibc give the pages of freed blocks back to the system; elsewhere it does nothing.
+    """Makes glibc return the pages of freed blocks to the system; does nothing with another C library.
 
-    Chunks of ever new shapes leave holes, which grow with their number. Blocks that are mapped one by one (a low
-    threshold) end higher and at half the speed.
+    Chunks of ever-changing shapes fragment the heap. The alternative, mapping blocks one by one (a low mmap threshold),
+    used more memory at half the speed.
     """
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def prepare_cpu(threads: int | None) -> None:
-    """Sets how torch computes on a CPU; to be called before it first does. None leaves torch's own number of threads.
+    """Configures torch on a CPU, before its first computation; `threads=None` keeps torch's number of threads.
 
-    oneDNN keeps the kernels of the last 1,024 shapes with their scratch memory, and chunks sorted by length have ever
-    new shapes. Keeping 16 took 0.87 of the time of a training (fewer page faults) and 2.5 GiB instead of 3.1.
+    oneDNN caches kernels for the last 1,024 shapes with their scratch memory, and chunks sorted by length keep having
+    new shapes. With a cache of 16, training took 0.87 of the time (fewer page faults) and 2.5 GiB instead of 3.1.
     """
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "16")
     import torch

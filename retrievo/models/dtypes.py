@@ -1,4 +1,4 @@
-"""Which number format a model computes in; the names are standard library only, torch is imported when asked."""
+"""The number formats that a model computes in; torch is imported only inside functions."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def resolve_dtype(name: str, device: str | torch.device) -> torch.dtype:
 
 
 def recorded_dtype(name: str, device: str | torch.device) -> str:
-    """What a manifest says of it, with `auto` settled: `bfloat16`."""
+    """The name of the dtype for a manifest, such as `bfloat16`, with `auto` resolved."""
     return str(resolve_dtype(name, device)).removeprefix("torch.")
 
 

@@ -1,4 +1,4 @@
-"""The encoder: a backbone, pooling and normalization; texts of two roles to vectors."""
+"""The encoder, which maps queries and documents to vectors with a backbone, pooling and normalization."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 class Encoder(nn.Module):
-    """Queries and documents to vectors, with one backbone for both (tied) or one each.
+    """Maps queries and documents to vectors, with one backbone for both (tied) or one for each (untied).
 
     backbone:       the Transformer of documents, and of queries too where the encoder is tied; float32.
     query_backbone: the Transformer of queries of an untied encoder; None = a copy of `backbone`.
@@ -69,10 +69,10 @@ class Encoder(nn.Module):
         return vectors.masked_fill(absent[:, None], 0)
 
     def truncate(self, dim: int | None) -> None:
-        """Keeps the first `dim` numbers of each vector, scaled to unit length where the model's are; None = all.
+        """Truncates vectors to their first `dim` dimensions, renormalized if the model normalizes; None = all.
 
-        That costs little where the model was trained for it (Kusupati et al. 2022, Matryoshka representations).
-        Raises: RetrievoError for more numbers than vectors have.
+        It costs little quality if the model was trained for it (Kusupati et al. 2022, Matryoshka representations).
+        Raises: RetrievoError where `dim` exceeds the model's dimension.
         """
         if dim is not None and dim > self.dim:
             raise RetrievoError("--truncate-dim", f"found {dim}", f"at most {self.dim}, as the model's vectors have")
@@ -117,7 +117,7 @@ class Encoder(nn.Module):
 
     @property
     def backbones(self) -> tuple[PreTrainedModel, ...]:
-        """The Transformers: one, or that of documents and that of queries."""
+        """The Transformers: one for both roles, or one for documents and one for queries."""
         return (self.backbone,) if self.query_backbone is None else (self.backbone, self.query_backbone)
 
     def backbone_of(self, role: str) -> PreTrainedModel:
@@ -127,7 +127,7 @@ class Encoder(nn.Module):
         return self.query_backbone if role == "query" and self.query_backbone is not None else self.backbone
 
     def tokenization(self, role: str) -> Tokenization:
-        """How texts of `role` become tokens: for workers and caches, which never hold the model."""
+        """The tokenization of texts in `role`, for workers and caches, which do not have the model."""
         template = self.spec.title_template if role == "document" else None
         tokenizer_json = self.tokenizer.backend_tokenizer.to_str()
         return Tokenization(tokenizer_json, self.spec.max_length(role), self.spec.prefix(role), template)
@@ -141,10 +141,10 @@ class Encoder(nn.Module):
         as_stated: bool = False,
         **overrides: Any,
     ) -> Encoder:
-        """Opens a model folder (ours, sentence-transformers' or plain Hugging Face) or a hub model of this name.
+        """Opens a model folder (of retrievo, sentence-transformers or plain Hugging Face) or a hub model.
 
         overrides: fields of EncoderSpec that replace what the folder says; None = as the folder says. `tied=False`
-        on a tied folder gives each role its own copy. notify: told what the folder does not state and was assumed.
+        on a tied folder gives each role its own copy. notify: called with each property that was assumed.
         as_stated: the model is used and not made into another one, so overrides only fill in what the folder leaves
         open.
 
@@ -182,9 +182,9 @@ class Encoder(nn.Module):
 
 
 def seen_tokens(attention_mask: Tensor) -> tuple[Tensor, Tensor]:
-    """The mask that a model can compute with, and which rows have no token at all [n]; they are given one of padding.
+    """A mask without empty rows, and whether each row was empty [n]; an empty row gets one padding token.
 
-    Attention over nothing is not a number in some implementations, and in others depends on what shares the chunk.
+    Attention over no tokens is NaN in some implementations, and depends on the other rows of the chunk in others.
     """
     absent = ~attention_mask.bool().any(dim=1)
     seen = attention_mask.clone()
@@ -193,7 +193,7 @@ def seen_tokens(attention_mask: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def position_limit(backbone: PreTrainedModel) -> int | None:
-    """Most tokens that a backbone has positions for; None = no such limit (relative positions)."""
+    """The number of positions of a backbone; None = no limit (relative positions)."""
     limit = getattr(backbone.config, "max_position_embeddings", None)
     if not limit or limit < 0:
         return None
@@ -234,7 +234,7 @@ def _complete(
     backbone: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
 ) -> EncoderSpec:
-    """The spec that a folder means: what it states, what was assumed (and is told), then the user's overrides."""
+    """The spec of a folder: what it states, else what is assumed (with a notice), then the user's overrides."""
     if overrides.get("tied") and "query" in reading.backbones:
         raise RetrievoError(name, "one encoder per role", "a tied encoder", "use it untied, or another model")
     stated = dict(reading.stated)
@@ -266,7 +266,7 @@ def _assume_meaning(
 
 @torch.no_grad()
 def sees_later_tokens(backbone: PreTrainedModel) -> bool:
-    """Whether the first token's vector changes with the second token: measured, whatever names and settings say."""
+    """Whether the first token's vector changes with the second token, by running the model, not by its config."""
     pair = torch.tensor([[0, 0], [0, 1]], device=backbone.device)
     with evaluating(backbone):
         first = backbone(input_ids=pair, attention_mask=torch.ones_like(pair)).last_hidden_state[:, 0]
@@ -279,9 +279,9 @@ def _same(one: Tensor, other: Tensor) -> bool:
 
 @torch.no_grad()
 def _check_tells_texts_apart(encoder: Encoder, name: str) -> None:
-    """Two texts of two tokens that differ in the second must differ as vectors.
+    """Checks that two texts that differ only in their second token have different vectors.
 
-    Raises: RetrievoError that names the ways of pooling which tell them apart.
+    Raises: RetrievoError, which names the poolings that distinguish them.
     """
     rows = _two_texts(encoder.tokenizer).to(encoder.backbone.device)
     with evaluating(encoder):

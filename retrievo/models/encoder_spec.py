@@ -1,4 +1,4 @@
-"""What a model folder says about its encoder (`retrievo.json`), and how token vectors become one vector.
+"""The properties of an encoder that its folder records (`retrievo.json`), and the poolings.
 
 Standard library only: option tables import this module.
 """
@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any
 
+from retrievo.data.options import TITLE_TEMPLATE
 from retrievo.support.errors import RetrievoError, did_you_mean
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ POOLINGS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderSpec:
-    """The properties of a model that are kept with it and never asked again.
+    """The properties of a model that are stored with it, so that no command needs them as options.
 
     pooling:             how token vectors become one vector, a name in `POOLINGS`.
     normalize:           whether vectors are scaled to unit length.
@@ -69,7 +70,7 @@ class EncoderSpec:
     similarity: str = "dot"
     query_prefix: str = ""
     document_prefix: str = ""
-    title_template: str = "{title} {text}"
+    title_template: str = TITLE_TEMPLATE
     query_max_length: int = 512
     document_max_length: int = 512
     tied: bool = True
@@ -84,11 +85,11 @@ class EncoderSpec:
                 raise RetrievoError(name, f"{getattr(self, name)} tokens", "1 or more")
 
     def max_length(self, role: str) -> int:
-        """Most tokens of a text in `role`, special tokens included."""
+        """The most tokens of a text in `role`, special tokens included."""
         return self.query_max_length if role == "query" else self.document_max_length
 
     def prefix(self, role: str) -> str:
-        """Text put before every text in `role`."""
+        """The text put before every text in `role`."""
         return self.query_prefix if role == "query" else self.document_prefix
 
     def to_json(self) -> str:
@@ -99,7 +100,7 @@ class EncoderSpec:
     def from_json(cls, text: str, where: object = SPEC_FILE) -> EncoderSpec:
         """Reads the content of `retrievo.json`.
 
-        Raises: RetrievoError for text that is no such file, a format that is not known, a key or type that is wrong.
+        Raises: RetrievoError for invalid JSON, an unknown format or key, or a value of the wrong type.
         """
         try:
             values = json.loads(text)

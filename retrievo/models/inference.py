@@ -1,4 +1,4 @@
-"""Many rows of tokens through a model, chunk by chunk and without gradients: encoding, and the scoring of pairs."""
+"""Runs a model over many rows of tokens, chunk by chunk and without gradients, to encode texts or score pairs."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from retrievo.models.splits import begin_call, say_halved
 from retrievo.support.console import Tick
 from retrievo.support.errors import RetrievoError, UsageError
 
-_MANY = 16  # chunks, which are worth the milliseconds of giving their memory back
+_MANY = 16  # number of chunks from which returning freed memory to the system is worth its milliseconds
 
 Module = TypeVar("Module", bound=nn.Module)
 
 
 def computing(dtype: str, device: str | torch.device, chunk_tokens: int | str = "auto") -> dict[str, Any]:
-    """`dtype` and `chunk_tokens` of `compute_rows`, with `auto` settled for a device.
+    """The `dtype` and `chunk_tokens` of `compute_rows`, with `auto` resolved for a device.
 
-    A core is quickest on chunks that its cache holds; an accelerator wants more at once.
+    A core is fastest on chunks that fit its cache; an accelerator needs larger ones.
     """
     auto = 1024 if torch.device(device).type == "cpu" else 4096
     tokens = chunk_tokens if isinstance(chunk_tokens, int) else auto
@@ -39,11 +39,11 @@ def computing(dtype: str, device: str | torch.device, chunk_tokens: int | str = 
 
 
 def prepared(module: Module, dtype: str, device: str | torch.device) -> Module:
-    """A module that shall compute and not be trained: on its device, its weights in bfloat16 where it computes in that.
+    """Prepares a module for inference: moves it to its device and converts weights to bfloat16 if that is its dtype.
 
-    They take half of the memory then, and nothing is cast between products. Buffers keep their precision, which rotary
-    positions need. Of float16, which sums between layers may overflow, only products are made.
-    Raises: RetrievoError where the device has no room for them.
+    The weights then take half of the memory, and matrix products need no casts. Buffers keep their precision, which
+    rotary positions need. With float16, weights stay float32, since sums between layers may overflow.
+    Raises: RetrievoError where the device has too little memory.
     """
     if resolve_dtype(dtype, device) == torch.bfloat16:
         for parameter in module.parameters():
@@ -56,11 +56,12 @@ def prepared(module: Module, dtype: str, device: str | torch.device) -> Module:
 
 
 class Computing(TypedDict, total=False):
-    """How a model computes, as the options of the command line say it.
+    """How a model computes, in the values of the command line's options.
 
-    dtype: `auto` (bfloat16 where the hardware multiplies it fast, else float32), `float32`, `bfloat16` or `float16`.
-    device: `auto` (the accelerator where there is one), `cpu` or `cuda`. chunk_tokens: most tokens computed at once, or
-    `auto`. threads: of a CPU; None leaves torch's own number.
+    dtype:        `auto` (bfloat16 if the hardware multiplies it fast, else float32), `float32`, `bfloat16`, `float16`.
+    device:       `auto` (the accelerator if there is one), `cpu` or `cuda`.
+    chunk_tokens: the most tokens that are computed at once, or `auto`.
+    threads:      the number of CPU threads; None keeps torch's.
     """
 
     dtype: str
@@ -70,9 +71,9 @@ class Computing(TypedDict, total=False):
 
 
 def ready(module: nn.Module, chosen: Computing) -> dict[str, Any]:
-    """Prepares a loaded model where it lies for computing, and returns the options of `compute_rows`.
+    """Prepares a loaded model in place for inference, and returns the options of `compute_rows`.
 
-    Raises: UsageError for a model that was rounded to bfloat16 before and shall compute in another format now.
+    Raises: UsageError where a model that was already rounded to bfloat16 is to compute in another format.
     """
     prepare_cpu(chosen.get("threads"))
     dtype, device = chosen.get("dtype", "auto"), resolve_device(chosen.get("device", "auto"))
@@ -84,7 +85,7 @@ def ready(module: nn.Module, chosen: Computing) -> dict[str, Any]:
 
 
 def computing_record(dtype: str, device: str | torch.device, chunk_tokens: int | str) -> dict[str, Any]:
-    """The same for a manifest: vectors of another precision or of other chunks are not the same bytes."""
+    """The dtype and chunk size for a manifest, since they affect the bytes of vectors."""
     tokens = computing(dtype, device, chunk_tokens)["chunk_tokens"]
     return {"chunk_tokens": tokens, "computed_in": recorded_dtype(dtype, device)}
 
@@ -103,14 +104,15 @@ def compute_rows(
 ) -> None:
     """out[rows] = forward(input_ids [n, L], attention_mask [n, L]) for all rows, cut by `cut_chunks`; dropout is off.
 
-    Where memory runs out, all rows are computed anew in chunks of half as many tokens, and `noted_splits` hears of it.
+    Where memory runs out, all rows are recomputed in chunks of half as many tokens, and `noted_splits` records it.
 
-    On a CPU threads take chunks of their own, which is quicker than all threads on one chunk after the other: 1.2 x
-    on two cores.
+    On a CPU, each thread computes chunks of its own: on two cores, 1.2 x as fast as all threads sharing a chunk.
 
-    module: what computes, on the device of `out` [N, ...]; tokens: flat token ids [T]; offsets: [N + 1]; chunk_tokens:
-    most rows x longest row of a chunk; dtype: of the matrix products; tick: told how many rows were just computed, less
-    those that are computed anew.
+    module:       the model, on the device of `out` [N, ...].
+    tokens:       flat token ids [T], with offsets [N + 1].
+    chunk_tokens: the most rows x longest row of a chunk.
+    dtype:        the number format of matrix products.
+    tick:         called with the number of rows just computed; negative for rows that have to be recomputed.
     Raises: RetrievoError where one row alone does not fit.
     """
     splits, budget = begin_call(), chunk_tokens
@@ -135,11 +137,11 @@ def _compute(
     dtype: torch.dtype,
     tick: Tick | None,
 ) -> list[int]:
-    """`compute_rows` once; the number of rows of each chunk for which there was no room, after which none is begun."""
+    """Runs `compute_rows` once; returns the sizes of the chunks that did not fit, after which no chunk is begun."""
     offsets, place = np.asarray(offsets), out.device
     waiting, telling = deque(cut_chunks(np.diff(offsets), chunk_tokens)), threading.Lock()
     chunks, cut = len(waiting), _is_cut(module)
-    told, full = [0], list[int]()
+    reported, full = [0], list[int]()
 
     @torch.no_grad()  # not inference_mode, under which autocast casts the weights again for every chunk
     def work() -> None:
@@ -159,7 +161,7 @@ def _compute(
                     return
                 if tick:
                     with telling:
-                        told[0] += len(rows)
+                        reported[0] += len(rows)
                         tick(len(rows))
 
     in_order = place.type != "cpu" or cut
@@ -172,12 +174,12 @@ def _compute(
     if place.type == "cpu" and chunks > _MANY:
         return_freed_memory()
     if full and tick:
-        tick(-told[0])
+        tick(-reported[0])
     return full
 
 
 def _is_cut(module: nn.Module) -> bool:
-    """Whether all ranks compute each chunk together, and so in one order."""
+    """Whether the module is sharded, so that all ranks compute each chunk together, in the same order."""
     distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
     return distributed and any(is_shard(parameter) for parameter in module.parameters())
 
@@ -191,14 +193,14 @@ def _emptied(waiting: deque[np.ndarray]) -> Iterator[None]:
 
 
 def _until_empty(waiting: deque[np.ndarray]) -> Iterator[np.ndarray]:
-    """The next one for whichever thread asks."""
+    """Yields chunks to the calling thread until none is left."""
     with contextlib.suppress(IndexError):
         while True:
             yield waiting.popleft()
 
 
 def _side_by_side(work: Callable[[], None], waiting: deque[np.ndarray], workers: int) -> None:
-    """Does the work in several threads, among which torch's are divided."""
+    """Does the work in several threads, which share torch's threads."""
     threads = torch.get_num_threads()
     try:
         with (
@@ -213,7 +215,7 @@ def _side_by_side(work: Callable[[], None], waiting: deque[np.ndarray], workers:
 
 @contextlib.contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
-    """Dropout off, then all as it was: validation runs in the middle of training."""
+    """Switches dropout off and restores the previous mode afterwards, for validation during training."""
     training = module.training
     module.eval()
     try:

@@ -1,7 +1,7 @@
-"""Opening model folders: what a folder means, its backbone and its tokenizer.
+"""Opens model folders: the properties that a folder states, its backbone and its tokenizer.
 
-Three kinds are read: our own (`retrievo.json`), sentence-transformers' (`modules.json`) and plain Hugging Face
-checkpoints. What a folder does not state is taken from `MODEL_CARDS`, else guessed, and said.
+Three kinds are read: retrievo's own (`retrievo.json`), sentence-transformers' (`modules.json`) and plain Hugging Face
+checkpoints. Properties that a folder does not state are taken from `MODEL_CARDS`, else assumed, with a note.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from retrievo.support.errors import RetrievoError
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-# what the authors' model cards say and their folders do not, by the last part of the model's name
+# properties that are in the authors' model cards but not in the folders, by the last part of the model's name
 MODEL_CARDS: dict[str, dict[str, Any]] = {
     r"contriever(-msmarco)?|mcontriever(-msmarco)?": {"pooling": "mean"},
     r"(multilingual-)?e5-(small|base|large)(-v2|-unsupervised)?": {
@@ -44,7 +44,7 @@ MODEL_CARDS: dict[str, dict[str, Any]] = {
         "query_prefix": "Represent this sentence for searching relevant passages: ",
     },
 }
-# their names for pooling -> ours: `pooling_mode` since sentence-transformers 5.4, one flag each before
+# sentence-transformers' names of poolings -> retrievo's: `pooling_mode` since version 5.4, a flag for each before
 POOLING_NAMES = {"cls": "cls", "mean": "mean", "lasttoken": "last"}
 POOLING_FLAGS = {
     "pooling_mode_cls_token": "cls",
@@ -59,7 +59,7 @@ PROMPTS = {"query_prefix": ("query",), "document_prefix": ("document", "passage"
 
 @dataclass
 class Reading:
-    """What a folder says: fields of an EncoderSpec that it states, where its backbones are, what to tell the user."""
+    """The content of a model folder: stated fields of an EncoderSpec, folders of backbones, notices for the user."""
 
     backbones: dict[str, Path]  # role -> folder of a Hugging Face checkpoint; a tied encoder has "document" only
     stated: dict[str, Any] = field(default_factory=dict)
@@ -70,11 +70,12 @@ class Reading:
 
 
 def read_folder(folder: Path, name: str, chosen: Collection[str] = ()) -> Reading:
-    """Reads what `folder` says, whichever kind it is.
+    """Reads a model folder of any kind.
 
-    name: what the user calls it; chosen: fields that the user sets, for which nothing is taken from a model card.
+    name:   the name that the user gave for it.
+    chosen: fields that the user sets, which are not taken from a model card.
 
-    Raises: RetrievoError for a folder that is no model, or means something that an encoder here can't do.
+    Raises: RetrievoError for a folder that is not a model, or has settings that an encoder does not support.
     """
     if (folder / CROSS_ENCODER_FILE).is_file():
         raise RetrievoError(name, "is a cross-encoder", "a model that gives vectors", "use it with retrievo rerank")
@@ -121,7 +122,7 @@ def _no_model(folder: Path, name: str, own: str) -> RetrievoError:
 
 
 def _read_adapter(folder: Path, name: str, base: Reading) -> Reading:
-    """The model of another folder with an adapter in this one, read as the other folder means it."""
+    """Reads an adapter: the folder of its model determines the properties."""
     if "query" in base.backbones:
         raise RetrievoError(name, "an adapter of an encoder with a model for each role", "one of a single model")
     base.notices.append(
@@ -154,7 +155,7 @@ def _read_own(folder: Path) -> Reading:
 
 
 def assumed(folder: Path, name: str) -> dict[str, Any]:
-    """What is taken from the card of a model of this name, because its folder does not state it."""
+    """The properties from the card of a model with this name that its folder does not state."""
     if any((folder / own).is_file() for own in (SPEC_FILE, CROSS_ENCODER_FILE)):
         return {}
     facts = _card(name)
@@ -175,8 +176,8 @@ def _add_model_card(reading: Reading, name: str, chosen: Collection[str]) -> Non
     added = {key: value for key, value in facts.items() if key not in reading.stated and key not in chosen}
     reading.stated.update(added)
     if added:
-        told = ", ".join(f"{key} = {value!r}" for key, value in added.items())
-        reading.notices.append(f"{name}: {told}, as the model card of {last} says (its folder does not)")
+        settings = ", ".join(f"{key} = {value!r}" for key, value in added.items())
+        reading.notices.append(f"{name}: {settings}, as the model card of {last} says (its folder does not)")
 
 
 # Reading sentence-transformers

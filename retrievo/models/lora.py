@@ -1,7 +1,7 @@
-"""Low-rank adapters: W stays as it is, and W + (alpha / r) B A is used, with A [r, in] and B [out, r] trained.
+"""Low-rank adapters: W is frozen and replaced by W + (alpha / r) B A, where A [r, in] and B [out, r] are trained.
 
-Hu et al. 2022, LoRA, eq. 3. They are in all linear layers of the backbones, and merged into W before a model is saved,
-so that a folder never shows how it was trained.
+Hu et al. 2022, LoRA, eq. 3. All linear layers of the backbones have adapters, which are merged into W before a model is
+saved, so that the folder is an ordinary one.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from retrievo.support.errors import RetrievoError
 
 
 def add_adapters(encoder: Encoder, rank: int, alpha: int, seed: int) -> None:
-    """Puts an adapter of rank r into every linear layer; nothing else of the encoder is trained from now on.
+    """Adds an adapter of rank r to every linear layer and freezes the rest of the encoder.
 
-    A is drawn from the seed; B is zero at first, so the vectors are the same as before.
+    A is drawn from the seed and B is zero at first, so vectors do not change.
     Raises: RetrievoError where the peft package is not installed.
     """
     try:
@@ -30,7 +30,7 @@ def add_adapters(encoder: Encoder, rank: int, alpha: int, seed: int) -> None:
 
 
 def merge_adapters(encoder: Encoder) -> None:
-    """Adds every adapter to the weights that it goes with, and leaves plain layers."""
+    """Merges every adapter into its layer's weights, which leaves plain layers."""
     from peft.tuners.lora import LoraLayer
 
     for backbone in encoder.backbones:

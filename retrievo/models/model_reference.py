@@ -1,7 +1,7 @@
-"""Where a model comes from, as manifests record it: its name or folder, the commit, and a fingerprint of its files.
+"""References to models in manifests: name or folder, commit, and a fingerprint of the files.
 
-Two models are the same where they make the same vectors, wherever their files lie: a hub model and a copy of it are,
-two commits of one name are not.
+Two models are the same if they make the same vectors, wherever their files are: a hub model and a copy of it are the
+same, two commits under one name are not.
 """
 
 from __future__ import annotations
@@ -75,9 +75,9 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _fingerprint(folder: Path, files: tuple[Path, ...], name: str) -> str:
-    """A hash of what makes vectors: names, sizes and content of the files, and what the model's card says beside them.
+    """A hash of all that determines vectors: names, sizes and content of files, and properties from the model card.
 
-    Of a large file 64 places evenly over all of it are read: training moves every weight.
+    Of a large file, only 64 evenly spaced samples are read, since training changes every weight.
     """
     digest = hashlib.blake2b(digest_size=16)
     for path in files:
@@ -123,9 +123,9 @@ def recorded_model(manifest: Manifest, flag: str) -> tuple[str, str | None]:
 
 
 def unchanged_model(manifest: Manifest, flag: str) -> tuple[str, str | None]:
-    """The model that a manifest records, which must still be the one that made these vectors.
+    """The model that a manifest records, checked to be still the one that made these vectors.
 
-    Raises: as `recorded_model`; RetrievoError where the files of the model are others by now.
+    Raises: as `recorded_model`; RetrievoError where the files of the model have changed.
     """
     name, revision = recorded_model(manifest, flag)
     _, found = model_record(name, revision)
@@ -135,8 +135,8 @@ def unchanged_model(manifest: Manifest, flag: str) -> tuple[str, str | None]:
     return name, revision
 
 
-def told_model(manifest: Manifest) -> str:
-    """What a person calls the model that made vectors: hub name and commit, or folder, and how they were pooled."""
+def model_name(manifest: Manifest) -> str:
+    """The model that made vectors, for a message: hub name and commit, or folder, and its pooling."""
     recorded = manifest.inputs.get("model")
     if recorded is None:
         return str(manifest.config.get("model", IMPORTED))
@@ -148,7 +148,7 @@ def told_model(manifest: Manifest) -> str:
 
 
 def makes_vectors(manifest: Manifest) -> tuple[object, ...]:
-    """What decides the vectors of embeddings beside their texts: equal where they can be compared."""
+    """Everything besides the texts that determines embeddings; vectors are comparable where it is equal."""
     return (
         manifest.inputs.get("model", {}).get("fingerprint"),
         manifest.config.get("pooling"),
@@ -159,14 +159,14 @@ def makes_vectors(manifest: Manifest) -> tuple[object, ...]:
 def check_same_model(path: Path, one: Manifest, other_path: Path, other: Manifest) -> None:
     """Raises RetrievoError, naming both models, where embeddings were not encoded by one and the same."""
     if makes_vectors(one) != makes_vectors(other):
-        found = f"was encoded by another model than {other_path}: by {told_model(one)}; that by {told_model(other)}"
+        found = f"was encoded by another model than {other_path}: by {model_name(one)}; that by {model_name(other)}"
         raise RetrievoError(path, found, "vectors of one model", "encode it again")
 
 
 def shows_titles(name: str | None, template: str | None) -> bool:
-    """Whether documents are read with their titles: by the title template given, else by that of a model folder.
+    """Whether documents are read with titles, by the given title template or else by that of the model folder.
 
-    Models that state no template are given titles.
+    A model without a template reads titles.
     """
     files = [Path(name) / file for file in (SPEC_FILE, CROSS_ENCODER_FILE)] if name else []
     if template is None and (stated := next((file for file in files if file.is_file()), None)):

@@ -1,4 +1,4 @@
-"""Pairs of a query and a document as one row of tokens: what a cross-encoder reads (numpy only)."""
+"""Joins a query and a document into one row of tokens for a cross-encoder (numpy only)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Frame(NamedTuple):
-    """What a tokenizer puts around two texts: [CLS] query [SEP] document [SEP] in BERT."""
+    """The special tokens around two texts, in BERT [CLS] query [SEP] document [SEP]."""
 
     special: tuple[np.ndarray, np.ndarray, np.ndarray]  # before, between and after the texts
     segments: tuple[np.ndarray | int, ...]  # of the five parts
@@ -67,7 +67,7 @@ class PairTokenization:
 
     @property
     def room(self) -> int:
-        """Tokens left for both texts."""
+        """The number of tokens left for both texts."""
         return self.max_length - sum(map(len, self._frame.special))
 
     @cached_property

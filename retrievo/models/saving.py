@@ -1,4 +1,4 @@
-"""Saving a model folder that retrievo, transformers and sentence-transformers open with the same vectors."""
+"""Saves model folders that give the same vectors in retrievo, transformers and sentence-transformers."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def write_folder(
     tokenizer: PreTrainedTokenizerBase,
     facts: Mapping[str, object],
 ) -> None:
-    """Writes a model folder: all files beside it first, then each moved to its place, `retrievo.json` last.
+    """Writes a model folder: first all files into a folder beside it, then moves each, `retrievo.json` last.
 
     backbones: role -> model; "document" alone where the encoder is tied. The same weights give the same bytes.
     """
@@ -116,7 +116,7 @@ def _write_prompts(folder: Path, spec: EncoderSpec) -> None:
 
 
 def _write_router(folder: Path, spec: EncoderSpec) -> None:
-    """Untied encoders as one SentenceTransformer: `encode_query` and `encode_document` each take their own road."""
+    """Writes an untied encoder as one SentenceTransformer that routes `encode_query` and `encode_document`."""
     parts = {"": "Transformer", "1_Pooling": "Pooling", **({"2_Normalize": "Normalize"} if spec.normalize else {})}
     structure = {role: [f"{role}/{path}".rstrip("/") for path in parts] for role in ROLES}
     types = {

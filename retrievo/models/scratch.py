@@ -1,6 +1,6 @@
-"""Models that start from nothing: `--model scratch:small` is a random BERT with a vocabulary of the user's own corpus.
+"""Untrained models: `--model scratch:small` is a randomly initialized BERT with a vocabulary built from the corpus.
 
-The names and what checks them are standard library only: option tables import this module.
+Names and their checks need only the standard library, because Config modules import this module.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def scratch_size(name: str) -> ScratchSize | None:
 
 
 def scratch_folder(name: str, corpora: Sequence[Corpus], seed: int) -> Path:
-    """The model folder behind a name in `SCRATCH_SIZES`, made of these corpora once and kept in the user's cache.
+    """The model folder for a name in `SCRATCH_SIZES`, built once from these corpora and kept in the user's cache.
 
     Raises: UsageError for an unknown name; RetrievoError for corpora without words.
     """
@@ -80,7 +80,7 @@ def scratch_folder(name: str, corpora: Sequence[Corpus], seed: int) -> Path:
 
 
 def _by_turns(corpora: Sequence[Corpus]) -> Iterator[str]:
-    """Texts of all corpora, some thousands of each at a time, so that each has its part of what is read."""
+    """Yields texts of all corpora in turn, a few thousand at a time, so that each contributes to the vocabulary."""
     for batches in zip_longest(*(corpus.batches() for corpus in corpora)):
         for _, texts in filter(None, batches):
             yield from texts

@@ -1,4 +1,4 @@
-"""What memory that ran out did to the chunks of a model: the bytes that come out depend on it, so it is recorded."""
+"""Records how chunks were halved when memory ran out, since the output's bytes depend on the chunk size."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from retrievo.support import console
 
 
 class Splits:
-    """How often a model computed rows, and the tokens of a chunk each time that memory left fewer than asked for."""
+    """The number of calls that computed rows, and the tokens per chunk of each call whose chunks were halved."""
 
     def __init__(self) -> None:
         self.calls = 0
         self.tokens: dict[int, int] = {}  # of the call of this number, from 0
 
     def stats(self, name: str = "chunk_tokens_of_calls") -> dict[str, Any]:
-        """For a manifest; empty where all chunks fitted."""
+        """The entry for a manifest; empty where no chunk was halved."""
         return {name: {str(call): tokens for call, tokens in self.tokens.items()}} if self.tokens else {}
 
 
@@ -28,7 +28,7 @@ _noting: ContextVar[Splits | None] = ContextVar("_noting", default=None)
 
 @contextlib.contextmanager
 def noted_splits() -> Iterator[Splits]:
-    """Notes whose chunks are halved while this is open."""
+    """Records the calls whose chunks are halved within this block."""
     token = _noting.set(noted := Splits())
     try:
         yield noted
@@ -37,7 +37,7 @@ def noted_splits() -> Iterator[Splits]:
 
 
 def begin_call() -> Splits:
-    """Where a model that computes rows notes what becomes of its chunks."""
+    """The record in which the current call enters its halved chunks."""
     noting = _noting.get() or Splits()
     noting.calls += 1
     return noting
@@ -45,5 +45,7 @@ def begin_call() -> Splits:
 
 @functools.cache
 def say_halved(tokens: int) -> None:
-    """Once, however many shards it befalls."""
-    console.warn(f"out of memory: computed anew in chunks of {tokens:,} tokens; --chunk-tokens {tokens} spares the try")
+    """Warns once, however many shards are affected."""
+    console.warn(
+        f"out of memory: recomputed in chunks of {tokens:,} tokens; pass --chunk-tokens {tokens} to avoid this"
+    )

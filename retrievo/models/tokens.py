@@ -1,4 +1,4 @@
-"""Texts to token ids: one picklable object that holds all that decides which tokens a text becomes."""
+"""Tokenization: one picklable object with everything that determines the tokens of a text."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Tokenized(NamedTuple):
 
     @property
     def without_tokens(self) -> int:
-        """How many texts have no token at all, as empty ones where a tokenizer adds no special tokens."""
+        """The number of texts without any token, such as empty ones if a tokenizer adds no special tokens."""
         return int(np.count_nonzero(np.diff(self.offsets) == 0))
 
     def row(self, text: int) -> np.ndarray:
@@ -74,7 +74,7 @@ class Tokenization:
 
     @property
     def fingerprint(self) -> str:
-        """A hash of all that decides the tokens, for the key of a token cache."""
+        """A hash of everything that determines the tokens, for the key of a token cache."""
         return hashlib.blake2b(json.dumps(asdict(self), sort_keys=True).encode(), digest_size=16).hexdigest()
 
     @property
@@ -112,7 +112,7 @@ class Tokenization:
 
     @cached_property
     def _tail(self) -> int:
-        """How many special tokens stand after a text."""
+        """The number of special tokens after a text."""
         if not self.special_tokens:
             return 0
         special = self._tokenizer.encode("a").special_tokens_mask
@@ -123,7 +123,7 @@ class Tokenization:
 
 
 def warn_of_texts_without_tokens(where: object, count: int, role: str) -> None:
-    """Tells, where there are any, that texts have no token that the model reads."""
+    """Warns if there are texts without any token for the model."""
     if count:
         console.warn(f"{where}: {count:,} {role} texts have no token for this model; they score 0 with all")
 

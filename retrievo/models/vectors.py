@@ -1,4 +1,4 @@
-"""Tokens to vectors, many at a time: what encoding, searching, mining and validation share."""
+"""Encodes many tokenized texts as vectors, for encoding, searching, mining and validation."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ def encode_tokens(
 ) -> np.ndarray:
     """Vectors float32 `[n, D]` of n rows of flat tokens, in their order.
 
-    The rows are cut by `cut_chunks`, so that a vector is a pure function of all lengths and the budget: in bfloat16
-    its last bits depend on what shares its chunk. Pooling and normalization are float32.
+    Rows are cut into chunks by `cut_chunks`, a pure function of all lengths and the budget, because the last bits of a
+    vector in bfloat16 depend on the other rows of its chunk. Pooling and normalization are float32.
 
     tokens, offsets, options: as in `compute_rows`.
     """

@@ -16,6 +16,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from retrievo.data.options import K1, B
 from retrievo.retrieval.jvm import (
     ONE_PYTHON_THREAD,
     JavaThreads,
@@ -320,8 +321,8 @@ class BM25Index:
         queries: Sequence[str],
         depth: int,
         *,
-        k1: float = 0.9,
-        b: float = 0.4,
+        k1: float = K1,
+        b: float = B,
         rm3: Rm3 | None = None,
         allowed: np.ndarray | None = None,
         threads: int | None = None,

@@ -12,13 +12,12 @@ import pyarrow as pa
 from retrievo.data.columns import taken
 from retrievo.data.ordering import repeated
 from retrievo.data.shards import shard_bounds
+from retrievo.models.encoder_spec import ROLES, SIMILARITIES
 from retrievo.support import console
 from retrievo.support.artifact import Input, Manifest, Output
 from retrievo.support.errors import RetrievoError, UsageError, did_you_mean
 from retrievo.support.files import HashingFile, atomic_path
 
-ROLES = ("document", "query")
-SIMILARITIES = ("dot", "cosine")
 TRUNCATED = "truncated"  # key of a shard's metadata: how many of its texts were cut at the maximal length
 WITHOUT_TOKENS = "without-tokens"  # the same: how many of its texts have no token, whose vectors are zero
 EMPTY = "empty"  # the same: how many of its texts have no word; absent where there are none

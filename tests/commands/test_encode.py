@@ -82,7 +82,7 @@ def test_a_shard_whose_chunks_do_not_fit_is_encoded_in_smaller_ones_and_says_so(
     monkeypatch.setattr(Encoder, "encode", crowded)
     shared = ["--model", tiny_model, "--corpus", tmp_path / "corpus.parquet", "--pooling", "mean", "--dtype", "fp32"]
     done = retrievo("encode", *shared, "--chunk-tokens", 1024, "--output", tmp_path / "crowded")
-    assert (done.code, "out of memory: computed anew in chunks of 256 tokens" in done.err) == (0, True)
+    assert (done.code, "out of memory: recomputed in chunks of 256 tokens" in done.err) == (0, True)
     assert Manifest.read(tmp_path / "crowded").stats["chunk_tokens_of_shards"] == {"0": 256}
     assert max(short) > 256, "the second shard begins with the budget that was given"
     assert retrievo("encode", *shared, "--chunk-tokens", 256, "--output", tmp_path / "small").code == 0

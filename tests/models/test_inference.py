@@ -125,7 +125,7 @@ def test_where_memory_runs_out_chunks_are_halved_and_that_is_noted(threads, coun
     assert sum(told) == len(ROWS[1]) - 1, "what is computed anew does not count twice"
     assert splits.stats() == {"chunk_tokens_of_calls": {"1": 50, "2": 50}}
     warned = said()
-    assert warned.count("out of memory: computed anew in chunks of 50 tokens; --chunk-tokens 50 spares the try") == 1
+    assert warned.count("out of memory: recomputed in chunks of 50 tokens; pass --chunk-tokens 50 to avoid this") == 1
 
 
 def test_a_text_for_which_there_is_no_room_is_an_error_with_what_to_do():

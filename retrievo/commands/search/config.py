@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from retrievo.data.options import (
+    K1,
+    B,
     corpus_option,
     force_option,
     heap_option,
@@ -187,7 +189,7 @@ class SearchConfig(Options):
         "BM25 k1 (saturation of the term frequency).",
         default=None,
         minimum=0,
-        hidden_default="0.9",
+        hidden_default=f"{K1}",
         of_index=_OF_BM25,
         group="BM25",
     )
@@ -196,7 +198,7 @@ class SearchConfig(Options):
         default=None,
         minimum=0,
         maximum=1,
-        hidden_default="0.4",
+        hidden_default=f"{B}",
         of_index=_OF_BM25,
         group="BM25",
     )
