@@ -167,12 +167,15 @@ class _LogLines:
         now = time.monotonic()
         if now >= self.due:
             self.due = now + self.EVERY
-            note(self._line(now - self.start, told))
+            note(self._line(now - self.start, status))
 
-    def _line(self, elapsed: float, told: str | None) -> str:
+    def _line(self, elapsed: float, status: str | None) -> str:
         rate = (self.done - self.before) / max(elapsed, 1e-9)
         of = f" of {self.total:,}" if self.total else ""
-        parts = [f"{self.description}: {self.done:,}{of} {self.unit}", status or f"{rate:,.{0 if rate >= 10 else 1}f}/s"]
+        parts = [
+            f"{self.description}: {self.done:,}{of} {self.unit}",
+            status or f"{rate:,.{0 if rate >= 10 else 1}f}/s",
+        ]
         if self.total and rate > 0:
             parts.append(f"{seconds(max(0, self.total - self.done) / rate)} left")
         return ", ".join(parts)
