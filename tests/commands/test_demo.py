@@ -97,7 +97,7 @@ def test_the_bar_tells_the_whole_way_with_the_step_and_the_time_left(monkeypatch
     @contextlib.contextmanager
     def progress(description: str, total: int, unit: str) -> Iterator[Callable]:
         assert (total, unit) == (100, "%")
-        yield lambda amount=1, told=None: ticks.append((amount, told))
+        yield lambda amount=1, status=None: ticks.append((amount, status))
 
     monkeypatch.setattr("retrievo.support.console.progress", progress)
     monkeypatch.setattr("time.monotonic", lambda: next(clock))

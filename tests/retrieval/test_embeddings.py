@@ -236,5 +236,5 @@ def test_a_folder_that_does_not_agree_with_its_manifest_is_refused(imported: Imp
 def test_other_artifacts_are_no_embeddings(tmp_path: Path) -> None:
     with pytest.raises(RetrievoError, match="no such file or folder"):
         Embeddings(tmp_path / "absent")
-    with pytest.raises(RetrievoError, match="no artifact"):
+    with pytest.raises(RetrievoError, match="not an artifact"):
         Embeddings(tmp_path)
