@@ -403,10 +403,10 @@ def _in_pairs(tick: console.Tick, documents: int, pairs: int) -> console.Tick:
     """A tick of documents for a bar of pairs: all documents are all pairs."""
     done = 0
 
-    def step(amount: int = 1, told: str | None = None) -> None:
+    def step(amount: int = 1, status: str | None = None) -> None:
         nonlocal done
         before, done = done, done + amount
-        tick(done * pairs // documents - before * pairs // documents, told)
+        tick(done * pairs // documents - before * pairs // documents, status)
 
     return step
 
