@@ -15,7 +15,7 @@ import torch
 
 from retrievo.data.corpus import Corpus
 from retrievo.data.tables import NEGATIVES, RUN
-from retrievo.mining.mining import Judged
+from retrievo.mining.candidates import Judged
 from retrievo.models.encoder import Encoder
 from retrievo.support.artifact import Manifest
 from retrievo.training.feeds.dataset_config import DataSetConfig

@@ -46,7 +46,9 @@ if TYPE_CHECKING:
 
     from retrievo.data.corpus import Corpus, Queries
     from retrievo.data.qrels import Qrels
-    from retrievo.mining.mining import Filters, Judged, RandomMiner, RunMiner, Tally
+    from retrievo.mining.candidates import Judged, RandomMiner, RunMiner
+    from retrievo.mining.choice import Tally
+    from retrievo.mining.rules import Filters
     from retrievo.support.artifact import Input, Manifest, Output
 
 DROPPED_FILE, AUDIT_FILE = "dropped.parquet", "audit.md"  # in the work folder
@@ -349,7 +351,7 @@ class _Work:
     ):
         from retrievo.data.corpus import Queries
         from retrievo.data.ordering import flat_strings
-        from retrievo.mining.mining import Judged
+        from retrievo.mining.candidates import Judged
 
         self.config, self.corpus, self.table, self.folder, self.vectors = config, corpus, queries, folder, vectors
         self.searched = folder / "searched"  # finished searches, which outlive a kill
@@ -359,7 +361,7 @@ class _Work:
 
     def miners(self) -> Iterator[RandomMiner | RunMiner]:
         """The miners in their order; what they search is kept for later."""
-        from retrievo.mining.mining import RandomMiner, RunMiner, in_order
+        from retrievo.mining.candidates import RandomMiner, RunMiner, in_order
 
         config, called = self.config, _called(self.config)
         for name, quota in config.sources:
@@ -398,7 +400,8 @@ class _Work:
 
         from retrievo.data.tables import NEGATIVES, TableWriter
         from retrievo.mining.audit import Doubts, report
-        from retrievo.mining.mining import DROPPED, RULES, Rules, Tally, Window, choose, read_teacher
+        from retrievo.mining.choice import Tally, Window, choose
+        from retrievo.mining.rules import DROPPED, RULES, Rules, read_teacher
 
         config, tally, doubts = self.config, Tally(), Doubts(self.config.audit)
         window = Window(config.skip, config.depth, config.sampling, config.seed)
@@ -422,7 +425,7 @@ class _Work:
         return stats
 
     def _filters(self) -> Filters:
-        from retrievo.mining.mining import Filters
+        from retrievo.mining.rules import Filters
 
         names = ("min_score", "max_score", "margin", "relative_margin", "near_duplicate", "max_teacher_score")
         return Filters(**{name: getattr(self.config, name) for name in names}, positive=self.config.margin_to)
@@ -438,7 +441,7 @@ class _Work:
 
 def _stats(tally: Tally, negatives: int, judged: Judged) -> dict[str, Any]:
     """The figures of the manifest."""
-    from retrievo.mining.mining import RULES
+    from retrievo.mining.rules import RULES
 
     counts = {"negatives": negatives, "queries": tally.queries, "short": tally.short, "without": tally.without}
     counts |= {"queries_that_are_documents": judged.documents} if judged.documents else {}

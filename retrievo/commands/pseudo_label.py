@@ -16,7 +16,7 @@ from retrievo.support.verbs import verb
 if TYPE_CHECKING:
     from retrievo.data.qrels import Qrels
     from retrievo.data.run import Run
-    from retrievo.mining.mining import Judged
+    from retrievo.mining.candidates import Judged
     from retrievo.mining.pseudo_labels import Tally
     from retrievo.support.artifact import Input, Manifest, Output
 
@@ -149,7 +149,7 @@ def _texts(config: PseudoLabelConfig, made: Manifest | None) -> tuple[Judged | N
 
     from retrievo.data.corpus import Corpus, Queries
     from retrievo.data.ordering import flat_strings
-    from retrievo.mining.mining import Judged
+    from retrievo.mining.candidates import Judged
     from retrievo.support.errors import RetrievoError
 
     given = {"corpus": config.corpus, "queries": config.queries}

@@ -1,4 +1,4 @@
-"""What mining did, for a person to read: shares of the rules, overlap of the miners, doubtful pairs side by side."""
+"""The audit of a mining run: shares of the rules, overlap of the miners, and doubtful pairs side by side."""
 
 from __future__ import annotations
 
@@ -8,15 +8,17 @@ from typing import NamedTuple
 import numpy as np
 
 from retrievo.data.corpus import Corpus, Document
-from retrievo.mining.mining import JUDGED_BY_SCORE, RULES, Candidates, Judged, Part, Tally
+from retrievo.mining.candidates import Candidates, Judged
+from retrievo.mining.choice import Part, Tally
+from retrievo.mining.rules import JUDGED_BY_SCORE, RULES
 
-SHOWN = 400  # characters of a text
+SHOWN = 400  # characters of a text that the report shows
 
 
 class Doubt(NamedTuple):
-    """A pair that may be relevant although nobody judged it."""
+    """An unjudged pair that may be relevant."""
 
-    surplus: float  # (score - best relevant score) / |that|; the teacher's scores where there is one
+    surplus: float  # (score - best relevant score) / |best relevant score|, by the teacher where there is one
     query: int
     row: int
     source: str
@@ -25,7 +27,7 @@ class Doubt(NamedTuple):
 
 
 class Doubts:
-    """The most doubtful pairs among the negatives, and among those that each rule dropped by a score."""
+    """Collects the most doubtful pairs among the negatives, and among the candidates that each score rule dropped."""
 
     def __init__(self, shown: int):
         self.shown = shown
@@ -33,14 +35,14 @@ class Doubts:
         self.dropped: dict[str, list[Doubt]] = {rule: [] for rule in JUDGED_BY_SCORE}
 
     def add(self, part: Part) -> None:
-        """Looks at some thousand queries."""
+        """Adds the doubtful pairs of a block of queries."""
         self.kept = self._best(self.kept, part.negatives, part.kept_surplus, np.arange(len(part.kept_surplus)))
         for rule, found in self.dropped.items():
             at = np.flatnonzero(part.rules == RULES.index(rule))
             self.dropped[rule] = self._best(found, part.dropped, part.dropped_surplus, at)
 
     def _best(self, before: list[Doubt], found: Candidates, surplus: np.ndarray, at: np.ndarray) -> list[Doubt]:
-        """The pair of each query with the largest surplus; those without one come last, among negatives not at all."""
+        """Each query's pair with the largest surplus; pairs without one come last, or are left out of the negatives."""
         at = at if before is not self.kept else at[~np.isnan(surplus[at])]
         values = np.nan_to_num(surplus[at], nan=-np.inf)
         best = at[np.argsort(-values, kind="stable")]
@@ -71,7 +73,7 @@ def report(title: str, tally: Tally, doubts: Doubts, judged: Judged, texts: Sequ
 
 
 def _counts(tally: Tally) -> Iterator[str]:
-    short = f"{tally.short:,} keep fewer negatives than asked for, {tally.without:,} of them none"
+    short = f"{tally.short:,} have fewer negatives than requested, {tally.without:,} of them none"
     yield f"{tally.queries:,} queries; {short}."
     yield ""
     yield "| miner | candidates | kept | " + " | ".join(RULES) + " |"
@@ -86,7 +88,7 @@ def _overlap(tally: Tally) -> Iterator[str]:
     names = list(tally.looked_at)
     if len(names) < 2:
         return
-    yield "Share of a miner's candidates (rows) that another one (columns) puts forward too:"
+    yield "Share of a miner's candidates (rows) that another miner (columns) found too:"
     yield ""
     yield "| | " + " | ".join(names) + " |"
     yield "|---" * (1 + len(names)) + "|"
@@ -118,7 +120,7 @@ def _doubtful(title: str, found: Sequence[Doubt], reader: _Reader) -> Iterator[s
 
 
 class _Reader:
-    """The texts of a doubtful pair, beside the first relevant document of the query."""
+    """Reads the texts of a doubtful pair and of the query's first relevant document."""
 
     def __init__(self, judged: Judged, texts: Sequence[str], corpus: Corpus):
         self.judged, self.texts, self.corpus = judged, texts, corpus

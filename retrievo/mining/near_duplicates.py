@@ -1,4 +1,4 @@
-"""Near duplicates by the words that texts share: Jaccard similarity of their sets of word shingles (Broder 1997)."""
+"""Near duplicates by Jaccard similarity of the texts' sets of word shingles (Broder 1997)."""
 
 from __future__ import annotations
 
@@ -15,15 +15,16 @@ from retrievo.data.tables import Table
 from retrievo.support import console
 
 FORMAT = 1
-WORDS = 3  # in a shingle
+WORDS = 3  # words in a shingle
 _WORD = re.compile(r"\w+")
 
 
 class Shingles:
-    """The distinct shingles of every text of a table, as 32-bit hashes in order: document i has `self[i]`.
+    """The distinct shingles of every text of a table as sorted 32-bit hashes: `self[i]` are those of document i.
 
-    A shingle is three words in a row, without case and punctuation; a text of fewer words is one shingle. Kept in the
-    cache: 4 bytes a word on disk, memory-mapped; the 32 bits make two unlike shingles equal once in 4 billion.
+    A shingle is three consecutive words, without case and punctuation; a text of fewer words is one shingle. The hashes
+    are kept in the cache, memory-mapped, at 4 bytes for each word. Two different shingles collide with probability
+    2^-32.
     """
 
     def __init__(self, table: Table):
@@ -37,7 +38,7 @@ class Shingles:
         return self._values[self._offsets[row] : self._offsets[row + 1]]
 
     def similarity(self, row: int, others: np.ndarray) -> np.ndarray:
-        """|A and B| / |A or B| of one text with others, [n]; 0 where both are empty."""
+        """Jaccard similarity |A and B| / |A or B| of one text with others, [n]; 0 where both are empty."""
         own = self[row]
         sizes = self._offsets[others + 1] - self._offsets[others]
         ends = np.cumsum(sizes)
@@ -51,7 +52,7 @@ class Shingles:
 
 
 def shingle_hashes(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Flat distinct shingles (uint32, ascending within a text) and offsets [n + 1]."""
+    """The distinct shingles of all texts as flat uint32 hashes, ascending within a text, and offsets [n + 1]."""
     words = [_WORD.findall(text.lower()) for text in texts]
     counts = np.fromiter(map(len, words), np.int64, len(words))
     flat = np.fromiter((zlib.crc32(word.encode()) for one in words for word in one), np.uint64, int(counts.sum()))

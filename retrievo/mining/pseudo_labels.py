@@ -1,7 +1,7 @@
-"""Pseudo-labels: what a cross-encoder is sure of among the documents that were found for queries nobody judged.
+"""Pseudo-labels: judgments from confident scores of a cross-encoder, for retrieved documents of unjudged queries.
 
-Qu et al. 2021 (RocketQA), data augmentation: documents that it scores above 0.9 are relevant, those below 0.1 are
-negatives, and the others are neither.
+Qu et al. 2021 (RocketQA), data augmentation: documents that score above 0.9 are relevant, documents that score below
+0.1 are negatives, and all others get no label.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from retrievo.data.columns import rows_of, table_of
 from retrievo.data.ordering import flat_strings, ranked, ranks, repeated
 from retrievo.data.run import Run
 from retrievo.data.tables import NEGATIVES, QRELS
-from retrievo.mining.mining import Judged
+from retrievo.mining.candidates import Judged
 from retrievo.support.errors import RetrievoError
 
 
 class Bounds(NamedTuple):
-    """Scores above which a document is surely relevant and below which it surely is not; itself a bound is neither."""
+    """A document is relevant above the first score and negative below the second; at a bound it gets no label."""
 
     positive_above: np.float32
     negative_below: np.float32
 
     @classmethod
     def of(cls, positive_above: float, negative_below: float, *, logits: bool) -> Bounds:
-        """From probabilities; of logits the bounds are ln(p / (1 - p)), so that scores are compared as they stand."""
+        """Bounds from probabilities p; for logits they become ln(p / (1 - p)), so that scores need no conversion."""
         values = [_logit(p) if logits else p for p in (positive_above, negative_below)]
         return cls(*map(np.float32, values))
 
@@ -41,33 +41,34 @@ def _logit(p: float) -> float:
 
 @dataclass
 class Tally:
-    """What labeling met: queries of the run, the labels of some, and why others have none."""
+    """Counts of labeling: the queries of the run, their labels, and the reasons why queries have none."""
 
     queries: int = 0
     labeled: int = 0
     positives: int = 0
     negatives: int = 0
-    without_negatives: int = 0  # queries with a positive that have none
-    judged: int = 0  # queries left out: they have judgments
-    unsure: int = 0  # queries left out: no document is surely relevant
-    query_text: int = 0  # documents left out: they are the query itself
-    lowest: float = math.inf  # score of a query that is not judged
-    highest: float = -math.inf
+    without_negatives: int = 0  # queries with a positive and without negatives
+    judged: int = 0  # queries left out because they have judgments
+    unsure: int = 0  # queries left out because no document scores above the bound for positives
+    query_text: int = 0  # documents left out because they are the query itself
+    lowest: float = math.inf  # lowest score among queries without judgments
+    highest: float = -math.inf  # highest score among queries without judgments
 
 
 class Labels(NamedTuple):
-    """Labels by query, then rank."""
+    """Labels, ordered by query and then by rank."""
 
-    positives: pa.Table  # judgments, of relevance 1
+    positives: pa.Table  # judgments with relevance 1
     negatives: pa.Table
 
 
 def label(
     run: Run, block: pa.Table, bounds: Bounds, judged: pa.Array, tally: Tally, texts: Judged | None = None
 ) -> Labels:
-    """The labels of a block of whole queries; they do not depend on the order of its rows.
+    """Labels a block of whole queries; the labels do not depend on the order of the rows.
 
-    judged: ids of queries that get none. texts: queries and corpus, by which a document that is the query gets none.
+    judged: ids of queries that have judgments and get no labels. texts: queries and corpus; with them, a document that
+    is the query itself gets no label.
     Raises: RetrievoError for a pair that occurs twice, and for a score that is not finite.
     """
     query_ids = flat_strings(block["query_id"])
@@ -93,7 +94,7 @@ def label(
 
 
 def _themselves(block: pa.Table, texts: Judged) -> np.ndarray:
-    """Which documents are their query itself, [n]."""
+    """Which rows pair a query with the document that is the query itself, [n]."""
     query, row = texts.numbers(block["query_id"]), texts.corpus.id_map.rows(block["doc_id"])
     known = np.flatnonzero((query >= 0) & (row >= 0))
     found = np.zeros(block.num_rows, bool)
@@ -114,7 +115,7 @@ def _check_rows(
 
 
 def _count(tally: Tally, positives: np.ndarray, negatives: np.ndarray, score: np.ndarray) -> None:
-    """Adds what a block holds: positives and negatives of each query [q], and all scores."""
+    """Adds a block to the counts, given the number of positives and negatives of each query [q], and all scores."""
     sure = positives > 0
     tally.queries += len(positives)
     tally.labeled += int(sure.sum())

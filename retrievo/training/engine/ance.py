@@ -21,7 +21,9 @@ from retrievo.data.shards import shard_bounds
 from retrievo.data.tables import NEGATIVES, TableWriter
 from retrievo.data.token_cache import TokenCache
 from retrievo.distributed.collectives import barrier, rank, world_size
-from retrievo.mining.mining import Filters, Judged, Rules, Tally, VectorMiner, Window, choose
+from retrievo.mining.candidates import Judged, VectorMiner
+from retrievo.mining.choice import Tally, Window, choose
+from retrievo.mining.rules import Filters, Rules
 from retrievo.models.encoder import Encoder
 from retrievo.models.inference import computing
 from retrievo.models.vectors import encode_tokens

@@ -14,21 +14,10 @@ from hypothesis import strategies as st
 
 from retrievo.data.corpus import Corpus
 from retrievo.data.tables import NEGATIVES, RUN
-from retrievo.mining import mining
-from retrievo.mining.mining import (
-    RULES,
-    Filters,
-    Judged,
-    RandomMiner,
-    Rules,
-    RunMiner,
-    Tally,
-    VectorMiner,
-    Window,
-    choose,
-    in_order,
-    read_teacher,
-)
+from retrievo.mining import candidates, choice
+from retrievo.mining.candidates import Judged, RandomMiner, RunMiner, VectorMiner, in_order
+from retrievo.mining.choice import Tally, Window, choose
+from retrievo.mining.rules import RULES, Filters, Rules, read_teacher
 from retrievo.retrieval.embeddings import Vectors
 from retrievo.retrieval.exact import search_batches
 from retrievo.retrieval.hits import joined
@@ -131,8 +120,8 @@ def test_a_draw_depends_on_seed_query_and_document_alone(
     together = mined(corpus, write_run(tmp_path / "a.parquet", everything(["q1", "q2", "q3"])), pairs).rows
     alone = mined(corpus, write_run(tmp_path / "b.parquet", everything(["q2"])), {"q2": ["d30"]}).rows
     assert alone == [row for row in together if row["query_id"] == "q2"]
-    monkeypatch.setattr(mining, "_ROWS_AT_ONCE", 7)
-    monkeypatch.setattr(mining, "_BATCH_ROWS", 13)
+    monkeypatch.setattr(choice, "_ROWS_AT_ONCE", 7)
+    monkeypatch.setattr(candidates, "_BATCH_ROWS", 13)
     assert mined(corpus, tmp_path / "a.parquet", pairs).rows == together
     assert mined(corpus, tmp_path / "a.parquet", pairs, seed=1).rows != together
     assert [row["rank"] for row in alone] == sorted(row["rank"] for row in alone)
