@@ -70,7 +70,9 @@ def test_training_leaves_them_out_and_says_how_many(
     steps = ["--max-steps", 3, "--batch-size", 8, "--dtype", "float32", "--negatives-per-query", 2]
     made = retrievo("train", "--kind", kind, "--model", bare_model, *data, *steps, "--output", tmp_path / "model")
     assert made.code == 0, made.err
-    assert "left out, of texts without any token for this model: 1 queries and 3 documents" in made.err
+    assert (
+        "left out, because this model's tokenizer makes no token of their texts: 1 queries and 3 documents" in made.err
+    )
 
 
 def test_a_pair_without_any_token_has_the_logit_0(

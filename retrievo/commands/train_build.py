@@ -116,7 +116,7 @@ def _feed(config: TrainConfig, data: TrainingData, encoder: Encoder, objective: 
     """The batches of one data set."""
     from retrievo.training.feeds.finetune import TrainingFeed
 
-    query_clusters = data.topics_of_queries(config.query_cluster_count, config.seed)
+    query_clusters = data.clusters_of_queries(config.query_cluster_count, config.seed)
     return TrainingFeed(data, encoder, objective.collator(), query_clusters=query_clusters, **_drawing(config))
 
 

@@ -1,4 +1,4 @@
-"""What one training step is made of: flat token ids of named sets of sequences, and what the losses know of them."""
+"""The input of one training step: flat token ids of named sets of sequences, with what the losses need to know."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from torch import Tensor
 from retrievo.models.devices import sent
 
 Stats = dict[str, Tensor]
-"""Figures of a step by name, 0-dim each. Like a loss, each is this rank's share (a sum over its rows / the count over
-all ranks), so that the sum over ranks is the true value of the global batch."""
+"""Metrics of a step by name, as 0-dim tensors. Like a loss, each is this rank's share (a sum over its rows / the count
+over all ranks), so that the sum over ranks is the value for the global batch."""
 
 
 def flat(arrays: Sequence[np.ndarray]) -> Tensor:
-    """One tensor of int64; hashes of 64 bits without sign keep their bits."""
+    """The concatenation of arrays as one int64 tensor; unsigned 64-bit hashes keep their bits."""
     return torch.from_numpy(np.concatenate([np.empty(0, np.int64), *(array.astype(np.int64) for array in arrays)]))
 
 
@@ -31,7 +31,7 @@ class Rows(NamedTuple):
 
     @classmethod
     def of(cls, sequences: Sequence[np.ndarray]) -> Rows:
-        """From n arrays of token ids."""
+        """Makes rows from n arrays of token ids."""
         return cls(flat(sequences), torch.tensor([0, *map(len, sequences)]).cumsum(0))
 
     @property
@@ -46,29 +46,31 @@ class Rows(NamedTuple):
 
 
 class Chunk(NamedTuple):
-    """A part of one named set, padded to its longest row: what an objective encodes at once."""
+    """A part of one named set, padded to its longest row. An objective encodes one chunk at a time."""
 
     name: str
-    rows: Tensor  # [n] which rows of the named set
+    rows: Tensor  # [n] row numbers in the named set
     input_ids: Tensor  # [n, L]
     attention_mask: Tensor  # [n, L]
 
 
 class Relevant(NamedTuple):
-    """Every document that is no negative of each query, by row number in the corpus and by text identity."""
+    """The documents that must not be negatives of each query, by row number in the corpus and by text identity."""
 
     ids: Tensor  # [R]
     hashes: Tensor  # [R]
     offsets: Tensor  # [B + 1]; query i: offsets[i]:offsets[i + 1]
-    itself: Tensor | None = None  # [R] bool: what is the query itself, and so is no positive either; None = nothing is
+    itself: Tensor | None = (
+        None  # [R] bool: entries that are the query itself, and so not positives either; None = none
+    )
 
     def to(self, device: torch.device) -> Relevant:
-        """The same on a device."""
+        """The same documents on a device."""
         ids, hashes, offsets = (sent(tensor, device) for tensor in (self.ids, self.hashes, self.offsets))
         return Relevant(ids, hashes, offsets, None if self.itself is None else sent(self.itself, device))
 
     def themselves(self) -> Relevant | None:
-        """Those that are a query itself alone; None where there are none."""
+        """Only the entries that are the query itself; None where there are none."""
         if self.itself is None or not self.itself.any():
             return None
         before = torch.cat([self.offsets[:1], self.itself.cumsum(0)])  # [R + 1]
@@ -77,19 +79,19 @@ class Relevant(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """This rank's part of one step, as a collator makes it: no padding, nothing of the model, picklable.
+    """This rank's part of one step, as a collator makes it: without padding, independent of the model, picklable.
 
     rows:     the named sets of sequences; the engine encodes them in the order of this dictionary.
     pad_ids:  token id that pads each named set.
-    counts:   what sums are divided by (`pairs`, masked tokens ...). A collator counts its own part; the engine puts
-              the sums over all ranks in their place before an objective sees the batch.
+    counts:   the divisors of sums (`pairs`, masked tokens ...). A collator counts its own part; the engine replaces the
+              counts by their sums over all ranks before an objective sees the batch.
     ids:      row number of each sequence of a named set in its table [n] int64.
     hashes:   text identity of each sequence of a named set [n] int64.
     groups:   documents of each query, its positive first [B]; sums to the number of documents.
-    relevant: what must not count as a negative of each query.
-    teacher:  a teacher's score of each document of a group [n], NaN where it has none.
-    teacher_vectors: another teacher's vectors of the queries [B, Dt] and of the documents [n, Dt], float32.
-    labels:   a label for each token of a named set [T], -100 where there is none.
+    relevant: the documents that must not be negatives of each query.
+    teacher:  a teacher's score of each document of a group [n], NaN where a score is missing.
+    teacher_vectors: a second teacher's vectors of the queries [B, Dt] and of the documents [n, Dt], float32.
+    labels:   a label for each token of a named set [T], -100 where a token is not predicted.
     """
 
     rows: dict[str, Rows]
@@ -104,7 +106,7 @@ class Batch:
     labels: dict[str, Tensor] = field(default_factory=dict)
 
     def to(self, device: torch.device) -> Batch:
-        """The same batch with what losses read on `device`; token ids stay where chunks are padded."""
+        """The same batch with the tensors that losses read on `device`; token ids stay in main memory."""
         if device.type == "cpu":
             return self
 

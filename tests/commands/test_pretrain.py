@@ -67,8 +67,8 @@ def test_a_model_without_a_head_gets_a_condenser_stage_then_cocondenser(pretrain
 
 def test_documents_too_short_for_spans_are_counted_aloud(pretrained: Path) -> None:
     said = (pretrained.parent / "said.txt").read_text()
-    assert "documents left out, which have fewer than 8 tokens: 4" in said
-    assert "documents left out, which have fewer than 16 tokens: 9" in said
+    assert "left out 4 documents with fewer than 8 tokens" in said
+    assert "left out 9 documents with fewer than 16 tokens" in said
 
 
 def test_what_comes_out_opens_everywhere_and_is_trained_on(

@@ -396,7 +396,7 @@ def test_a_run_scored_by_an_encoder_teaches(
     start = ["train", "--model", tiny_model, *tables(toy_dataset), *qrels, "--batch-size", 16]
     made = retrievo(*start, *flags, "--output", tmp_path / "student")
     assert made.code == 0, made.err
-    assert "the teacher knows 100.0% of the relevant documents, 100.0% of the negatives" in made.err
+    assert "the teacher scored 100.0% of the relevant documents and 100.0% of the negatives" in made.err
 
 
 @ONE_ENCODER

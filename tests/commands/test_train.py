@@ -144,7 +144,7 @@ def test_what_a_teacher_says_is_learned(
         arguments = [*arguments[:at], *arguments[at + 2 :]]
     done = retrievo(*arguments)
     assert done.code == 0, done.err
-    assert "the teacher knows 100.0% of the relevant documents, 100.0% of the negatives" in done.err
+    assert "the teacher scored 100.0% of the relevant documents and 100.0% of the negatives" in done.err
     first, last = losses(tmp_path / "student")[0], losses(tmp_path / "student")[-1]
     assert last < 0.8 * first
     stages = ["mine-negatives", tmp_path / "student", "to", tmp_path / "next", "--depth", 20]

@@ -1,4 +1,4 @@
-"""What happens to the tokens of a view: some deleted, some replaced, some masked; seeded and all at once (numpy)."""
+"""Corruption of views: seeded deletion, replacement and masking of tokens, vectorized in numpy."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ _DELETE, _ROLE, _TOKEN = range(3)  # one stream of random numbers for each purpo
 
 @dataclass(frozen=True, eq=False)
 class Corruption:
-    """Shares of the tokens of a view that are deleted, and of those left that are replaced or masked (Contriever, 3.1).
+    """Deletes a share of the tokens of each view, and replaces or masks shares of the rest (Contriever, section 3.1).
 
-    vocabulary: what replaces and masks; needed for that only.
+    vocabulary: provides replacements and the mask token; None where only deletion is used.
     """
 
     delete: float = 0.0
@@ -26,7 +26,7 @@ class Corruption:
     vocabulary: Vocabulary | None = field(default=None, repr=False)
 
     def __call__(self, tokens: np.ndarray, offsets: np.ndarray, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Flat rows [T], [n + 1] after it; each token's lot depends on its row's key [n] and its place in the row."""
+        """Corrupts flat rows ([T], offsets [n + 1]); a draw depends on the row's key [n] and the token's position."""
         row = row_of(offsets, np.arange(len(tokens)))
         of_token = keys[row], np.arange(len(tokens)) - offsets[row]
         tokens = self._exchanged(tokens.astype(np.int64), of_token)

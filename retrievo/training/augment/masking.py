@@ -16,21 +16,24 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 IGNORED = -100  # label of a token that is not predicted
-MASKED_SHARE, RANDOM_SHARE = 0.8, 0.1  # of the chosen tokens; the others stay (BERT, Devlin et al. 2019, section 3.1)
+MASKED_SHARE, RANDOM_SHARE = (
+    0.8,
+    0.1,
+)  # shares of the chosen tokens; the rest stay (BERT, Devlin et al. 2019, section 3.1)
 _WORD, _ROLE, _TOKEN = range(3)  # one stream of random numbers for each purpose
 _SENTENCE_ENDS = frozenset(("...", *".!?…。！？"))
 
 
 @dataclass(frozen=True, eq=False)
 class Vocabulary:
-    """What masking needs of a tokenizer, by token id; picklable, holds no tokenizer.
+    """The properties of a tokenizer's tokens that masking needs, by token id; picklable, without the tokenizer.
 
     begins:    whether a token begins a word [V].
     ends:      whether the token after it begins a word [V].
-    special:   whether a token is never masked and never put in another's place [V].
+    special:   whether a token is never masked and never a replacement [V].
     sentence:  whether a token ends a sentence [V].
-    drawn:     the ids that may be put in another's place.
-    mask_id:   the token that stands for what is to be predicted.
+    drawn:     the ids of possible replacements.
+    mask_id:   the id of the mask token.
     """
 
     begins: np.ndarray
@@ -67,7 +70,7 @@ class Vocabulary:
         return cls(begins, ends, special, sentence, np.flatnonzero(~special), tokenizer.mask_token_id)
 
     def words(self, tokens: np.ndarray, offsets: np.ndarray) -> np.ndarray:
-        """Where each word begins in flat tokens [W], ascending; the first token of a row begins one."""
+        """The positions at which words begin in flat tokens [W], ascending; the first token of a row begins a word."""
         begins = self.begins[tokens]
         begins[1:] |= self.ends[tokens[:-1]]
         begins[offsets[:-1][np.diff(offsets) > 0]] = True
@@ -76,14 +79,15 @@ class Vocabulary:
     def mask(
         self, tokens: np.ndarray, offsets: np.ndarray, keys: np.ndarray, probability: float
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Tokens as the model sees them and what it predicts, `IGNORED` elsewhere; both [T] int64.
+        """The model's input tokens and the labels that it predicts, `IGNORED` at other tokens; both [T] int64.
 
-        Of a row with n tokens that may be masked, whole words are chosen in random order, as far as they fit in
-        max(1, round(n p)) tokens; a word that does not fit is passed over. Of the chosen tokens 80 % become the mask
-        token, 10 % any other token, 10 % stay.
+        In a row with n maskable tokens, whole words are chosen in random order up to a budget of max(1, round(n p))
+        tokens; a word that exceeds the remaining budget is skipped. Of the chosen tokens 80 % become the mask token, 10
+        % a random token, and 10 % stay.
 
         tokens [T] and offsets [n + 1]: flat rows without the tokenizer's frame ([CLS] ... [SEP]).
-        keys: what the choice in each row is drawn from [n] uint64; a pure function of key and tokens of the row.
+        keys: the keys of the random draws in each row [n] uint64; the result is a pure function of a row's key and
+        tokens.
         """
         tokens = tokens.astype(np.int64)
         chosen = self._chosen(tokens, offsets, keys, probability)
@@ -112,10 +116,12 @@ class Vocabulary:
 
 
 def _fill(row: np.ndarray, size: np.ndarray, key: np.ndarray, budget: np.ndarray) -> np.ndarray:
-    """Which words are taken [W] bool: in the order of their keys, each that still fits in the budget of its row [n]."""
+    """Which words are taken [W] bool: by ascending key, each word that fits the rest of its row's budget [n]."""
     order = np.lexsort((key, row))
     words = np.bincount(row, minlength=len(budget))
-    turn = np.arange(len(row)) - np.repeat(np.cumsum(words) - words, words)  # of each word of `order` in its row
+    turn = np.arange(len(row)) - np.repeat(
+        np.cumsum(words) - words, words
+    )  # the position of each word of `order` in its row
     sizes = np.zeros((words.max(initial=0), len(budget)), np.int64)  # [turns, n], 0 = no word left
     sizes[turn, row[order]] = size[order]
     fits = np.zeros(sizes.shape, bool)
@@ -145,7 +151,7 @@ class _Piece(NamedTuple):
 
 
 class _Scheme(NamedTuple):
-    """How the pieces of a vocabulary mark words; with no marker at all each piece is a word."""
+    """How the pieces of a vocabulary mark word boundaries; without any marker each piece is a word."""
 
     beginning: str = ""  # on a piece that begins a word, in place of a space
     inside: str = ""  # on a piece that goes on with a word
@@ -153,10 +159,10 @@ class _Scheme(NamedTuple):
     spells_bytes: bool = False
 
     def read(self, piece: str) -> _Piece:
-        """What a piece says.
+        """The text of a piece, and whether a word begins or ends with it.
 
-        Where spaces alone set words apart, punctuation and the scripts of China and Japan would hang together in words
-        that never fit; there they stand alone, as BERT's tokenizer has it.
+        Where only spaces mark words, punctuation and Chinese and Japanese characters would form words too long to mask;
+        each of them is a word of its own, as in BERT's tokenizer.
         """
         if self.inside:
             return _Piece(piece.removeprefix(self.inside), not piece.startswith(self.inside), False)
@@ -172,10 +178,11 @@ class _Scheme(NamedTuple):
         return _Piece(rest.decode(errors="ignore"), begins, ends)
 
 
-def _scheme(told: dict[str, Any]) -> _Scheme | None:
-    """How the vocabulary of a `tokenizer.json` marks words; None where it does not say."""
-    model = told["model"]
-    around = json.dumps([told.get("normalizer"), told.get("pre_tokenizer"), told.get("decoder")], ensure_ascii=False)
+def _scheme(tokenizer: dict[str, Any]) -> _Scheme | None:
+    """How the vocabulary of a `tokenizer.json` marks word boundaries; None where it does not."""
+    model = tokenizer["model"]
+    parts = [tokenizer.get(name) for name in ("normalizer", "pre_tokenizer", "decoder")]
+    around = json.dumps(parts, ensure_ascii=False)
     if model["type"] == "WordLevel":
         return _Scheme()
     if model.get("continuing_subword_prefix"):

@@ -1,4 +1,4 @@
-"""What every collator of documents needs: what it is given, and the tokenizer's frame around what it cuts out."""
+"""The input of document collators, and the tokenizer's frame of special tokens around each view."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ from retrievo.training.batch import Rows
 
 
 class Document(NamedTuple):
-    """What a collator makes views of."""
+    """A document from which a collator cuts views."""
 
     tokens: np.ndarray  # [n] token ids without the tokenizer's frame ([CLS] ... [SEP])
-    key: np.uint64  # what its views and masks are drawn from
+    key: np.uint64  # the key of the random draws of its views and masks
 
 
 class Frame(NamedTuple):
-    """What stands before and after a text: special tokens, and the prefix where the model has one."""
+    """The tokens before and after a text: special tokens, and the model's prefix if it has one."""
 
     before: tuple[int, ...]
     after: tuple[int, ...]
 
     @property
     def size(self) -> int:
-        """Tokens that it adds to a text."""
+        """Number of tokens that the frame adds to a text."""
         return len(self.before) + len(self.after)
 
 
 def frame(tokenization: Tokenization) -> Frame:
-    """The frame that a tokenization puts around a text, its prefix included."""
+    """The frame that a tokenization puts around a text, including its prefix."""
 
     def tokens(text: str, special: bool) -> list[int]:
         plain = dataclasses.replace(tokenization, max_length=None, prefix="", special_tokens=special)
@@ -46,7 +46,7 @@ def frame(tokenization: Tokenization) -> Frame:
 
 
 def framed(flat: np.ndarray, offsets: np.ndarray, frame: Frame) -> Rows:
-    """Flat rows [T] with the frame around each."""
+    """Puts the frame around each of the flat rows (tokens [T], offsets [n + 1])."""
     (before, after), more = frame, frame.size
     place = offsets + more * np.arange(len(offsets))
     result = np.empty(place[-1], np.int64)

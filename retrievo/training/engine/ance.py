@@ -1,8 +1,8 @@
-"""Hard negatives of the model as it stands: from time to time the corpus is encoded and the queries are searched.
+"""ANCE: hard negatives mined with the current model, by encoding the corpus and searching at regular steps.
 
-ANCE (Xiong et al. 2021, Approximate Nearest Neighbor Negative Contrastive Learning for Dense Text Retrieval), in the
-synchronous form: training waits for the search. The paper trains on while other processes encode with an earlier
-checkpoint, so that its negatives are older than the last refresh; here they never are, and a run can be repeated.
+Xiong et al. 2021 (Approximate Nearest Neighbor Negative Contrastive Learning for Dense Text Retrieval), in a
+synchronous form: training waits for the search. In the paper, other processes encode with an earlier checkpoint while
+training continues, so that negatives lag behind. Here they come from the latest refresh, and a run is reproducible.
 """
 
 from __future__ import annotations
@@ -47,14 +47,15 @@ _VECTORS = "vectors"
 
 
 class RefreshingFeed:
-    """A feed whose pool of hard negatives is mined anew after every some steps; to be called then (`fit(every=...)`).
+    """A feed that mines its pool of hard negatives again every `refresh_every` steps; `fit(every=...)` calls it then.
 
-    The pool of a step is that of the last refresh at or before it, else the one that the feed began with. Pools are
-    files (`refreshed-negatives/step-000100/`, tables of negatives), so that a run that goes on has the pool it had; a
-    refresh that was not finished is done again. Of several processes each encodes its share of the corpus and searches
-    for its share of the queries; all read the same files.
+    The pool of a step is that of the last refresh at or before it, or else the pool that the feed began with. Pools are
+    files (`refreshed-negatives/step-000100/`, tables of negatives), so that a resumed run finds its pool; an unfinished
+    refresh is done again. Each of several processes encodes its share of the corpus and searches for its share of the
+    queries; all of them read the same files.
 
-    steps: of the whole run; after the last one nothing is mined. dtype: what it computes in.
+    steps: number of steps of the run; after the last one nothing is mined. dtype: number format of the encoder's
+    computation.
     """
 
     def __init__(
@@ -72,7 +73,7 @@ class RefreshingFeed:
         self.feed, self.encoder, self.data = feed, encoder, feed.data
         self.home, self.checkpoints, self.steps = folder / REFRESHED, folder / CHECKPOINTS, steps
         self.dtype = dtype
-        self._used = 0  # the refresh whose pool the sampler has
+        self._used = 0  # the refresh whose pool the sampler draws from
         self._remove_unfinished()
         queries = feed.sampler.queries
         self._queries = queries[share(len(queries), rank(), world_size())]
@@ -84,11 +85,11 @@ class RefreshingFeed:
         return self.feed.batch(step)
 
     def position(self, step: int) -> dict[str, int]:
-        """Where a step stands in the data."""
+        """The position of a step in the data."""
         return self.feed.position(step)
 
     def __call__(self, step: int) -> dict[str, Any]:
-        """Mines the pool from which steps after the first `step` draw; what the log tells of it."""
+        """Mines the pool for the steps after the first `step` ones; returns values for the log."""
         if step >= self.steps:
             return {}
         start, partial = time.monotonic(), self.home / f".step-{step:06d}.partial"
@@ -101,18 +102,18 @@ class RefreshingFeed:
         if rank() != 0:
             return {}
         new = _share_new(pool, before, len(self.data.corpus))
-        told = f"{len(pool.values):,} negatives mined anew, {new:.0%} of them new"
-        console.note(f"step {step:,}: {told} ({console.seconds(seconds)})")
+        mined = f"{len(pool.values):,} negatives mined, {new:.0%} of them new"
+        console.note(f"step {step:,}: {mined} ({console.seconds(seconds)})")
         return {"refresh_seconds": seconds, "refresh_negatives": len(pool.values), "refresh_new": new}
 
     # -- pools on disk ---------------------------------------------------------------------------------------------
 
     def _refresh_before(self, step: int) -> int:
-        """The steps that had been finished at the last refresh at or before a step; 0 = there was none."""
+        """The number of finished steps at the last refresh at or before a step; 0 = there was none."""
         return step // self.every * self.every
 
     def _use(self, refresh: int) -> None:
-        """Lets the sampler draw from the pool of a refresh."""
+        """Makes the sampler draw from the pool of a refresh."""
         if refresh != self._used:
             pairs = Negatives(self._path(refresh)).read()
             self.feed.sampler.negatives, _ = self.data.by_query(pairs)
@@ -122,7 +123,7 @@ class RefreshingFeed:
         return self.home / f"step-{refresh:06d}"
 
     def _begin(self, partial: Path) -> None:
-        """An empty folder to work in; what killed refreshes left goes."""
+        """Makes an empty work folder; removes what killed refreshes left."""
         self._remove_unfinished()
         if rank() == 0:
             (partial / _VECTORS).mkdir(parents=True)
@@ -134,7 +135,7 @@ class RefreshingFeed:
             remove(left)
 
     def _finish(self, partial: Path, step: int) -> None:
-        """Publishes a pool once every process has written its part, and removes those that no run can need again."""
+        """Publishes a pool once every process has written its part, and removes pools that no resumed run can need."""
         barrier()
         if rank() == 0:
             remove(partial / _VECTORS)
@@ -161,7 +162,7 @@ class RefreshingFeed:
         return Judged(self.data.corpus, ids.take(pa.array(self._queries)), texts, pa.table(pairs))
 
     def _encoded(self, folder: Path) -> Vectors:
-        """The vectors of all documents, on disk; this rank encodes its share of the shards."""
+        """Encodes this rank's share of the shards; returns the vectors of all documents, on disk."""
         rows, ids = len(self.data.corpus), self.data.corpus.id_map.ids.column()
         for number, (first, end) in list(enumerate(shard_bounds(rows)))[rank() :: world_size()]:
             vectors = self._vectors("document", self.feed.document_tokens, np.arange(first, end))
@@ -176,7 +177,7 @@ class RefreshingFeed:
         return encode_tokens(self.encoder, role, *texts.rows(rows), **computing(self.dtype, device))
 
     def _mine(self, vectors: Vectors, part: Path) -> None:
-        """Writes the negatives of this rank's queries: all that the search finds and no rule drops."""
+        """Writes the negatives of this rank's queries: all documents that the search finds and no rule drops."""
         queries = self._vectors("query", self.feed.query_tokens, self._queries)
         device = str(self.encoder.backbone.device)
         miner = VectorMiner(self._judged, self.depth, queries, vectors, "refresh", device=device)
@@ -188,7 +189,7 @@ class RefreshingFeed:
 
 
 def _share_new(pool: Ragged, before: Ragged, documents: int) -> float:
-    """Share of the pairs (list number, value) of a pool that the one before did not have."""
+    """The share of the pairs (list number, value) of a pool that the previous pool did not have."""
     now, then = (
         np.repeat(np.arange(pairs.size), np.diff(pairs.offsets)) * documents + pairs.values for pairs in (pool, before)
     )

@@ -1,4 +1,4 @@
-"""ASAM: AdamW with the gradient of a place nearby where the loss is higher."""
+"""ASAM: AdamW with the gradient taken at a nearby point where the loss is higher."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from retrievo.distributed.fsdp import whole
 class Asam(AdamW):
     """Adaptive sharpness-aware minimization (Kwon et al. 2021, algorithm 1) around AdamW.
 
-    The gradient g at w gives the step e = rho T^2 g / |T g| uphill, T = |w| + eta element by element; the gradient at
-    w + e moves w. `step` asks its closure twice.
+    The gradient g at w gives the ascent step e = rho T^2 g / |T g| with T = |w| + eta elementwise; the gradient at w +
+    e updates w. `step` calls its closure twice.
     """
 
     def __init__(self, groups: Iterable[dict[str, Any]], *, rho: float, eta: float, **options: Any):

@@ -1,9 +1,9 @@
-"""Checkpoints from which training goes on bit for bit: safetensors and JSON in `checkpoints/step-000123/`.
+"""Checkpoints from which training resumes bit for bit: safetensors and JSON in `checkpoints/step-000123/`.
 
-A checkpoint is built under another name and renamed, its manifest written last: what carries a manifest is whole.
-Tensors are written whole even where each rank holds a part (`distributed/fsdp.py`), so that a run goes on with any
-number of processes, sharded or not. That takes main memory on rank 0: 8 bytes for each weight, while the optimizer's
-state is written; each rank reads one tensor at a time, of which it keeps its part.
+A checkpoint is written under another name and renamed, with its manifest last: a folder with a manifest is complete.
+Tensors are written whole even where each rank holds a part (`distributed/fsdp.py`), so that a run resumes with any
+number of processes, sharded or not. While the optimizer's state is written, this takes 8 bytes of main memory for each
+weight on rank 0. When reading, each rank loads one tensor at a time and keeps its part.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ STATE, MANIFEST = "state.json", "manifest.json"
 
 
 def save(folder: Path, step: int, module: nn.Module, optimizer: Optimizer, state: dict[str, Any], keep: int) -> None:
-    """Writes the checkpoint of `step` finished steps from rank 0 and removes all but the latest `keep`; all ranks call.
+    """Writes the checkpoint of `step` finished steps from rank 0 and removes all but the latest `keep`.
 
-    state: what else decides how training goes on (seed, schedule, data position), as JSON values.
-    Raises: RetrievoError where the disk is full; the checkpoints before stay.
+    All ranks must call it. state: the rest of the training state (seed, schedule, data position), as JSON values.
+    Raises: RetrievoError where the disk is full; earlier checkpoints are kept.
     """
     final = folder / f"step-{step:06d}"
     partial = folder / f".{final.name}.partial"
@@ -56,13 +56,13 @@ def save(folder: Path, step: int, module: nn.Module, optimizer: Optimizer, state
         raise
     if rank() == 0:
         for old in _finished(folder)[:-keep]:
-            (old / MANIFEST).unlink()  # first, so that what is half removed is not taken for whole
+            (old / MANIFEST).unlink()  # first, so that a half removed checkpoint does not count as complete
             remove(old)
     barrier()
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Removes what a killed save left, and checkpoints that were being removed; from rank 0, before training begins."""
+    """Removes unfinished and half removed checkpoints; rank 0 does so before training begins."""
     if rank() == 0:
         left = [*folder.glob(".step-*.partial"), *folder.glob(".*.tmp")]
         for path in [*left, *(old for old in folder.glob("step-*") if not (old / MANIFEST).is_file())]:
@@ -76,15 +76,15 @@ def latest(folder: Path) -> Path | None:
 
 
 def latest_step(folder: Path) -> int:
-    """The finished steps of the latest checkpoint; 0 where there is none."""
+    """The number of finished steps of the latest checkpoint; 0 where there is none."""
     checkpoint = latest(folder)
     return _step(checkpoint) if checkpoint else 0
 
 
 def load(checkpoint: Path, module: nn.Module, optimizer: Optimizer) -> dict[str, Any]:
-    """Restores a module and its optimizer in place; returns the state that was saved, with its `step`.
+    """Restores a module and its optimizer in place; returns the saved state with its `step`.
 
-    Raises: RetrievoError where the checkpoint belongs to another model or optimizer, or to a newer format.
+    Raises: RetrievoError where the checkpoint belongs to another model or optimizer, or has another format.
     """
     manifest = _read_json(checkpoint / MANIFEST)
     if manifest["format"] != FORMAT:
@@ -110,14 +110,14 @@ def _write_manifest(folder: Path, step: int) -> None:
 
 
 def _weights(module: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers that persist, each once where modules share it."""
+    """Parameters and persistent buffers; each occurs once, even if modules share it."""
     persistent = module.state_dict().keys()
     named = {**dict(module.named_parameters()), **dict(module.named_buffers())}
     return {name: tensor for name, tensor in named.items() if name in persistent}
 
 
 def save_weights(path: Path, module: nn.Module) -> None:
-    """Writes parameters and persistent buffers to one file, which appears whole, from rank 0; all ranks call."""
+    """Writes parameters and persistent buffers to one file, atomically, from rank 0; all ranks must call it."""
     tensors = gathered(_weights(module))
     if rank() == 0:
         path.parent.mkdir(exist_ok=True)
@@ -126,9 +126,9 @@ def save_weights(path: Path, module: nn.Module) -> None:
 
 
 def load_weights(path: Path, module: nn.Module) -> None:
-    """Restores what `save_weights` wrote; each rank reads for itself.
+    """Restores what `save_weights` wrote; each rank reads the file itself.
 
-    Raises: RetrievoError where the file is of another model.
+    Raises: RetrievoError where the file belongs to another model.
     """
     own = _weights(module)
     with safe_open(path, "pt") as saved, torch.no_grad():
@@ -154,7 +154,7 @@ def _parameter_names(module: nn.Module, optimizer: Optimizer) -> list[list[str]]
 
 
 def _optimizer_state(module: nn.Module, optimizer: Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors as `parameter/key`, and the rest as JSON values."""
+    """The optimizer's state: tensors by `parameter/key`, and all other values as JSON."""
     groups = _parameter_names(module, optimizer)
     order = [name for group in groups for name in group]
     tensors: dict[str, Tensor] = {}
@@ -179,7 +179,7 @@ def _load_optimizer(checkpoint: Path, module: nn.Module, optimizer: Optimizer) -
 
 
 def _read_optimizer(path: Path, module: nn.Module) -> dict[str, Tensor]:
-    """Tensors of an optimizer, each cut as its parameter is."""
+    """The tensors of an optimizer's state, each sharded as its parameter is."""
     parameters = dict(module.named_parameters())
     with safe_open(path, "pt") as saved:
         return {
@@ -189,7 +189,7 @@ def _read_optimizer(path: Path, module: nn.Module) -> dict[str, Tensor]:
 
 
 def _save_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
-    """Writes tensors from rank 0; all ranks call."""
+    """Writes tensors from rank 0; all ranks must call it."""
     tensors = gathered(tensors)
     if rank() == 0:
         _write(path, tensors)

@@ -1,4 +1,4 @@
-"""How many tokens a chunk may have: as given, as measured, or half of it once memory has run out."""
+"""The chunk size in tokens: as given, as measured, and halved when memory runs out."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ from retrievo.training.batch import Batch
 from retrievo.training.engine.gradient_cache import GraphMemory, Passes
 from retrievo.training.objectives.objective import Objective
 
-_FEWEST, _MOST = 1_024, 1 << 18  # candidates: powers of two between
-_BETTER = 1.03  # a larger chunk must be so much faster to be worth its memory
+_FEWEST, _MOST = 1_024, 1 << 18  # the powers of two between are measured
+_BETTER = 1.03  # a larger chunk must be faster by this factor to be worth its memory
 
 
 class ChunkTokens:
-    """The most tokens of a chunk, and the graphs that may be kept beside it.
+    """The maximal number of tokens of a chunk, and the memory for graphs that are kept.
 
-    tokens: None until it is measured. asked: the options that say so, as they were given.
+    tokens: None until it is measured. asked: the options of memory as they were given.
     """
 
     def __init__(self, tokens: int | None, graphs: GraphMemory, asked: Mapping[str, Any] | None = None):
         self.tokens, self.graphs, self.asked = tokens, graphs, dict(asked or {})
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps, since dropout depends on how a batch is cut."""
+        """The state that a checkpoint keeps, since dropout depends on how a batch is cut."""
         return {"tokens": self.tokens, "graphs": self.graphs.budget, "asked": self.asked}
 
     def restore(self, state: Mapping[str, Any]) -> dict[str, list[Any]]:
-        """Goes on as the run that was saved, but for options that are given anew: [before, now] of each of these."""
+        """Restores the saved state except for options with a new value; returns [before, now] of each of these."""
         changed = {name: [state["asked"][name], now] for name, now in self.asked.items() if now != state["asked"][name]}
         if "chunk_tokens" not in changed:
             self.tokens = state["tokens"]
@@ -42,7 +42,7 @@ class ChunkTokens:
         return changed
 
     def measure(self, objective: Objective, batch: Batch, dtype: torch.dtype) -> int:
-        """Chooses the number of tokens with which a batch takes least time for each; rank 0's choice on all ranks."""
+        """Chooses the chunk size with the most tokens per second; all ranks take the choice of rank 0."""
         if self.tokens is None:
             self.tokens = _fastest(objective, batch, dtype)
             console.note(
@@ -51,9 +51,10 @@ class ChunkTokens:
         return self.tokens
 
     def shrink(self, batch: Batch) -> None:
-        """After memory ran out: no graph is kept any more, or else chunks are half as large.
+        """Reduces memory after it ran out: stops keeping graphs, or else halves the chunk size.
 
-        Raises: RetrievoError where a chunk is one text already, and with several processes, which would have to agree.
+        Raises: RetrievoError where a chunk is a single text already, and with several processes, which would have to
+        agree.
         """
         assert self.tokens is not None
         longest = max(int(rows.lengths.max()) for rows in batch.rows.values() if rows.size)
@@ -68,25 +69,25 @@ class ChunkTokens:
         console.warn(f"out of memory: chunks have {self.tokens:,} tokens from here on (--chunk-tokens {self.tokens})")
 
     def _advice(self, longest: int) -> str:
-        """What takes less memory; a run that is begun takes these options."""
+        """The options that take less memory; a run that has begun accepts them when it is resumed."""
         assert self.tokens is not None
         graphs = "--activation-memory 0 " if self.graphs.budget else ""
         if graphs or self.tokens > longest:
             tokens = max(longest, self.tokens // 2)
-            return f"run it again with {graphs}--chunk-tokens {tokens}: it goes on from its latest checkpoint"
+            return f"run it again with {graphs}--chunk-tokens {tokens}: it resumes from its latest checkpoint"
         more = "" if self.asked.get("gradient_checkpointing") else "--gradient-checkpointing, or "
         return f"one text is too long: pass {more}a shorter maximal length"
 
 
 class _Probe(NamedTuple):
-    """How fast chunks of some size are, and whether larger ones would be the same."""
+    """The speed of chunks of some size."""
 
     tokens_per_second: float
-    whole: bool
+    whole: bool  # whether one chunk holds the whole set, so that larger chunks would be the same
 
 
 def _fastest(objective: Objective, batch: Batch, dtype: torch.dtype) -> int:
-    """The choice of rank 0 among sizes that fit on all ranks, which try the same ones: each is a collective."""
+    """Rank 0's choice among the sizes that fit on all ranks, which try the same sizes: each is a collective."""
     device = next(objective.parameters()).device
     best, speed, tokens = _FEWEST, 0.0, _FEWEST
     objective.train()
@@ -106,7 +107,7 @@ def _fastest(objective: Objective, batch: Batch, dtype: torch.dtype) -> int:
 
 
 def _probe(objective: Objective, batch: Batch, tokens: int, dtype: torch.dtype) -> _Probe | None:
-    """Of a chunk of middling length of the last set, with its gradient; None where it does not fit."""
+    """Measures a chunk of medium row length of the last set with its gradient; None where it does not fit."""
     passes = Passes(objective, batch, 0, 0, tokens, dtype)
     if not passes.plan:  # a rank without rows
         return _Probe(0.0, True)
@@ -124,7 +125,7 @@ def _probe(objective: Objective, batch: Batch, tokens: int, dtype: torch.dtype) 
 
 @torch.no_grad()
 def _look_up(passes: Passes, last: str) -> None:
-    """Passes over the sets without vectors that need a gradient: the local loss of the last set may look them up."""
+    """Computes the sets whose vectors need no gradient, since the local loss of the last set may look them up."""
     for index, (name, _) in enumerate(passes.plan):
         if name != last and name not in passes.objective.vector_names:
             passes.local_loss(index, passes.encode(index)[1])

@@ -1,7 +1,8 @@
 """Dropout on a CPU at the speed of memory.
 
-torch draws its masks there one by one from a single Mersenne twister: with BERT's rates, half of the time of a forward
-pass. Here the calls that drop something are caught on their way and get their mask from numpy, 16 random bits a value.
+On a CPU, torch draws dropout masks one value at a time from a Mersenne twister, which with BERT's rates takes half of
+the time of a forward pass. Here dropout calls are intercepted and get their masks from numpy, 16 random bits for each
+value.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ _LEVELS = 1 << 16
 class SeededDropout(TorchFunctionMode):
     """Within this block, dropout and attention dropout on a CPU are a pure function of the key and of the calls' order.
 
-    A value stays with probability 1 - round(2^16 p) / 2^16 and is scaled by its inverse, so that its mean is kept.
+    A value is kept with probability 1 - round(2^16 p) / 2^16 and scaled by the inverse, which preserves its mean.
     """
 
     def __init__(self, key: Sequence[int]):
@@ -60,7 +61,7 @@ class SeededDropout(TorchFunctionMode):
         scale: float | None = None,
         enable_gqa: bool = False,
     ) -> Tensor:
-        """Attention whose weights are dropped: [n, heads, L, d]."""
+        """Attention with dropout on its weights: [n, heads, L, d]."""
         if query.device.type != "cpu" or is_causal or enable_gqa:
             return functional.scaled_dot_product_attention(
                 query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa

@@ -1,4 +1,4 @@
-"""The gradient of one step, by the gradient cache: a batch of any size in chunks that fit, with an unchanged gradient.
+"""The gradient of one step by gradient caching: a batch of any size is computed in chunks with an exact gradient.
 
 Gao et al. 2021 (Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup); coCondenser, eq. 9-12.
 """
@@ -25,13 +25,15 @@ from retrievo.training.engine.dropout import SeededDropout
 from retrievo.training.engine.gradient_checkpointing import checkpoints_activations
 from retrievo.training.objectives.objective import Objective
 
-_CHUNKS_APART = 8  # trimming before each costs 40 % of the speed of pre-training; steps of fewer chunks need none
+_CHUNKS_APART = (
+    8  # chunks between calls that return freed memory: calling at each would cost 40 % of the speed of pre-training
+)
 ALL_GRAPHS = sys.maxsize  # keep_graphs: plain training, every graph is kept and nothing is encoded twice
 _ENCODE, _LOCAL_LOSS = range(2)  # the two places where a chunk draws random numbers
 _NO_ROWS = np.empty(0, dtype=np.int64)
 
 
-@torch.enable_grad()  # an optimizer may ask from a place that builds no graphs
+@torch.enable_grad()  # an optimizer may call this under no_grad
 def gradient_step(
     objective: Objective,
     batch: Batch,
@@ -44,18 +46,19 @@ def gradient_step(
     max_grad_norm: float = 0.0,
     loss_scale: float = 1.0,
 ) -> Stats:
-    """Leaves the gradient of the global batch in `.grad` of every parameter, on every rank; returns figures to log.
+    """Leaves the gradient of the global batch in `.grad` of every parameter on every rank; returns metrics to log.
 
     1. Encode each chunk without a graph, except the last `keep_graphs`.  2. `contrast` on all vectors; its gradient
     d loss / d vector is the cache.  3. Encode each chunk again with the same dropout, backward of
     sum(vector * cache) + local_loss.  4. Sum over ranks, once.  Where no vector needs a gradient, 1 and 2 are empty.
 
-    step, seed: decide dropout, with rank and chunk. chunk_tokens: most tokens of a chunk, padding included.
-    keep_graphs: a number of chunks, or the memory that their graphs may take. Neither changes the gradient.
-    dtype: what encoders and local losses compute in. max_grad_norm: longer gradients are shortened to it; 0 = none.
-    loss_scale: the losses are multiplied by it on the way back, and the gradient divided; float16 needs it.
-    Returns `loss` and the objective's figures (true for the global batch), `gradient_norm` (before shortening),
-    `tokens`, `padded_tokens` and the counts of the batch, over all ranks.
+    step, seed: determine dropout, together with rank and chunk. chunk_tokens: maximal number of tokens of a chunk,
+    including padding. keep_graphs: a number of chunks, or the memory that their graphs may take. Neither changes the
+    gradient. dtype: number format of encoders and local losses. max_grad_norm: the gradient is clipped to this norm; 0
+    switches clipping off. loss_scale: multiplies the losses in the backward pass, and divides the gradient; float16
+    needs it.
+    Returns `loss` and the objective's metrics for the global batch, `gradient_norm` (before clipping), `tokens`,
+    `padded_tokens` and the counts of the batch, over all ranks.
     """
     passes = Passes(objective, batch, step, seed, chunk_tokens, dtype, loss_scale)
     objective.zero_grad(set_to_none=True)
@@ -78,9 +81,9 @@ def gradient_step(
 def validation_step(
     objective: Objective, batch: Batch, *, chunk_tokens: int, dtype: torch.dtype = torch.float32
 ) -> Stats:
-    """The loss and the figures of a global batch as `gradient_step` returns them, without dropout or gradient.
+    """The loss and the metrics of a global batch as `gradient_step` returns them, without dropout or gradient.
 
-    Leaves the objective in evaluation mode, its parameters and its state as they were.
+    Leaves the objective in evaluation mode, with unchanged parameters and state.
     """
     objective.eval()
     passes = Passes(objective, batch, 0, 0, chunk_tokens, dtype)
@@ -108,10 +111,12 @@ class Passes:
     ):
         self.objective, self.step, self.seed, self.dtype, self.loss_scale = objective, step, seed, dtype, loss_scale
         self.device = next(objective.parameters()).device
-        self.recomputes = checkpoints_activations(objective)  # out of sight of a block, by torch's own random state
+        self.recomputes = checkpoints_activations(
+            objective
+        )  # recomputed dropout is drawn from torch's random state, out of reach of `SeededDropout`
         self.plan = list(_cut(batch, chunk_tokens))
         self.sharded = is_sharded(objective)
-        if self.sharded:  # each chunk is a collective, and its number decides dropout
+        if self.sharded:  # each chunk is a collective, and its number determines dropout
             self.plan += _missing(batch, self.plan, self.device)
         names = list(batch.rows)
         self.order = sorted(range(len(self.plan)), key=lambda index: names.index(self.plan[index][0]))
@@ -120,7 +125,7 @@ class Passes:
         self.batch = dataclasses.replace(batch, counts=counts).to(self.device)
 
     def first(self, keep_graphs: int) -> tuple[dict[str, Tensor], dict[int, tuple[Tensor, Any]]]:
-        """All vectors without graph in the order of the batch, and the chunks whose graph was kept."""
+        """The first pass: all vectors without graph in the order of the batch, and the chunks whose graph was kept."""
         kept: dict[int, tuple[Tensor, Any]] = {}
         parts: dict[str, list[Tensor]] = {name: [] for name in self.objective.vector_names}
         encoded = self.encoded()
@@ -134,7 +139,7 @@ class Passes:
         return {name: self._in_order(name, vectors) for name, vectors in parts.items()}, kept
 
     def own_random_state(self) -> contextlib.AbstractContextManager[None]:
-        """In which the passes draw; the caller's is as it was afterwards."""
+        """A context in which the passes draw random numbers; it restores the caller's random state at its end."""
         return torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else [])
 
     def encoded(self) -> list[int]:
@@ -142,12 +147,12 @@ class Passes:
         return [index for index in self.order if self.plan[index][0] in self.objective.vector_names]
 
     def padded(self, index: int) -> int:
-        """Tokens of a chunk, padding included."""
+        """Number of tokens of a chunk, including padding."""
         name, rows = self.plan[index]
         return len(rows) * int(self.batch.rows[name].lengths[rows].max()) if len(rows) else 1
 
     def contrast(self, vectors: dict[str, Tensor]) -> tuple[Tensor, Stats, dict[str, Tensor]]:
-        """The loss of all vectors, its figures, and d loss / d vector; scalars of the objective get their gradient."""
+        """The loss of all vectors, its metrics, and d loss / d vector; scalars of the objective get their gradient."""
         leaves = {name: vector.requires_grad_() for name, vector in vectors.items()}
         loss, stats = self.objective.contrast(leaves, self.batch)
         if loss.requires_grad:
@@ -156,9 +161,9 @@ class Passes:
         return loss.detach(), stats, cache
 
     def second(self, cache: dict[str, Tensor], kept: dict[int, tuple[Tensor, Any]]) -> Tensor:
-        """Accumulates the gradient of each chunk and returns the sum of the local losses."""
+        """The second pass: accumulates the gradient of each chunk and returns the sum of the local losses."""
         total = torch.zeros((), device=self.device)
-        # sets without vectors first, for they may be constants of the others' losses; the same order whatever was kept
+        # sets without vectors come first, since other losses may use them as constants; kept graphs change no order
         order = sorted(self.order, key=lambda index: self.plan[index][0] in cache)
         for index in order:
             name, rows = self.plan[index]
@@ -206,7 +211,7 @@ class Passes:
             yield
 
     def _in_order(self, name: str, parts: list[Tensor]) -> Tensor:
-        """The vectors of a named set [n, D] out of its chunks."""
+        """The vectors of a named set [n, D], assembled from its chunks."""
         if not parts:
             return self._no_vectors(name)
         vectors = torch.cat(parts)
@@ -228,10 +233,10 @@ class Passes:
 
 
 class GraphMemory:
-    """How many chunks may keep their graph within so many bytes; measured on the largest chunk of the first step.
+    """How many chunks may keep their graph within a memory budget, measured on the largest chunk of the first step.
 
-    The cost of a token falls with the length of its row where attention grows with the square of it, and chunks come
-    longest first: what the first one takes for each token is enough for all.
+    Attention makes a token of a longer row cost more, and chunks come longest first, so the memory for each token of
+    the first chunk is an upper bound for all chunks.
     """
 
     def __init__(self, budget: int):
@@ -239,7 +244,7 @@ class GraphMemory:
         self.per_token: float | None = None
 
     def chunks(self, passes: Passes) -> int:
-        """How many of the last encoded chunks fit."""
+        """The number of the last encoded chunks whose graphs fit."""
         encoded = passes.encoded()
         if not self.budget or not encoded:
             return 0
@@ -251,7 +256,7 @@ class GraphMemory:
 
 
 def _graph_bytes(passes: Passes, index: int) -> int:
-    """What the graph of a chunk holds, parameters aside."""
+    """The memory in bytes that the graph of a chunk holds, without parameters."""
     parameters = {own_part(parameter).untyped_storage().data_ptr() for parameter in passes.objective.parameters()}
     held: dict[int, torch.UntypedStorage] = {}
 
@@ -274,7 +279,7 @@ def _cut(batch: Batch, chunk_tokens: int) -> Iterator[tuple[str, np.ndarray]]:
 
 
 def _missing(batch: Batch, plan: list[tuple[str, np.ndarray]], device: torch.device) -> list[tuple[str, np.ndarray]]:
-    """Chunks without rows, with which this rank has as many of each named set as the rank that has most."""
+    """Chunks without rows that give this rank as many chunks of each named set as the rank with the most."""
     own = Counter(name for name, _ in plan)
     missing = {name: max(gather_counts(own[name], device)) - own[name] for name in batch.rows}
     return [(name, _NO_ROWS) for name, number in missing.items() for _ in range(number)]
@@ -295,13 +300,13 @@ def _over_ranks(counts: dict[str, int], device: torch.device) -> dict[str, int]:
 
 
 def _summed(stats: Stats) -> Stats:
-    """The shares of all ranks, summed in one collective."""
+    """Sums the shares of all ranks in one collective."""
     values = torch.stack([value.detach().double() for value in stats.values()])
     return dict(zip(stats, sum_over_ranks(values).unbind(), strict=True))
 
 
 def _clip(parameters: list[torch.nn.Parameter], max_norm: float) -> Tensor:
-    """The norm of the whole gradient; shortens the gradient where it exceeds `max_norm`, unless that is 0."""
+    """The norm of the whole gradient; clips the gradient to `max_norm`, unless that is 0."""
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     norm = total_norm(gradients)
     if max_norm and gradients:

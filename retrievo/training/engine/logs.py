@@ -1,4 +1,4 @@
-"""What training leaves for people to look at: a line for each step, TensorBoard's files if asked for, and a picture."""
+"""The log of training: `metrics.jsonl` with a line for each step, optional TensorBoard files, and a plot."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from retrievo.training.engine.contrast import NegativeCounts
 if TYPE_CHECKING:
     import torch
 
-_PANELS = (  # title of the panel, and the columns of the log that it shows where they are there
+_PANELS = (  # title of a panel, and the columns of the log that it shows where they exist
     ("loss", ("loss", "local_loss")),
     ("share", ("accuracy",)),
     ("gradient norm", ("gradient_norm",)),
 )
-_SMOOTHED = 50  # points of the bold line, each the mean of so many parts of the run
+_SMOOTHED = 50  # points of the smoothed line; each is the mean of one of as many parts of the run
 
 
 class Log:
-    """`metrics.jsonl` of rank 0; lines after the step that training goes on from are dropped.
+    """`metrics.jsonl` of rank 0. Lines after the step from which training resumes are dropped.
 
-    contrast: what its lines say of what there was to learn.
-    Raises: RetrievoError where TensorBoard is asked for and not installed.
+    contrast: counts of the rows that met no negative.
+    Raises: RetrievoError where TensorBoard is requested and not installed.
     """
 
     def __init__(self, folder: Path, start: int, *, tensorboard: bool = False):
@@ -40,20 +40,20 @@ class Log:
         folder.mkdir(parents=True, exist_ok=True)
         lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True) if self.path.exists() else []
         kept = [line for line in lines if line.endswith("\n") and self._keeps(json.loads(line), start)]
-        with atomic_path(self.path) as temporary:  # killed here, a run still knows its history
+        with atomic_path(self.path) as temporary:  # so that a run killed here keeps its history
             temporary.write_text("".join(kept), encoding="utf-8")
         if tensorboard:
             self._events = _summary_writer()(str(folder / TENSORBOARD), purge_step=start + 1)
 
     def _keeps(self, record: Mapping[str, Any], start: int) -> bool:
-        """Whether a line is of a step that stays, which then counts."""
+        """Whether a line belongs to a step that is kept; counts such lines."""
         kept = bool(record["step"] <= start)
         if kept:
             self.contrast.add(record)
         return kept
 
     def write(self, record: Mapping[str, Any]) -> None:
-        """Adds a line; its numbers are scalars of TensorBoard at its step."""
+        """Adds a line, and its numbers as scalars to TensorBoard."""
         self.contrast.add(record)
         if rank() != 0:
             return
@@ -66,7 +66,7 @@ class Log:
             self._events.flush()
 
     def close(self, device: torch.device) -> None:
-        """Checks that something was learned, ends TensorBoard's file and draws the picture, from the log of rank 0."""
+        """Checks that something was learned, closes TensorBoard's file and draws the plot, from the log of rank 0."""
         self.contrast.check(self.path.parent, device)
         if rank() == 0:
             draw(self.path, self.path.with_name(PLOT))
@@ -75,7 +75,7 @@ class Log:
 
 
 def in_words(record: Mapping[str, Any]) -> str:
-    """What a person watches of a step, for the end of a progress bar."""
+    """The values of a step that a progress bar shows."""
     accuracy = [f"accuracy {record['accuracy']:.1%}"] if "accuracy" in record else []
     units = [unit for unit in ("pairs", "documents") if f"{unit}_per_second" in record]
     rates = [f"{record[f'{unit}_per_second']:,.0f} {unit}/s" for unit in (*units, "tokens")]
@@ -131,7 +131,7 @@ def _summary_writer() -> Any:
 
 
 def draw(log: Path, picture: Path) -> None:
-    """A PNG of what a log tells: loss, accuracy and validation, and the norm of the gradient by step."""
+    """Draws a log as a PNG: loss, accuracy and validation, and gradient norm by step."""
     from matplotlib.figure import Figure
 
     lines = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
@@ -158,12 +158,12 @@ def draw(log: Path, picture: Path) -> None:
 
 
 def _shown(lines: list[dict[str, Any]], name: str) -> bool:
-    """Whether a column says something: it is there, and not 0 all the time."""
+    """Whether a column exists and is not always 0."""
     return any(line.get(name) for line in lines)
 
 
 def _draw_line(axes: Any, lines: list[dict[str, Any]], name: str, color: str) -> None:
-    """Every value faintly and means of stretches in bold; rare values as points."""
+    """Draws every value faintly and means of stretches in bold; values of validations as points."""
     points = [(line["step"], line[name]) for line in lines if name in line]
     steps, values = [step for step, _ in points], [value for _, value in points]
     if name.startswith(DEVELOPMENT):

@@ -31,20 +31,20 @@ from retrievo.training.engine.loss_scale import LossScale
 from retrievo.training.engine.optimizers import OPTIMIZERS, learning_rate
 from retrievo.training.objectives.objective import Objective
 
-SAVE_SECONDS = 300.0  # between checkpoints, where no number of steps is given: what a killed run loses at most
+SAVE_SECONDS = 300.0  # between checkpoints, where --save-every is not given: a killed run loses no more than this
 
 Record = dict[str, Any]
-Callback = Callable[[int], Mapping[str, Any] | None]  # finished steps -> values to log
+Callback = Callable[[int], Mapping[str, Any] | None]  # number of finished steps -> values for the log
 
 
 class Feed(Protocol):
-    """Where batches come from: pure functions of the step, so that training goes on from any step."""
+    """A source of batches. A batch is a pure function of the step, so that training can resume at any step."""
 
     def batch(self, step: int) -> Batch:
         """This rank's part of the batch of step 0, 1, ...; called from another thread."""
 
     def position(self, step: int) -> dict[str, int]:
-        """Where a step stands in the data, such as epoch and batch."""
+        """The position of a step in the data, such as epoch and batch."""
 
 
 def fit(
@@ -62,14 +62,15 @@ def fit(
 ) -> int:
     """Trains an objective in place until `max_steps`, from the latest checkpoint under `folder` if there is one.
 
-    objective: whole, or cut by `distributed/fsdp.py`, and then it stays cut.
-    folder: gets `metrics.jsonl`, a line for each step, its picture `metrics.png`, and `checkpoints/`.
+    objective: whole, or sharded by `distributed/fsdp.py`; it stays sharded.
+    folder: gets `metrics.jsonl` with a line for each step, its plot `metrics.png`, and `checkpoints/`.
     progress: called with each line. every: (n, callback) pairs, called on all ranks after each n-th step; a callback
-    may change what `feed` gives from the next step on, and what it returns is logged.
-    enough: asked after the callbacks, and before the first step of a run that goes on: whether training ends here.
-    restart: the finished steps of a run that goes on: from there on the schedule of the learning rate begins anew.
-    clock: seconds, by which checkpoints are written where `save_every` is None. Returns the number of finished steps.
-    Raises: RetrievoError where the loss is not finite, nothing was learned, or the checkpoint is of another run.
+    may change the batches that `feed` gives from the next step on, and its return value is logged.
+    enough: tells whether to stop early; called after the callbacks, and before the first step of a resumed run.
+    restart: number of finished steps after which the learning-rate schedule begins anew.
+    clock: gives seconds, by which checkpoints are written where `save_every` is None. Returns the number of finished
+    steps.
+    Raises: RetrievoError where the loss is not finite, nothing was learned, or the checkpoint belongs to another run.
     """
     objective.to(device)
     broadcast_state(objective)
@@ -81,7 +82,7 @@ def fit(
     log = _log(folder, start, changed, config)
     tick, saved = time.perf_counter(), clock()
     if start >= config.steps or (start and enough()):
-        log.close(device)  # killed after its last checkpoint, a run has not drawn its picture
+        log.close(device)  # a run killed after its last checkpoint has not drawn its plot
         return start
     for step, batch in prefetched(feed.batch, range(start, config.steps), config.prefetch, [n for n, _ in every]):
         waited = time.perf_counter() - tick
@@ -93,7 +94,7 @@ def fit(
         progress(record)
         called = [callback for n, callback in every if (step + 1) % n == 0]
         _check_so_far(log, device, feed, every if called else ())
-        for callback in called:  # before the checkpoint: a run killed here calls them again
+        for callback in called:  # before the checkpoint, so that a run killed here calls them again
             if values := callback(step + 1):
                 log.write({"step": step + 1, **values})
         ends = step + 1 == config.steps or (bool(called) and enough())
@@ -116,7 +117,7 @@ def _check_so_far(log: Log, device: torch.device, feed: Feed, called: Sequence[t
 
 
 def every_n_steps(callback: Callback, steps: int, often: int | None = None) -> list[tuple[int, Callback]]:
-    """What `fit` takes for a callback after every `often` of the steps (default: a tenth of them) and the last one."""
+    """The argument `every` of `fit` for a callback every `often` steps (default: a tenth) and after the last step."""
     often = min(steps, often or -(-steps // 10))
     return [(often, callback)] + ([(steps, callback)] if steps % often else [])
 
@@ -124,9 +125,9 @@ def every_n_steps(callback: Callback, steps: int, often: int | None = None) -> l
 def prefetched(
     make: Callable[[int], Batch], steps: range, ahead: int, pauses: Sequence[int] = ()
 ) -> Iterator[tuple[int, Batch]]:
-    """(step, make(step)) in order, up to `ahead` of them made early in a thread.
+    """Yields (step, make(step)) in order, with up to `ahead` batches made early in a thread.
 
-    pauses: after each n-th step nothing is made before the consumer asks, for it may have changed what `make` gives.
+    pauses: after each n-th step no batch is made early, since the consumer may change what `make` gives.
     """
     with ThreadPoolExecutor(1, "prefetch") as thread:
         pending: deque[Future[Batch]] = deque()
@@ -138,7 +139,7 @@ def prefetched(
 
 
 class _Means(NamedTuple):
-    """How a gradient is computed, as far as that may change on the way."""
+    """The part of the computation of gradients that may change during training."""
 
     dtype: torch.dtype
     chunks: ChunkTokens
@@ -146,7 +147,7 @@ class _Means(NamedTuple):
 
     @classmethod
     def of(cls, config: FitConfig, device: torch.device) -> _Means:
-        """As the options say; with gradient checkpointing no graph is kept, for it would hold next to nothing."""
+        """Reads the options; with gradient checkpointing no graph is kept, since that would save almost nothing."""
         graphs = GraphMemory(0 if config.gradient_checkpointing else graph_bytes(config.activation_memory))
         dtype = resolve_dtype(config.dtype, device)
         asked = {name: getattr(config, name) for name in MEMORY_OPTIONS}
@@ -154,16 +155,16 @@ class _Means(NamedTuple):
         return cls(dtype, ChunkTokens(config.tokens_of_chunks, graphs, asked), LossScale(dtype))
 
     def record(self) -> Record:
-        """What the log tells of them."""
+        """Values for the log."""
         scale = {"loss_scale": self.scale.value} if self.dtype == torch.float16 else {}
         return {"chunk_tokens": self.chunks.tokens, "graph_bytes": self.chunks.graphs.budget, **scale}
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps."""
+        """The state that a checkpoint keeps."""
         return {"chunks": self.chunks.state(), "loss_scale": self.scale.state()}
 
     def restore(self, saved: Mapping[str, Any]) -> dict[str, list[Any]]:
-        """Goes on as the run that was saved; [before, now] of each option that is given anew."""
+        """Restores a saved state; returns [before, now] of each option with a new value."""
         self.scale.restore(saved["loss_scale"])
         return self.chunks.restore(saved["chunks"])
 
@@ -177,8 +178,8 @@ def _update(
     rate: float,
     means: _Means,
 ) -> Stats:
-    """One step of the optimizer, which may ask for the gradient more than once; the figures of the first gradient."""
-    figures: list[Stats] = []
+    """One step of the optimizer, which may ask for several gradients; returns the metrics of the first one."""
+    metrics: list[Stats] = []
     dtype, chunks, scale = means
 
     def attempt() -> Stats | None:
@@ -195,15 +196,15 @@ def _update(
                 loss_scale=scale.value,
             )
         except torch.OutOfMemoryError:
-            return None  # with the exception goes what the step holds; only then is anything else tried
+            return None  # leaving the handler frees what the step holds, before another try
 
     def gradient() -> float:
         while (stats := attempt()) is None or not scale.accepts(stats["gradient_norm"]):
             if stats is None:
                 chunks.shrink(batch)
         _check_finite(stats, step)  # before the optimizer moves any weight by it
-        figures.append(stats)
-        return 0.0  # torch wants a number; nothing here reads it
+        metrics.append(stats)
+        return 0.0  # torch expects a number, which is not used
 
     for group in optimizer.param_groups:
         group["lr"] = rate
@@ -211,7 +212,7 @@ def _update(
     optimizer.step(gradient)
     objective.after_step()
     scale.after_step()
-    return figures[0]
+    return metrics[0]
 
 
 def _check_finite(stats: Stats, step: int) -> None:
@@ -225,7 +226,7 @@ def _check_finite(stats: Stats, step: int) -> None:
 def _record(
     step: int, feed: Feed, stats: Stats, rate: float, waited: float, seconds: float, device: torch.device
 ) -> Record:
-    """The line of a step in the log; rates are over all ranks, memory is the peak of this process."""
+    """The line of a step in the log. Rates are over all ranks; memory is the peak of this process."""
     values = {name: value.item() for name, value in stats.items()}
     tokens, padded = values.pop("tokens"), values.pop("padded_tokens")
     return {
@@ -251,14 +252,14 @@ def _peak_memory(device: torch.device) -> int:
 
 
 def _is_due(config: FitConfig, finished: int, seconds: float, device: torch.device) -> bool:
-    """Whether a checkpoint follows after `finished` steps, `seconds` after the last one; the same on all ranks."""
+    """Whether to write a checkpoint after `finished` steps, `seconds` after the last one; the same on all ranks."""
     if config.save_every is not None:
         return finished % config.save_every == 0
     return as_rank_0_says(seconds >= SAVE_SECONDS, device)
 
 
 def _state(feed: Feed, config: FitConfig, step: int, restart: int) -> dict[str, Any]:
-    """What must be the same for a checkpoint to go on exactly."""
+    """The state that must be the same for a run to resume from a checkpoint exactly."""
     schedule = {"name": config.schedule, "warmup": config.warmup_ratio, "max_steps": config.steps, "restart": restart}
     return {"seed": config.seed, "schedule": schedule, "data": feed.position(step)}
 
@@ -272,7 +273,7 @@ def _resume(
     restart: int,
     means: _Means,
 ) -> tuple[int, dict[str, list[Any]]]:
-    """The number of finished steps, and what is given anew; restores objective, optimizer and means after the first."""
+    """Restores all state from the latest checkpoint; returns the number of finished steps and changed options."""
     checkpoints.remove_unfinished(folder)
     checkpoint = checkpoints.latest(folder)
     saved: dict[str, Any] = checkpoints.load(checkpoint, objective, optimizer) if checkpoint else {"step": 0}
@@ -281,7 +282,7 @@ def _resume(
     if len(set(found)) > 1:
         raise RetrievoError(folder, f"ranks see checkpoints of steps {found}", "the same on all", "share the folder")
     if step < restart:
-        raise RetrievoError(folder, f"reaches step {step}", f"step {restart}, from which training is to go on")
+        raise RetrievoError(folder, f"reaches step {step}", f"step {restart}, from which training shall continue")
     for name, value in _state(feed, config, step, restart).items():
         begins_anew = name == "schedule" and step == restart
         if checkpoint and saved[name] != value and not begins_anew:
@@ -291,13 +292,13 @@ def _resume(
 
 
 def _log(folder: Path, start: int, changed: Mapping[str, list[Any]], config: FitConfig) -> Log:
-    """The log; it and the console tell which options of memory a run goes on with that it did not begin with."""
+    """Opens the log; it and the console state the options of memory that changed when the run was resumed."""
     log = Log(folder, start, tensorboard=config.tensorboard)
     if not changed or start == config.steps:
         return log
     for name, (before, now) in changed.items():
         console.note(f"from step {start + 1:,} on, {flag_of(name)} is {now}; it was {before}")
     if changed.keys() & {"chunk_tokens", "gradient_checkpointing"}:
-        console.note("dropout, where there is some, draws other numbers from there on than in a run without the change")
+        console.note("from there on, dropout draws other numbers than in a run without the change")
     log.write({"step": start, "changed": changed})
     return log

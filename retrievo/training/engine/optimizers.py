@@ -1,4 +1,4 @@
-"""Optimizers and learning-rate schedules by name. A schedule is a pure function of the step, so it has no state."""
+"""Optimizers and learning-rate schedules by name. A schedule is a pure function of the step and has no state."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 
 
 def adamw(config: OptimizerConfig, module: nn.Module) -> Optimizer:
-    """AdamW (Loshchilov & Hutter 2019), fused where the device has it."""
+    """AdamW (Loshchilov & Hutter 2019), with the fused implementation where the device has one."""
     import torch
 
     return torch.optim.AdamW(decay_groups(module, config.weight_decay), **_constants(config, module))
 
 
 def asam(config: OptimizerConfig, module: nn.Module) -> Optimizer:
-    """AdamW at the gradient of a sharper place nearby (Kwon et al. 2021): two gradients for each step."""
+    """AdamW with adaptive sharpness-aware minimization (Kwon et al. 2021): two gradients for each step."""
     from retrievo.training.engine.asam import Asam
 
     groups = decay_groups(module, config.weight_decay)
@@ -132,7 +132,7 @@ class OptimizerConfig(Options):
 
 
 def learning_rate(config: OptimizerConfig, step: int, max_steps: int) -> float:
-    """The learning rate of step 0 ... max_steps - 1; neither the first nor the last step is spent at rate 0."""
+    """The learning rate of step 0 ... max_steps - 1; it is above 0 in the first and the last step."""
     warmup = round(config.warmup_ratio * max_steps)
     if step < warmup:
         return config.learning_rate * (step + 1) / (warmup + 1)

@@ -1,4 +1,4 @@
-"""Retrieval while training: the candidates of a fixed pool, in the order of the model as it stands."""
+"""Validation: the current model ranks a fixed pool of candidates during training, and a metric scores the ranking."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ from retrievo.training.engine.config import CHECKPOINTS, DEVELOPMENT, METRICS, V
 
 
 class Pool:
-    """The candidates of each judged query: its relevant documents and the first of a run.
+    """The candidates of each judged query: its relevant documents and the first documents of a run.
 
-    qrels: judgments of these queries; query_ids: strings [Q]; texts: [Q].
-    documents: rows of the corpus [P], ascending; doc_ids: strings [P].
-    query, document: positions in query_ids and documents, [n] each, by query: the pairs.
+    qrels: judgments of these queries. query_ids, texts: ids and texts of the queries [Q].
+    documents: rows of the corpus [P], ascending. doc_ids: ids of these documents [P].
+    query, document: the pairs, as positions in query_ids and in documents [n], by query.
     """
 
     def __init__(self, config: ValidationConfig, corpus: Corpus, queries: Path, min_relevance: int):
@@ -64,7 +64,7 @@ class Pool:
         self._pair(corpus, _first(run.table, self.query_ids, config.dev_depth), relevant)
 
     def _pair(self, corpus: Corpus, found: pa.Table, relevant: pa.Table) -> None:
-        """Every pair once, of documents that the corpus has."""
+        """Collects the distinct pairs whose document is in the corpus."""
         query_id, doc_id = (
             pa.concat_arrays([flat_strings(found[name]), flat_strings(relevant[name])])
             for name in ("query_id", "doc_id")
@@ -78,8 +78,9 @@ class Pool:
         self.doc_ids = taken(corpus.id_map.ids.column(), self.documents)
 
     def _check_relevant(self, corpus: Path, relevant: pa.Table, there: np.ndarray) -> None:
-        """Queries whose relevant documents are not there [r] measure 0 whatever the model: some are told, all an error.
+        """Warns of queries whose relevant documents are not in the corpus, since their metric is 0 whatever the model.
 
+        there: whether the document of each relevant pair is in the corpus [r].
         Raises: RetrievoError where the corpus has no relevant document at all.
         """
         if not there.any():
@@ -103,10 +104,10 @@ def _first(run: pa.Table, query_ids: pa.Array, depth: int) -> pa.Table:
 
 
 class Validation:
-    """Called after every some steps: measures the model, keeps the best weights, and says when to end early.
+    """A callback of the training loop that measures the model, keeps the best weights, and decides on early stopping.
 
-    All it knows of earlier measures is what `metrics.jsonl` tells, so that a resumed run goes on as if it had not
-    stopped. Rank 0 measures, and the others wait; where weights are cut, it takes all of them to encode.
+    It reads earlier values from `metrics.jsonl`, so that a resumed run continues as if it had not stopped. Rank 0
+    measures while the others wait; with sharded weights all ranks encode.
     """
 
     def __init__(
@@ -127,7 +128,7 @@ class Validation:
 
     @property
     def key(self) -> str:
-        """What the log calls the value."""
+        """The name of the value in the log."""
         return DEVELOPMENT + self.metric
 
     def __call__(self, step: int) -> dict[str, Any]:
@@ -143,11 +144,11 @@ class Validation:
         return {self.key: value} if lead else {}
 
     def _weights(self, step: int) -> Path:
-        """Where the weights of a step are kept, should it be the best."""
+        """The file of the weights of a step, written if the step is the best so far."""
         return self.folder / CHECKPOINTS / f"best-{step:06d}.safetensors"
 
     def _drop_all_but(self, step: int) -> None:
-        """Drops the weights that nobody will ask for: a run killed now goes on from its latest checkpoint."""
+        """Removes all weights except those of `step` and of the best step at the latest checkpoint."""
         saved = latest_step(self.folder / CHECKPOINTS)
         until_then, _ = _best([measure for measure in self.history() if measure[0] <= saved])
         kept = {self._weights(step), self._weights(until_then)}
@@ -174,22 +175,22 @@ class Validation:
         return found.means()[metric]
 
     def history(self) -> list[tuple[int, float]]:
-        """(step, value) of each measure so far."""
+        """The (step, value) pairs of all validations so far."""
         path = self.folder / METRICS
         lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
         return [(line["step"], line[self.key]) for line in lines if self.key in line]
 
     def best(self) -> tuple[int, float]:
-        """Step and value of the first best measure; step 0 where there is none."""
+        """The step and value of the best validation, the first one in case of a tie; step 0 where there is none."""
         return _best(self.history())
 
     def says_nothing(self) -> bool:
-        """Whether several measures are all the same."""
+        """Whether there are several validations and all have the same value."""
         values = [value for _, value in self.history()]
         return len(values) > 1 and len(set(values)) == 1
 
     def is_enough(self) -> bool:
-        """Whether the last `patience` measures brought nothing better; the same on all ranks."""
+        """Whether the last `patience` validations were no better than the best before them; the same on all ranks."""
         if self.patience is None:
             return False
         measures = self.history() if rank() == 0 else []
@@ -198,7 +199,7 @@ class Validation:
         return as_rank_0_says(later >= self.patience, next(self.module.parameters()).device)
 
     def restore_best(self, module: torch.nn.Module) -> None:
-        """Puts the best weights into a module like the one that was trained; after training, on rank 0."""
+        """Loads the best weights into a module like the trained one; called after training, on rank 0."""
         step, _ = self.best()
         if step:
             load_weights(self._weights(step), module)

@@ -1,4 +1,4 @@
-"""Whether the engine's gradient is the gradient: the same step computed in ways that must not matter."""
+"""Verification of the engine's gradient: one step computed in several ways that must give the same gradient."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from retrievo.training.batch import Batch
 from retrievo.training.engine.gradient_cache import ALL_GRAPHS, Passes, gradient_step
 from retrievo.training.objectives.objective import Objective
 
-Assemble = Callable[[], tuple[Objective, Batch]]  # the objective, and this rank's part of one batch
+Assemble = Callable[[], tuple[Objective, Batch]]  # makes the objective and this rank's part of one batch
 Gradients = dict[str, Tensor]
 LARGEST = 1e-3  # float32 on a CPU stays below 1e-4; TF32 products of an accelerator do not
-_WHOLE = 1 << 40  # tokens of a chunk that holds any batch
+_WHOLE = 1 << 40  # a chunk size that holds any batch
 
 
 class Check(NamedTuple):
-    """Two ways to one gradient, and max |g - g'| / max |g| over all parameters."""
+    """Two ways to compute one gradient, and max |g - g'| / max |g| over all parameters."""
 
     name: str
     difference: float
@@ -35,8 +35,8 @@ def verify(assemble: Assemble, device: torch.device, *, seed: int) -> list[Check
     """Computes one step in float32 in five ways: in one piece and in chunks by the gradient cache (without dropout),
     in chunks whose graphs are all kept and with none kept (with dropout), and by two processes on the CPU.
 
-    assemble: picklable, for the processes call it too.
-    Raises: RetrievoError where a difference is above 1e-3.
+    assemble: picklable, since the two processes call it as well.
+    Raises: RetrievoError where a relative difference exceeds 1e-3.
     """
     objective, batch = assemble()
     objective.to(device)
@@ -62,8 +62,8 @@ def verify(assemble: Assemble, device: torch.device, *, seed: int) -> list[Check
 def _check(name: str, one: Gradients, other: Gradients) -> Check:
     found = difference(one, other)
     if not found <= LARGEST:
-        told = f"relative difference {found:.1e} between {name}"
-        raise RetrievoError("--verify-gradients", told, f"at most {LARGEST:g}", "report this with the model's name")
+        problem = f"relative difference {found:.1e} between {name}"
+        raise RetrievoError("--verify-gradients", problem, f"at most {LARGEST:g}", "report this with the model's name")
     return Check(name, found)
 
 
@@ -77,7 +77,7 @@ def difference(one: Gradients, other: Gradients) -> float:
 
 
 def _quarter(objective: Objective, batch: Batch) -> int:
-    """A number of tokens that cuts the batch into about four chunks of each named set."""
+    """A chunk size in tokens that cuts the batch into about four chunks of each named set."""
     passes = Passes(objective, batch, 0, 0, _WHOLE, torch.float32)
     return max(1, max(passes.padded(index) for index in range(len(passes.plan))) // 4)
 

@@ -1,4 +1,7 @@
-"""What fine-tuning learns from: judged queries, their relevant documents and their negatives, by row number."""
+"""The data of fine-tuning: judged queries with their relevant documents and negatives, by row number, and feeds.
+
+A feed gives the batch of a step, as a pure function of the step's number.
+"""
 
 from __future__ import annotations
 
@@ -32,39 +35,38 @@ from retrievo.training.batch import Batch
 from retrievo.training.feeds.dataset_config import DataSetConfig
 from retrievo.training.feeds.dense_teacher import BatchTeacher
 from retrievo.training.feeds.pools import mapped_pools
-from retrievo.training.feeds.query_clusters import topics_of
+from retrievo.training.feeds.query_clusters import cluster_queries
 from retrievo.training.feeds.row_vectors import RowVectors
 from retrievo.training.feeds.samplers import Draw, GroupSampler, Ragged
 from retrievo.training.losses.losses import GROUPED
 from retrievo.training.objectives.finetune import Example, FinetuneCollator
 from retrievo.training.objectives.table import QUERIES_PER_TOPIC
 
-_BLOCK = 1 << 20  # pairs looked at at once
+_BLOCK = 1 << 20  # pairs in memory at a time
 
 
 class TrainingData:
-    """The tables of a training run, with every id turned into a row number.
+    """The tables of a training run, with ids replaced by row numbers.
 
-    Judgments and negatives of queries or documents that are not there are counted and left out; a document without
-    title and text is never trained on.
+    Judgments and negatives of unknown queries or documents are counted and left out. Documents without title and text
+    are never used in training.
 
-    titles: whether the model is shown titles. query_clusters: embeddings folder of the queries. batch_teacher: one of
-    the documents and one of the queries, in any order.
-    Raises: RetrievoError for tables that can't be read, and where no judged pair is left.
+    titles: whether the model reads titles.
+    Raises: RetrievoError for tables that can't be read, and where no relevant pair is left.
     """
 
-    def __init__(self, told: DataSetConfig, min_relevance: int, *, titles: bool = True):
-        self.prefixes = {"query": told.query_prefix, "document": told.document_prefix}
-        self.corpus, self.queries = Corpus(told.corpus, titles=titles), Queries(told.queries)
-        judged, pools = Qrels.read(told.qrels), [Negatives(path) for path in told.negatives]
+    def __init__(self, config: DataSetConfig, min_relevance: int, *, titles: bool = True):
+        self.prefixes = {"query": config.query_prefix, "document": config.document_prefix}
+        self.corpus, self.queries = Corpus(config.corpus, titles=titles), Queries(config.queries)
+        judged, pools = Qrels.read(config.qrels), [Negatives(path) for path in config.negatives]
         self.inputs: dict[str, Input] = {
             "corpus": self.corpus.input,
             "queries": self.queries.input,
             "qrels": judged.input,
             **{f"negatives-{number}": pool.input for number, pool in enumerate(pools, start=1)},
         }
-        warn_of_other_judgments(judged.input, told.queries, read_now("queries", self.queries.input))
-        for path in told.negatives:
+        warn_of_other_judgments(judged.input, config.queries, read_now("queries", self.queries.input))
+        for path in config.negatives:
             self._warn_of_others(path)
         relevant = judged.table.filter(pc.greater_equal(judged.table["relevance"], min_relevance))
         self.positives, self.lost_judgments = self.by_query(relevant)
@@ -74,22 +76,22 @@ class TrainingData:
         self.judged = len(self._judged)
         if not self.pairs:
             found = f"none of its {relevant.num_rows:,} relevant pairs has its query and its document"
-            raise RetrievoError(told.qrels, found, None, "check --queries, --corpus and --min-relevance")
-        self._qrels = told.qrels
-        self.teacher = None if told.teacher is None else self._taught_by(Run.open(told.teacher))
+            raise RetrievoError(config.qrels, found, None, "check --queries, --corpus and --min-relevance")
+        self._qrels = config.qrels
+        self.teacher = None if config.teacher is None else self._teacher_scores(Run.open(config.teacher))
         self.query_vectors = (
-            None if told.query_clusters is None else self._vectors("query-clusters", told.query_clusters, "query")
+            None if config.query_clusters is None else self._vectors("query-clusters", config.query_clusters, "query")
         )
-        self.batch_teacher = BatchTeacher(told.batch_teacher, self._vectors) if told.batch_teacher else None
+        self.batch_teacher = BatchTeacher(config.batch_teacher, self._vectors) if config.batch_teacher else None
 
     def _warn_of_others(self, path: Path) -> None:
-        """Says that a table of pairs was made from other tables than these."""
+        """Warns where a table of pairs was made from another corpus or other queries than these."""
         warn_of_others(path, corpus=self.corpus.input, queries=self.queries.input)
 
-    def _taught_by(self, run: Run) -> PairScores:
-        """What a run says of the rows here.
+    def _teacher_scores(self, run: Run) -> PairScores:
+        """The scores of a run, by row of the query and of the document.
 
-        Raises: RetrievoError where it knows none of the relevant documents.
+        Raises: RetrievoError where the run scores none of the relevant documents.
         """
         self.inputs["teacher"] = run.input
         self._warn_of_others(run.path)
@@ -101,7 +103,7 @@ class TrainingData:
         return teacher
 
     def _vectors(self, name: str, path: Path, role: str) -> RowVectors:
-        """The vectors of all documents, or of the judged queries; an input of this name."""
+        """Opens the vectors of all documents, or of the judged queries, and records them as the input `name`."""
         ids, needed = (self._query_ids, self._judged) if role == "query" else (self.corpus.id_map, None)
         tables = {"queries": self.queries.input} if role == "query" else {"corpus": self.corpus.input}
         warn_of_others(path, **tables)
@@ -111,13 +113,13 @@ class TrainingData:
 
     @cached_property
     def _judged(self) -> np.ndarray:
-        """The rows of the queries with a relevant document."""
+        """The rows of the queries that have a relevant document."""
         return np.flatnonzero(np.diff(self.positives.offsets))
 
-    def topics_of_queries(self, count: int | None, seed: int) -> np.ndarray | None:
-        """The topic of each query [n], -1 of what is not trained on: the cluster of its vector; None without vectors.
+    def clusters_of_queries(self, count: int | None, seed: int) -> np.ndarray | None:
+        """The cluster of each query's vector [n], -1 for queries without judgments; None without vectors of queries.
 
-        count: default one for each 200 judged queries, 2 at least.
+        count: the number of clusters; by default one for every 200 judged queries, at least 2.
         Raises: RetrievoError where there are fewer judged queries than clusters.
         """
         if self.query_vectors is None:
@@ -128,7 +130,7 @@ class TrainingData:
             asked = f"found {count:,} for {self.queries.path}"
             raise RetrievoError("--query-cluster-count", asked, f"at most {len(judged):,}, its judged queries")
         found = np.full(len(self.queries), -1)
-        found[judged] = topics_of(self.query_vectors, judged, count, seed)
+        found[judged] = cluster_queries(self.query_vectors, judged, count, seed)
         sizes = np.bincount(found[judged], minlength=count)
         console.note(
             f"{count:,} query clusters of {sizes.min():,} to {sizes.max():,} queries, median {np.median(sizes):g}"
@@ -136,7 +138,7 @@ class TrainingData:
         return found
 
     def by_query(self, pairs: pa.Table) -> tuple[Ragged, int]:
-        """Document rows of each query row, in the order of the table; and how many pairs were left out."""
+        """The document rows of each query row, in the order of the table, and the number of pairs left out."""
         query, document = self._query_ids.rows(pairs["query_id"]), self.corpus.id_map.rows(pairs["doc_id"])
         known = (query >= 0) & (document >= 0)
         known[known] = ~self.empty[document[known]]
@@ -151,12 +153,12 @@ class TrainingData:
 
     @cached_property
     def empty(self) -> np.ndarray:
-        """Whether a document shows nothing, [N]."""
+        """Whether each document is empty for the model [N]."""
         return self.corpus.identities.whole == EMPTY
 
     @cached_property
     def themselves(self) -> Ragged:
-        """Documents that are a judged query itself, by query row; none that is, or reads as, a relevant one of it."""
+        """Documents that are a judged query itself, by query row, unless they have the text of a relevant one."""
         ids = self.queries.ids.take(pa.array(self._judged))
         asked, row = self.corpus.that_are_queries(ids, [self.queries.texts[query] for query in self._judged])
         query, hashes = self._judged[asked], self.corpus.identities.whole
@@ -166,9 +168,10 @@ class TrainingData:
         return Ragged(row[kept], offsets.astype(np.int64))
 
     def check_contrast(self, losses: Sequence[str]) -> None:
-        """Raises RetrievoError where no query can ever meet a negative, as groups are drawn from pools alone.
+        """Raises RetrievoError where no query can have a negative in any batch.
 
-        losses: those of `GROUPED` learn from a query's own pool alone, the others from all documents of a batch.
+        It assumes that groups are drawn from pools alone. Losses of `GROUPED` use a query's own pool only; the other
+        losses use all documents of a batch.
         """
         hashes, pool = self.corpus.identities.whole, self.negatives
         if set(losses) == {"margin-mse"} and self.teacher and not _share_known(self.teacher, pool):
@@ -190,7 +193,7 @@ class TrainingData:
         raise RetrievoError(self._qrels, found, None, "pass --negatives POOL, or judge more queries")
 
     def say_counts(self) -> None:
-        """What will be trained on, and what was left out."""
+        """Prints how much data training uses, and warns of what was left out."""
         pool = np.diff(self.negatives.offsets)[np.diff(self.positives.offsets) > 0]
         with_pool = int(np.count_nonzero(pool))
         console.note(
@@ -203,7 +206,7 @@ class TrainingData:
         if self.teacher is not None:
             positives, negatives = (_share_known(self.teacher, pairs) for pairs in (self.positives, self.negatives))
             console.note(
-                f"the teacher knows {positives:.1%} of the relevant documents, {negatives:.1%} of the negatives"
+                f"the teacher scored {positives:.1%} of the relevant documents and {negatives:.1%} of the negatives"
             )
         for what, lost in (("judgments", self.lost_judgments), ("negatives", self.lost_negatives)):
             if lost:
@@ -211,15 +214,15 @@ class TrainingData:
 
 
 def _share_known(teacher: PairScores, pairs: Ragged) -> float:
-    """Share of the pairs (list number, value) that have a score; 0 where there are none."""
+    """The share of the pairs (list number, value) that have a score; 0 where there are no pairs."""
     queries = np.repeat(np.arange(pairs.size), np.diff(pairs.offsets))
     return float(np.isfinite(teacher.of(queries, pairs.values)).mean()) if len(queries) else 0.0
 
 
 class GroupFeed:
-    """Batches of tokenized groups: pure functions of (seed, step) and of this process's rank.
+    """Batches of tokenized groups; each batch is a pure function of (seed, step) and of this process's rank.
 
-    tokenizations: of queries and of documents. What a group becomes (`example`) is the subclass's.
+    tokenizations: those of queries and of documents. Subclasses define what the collator gets of a group (`example`).
     """
 
     def __init__(
@@ -244,7 +247,7 @@ class GroupFeed:
         if no_query.any() or no_document.any():
             positives, negatives = (_with_tokens(pairs, no_query, no_document) for pairs in (positives, negatives))
             counts = f"{int(no_query.sum()):,} queries and {int(no_document.sum()):,} documents"
-            console.warn(f"left out, of texts without any token for this model: {counts}")
+            console.warn(f"left out, because this model's tokenizer makes no token of their texts: {counts}")
         self.sampler = GroupSampler(
             positives,
             negatives,
@@ -261,7 +264,7 @@ class GroupFeed:
 
     @property
     def batches_per_epoch(self) -> int:
-        """Steps of one pass over the judged queries."""
+        """Number of steps of one pass over the judged queries."""
         return self.sampler.batches_per_epoch
 
     def batch(self, step: int) -> Batch:
@@ -269,20 +272,20 @@ class GroupFeed:
         return self.collated(self.sampler.batch(step, rank(), world_size()))
 
     def collated(self, draws: Sequence[Draw]) -> Batch:
-        """The batch of some groups."""
+        """Makes the batch of these groups."""
         return self.collator([self.example(draw) for draw in draws])
 
     def position(self, step: int) -> dict[str, int]:
-        """Where a step stands in the data."""
+        """The position of a step in the data."""
         return self.sampler.position(step)
 
     def example(self, draw: Draw) -> Any:
-        """What the collator takes of one group."""
+        """Makes the collator's input from one group."""
         raise NotImplementedError
 
 
 def _with_tokens(pairs: Ragged, no_query: np.ndarray, no_document: np.ndarray) -> Ragged:
-    """The documents of each query where both have tokens."""
+    """The pairs whose query and document both have tokens."""
     query = np.repeat(np.arange(pairs.size), np.diff(pairs.offsets))
     kept = ~no_query[query] & ~no_document[pairs.values]
     counts = np.bincount(query[kept], minlength=pairs.size)
@@ -290,13 +293,13 @@ def _with_tokens(pairs: Ragged, no_query: np.ndarray, no_document: np.ndarray) -
 
 
 def _of(data: TrainingData, encoder: Encoder, role: str) -> Tokenization:
-    """The tokenization of a role, with the prefix of the data set where it has one of its own."""
+    """The tokenization of a role, with the data set's prefix where it states one."""
     prefix, usual = data.prefixes[role], encoder.tokenization(role)
     return usual if prefix is None else dataclasses.replace(usual, prefix=prefix)
 
 
 class TrainingFeed(GroupFeed):
-    """Groups for an encoder, with what identity masks need."""
+    """Groups for an encoder, with the identities from which false negatives are found."""
 
     def __init__(self, data: TrainingData, encoder: Encoder, collator: FinetuneCollator, **drawing: Any):
         super().__init__(data, (_of(data, encoder, "query"), _of(data, encoder, "document")), collator, **drawing)

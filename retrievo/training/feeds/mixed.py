@@ -1,4 +1,4 @@
-"""Several data sets in one training run: every batch is of one of them."""
+"""Training on several data sets: every batch comes from one of them."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from retrievo.training.feeds.finetune import GroupFeed
 
 
 class MixedFeed:
-    """The batches of several feeds, in a seeded order; pure functions of (seed, step).
+    """The batches of several feeds in a seeded order; each batch is a pure function of (seed, step).
 
-    A batch is of one data set, so that documents of another, which a model tells apart by their kind alone, are no
-    negatives. An epoch has as many batches as the feeds have in theirs. With the mix `uniform` these are the
-    batches of each once; otherwise each feed has its share of the places and goes on in its own epochs.
+    A batch comes from one data set, because documents of another data set would be trivial negatives. An epoch has as
+    many batches as the feeds have together. With the mix `uniform` it has each batch of each feed once; otherwise each
+    feed gets its share of the batches and continues through its own epochs.
 
-    Raises: UsageError for a mix that does not fit the feeds, and for one that leaves a feed without any batch.
+    Raises: UsageError for a mix that does not match the feeds, and for one that leaves a feed without any batch.
     """
 
     def __init__(self, feeds: Sequence[GroupFeed], mix: str, seed: int):
@@ -35,7 +35,7 @@ class MixedFeed:
 
     @property
     def document_tokens(self) -> TokenCache:
-        """The documents of the first data set, which is the one that validation is of."""
+        """The documents of the first data set, on which validation runs."""
         return self.feeds[0].document_tokens
 
     def batch(self, step: int) -> Batch:
@@ -44,19 +44,19 @@ class MixedFeed:
         return self.feeds[number].batch(own_step)
 
     def position(self, step: int) -> dict[str, int]:
-        """Where a step stands in the data; data sets count from 1."""
+        """The position of a step in the data; data sets are counted from 1."""
         epoch, batch = divmod(step, self.batches_per_epoch)
         return {"epoch": epoch, "batch": batch, "dataset": self._place(step)[0] + 1}
 
     def _place(self, step: int) -> tuple[int, int]:
-        """Whose batch comes at a step, and which one of its own."""
+        """The feed of a step, and the step of that feed."""
         epoch, batch = divmod(step, self.batches_per_epoch)
         order = _order(self.places, self.seed, epoch)
         number = int(order[batch])
         return number, epoch * self.places[number] + int(np.count_nonzero(order[:batch] == number))
 
 
-@functools.lru_cache(maxsize=2)  # of the step that is made and of the one that is logged
+@functools.lru_cache(maxsize=2)  # one for the batch that is made ahead, one for the step that is logged
 def _order(places: tuple[int, ...], seed: int, epoch: int) -> np.ndarray:
-    """The number of the feed at each place of an epoch."""
+    """The number of the feed of each batch of an epoch."""
     return np.random.default_rng([seed, epoch]).permutation(np.repeat(np.arange(len(places)), places))

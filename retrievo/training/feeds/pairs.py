@@ -1,4 +1,4 @@
-"""Groups of a query with its documents, read together by a cross-encoder."""
+"""Batches for cross-encoders: pairs of a query with each document of its group."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ PAIR = "pair"
 
 
 class Group(NamedTuple):
-    """The pairs of one query with its documents, own positive first."""
+    """The pairs of one query with its documents, the positive first."""
 
     pairs: Sequence[np.ndarray]  # [G] of [L] token ids
 
 
 @dataclass(frozen=True)
 class PairCollator:
-    """Groups into a Batch with the named set `pair`."""
+    """Makes a Batch with the named set `pair` from groups."""
 
     pad_id: int
 
@@ -42,8 +42,8 @@ class PairCollator:
 class PairFeed(GroupFeed):
     """Groups for a cross-encoder.
 
-    There are no in-batch negatives, so a query whose pool is too small gets other documents instead, and what reads as
-    a relevant document, or is the query itself, is left out of the group.
+    There are no in-batch negatives, so a query whose pool is too small gets random documents instead. Documents that
+    have the text of a relevant one, or are the query itself, are left out of the group.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Pools of negatives by row number: built once into the cache, mapped and shared by all processes of a machine."""
+"""Pools of negatives by row number, built once in the cache and memory-mapped by all processes of a machine."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from retrievo.support import console
 from retrievo.support.files import remove, write_json
 from retrievo.training.feeds.samplers import Ragged
 
-FORMAT = 1  # with that of id maps, which know what an empty text is
+FORMAT = 1  # together with the format of id maps, which defines empty texts
 _ROWS_AT_ONCE = 1 << 20
 
 
 def mapped_pools(
     pools: Sequence[Table], queries: tuple[Table, IdMap], documents: tuple[Table, IdMap], empty: np.ndarray
 ) -> tuple[Ragged, int]:
-    """Document rows (int32) of each query row, in the order of the pools; and how many pairs were left out.
+    """The document rows (int32) of each query row, in the order of the pools, and the number of pairs left out.
 
-    100 M pairs take 0.4 GB, once for a machine, and 8 bytes a query.
+    100 million pairs take 0.4 GB once for a machine, plus 8 bytes for each query.
 
-    queries, documents: the tables with their ids. empty: which documents have no text [N]; of these, and of unknown
-    queries and documents, pairs are left out.
+    queries, documents: the tables with their ids. empty: which documents have no text [N]. Pairs of empty documents,
+    and of unknown queries or documents, are left out.
     """
     if not pools:
         return Ragged(np.empty(0, np.int32), np.zeros(len(queries[1]) + 1, np.int64)), 0

@@ -1,4 +1,4 @@
-"""What pre-training reads: documents by row, tokenized once, in a seeded order."""
+"""The data of pre-training: documents by row, tokenized once, in a seeded order."""
 
 from __future__ import annotations
 
@@ -23,31 +23,31 @@ from retrievo.training.batch import Batch
 from retrievo.training.feeds.samplers import share
 
 _EPOCH, _TURN, _HELD_OUT, _VALIDATION = range(4)  # one stream of random numbers for each purpose
-_ENOUGH_FOR_ALL = 2 * LEAST_SPAN  # tokens, with which no objective leaves a document out
+_ENOUGH_FOR_ALL = 2 * LEAST_SPAN  # number of tokens with which a document is long enough for every objective
 
 
 class ViewCollator(Protocol):
-    """What makes a Batch of documents, and says what it needs of them."""
+    """Makes a Batch of views from documents, and states which documents are long enough."""
 
     @property
     def spans(self) -> int:
-        """Views of each document."""
+        """Number of views of each document."""
 
     @property
     def least_tokens(self) -> int:
-        """Tokens that a document needs."""
+        """Number of tokens that a document must have."""
 
     def expected_lengths(self, lengths: np.ndarray) -> np.ndarray:
-        """Tokens of a view, on average, of documents of so many tokens [n]."""
+        """The average number of tokens of a view, for documents of these lengths [n]."""
 
     def __call__(self, items: Sequence[Document]) -> Batch:
         """The views as flat rows."""
 
 
 class Source:
-    """One corpus with the rows of its documents that are trained on, and of those that are held out: [n], [h].
+    """One corpus with the row numbers of its training documents [n] and of its held-out documents [h].
 
-    Memory: 4 bytes a document; tokens and offsets stay on disk, mapped.
+    It takes 4 bytes of memory for each document; tokens and offsets are memory-mapped.
     Raises: RetrievoError where more than half of the documents are too short for the collator.
     """
 
@@ -63,9 +63,9 @@ class Source:
             raise RetrievoError(self.path, found, f"room for {collator.spans} spans of {LEAST_SPAN} tokens in most")
 
     def hold_out(self, count: int, seed: Sequence[int]) -> None:
-        """Keeps so many documents, drawn at random, from being trained on.
+        """Holds out `count` randomly drawn documents from training.
 
-        Raises: RetrievoError for more than half of them.
+        Raises: RetrievoError where that is more than half of the documents.
         """
         documents = self.long_enough_for_all()
         if 2 * count > len(documents):
@@ -75,17 +75,17 @@ class Source:
         self.rows, self.held_out = np.setdiff1d(self.rows, drawn), np.sort(drawn)
 
     def long_enough_for_all(self) -> np.ndarray:
-        """The documents that every objective sees [m]: what is held out of these is so in all stages of a road."""
+        """The documents long enough for every objective [m], so that all stages hold out the same documents."""
         return _long_enough(self.tokens.offsets, _ENOUGH_FOR_ALL)
 
     def lengths(self, most: int = 100_000) -> np.ndarray:
-        """Tokens of documents, of evenly spread ones where there are more than `most`."""
+        """The number of tokens of each document; of at most `most` evenly spaced documents of a larger corpus."""
         some = self.rows[:: max(1, len(self.rows) // most)].astype(np.int64)
         return self.tokens.offsets[some + 1] - self.tokens.offsets[some]
 
 
 class Epoch(NamedTuple):
-    """What is seen in an epoch, in its order: which corpus, row, and turn through that corpus; [N] each."""
+    """The documents of an epoch in their order, as numbers of corpus, row, and pass over that corpus; [N] each."""
 
     number: int
     source: np.ndarray
@@ -94,14 +94,14 @@ class Epoch(NamedTuple):
 
 
 class PretrainFeed:
-    """Batches of documents of one or several corpora: pure functions of (seed, step) and of this process's rank.
+    """Batches of documents of one or several corpora; each is a pure function of (seed, step) and this process's rank.
 
-    An epoch sees as many documents as the corpora have. With the mix `uniform` that is each document once. Otherwise
-    each corpus has its share of the places of an epoch and goes through its documents turn after turn, each time in a
-    new order and with other views: no document of a corpus was ever seen two times more often than another.
+    An epoch has as many documents as the corpora together. With the mix `uniform` it has each document once. Otherwise
+    each corpus has its share of an epoch and is read in passes, each pass in a new order and with new views, so that
+    the numbers of times that two documents of a corpus were seen never differ by more than one.
 
-    Documents too short for the collator's spans are left out and counted. The last batch of an epoch is smaller.
-    batch_size: documents of the global batch. held_out: documents that are kept for `held_out_batches`.
+    Documents too short for the collator's spans are left out and counted. The last batch of an epoch may be smaller.
+    batch_size: number of documents of the global batch. held_out: number of documents kept for `held_out_batches`.
     Raises: RetrievoError where more than half of the documents of a corpus are too short, or are to be held out;
     UsageError for a mix that does not fit the corpora.
     """
@@ -118,7 +118,7 @@ class PretrainFeed:
         held_out: int = 0,
     ):
         self.collator, self.batch_size, self.seed = collator, batch_size, seed
-        # whole texts without prefixes: what is cut out of their middle gets its own [CLS] and [SEP]
+        # texts without prefix and special tokens, because each view gets its own [CLS] and [SEP]
         tokenization = dataclasses.replace(
             encoder.tokenization("document"), max_length=None, prefix="", special_tokens=False
         )
@@ -132,12 +132,12 @@ class PretrainFeed:
         self._latest = self._epoch(0)
 
     def _sizes(self) -> list[int]:
-        """Documents of each corpus that are trained on."""
+        """The number of training documents of each corpus."""
         return [len(source.rows) for source in self.sources]
 
     @property
     def batches_per_epoch(self) -> int:
-        """Steps that see as many documents as there are."""
+        """Number of steps of an epoch."""
         return -(-self.documents // self.batch_size)
 
     def batch(self, step: int) -> Batch:
@@ -153,7 +153,7 @@ class PretrainFeed:
         return self._items(*(column[chosen] for column in self._latest[1:]))
 
     def held_out_batches(self) -> Iterator[Batch]:
-        """This rank's part of batches of the held-out documents, always the same views in the same order."""
+        """This rank's part of the batches of held-out documents, with the same views in the same order every time."""
         sizes = [len(source.held_out) for source in self.sources]
         number = np.repeat(np.arange(len(sizes)), sizes)
         rows = np.concatenate([source.held_out for source in self.sources])
@@ -163,19 +163,19 @@ class PretrainFeed:
             yield self.collator(self._items(number[chosen], rows[chosen], np.zeros(len(chosen), np.uint32)))
 
     def _items(self, source: np.ndarray, rows: np.ndarray, turns: np.ndarray) -> list[Document]:
-        """This rank's share of documents, each with the key that its views are drawn from."""
+        """This rank's share of these documents, each with the key of its random draws."""
         mine = share(len(rows), rank(), world_size())
         keys = random_keys(self.seed, source[mine], turns[mine], rows[mine])
         drawn = zip(source[mine].tolist(), rows[mine].tolist(), keys, strict=True)
         return [Document(self.sources[number].tokens.row(row), key) for number, row, key in drawn]
 
     def position(self, step: int) -> dict[str, int]:
-        """Where a step stands in the data."""
+        """The position of a step in the data."""
         epoch, batch = divmod(step, self.batches_per_epoch)
         return {"epoch": epoch, "batch": batch}
 
     def say_counts(self) -> None:
-        """What will be trained on, and what was left out."""
+        """Prints how much data training uses, and warns of what was left out."""
         several = len(self.sources) > 1
         for source, places in zip(self.sources, self.places, strict=True):
             lengths = source.lengths()
@@ -187,17 +187,17 @@ class PretrainFeed:
             )
             if source.left_out:
                 least = self.collator.least_tokens
-                console.warn(f"documents left out, which have fewer than {least} tokens: {source.left_out:,}")
+                console.warn(f"left out {source.left_out:,} documents with fewer than {least} tokens")
 
     def _epoch(self, number: int) -> Epoch:
-        """The places of an epoch in their order."""
+        """Draws the documents of an epoch in their order."""
         columns = [self._places(source, number) for source in range(len(self.sources))]
         source, row, turn = (np.concatenate(parts) for parts in zip(*columns, strict=True))
         order = np.random.default_rng([self.seed, _EPOCH, number]).permutation(len(row))
         return Epoch(number, source[order], row[order], turn[order])
 
     def _places(self, source: int, epoch: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Corpus, row and turn of a corpus's documents of an epoch: the next ones of its endless sequence of turns."""
+        """Corpus, row and pass of a corpus's documents in an epoch: the next part of its endless sequence of passes."""
         rows, count = self.sources[source].rows, self.places[source]
         first, last = epoch * count, (epoch + 1) * count
         turns = range(first // len(rows), -(-last // len(rows)))
@@ -207,12 +207,12 @@ class PretrainFeed:
         return np.full(count, source, np.uint16), row, np.repeat(np.array(turns, np.uint32), sizes)
 
     def _turn(self, source: int, turn: int) -> np.ndarray:
-        """The rows of a corpus in the order in which they come for the so many-th time."""
+        """The rows of a corpus in the order of pass number `turn` over it."""
         return np.random.default_rng([self.seed, _TURN, source, turn]).permutation(self.sources[source].rows)
 
 
 def _long_enough(offsets: np.ndarray, least: int, block: int = 1 << 20) -> np.ndarray:
-    """The documents of at least so many tokens; `block` of them are looked at at once."""
+    """The documents with at least `least` tokens; `block` documents are checked at a time."""
     starts = range(0, len(offsets) - 1, block)
     parts = [start + np.flatnonzero(np.diff(offsets[start : start + block + 1]) >= least) for start in starts]
     return np.concatenate([np.empty(0, np.uint32), *(part.astype(np.uint32) for part in parts)])

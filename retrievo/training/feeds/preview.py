@@ -1,4 +1,4 @@
-"""Views of documents as a person reads them: what `pretrain --show-views` prints."""
+"""The readable views of documents that `pretrain --show-views` prints."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 def previews(
     collator: ViewCollator, tokenizer: PreTrainedTokenizerBase, items: Sequence[Document]
 ) -> Iterator[list[tuple[str, str]]]:
-    """(name, text) of each document, of each of its views, and of what is to be predicted in that view."""
+    """For each document, (name, text) pairs: the document, each of its views, and the tokens to predict."""
     for item in items:
-        made = collator([item])
+        batch = collator([item])
         found = [("text", str(tokenizer.decode(item.tokens.tolist())))]
-        for name in sorted(made.rows, reverse=True):  # a query before its document
-            tokens, offsets = made.rows[name]
-            labels = made.labels.get(name)
+        for name in sorted(batch.rows, reverse=True):  # a query before its document
+            tokens, offsets = batch.rows[name]
+            labels = batch.labels.get(name)
             for low, high in pairwise(offsets.tolist()):
                 found.append((f"{name}, {high - low} tokens", str(tokenizer.decode(tokens[low:high].tolist()))))
                 if labels is not None:

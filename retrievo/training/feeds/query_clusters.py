@@ -1,8 +1,8 @@
-"""k-means: which vectors lie together; the same on any number of threads, and without FAISS, which may be absent.
+"""Clusters of queries by k-means, with the same result on any number of threads, and without FAISS.
 
-As in exact search, float32 scores with their error bound say which centers may be the nearest, and where several may,
-exact scores decide; the means are float64 sums in a fixed order. So a run that goes on, or has more processes, finds
-the same clusters to the last query.
+As in exact search, float32 scores with an error bound give the centers that may be nearest; where there are several,
+exact scores decide. The means are float64 sums in a fixed order. A resumed run, or one with another number of
+processes, therefore finds exactly the same clusters.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ _ROWS = 1 << 13  # vectors in memory at a time
 Read = Callable[[np.ndarray], np.ndarray]
 
 
-def topics_of(vectors: RowVectors, rows: np.ndarray, count: int, seed: int) -> np.ndarray:
-    """The cluster of each of these rows [n], from 0; found once and kept in the user's cache, for all processes."""
+def cluster_queries(vectors: RowVectors, rows: np.ndarray, count: int, seed: int) -> np.ndarray:
+    """The cluster of each of these rows [n], from 0; computed once for all processes and kept in the user's cache."""
 
     def build(folder: Path) -> None:
         with console.progress("clustering queries", ROUNDS, "rounds") as tick:
@@ -42,13 +42,13 @@ def topics_of(vectors: RowVectors, rows: np.ndarray, count: int, seed: int) -> n
 
 
 def k_means(read: Read, rows: int, clusters: int, *, seed: int, tick: console.Tick | None = None) -> np.ndarray:
-    """The cluster of each of N vectors [N] int64, from 0, by Lloyd's algorithm: min sum |x - c|^2 (TAS, Hofstaetter et
-    al. 2021, section 3.2).
+    """The cluster of each of N vectors [N] int64, from 0, by Lloyd's algorithm, which minimizes sum |x - c|^2.
 
-    It begins with `clusters` vectors drawn with the seed and ends when nothing moves, after 20 rounds at most (FAISS:
-    25). A cluster that loses its last vector keeps its center.
+    The algorithm starts from `clusters` vectors drawn with the seed and ends when no assignment changes, after at most
+    20 rounds (FAISS: 25). A cluster that loses its last vector keeps its center. TAS (Hofstaetter et al. 2021, section
+    3.2) clusters queries this way.
 
-    read: float32 vectors [n, D] of these numbers 0 ... N - 1, in their order. tick: told of each round.
+    read: gives the float32 vectors [n, D] of given numbers 0 ... N - 1. tick: called after each round.
     Raises: ValueError where there are more clusters than vectors.
     """
     start = np.random.default_rng(seed).choice(rows, clusters, replace=False)
@@ -69,7 +69,7 @@ def k_means(read: Read, rows: int, clusters: int, *, seed: int, tick: console.Ti
 
 
 def _nearest(vectors: np.ndarray, centers: np.ndarray) -> np.ndarray:
-    """The center that is nearest to each vector [n]: argmax (x . c - |c|^2 / 2); the first of several."""
+    """The nearest center of each vector [n]: argmax (x . c - |c|^2 / 2), the first one in case of a tie."""
     halves = np.square(centers, dtype=np.float64).sum(axis=1, keepdims=True) / 2
     longer = np.hstack([centers, -halves]).astype(np.float32)  # [K, D + 1]
     queries = np.hstack([vectors, np.ones((len(vectors), 1), np.float32)])  # [n, D + 1]

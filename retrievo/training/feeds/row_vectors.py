@@ -1,4 +1,4 @@
-"""The vectors of an embeddings folder by the row numbers of the table that was encoded, whatever the folder's order."""
+"""The vectors of an embeddings folder by row number of the encoded table, whatever order they are stored in."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from retrievo.support.errors import RetrievoError
 
 
 class RowVectors:
-    """Vectors in a memory map by row of a table of texts, matched by id; 4 bytes of memory a row.
+    """Memory-mapped vectors by row of a table of texts, matched by id; takes 4 bytes of memory for each row.
 
-    role: 'document' or 'query', what the folder must hold. needed: rows that must have a vector, None = all.
+    role: 'document' or 'query', the role that the folder must have. needed: rows that must have a vector, None = all.
     Raises: RetrievoError for a folder of the other role, and where a needed row has no vector.
     """
 
@@ -40,9 +40,9 @@ class RowVectors:
             raise RetrievoError(self.path, found, "one for each", "encode the same table: retrievo encode")
 
     def of(self, rows: np.ndarray) -> np.ndarray:
-        """Float32 vectors [n, D] of these rows, of unit length where the folder says cosine.
+        """Float32 vectors [n, D] of these rows, normalized where the folder's similarity is cosine.
 
-        So the inner product of two is their score under the model that made them.
+        The inner product of two such vectors is their score under the model that made them.
         """
         vectors = self.embeddings.take(self._place[rows]).astype(np.float32)
         return unit_length(vectors) if self.embeddings.similarity == "cosine" else vectors

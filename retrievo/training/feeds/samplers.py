@@ -1,4 +1,4 @@
-"""Which queries, positives and negatives a step trains on: pure functions of (seed, epoch, query), numpy only."""
+"""Sampling of the queries, positives and negatives of each step: pure functions of (seed, epoch, query) in numpy."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ _NONE = np.empty(0, np.int64)
 class Ragged(NamedTuple):
     """Lists of integers of different lengths: list i is `values[offsets[i]:offsets[i + 1]]`."""
 
-    values: np.ndarray  # [T] int64; of mapped pools int32
+    values: np.ndarray  # [T] int64, or int32 in memory-mapped pools
     offsets: np.ndarray  # [n + 1] int64
 
     @classmethod
     def of(cls, lists: Sequence[Sequence[int]]) -> Ragged:
-        """From Python lists."""
+        """Makes ragged lists from Python lists."""
         lengths = [len(values) for values in lists]
         flat = [value for values in lists for value in values]
         return cls(np.asarray(flat, dtype=np.int64), np.cumsum([0, *lengths], dtype=np.int64))
@@ -38,29 +38,29 @@ class Ragged(NamedTuple):
 
 
 class Draw(NamedTuple):
-    """A query and its documents of one epoch, as row numbers; its own positive first."""
+    """A query and its documents in one epoch as row numbers, the positive first."""
 
     query: int
     documents: np.ndarray  # [1 + negatives]
 
 
 def share(total: int, rank: int, ranks: int) -> slice:
-    """The part of a global batch that one rank takes: contiguous, the first ranks one more where it does not divide."""
+    """The contiguous part of a global batch that one rank takes; the first ranks take one more if needed."""
     small, larger = divmod(total, ranks)
     start = rank * small + min(rank, larger)
     return slice(start, start + small + (rank < larger))
 
 
 class GroupSampler:
-    """Groups of a query, one positive and some negatives; an epoch is one pass over the queries with a positive.
+    """Draws groups of a query, one positive and some negatives; an epoch is one pass over the queries with a positive.
 
-    positives, negatives: documents of each query by row number. negatives_per_query: how many are drawn each epoch.
-    hard_negative_ratio: probability that each of them comes from the pool, the others being any documents; None = as
-    many as there are (Contriever, Izacard et al. 2021, fine-tuning on MS MARCO: 0.1).
-    empty: documents without text [e], which are never filled up with.
-    query_clusters: cluster number of each query [n]; batches are then of as few clusters as fill them (`order`).
-    balanced_margins, teacher: into how many bins of the teacher's margins negatives fall evenly (`_balanced`).
-    Batches are global: `batch_size` queries, the last one of an epoch smaller.
+    positives, negatives: documents of each query by row number. negatives_per_query: number of negatives in each epoch.
+    hard_negative_ratio: probability that a negative is drawn from the pool and not from all documents; None = from the
+    pool as far as it reaches (Contriever, Izacard et al. 2021, fine-tuning on MS MARCO: 0.1).
+    empty: documents without text [e], which are never drawn as random negatives.
+    query_clusters: cluster number of each query [n]; each batch then spans as few clusters as possible (`order`).
+    balanced_margins: number of bins of the teacher's margin over which negatives are spread evenly (`_balanced`).
+    Batches are global batches of `batch_size` queries; the last one of an epoch may be smaller.
     Raises: RetrievoError where no query has a positive.
     """
 
@@ -90,31 +90,31 @@ class GroupSampler:
 
     @property
     def batches_per_epoch(self) -> int:
-        """Steps of one pass over the queries."""
+        """Number of steps of one pass over the queries."""
         return -(-len(self.queries) // self.batch_size)
 
     def position(self, step: int) -> dict[str, int]:
-        """Where step 0, 1, ... stands in the data."""
+        """The position of step 0, 1, ... in the data."""
         epoch, batch = divmod(step, self.batches_per_epoch)
         return {"epoch": epoch, "batch": batch}
 
     def order(self, epoch: int) -> np.ndarray:
-        """The queries in the order of one epoch; with query clusters batch by batch of as few clusters as fill it.
+        """The queries in the order of one epoch; with query clusters, each batch spans as few clusters as possible.
 
         Topic-aware sampling (TAS, Hofstaetter et al. 2021, section 3.2) draws a cluster for each batch, with
-        replacement. Here each query comes once an epoch: clusters lie one after the other in a random order, their
-        queries shuffled, cut into batches, which come in a random order; so n batches of k clusters hold at most
-        n + k - 1 pairs of a batch and a topic.
+        replacement. Here each query occurs once an epoch: the clusters are concatenated in a random order, with their
+        queries shuffled, and cut into batches, which are shuffled. So n batches of k clusters have at most n + k - 1
+        pairs of a batch and a cluster in it.
         """
         random = self._random(_ORDER, epoch)
         shuffled = random.permutation(self.queries)
         if self.query_clusters is None:
             return shuffled
-        topic = random.permutation(self.query_clusters.max() + 1)[self.query_clusters[shuffled]]
-        by_topic = shuffled[np.argsort(topic, kind="stable")]
-        whole = len(by_topic) - len(by_topic) % self.batch_size  # the batch that is smaller stays the last one
-        batches = random.permutation(by_topic[:whole].reshape(-1, self.batch_size))
-        return np.concatenate([batches.reshape(-1), by_topic[whole:]])
+        cluster = random.permutation(self.query_clusters.max() + 1)[self.query_clusters[shuffled]]
+        by_cluster = shuffled[np.argsort(cluster, kind="stable")]
+        whole = len(by_cluster) - len(by_cluster) % self.batch_size  # the smaller batch stays the last one
+        batches = random.permutation(by_cluster[:whole].reshape(-1, self.batch_size))
+        return np.concatenate([batches.reshape(-1), by_cluster[whole:]])
 
     def batch(self, step: int, rank: int = 0, ranks: int = 1) -> list[Draw]:
         """The groups of one rank in the global batch of one step."""
@@ -127,9 +127,9 @@ class GroupSampler:
     def draw(self, epoch: int, query: int) -> Draw:
         """The group of one query in one epoch.
 
-        Positives rotate, and negatives follow one seeded permutation of the pool from epoch to epoch, so that epochs
-        cover both. A pool smaller than `negatives_per_query` is used whole and filled up with other documents; a query
-        without a pool has in-batch negatives only, unless a share says that most negatives are any documents.
+        Positives rotate, and negatives continue through one seeded permutation of the pool from epoch to epoch, so that
+        all of them are used. A pool smaller than `negatives_per_query` is used whole and filled up with random
+        documents. A query without a pool has in-batch negatives only, unless `hard_negative_ratio` is set.
         """
         positives = self.positives.list(query)
         pool = np.setdiff1d(self.negatives.list(query).astype(np.int64), positives)  # sorted and unique
@@ -146,13 +146,13 @@ class GroupSampler:
         return Draw(int(query), np.concatenate([[positive], chosen, fill]).astype(np.int64))
 
     def _balanced(self, epoch: int, query: int, pool: np.ndarray) -> np.ndarray:
-        """The pool in an order whose every beginning is spread evenly over bins of the teacher's margin.
+        """Orders the pool so that every prefix of it is spread evenly over bins of the teacher's margin.
 
-        TAS-Balanced (Hofstaetter et al. 2021, section 3.2) cuts the range from the smallest to the largest
-        t(q, p) - t(q, n) into equal bins, draws a bin uniformly, then a document of it. Here empty bins are left out,
-        and all bins have a turn before one has its second, so that a group of several negatives is spread too. t(q, p)
-        moves all margins of a group alike, so the bins are those of t(q, n). What the teacher does not know comes last.
-        Epochs draw anew: they need not cover the pool.
+        TAS-Balanced (Hofstaetter et al. 2021, section 3.2) divides the range of t(q, p) - t(q, n) into equal bins,
+        draws a bin uniformly, and then a document from it. Here empty bins are skipped, and every bin is drawn once
+        before any is drawn again, so that several negatives of a group are spread too. Since t(q, p) shifts all margins
+        of a group equally, the bins are those of t(q, n). Documents that the teacher did not score come last. Each
+        epoch draws independently, so epochs need not cover the pool.
         """
         assert self.teacher is not None, "balanced margins need a teacher"
         assert self.balanced_margins is not None
@@ -166,24 +166,24 @@ class GroupSampler:
         return np.concatenate([shuffled[known][order], shuffled[~known]])
 
     def _stride(self, wanted: int) -> int:
-        """How far an epoch goes on in the pool: as many places as it takes, on average."""
+        """The number of places by which an epoch advances in the pool: as many as it uses on average."""
         return wanted if self.hard_negative_ratio is None else max(1, round(wanted * self.hard_negative_ratio))
 
     def _hard(self, epoch: int, query: int, wanted: int) -> int:
-        """How many of a group's negatives come from the pool."""
+        """The number of a group's negatives that come from the pool."""
         if self.hard_negative_ratio is None:
             return wanted
         return int((self._random(_HARD, epoch, query).random(wanted) < self.hard_negative_ratio).sum())
 
     def _others(self, epoch: int, query: int, wanted: int, *excluded: np.ndarray) -> np.ndarray:
-        """Distinct documents outside `excluded`; all there are where the corpus is too small."""
+        """Draws distinct documents outside `excluded`, or all of them where the corpus has fewer."""
         if not wanted:
             return _NONE
         without = np.unique(np.concatenate(excluded))
         wanted = min(wanted, self.documents - len(without))
         if wanted <= 0:
             return _NONE
-        # rank r among the documents left, moved past every excluded one below it: no rejection, no copy of the corpus
+        # draws ranks among the remaining documents and shifts them past the excluded ones, without rejection or copies
         ranks = self._random(_FILL, epoch, query).choice(self.documents - len(without), wanted, replace=False)
         return ranks + np.searchsorted(without - np.arange(len(without)), ranks, side="right")
 
@@ -192,14 +192,14 @@ class GroupSampler:
 
 
 def _bins(values: np.ndarray, count: int) -> np.ndarray:
-    """Which of `count` equal parts of their range values fall into [n]; the first where all are one."""
+    """The bin of each value [n], of `count` equal bins of their range; the first bin where all values are equal."""
     low, high = (values.min(), values.max()) if len(values) else (0.0, 0.0)
     width = (high - low) / count or 1.0
     return np.minimum((values - low) / width, count - 1).astype(np.int64)
 
 
 def _occurrence(values: np.ndarray) -> np.ndarray:
-    """How many equal values come before each one [n]."""
+    """The number of equal values before each value [n]."""
     order = np.argsort(values, kind="stable")
     ordered = values[order]
     first = np.searchsorted(ordered, ordered)

@@ -57,5 +57,5 @@ def test_layers_keep_less_for_the_way_back(tiny_model: Path) -> None:
 
 
 def test_a_model_that_cannot_is_refused() -> None:
-    with pytest.raises(RetrievoError, match="--gradient-checkpointing: the backbone of this model can't do it"):
+    with pytest.raises(RetrievoError, match="--gradient-checkpointing: the backbone of this model does not support it"):
         checkpoint_activations(finetune())

@@ -81,7 +81,7 @@ def test_what_is_left_out_depends_on_the_spans_and_is_said(corpus: Corpus, said:
     told = " ".join(said().split())
     assert "10 documents of" in told
     assert "2 x 12 of them are seen in an epoch" in told
-    assert "documents left out, which have fewer than 16 tokens: 4" in told
+    assert "left out 4 documents with fewer than 16 tokens" in told
 
 
 def test_a_corpus_of_short_documents_is_used_whole(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from retrievo.training.feeds import query_clusters
-from retrievo.training.feeds.query_clusters import k_means, topics_of
+from retrievo.training.feeds.query_clusters import cluster_queries, k_means
 
 
 def blobs(count: int, rows: int, dim: int = 8, seed: int = 0, spread: float = 0.1) -> tuple[np.ndarray, np.ndarray]:
@@ -134,9 +134,9 @@ def test_topics_are_found_once_for_all_processes(tmp_path: Path, monkeypatch: py
             return vectors[rows]
 
     rows = np.arange(5, 60)
-    first = topics_of(Vectors(), rows, 3, seed=0)  # type: ignore[arg-type]
+    first = cluster_queries(Vectors(), rows, 3, seed=0)  # type: ignore[arg-type]
     made = len(calls)
-    assert np.array_equal(topics_of(Vectors(), rows, 3, seed=0), first)  # type: ignore[arg-type]
+    assert np.array_equal(cluster_queries(Vectors(), rows, 3, seed=0), first)  # type: ignore[arg-type]
     assert len(calls) == made > 0
-    for other in (topics_of(Vectors(), rows, 4, seed=0), topics_of(Vectors(), rows[1:], 3, seed=0)):  # type: ignore[arg-type]
+    for other in (cluster_queries(Vectors(), rows, 4, seed=0), cluster_queries(Vectors(), rows[1:], 3, seed=0)):  # type: ignore[arg-type]
         assert not np.array_equal(other, first)
