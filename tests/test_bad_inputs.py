@@ -250,7 +250,7 @@ CASES: dict[str, tuple[Make, int, str]] = {
     "answer recall without answers": (
         lambda f: evaluate(f, "q1 Q0 d1 1 2 x\n", "q1 0 d1 1\n", "--metrics", "answer-recall@5"),
         2,
-        "--metrics: answer-recall looks for answers; pass their table with --answers",
+        "--metrics: answer-recall needs answers; pass their table with --answers",
     ),
     "answers without texts to look into": (
         lambda f: answered(f, ["q1"]),

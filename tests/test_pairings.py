@@ -393,7 +393,7 @@ PAIRINGS: dict[str, Case] = {
     "a cutoff below the depth of the run": (
         lambda h, f: h.evaluate("run-short.parquet", metric="recall@100"),
         0,
-        ("was made to depth 2, less than recall@100 would look at",),
+        ("was made to depth 2, less than recall@100 needs",),
     ),
     "answers in another corpus": (
         lambda h, f: [

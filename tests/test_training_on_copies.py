@@ -206,7 +206,7 @@ def test_a_teacher_that_knows_no_negative_is_refused(tmp_path: Path, train: Call
 def test_all_numbers_of_a_vector_are_trained_beside_those_that_do_alone(tmp_path: Path, train: Callable) -> None:
     made = train(*tables(tmp_path / "data", DOCUMENTS, QUERIES, PAIRS), "--matryoshka", "16,8")
     assert made.code == 0, made.err
-    assert "vectors of 16, 8 and 32 numbers are trained" in made.err
+    assert "vectors of 16, 8 and 32 dimensions are trained" in made.err
 
 
 # ----------------------------------------------------------------------------------------------------- development
@@ -231,4 +231,4 @@ def test_development_queries_without_documents_and_measures_that_say_nothing_are
     made = train(*flags, *dev)
     assert made.code == 0, made.err
     assert "1 of 2 queries have no relevant document" in made.err
-    assert "every validation gave mrr@10 0.5000, which tells no step from another" in made.err
+    assert "every validation gave mrr@10 0.5000, so no step is better than another" in made.err

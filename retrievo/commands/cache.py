@@ -1,4 +1,4 @@
-"""`retrievo cache`: what the user's cache folder holds, and room again."""
+"""`retrievo cache`: lists the entries of the user's cache folder, and removes them on request."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class CacheConfig(Options):
 
 @verb(CacheConfig)
 def cache(config: CacheConfig) -> Inventory:
-    """What the cache holds, after what is to go has gone; an entry that is being made or used stays.
+    """The entries of the cache, after pruning if requested; entries that are being made or used are kept.
 
     Raises: RetrievoError where the cache can't be read.
     """

@@ -1,7 +1,7 @@
-"""`retrievo encode`: texts to an embeddings folder, shard by shard, in one process or many.
+"""`retrievo encode`: encodes texts into an embeddings folder, shard by shard, in one process or several.
 
-A shard is a pure function of its rows, the model and the token budget, whichever process encodes it. So a killed run
-goes on with the shards that are missing, with any number of processes, and ends in the same bytes.
+A shard is a pure function of its rows, the model and the token budget, whichever process encodes it. A killed run
+therefore resumes with the missing shards, with any number of processes, and produces the same bytes.
 """
 
 from __future__ import annotations
@@ -89,13 +89,13 @@ class EncodeConfig(Options):
 
     @property
     def role(self) -> str:
-        """Which side of the encoder the texts are for."""
+        """The role of the texts: `document` or `query`."""
         return "document" if self.corpus is not None else "query"
 
 
 @verb(EncodeConfig)
 def encode(config: EncodeConfig) -> Manifest:
-    """Encodes every text, or goes on where a killed run stopped, or finds all finished.
+    """Encodes every text, resumes a killed run, or finds the output finished.
 
     Raises: RetrievoError for a model or a table that can't be read.
     """
@@ -115,9 +115,9 @@ def encode(config: EncodeConfig) -> Manifest:
 
 
 def _processes(config: EncodeConfig, table: Table) -> int:
-    """How many processes to start here; 1 = this one does it, alone or as one of those that torchrun started.
+    """The number of processes to start; 1 = this process encodes, alone or as one of those that torchrun started.
 
-    Raises: UsageError for more of them than GPUs.
+    Raises: UsageError for more processes than GPUs.
     """
     import torch
 
@@ -134,7 +134,7 @@ def _processes(config: EncodeConfig, table: Table) -> int:
 
 
 def _encode_together(config: EncodeConfig, table: Table, processes: int) -> Manifest:
-    """The same by several processes, among which a CPU's cores are divided."""
+    """Encodes with several processes, among which the cores of a CPU are divided."""
     import torch
 
     from retrievo.distributed.launch import run_together
@@ -177,9 +177,9 @@ def _output(config: EncodeConfig, table: Table, device: torch.device) -> Output:
 
 
 def _pooling(config: EncodeConfig) -> str:
-    """How vectors are pooled, whether the folder states it, a flag does, or it is assumed of the opened model.
+    """The pooling of the vectors: as the folder states it, as a flag sets it, or as the opened model has it by default.
 
-    Vectors are compared by it, and queries are encoded with it.
+    It is recorded because vectors are compatible only with the same pooling, and queries are encoded with it.
     """
     from retrievo.models.checkpoints import locate
     from retrievo.models.encoder import Encoder
@@ -192,7 +192,7 @@ def _pooling(config: EncodeConfig) -> str:
 
 
 def _encode_shards(config: EncodeConfig, table: Table, output: Output, device: torch.device) -> Manifest:
-    """This process's share of the shards; the lead process begins and finishes the folder."""
+    """Encodes this process's share of the shards; the lead process begins and finishes the folder."""
     from retrievo.data.shards import shard_bounds
     from retrievo.distributed.collectives import barrier, rank, world_size
     from retrievo.models.encoder import Encoder
@@ -218,13 +218,13 @@ def _encode_shards(config: EncodeConfig, table: Table, output: Output, device: t
         if rank() != 0:
             return output.manifest({})
         stats = embeddings_stats(table.rows, encoder.dim, config.storage_dtype, config.role, encoder.spec.similarity)
-        told = [shard_metadata(folder / shard_name(number)) for number in range(len(shard_bounds(table.rows)))]
-        stats["truncated"] = sum(int(shard[TRUNCATED]) for shard in told)
-        split = {str(number): int(shard[CHUNK_TOKENS]) for number, shard in enumerate(told) if CHUNK_TOKENS in shard}
+        shards = [shard_metadata(folder / shard_name(number)) for number in range(len(shard_bounds(table.rows)))]
+        stats["truncated"] = sum(int(shard[TRUNCATED]) for shard in shards)
+        split = {str(number): int(shard[CHUNK_TOKENS]) for number, shard in enumerate(shards) if CHUNK_TOKENS in shard}
         stats |= {"chunk_tokens_of_shards": split} if split else {}
-        if empty := sum(int(shard.get(EMPTY, 0)) for shard in told):
+        if empty := sum(int(shard.get(EMPTY, 0)) for shard in shards):
             console.warn(f"{table.path}: {empty:,} {config.role} texts are empty; they are encoded all the same")
-        without = sum(int(shard.get(WITHOUT_TOKENS, 0)) for shard in told)
+        without = sum(int(shard.get(WITHOUT_TOKENS, 0)) for shard in shards)
         warn_of_texts_without_tokens(table.path, without, config.role)
         manifest = output.finish(stats)
     _summary(config, manifest, encoder.spec.max_length(config.role))
@@ -239,10 +239,10 @@ def _encode_missing(
     folder: Path,
     own: list[tuple[int, tuple[int, int]]],
 ) -> None:
-    """Reads and tokenizes the next shard and writes the last one while this one is encoded.
+    """Encodes the missing shards; the next one is read and tokenized, and the last one written, in the meantime.
 
-    A shard whose chunks do not fit begins with the budget of the config as every other: what it becomes depends on its
-    rows and the memory alone, not on which shards this process had before.
+    Every shard begins with the token budget of the config, even if chunks of an earlier shard did not fit in memory:
+    the result depends on the shard's rows and the memory alone, not on the shards that this process encoded before.
     """
     from retrievo.models.inference import computing
     from retrievo.models.splits import noted_splits
@@ -262,10 +262,10 @@ def _encode_missing(
             if written is not None:
                 written.result()
             counts = {EMPTY: empty, WITHOUT_TOKENS: rows.without_tokens}
-            told = {TRUNCATED: str(rows.truncated)} | {name: str(count) for name, count in counts.items() if count}
+            metadata = {TRUNCATED: str(rows.truncated)} | {name: str(count) for name, count in counts.items() if count}
             if splits.tokens:
-                told[CHUNK_TOKENS] = str(splits.tokens[0])
-            written = writer.submit(write_shard, folder / shard_name(number), ids, vectors.astype(storage), told)
+                metadata[CHUNK_TOKENS] = str(splits.tokens[0])
+            written = writer.submit(write_shard, folder / shard_name(number), ids, vectors.astype(storage), metadata)
         if written is not None:
             written.result()
 
@@ -273,7 +273,7 @@ def _encode_missing(
 def _tokenized(
     table: Table, encoder: Encoder, role: str, bounds: list[tuple[int, int]]
 ) -> Iterator[tuple[pa.Array, Tokenized, int]]:
-    """Ids and tokens of each shard, and how many of its texts have no word."""
+    """Ids and tokens of each shard, and the number of its empty texts."""
     from retrievo.data.text_identity import is_empty
 
     tokenization = encoder.tokenization(role)
@@ -287,7 +287,7 @@ def _tokenized(
 
 
 def _ahead(items: Iterator[tuple[pa.Array, Tokenized, int]]) -> Iterator[tuple[pa.Array, Tokenized, int]]:
-    """The same items, the next one made in a thread while one is used."""
+    """Yields the items, making the next one in a thread while one is used."""
     with ThreadPoolExecutor(1) as thread:
         following = thread.submit(next, items, None)
         while (item := following.result()) is not None:

@@ -137,7 +137,7 @@ class EvaluateConfig(Options):
                 "--metrics", "nb-recall compares two runs", None, "pass the first one with --reference-run"
             )
         if any(Metric.parse(name).needs_answers for name in self.metrics) and self.answers is None:
-            raise UsageError("--metrics", "answer-recall looks for answers", None, "pass their table with --answers")
+            raise UsageError("--metrics", "answer-recall needs answers", None, "pass their table with --answers")
         if self.report is not None and self.report.suffix not in (".html", ".htm"):
             raise UsageError("--report", f"found '{self.report}'", "a file that ends in .html")
         if self.per_query is not None and self.per_query.suffix != ".parquet":
@@ -203,9 +203,9 @@ def _check_given(config: EvaluateConfig) -> None:
 
 
 def _warn_of_pairs(config: EvaluateConfig, runs: Sequence[Run]) -> None:
-    """Says what is compared that does not belong together, as far as the manifests of runs know.
+    """Warns where runs are not comparable, as far as their manifests tell.
 
-    Raises: RetrievoError where answers would be looked for in the texts of another corpus.
+    Raises: RetrievoError where answers would be searched for in the texts of another corpus.
     """
     from retrievo.data.origin import CORPUS, QUERIES, fits, named, origins
 
@@ -222,14 +222,14 @@ def _warn_of_pairs(config: EvaluateConfig, runs: Sequence[Run]) -> None:
         depth = _depth(run)
         deeper = [typed for typed in config.metrics if depth and (Metric.parse(typed).cutoff or 0) > depth]
         if deeper:
-            console.warn(f"{run.path}: was made to depth {depth:,}, less than {', '.join(deeper)} would look at")
+            console.warn(f"{run.path}: was made to depth {depth:,}, less than {', '.join(deeper)} needs")
 
 
 _PLURAL = ("another queries", "other queries")
 
 
 def _check_corpus(config: EvaluateConfig, run: Path, found: Sequence[Origin]) -> None:
-    """Texts of another corpus are another document's."""
+    """Warns where --corpus is not the corpus of a run; raises RetrievoError where answers depend on it."""
     from retrievo.data.finding import table_files
     from retrievo.data.origin import CORPUS, Origin, mixes_corpora, named, part_of
     from retrievo.support.artifact import Input
@@ -239,14 +239,14 @@ def _check_corpus(config: EvaluateConfig, run: Path, found: Sequence[Origin]) ->
     given = Input.of(config.corpus, table_files(config.corpus, CORPUS))
     if part_of(found, [Origin.of(CORPUS, given)]) and not mixes_corpora(run):
         return
-    told = f"is another corpus than {run} was made from ({named(found)})"
+    problem = f"is another corpus than {run} was made from ({named(found)})"
     if config.answers is not None:
-        raise RetrievoError(config.corpus, told, None, "pass that one to --corpus, or leave it out")
-    console.warn(f"{config.corpus}: {told}; the texts may be those of other documents")
+        raise RetrievoError(config.corpus, problem, None, "pass that one to --corpus, or leave it out")
+    console.warn(f"{config.corpus}: {problem}; the texts may be those of other documents")
 
 
 def _depth(run: Run) -> int | None:
-    """Documents of each query that a run was made for, as far as it says so."""
+    """The depth to which a run was made, by its manifest; None where it is not known."""
     from retrievo.support.artifact import Manifest
     from retrievo.support.errors import RetrievoError
 
@@ -260,7 +260,7 @@ def _depth(run: Run) -> int | None:
 def _standard(
     config: EvaluateConfig, runs: Sequence[Run], qrels: Qrels | pa.Table | None
 ) -> tuple[Standard, dict[str, Input]]:
-    """What the runs are measured against, and the files that it was read from."""
+    """The standard for scoring the runs, and the files that it was read from."""
     from retrievo.data.origin import QUERIES, origins, warn_of_other_judgments
     from retrievo.data.qrels import Qrels
     from retrievo.data.run import Run
@@ -289,7 +289,7 @@ def _standard(
 
 
 def _answers(config: EvaluateConfig, runs: Sequence[Run], judgments: Judgments, inputs: dict[str, Input]) -> Answers:
-    """The answers, and the corpus that the runs were made from."""
+    """Reads the answers and the corpus from which the runs were made."""
     from retrievo.data.corpus import Corpus
     from retrievo.data.origin import QUERIES, origins, warn_of_other_judgments
     from retrievo.data.tables import ANSWERS, Table
@@ -311,7 +311,7 @@ def _answers(config: EvaluateConfig, runs: Sequence[Run], judgments: Judgments, 
 
 
 def _write_report(config: EvaluateConfig, evaluation: Evaluation) -> None:
-    """The page takes the place of an earlier one: it holds nothing that can't be made again."""
+    """Writes the report, replacing an earlier one, which can always be made again."""
     from retrievo.evaluation.report import report
     from retrievo.support.files import atomic_path
 
@@ -323,7 +323,7 @@ def _write_report(config: EvaluateConfig, evaluation: Evaluation) -> None:
 
 
 def _write_per_query(config: EvaluateConfig, evaluation: Evaluation, inputs: dict[str, Input]) -> None:
-    """One row per run and query, as a table that carries its manifest."""
+    """Writes one row per run and query, as a table with its manifest."""
     from retrievo.data.tables import TableWriter
     from retrievo.support.artifact import Output
 
@@ -339,17 +339,17 @@ def _write_per_query(config: EvaluateConfig, evaluation: Evaluation, inputs: dic
 
 
 def _named(here: Sequence[Path], otherwise: str) -> str:
-    """Files that would do, for the error message."""
+    """The next step of an error message: a list of suitable files, if there are any."""
     return f"pass one of: {', '.join(map(str, here[:5]))}" if here else f"pass {otherwise}"
 
 
 def _here(wanted: Callable[[Path], bool]) -> list[Path]:
-    """Files and folders in the working folder, or one below."""
+    """Matching files and folders in the working folder and one level below."""
     return [path for path in sorted([*Path().glob("*"), *Path().glob("*/*")]) if wanted(path)]
 
 
 def _qrels_here() -> list[Path]:
-    """Judgments by file: of a folder of splits never the folder, which is none of them."""
+    """Files of judgments nearby; of a folder of splits the files, since the folder itself is not one table."""
     found = _here(lambda path: path.name.startswith("qrels") if path.is_file() else path.name == "qrels")
     return [file for path in found for file in ([path] if path.is_file() else sorted(path.glob("*.*")))]
 

@@ -1,7 +1,7 @@
-"""`retrievo evaluate --suite` and `--known-item`: a model and BM25 on whole datasets, from texts to numbers.
+"""`retrievo evaluate --suite` and `--known-item`: evaluates a model and BM25 on whole datasets, from texts to metrics.
 
-A composition of verbs: for each dataset index, encode, search and evaluate, all in one folder. Every step finds its own
-finished work, so that a sweep that was stopped goes on where it was, and another one costs what is new.
+It composes commands: for each dataset index, encode, search and evaluate, all in one folder. Every step finds its own
+finished output, so that a stopped sweep resumes where it was, and a repeated one computes only what is new.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 BM25 = "bm25"
 KNOWN_ITEMS = ("title", "span")
-_MAKES_RUNS = only_without("run")  # what it takes to make runs has no meaning for runs that are there
+_MAKES_RUNS = only_without("run")  # options for making runs do not apply to existing runs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +85,7 @@ class SweepConfig(EvaluateConfig):
 
     @property
     def sweeps(self) -> bool:
-        """Whether whole datasets are evaluated, not runs that are there."""
+        """Whether whole datasets are evaluated, and not existing runs."""
         return self.suite is not None or self.known_item is not None
 
     def check(self) -> None:
@@ -141,7 +141,7 @@ def _warn(config: SweepConfig) -> tuple[str, ...]:
 
 
 def _datasets(config: SweepConfig) -> Iterator[tuple[str, Path]]:
-    """The datasets by name: folders of a suite with corpus, queries and judgments, or the one made of known items."""
+    """The datasets by name: folders of a suite with corpus, queries and judgments, or one made of known items."""
     from retrievo.data.corpus import Corpus
     from retrievo.evaluation.known_item import make_known_items
 
@@ -168,13 +168,13 @@ def _is_dataset(path: Path) -> bool:
 
 
 def _label(config: SweepConfig) -> str:
-    """What the runs of the model are called: the last part of its path (as typed, links kept) or name."""
+    """The name of the model's runs: the last part of its path or name, as typed, without following links."""
     label = os.path.basename(os.path.abspath(config.model or ""))
     return f"{label}-model" if label == BM25 else label
 
 
 def _evaluate(config: SweepConfig, name: str, dataset: Path) -> Evaluation:
-    """From the texts of one dataset to its numbers."""
+    """Indexes, encodes, searches and evaluates one dataset."""
     console.note(f"{name}:")
     home, label = config.output / name, _label(config)
     machine: dict[str, Any] = {"threads": config.threads, "force": config.force}

@@ -30,7 +30,7 @@ class ExportConfig(Options):
 
 @verb(ExportConfig)
 def export(config: ExportConfig) -> Manifest:
-    """Writes the array and the ids, from which `retrievo import vectors` makes the same embeddings.
+    """Writes the array and the ids; `retrievo import vectors` makes the same embeddings from them.
 
     Raises: RetrievoError where there is no embeddings folder, or an id holds the end of a line.
     """
@@ -45,8 +45,8 @@ def export(config: ExportConfig) -> Manifest:
     with output.build() as folder, console.progress("exporting", embeddings.rows, "vectors") as tick:
         output.record(VECTORS, embeddings.write_array(folder / VECTORS, tick))
         output.record(IDS, embeddings.write_ids(folder / IDS))
-        told = ("rows", "dim", "dtype", "role", "similarity")
-        manifest = output.finish({name: embeddings.manifest.stats[name] for name in told})
+        recorded = ("rows", "dim", "dtype", "role", "similarity")
+        manifest = output.finish({name: embeddings.manifest.stats[name] for name in recorded})
     facts = {"made": f"{config.output} ({embeddings.rows:,} vectors of {embeddings.dim} dimensions)"}
     again = f"retrievo import vectors {config.output / VECTORS} {config.output / IDS} --output EMBEDDINGS"
     console.summary("exported", facts, f"{again} --role {embeddings.role} --similarity {embeddings.similarity}")

@@ -1,4 +1,4 @@
-"""`retrievo import`: stream data in another format into a dataset folder."""
+"""`retrievo import`: converts data of another format into a dataset folder, as a stream."""
 
 from __future__ import annotations
 
@@ -154,7 +154,7 @@ class ImportConfig(Options):
 def import_dataset(config: ImportConfig) -> Manifest:
     """Imports a source and returns the manifest of the dataset folder.
 
-    Raises: RetrievoError naming file and line of what does not fit; UsageError for options that do not.
+    Raises: RetrievoError that names file and line of malformed data; UsageError for options that do not apply.
     """
     if config.format == VECTORS:
         return _import_vectors(config)
@@ -169,7 +169,7 @@ def import_dataset(config: ImportConfig) -> Manifest:
     output = Output(config.output, "dataset", config.record(), inputs, force=config.force)
     if finished := output.already_finished():
         return finished
-    _say_what_is_left(source, parts)
+    _note_unread_files(source, parts)
     with output.build():
         store = DatasetWriter(output, parts)
         with source.progress(parts):
@@ -198,7 +198,7 @@ def _own_options(config: ImportConfig) -> dict[str, Any]:
     return {name: getattr(config, name) for name in FORMATS[config.format].options}
 
 
-def _say_what_is_left(source: Source, parts: Sequence[Part]) -> None:
+def _note_unread_files(source: Source, parts: Sequence[Part]) -> None:
     used = {part.member for part in parts}
     left = [member.path for member in source.members if member not in used]
     if left:
@@ -211,7 +211,7 @@ def _few(names: Sequence[str]) -> str:
 
 
 def _summary(config: ImportConfig, manifest: Manifest, found: dict[Part, Counter[str]]) -> None:
-    """What became of which file, and what to type next."""
+    """Prints the rows read from each file, and the next command."""
     facts: dict[str, object] = {}
     if len(found) <= _SHOWN:
         facts = {part.member.path: _counted(counts) for part, counts in found.items()}

@@ -101,7 +101,7 @@ def index(config: IndexConfig) -> Manifest:
 
 
 def index_texts(config: IndexConfig) -> Manifest:
-    """A Lucene index for BM25; a document without words is counted, kept, and never found."""
+    """Builds a Lucene index for BM25; documents without words are counted and kept, but never found."""
     from retrievo.data.corpus import Corpus
     from retrievo.retrieval import bm25, jvm
     from retrievo.support.artifact import Output
@@ -132,7 +132,7 @@ def _documents(corpus: Corpus, template: str, tick: console.Tick) -> Iterator[tu
 
 
 def index_vectors(config: IndexConfig) -> Manifest:
-    """An index over an embeddings folder, or a FAISS index that grows by it."""
+    """Builds an index over an embeddings folder, or adds the folder to a FAISS index."""
     from retrievo.retrieval import faiss_build
     from retrievo.retrieval.embeddings import Embeddings
     from retrievo.support.artifact import Input, Output
@@ -161,7 +161,7 @@ def _build_by_module(kind: str, embeddings: Embeddings, output: Output) -> Manif
 
 
 def _add_vectors(config: IndexConfig, embeddings: Embeddings, given: Input) -> Manifest:
-    """The index at the output with more documents; a reader sees the old one until the new one is whole."""
+    """Adds documents to the index at the output; readers see the old index until the new one is complete."""
     from retrievo.retrieval import faiss_build
     from retrievo.retrieval.embeddings import Embeddings
     from retrievo.retrieval.faiss_index import FaissIndex
@@ -175,7 +175,9 @@ def _add_vectors(config: IndexConfig, embeddings: Embeddings, given: Input) -> M
     if given.fingerprint in {recorded["fingerprint"] for recorded in held.values()}:
         console.note(f"{config.output} holds {config.embeddings} already; nothing to do")
         return index.manifest
-    inputs = {name: Input(index.manifest.input_path(name, None), told["fingerprint"]) for name, told in held.items()}
+    inputs = {
+        name: Input(index.manifest.input_path(name, None), recorded["fingerprint"]) for name, recorded in held.items()
+    }
     _check_alike(embeddings, Embeddings(next(iter(inputs.values())).path))
     inputs[f"{EMBEDDINGS_INPUT}-{len(held) + 1}"] = given
     output = Output(config.output, "faiss-index", index.manifest.config, inputs, force=True)
@@ -189,7 +191,7 @@ def _add_vectors(config: IndexConfig, embeddings: Embeddings, given: Input) -> M
 def _check_alike(new: Embeddings, old: Embeddings) -> None:
     """Raises RetrievoError for vectors of another model or number format than those of the index.
 
-    Says which corpus they are of, and where a model computed in another precision.
+    Notes where they are of another corpus, and warns where they were computed in another precision.
     """
     from retrievo.data.origin import CORPUS, named, origins, same
     from retrievo.models.model_reference import check_same_model

@@ -1,7 +1,7 @@
-"""`retrievo mine-negatives`: documents that a retriever ranks high for a query and that nobody judged relevant.
+"""`retrievo mine-negatives`: finds documents that a retriever ranks high for a query and that are not judged relevant.
 
-A composition of verbs: index or encode, search, then choose from the run. `mine-negatives stage-1 to stage-2` takes
-what it needs from the manifest of stage 1 and leaves `stage-2/train.toml` for `retrievo train stage-2`.
+It composes commands: index or encode, search, then a choice from the run. `mine-negatives stage-1 to stage-2` takes its
+options from the manifest of stage 1 and writes `stage-2/train.toml` for `retrievo train stage-2`.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ _OF_BM25 = only_with("source", BM25)
 
 
 class Source(NamedTuple):
-    """Where negatives come from, and how many of them for each query (None = `--samples`)."""
+    """A source of negatives and its quota for each query (None = `--samples`)."""
 
     name: str
     quota: int | None
@@ -213,14 +213,14 @@ class MineConfig(Options):
 
     @property
     def sources(self) -> list[Source]:
-        """The miners in their order."""
+        """The sources in the order of their miners."""
         return [Source.parse(text) for text in self.source]
 
     @classmethod
     def manifest_layers(cls, typed: Mapping[str, Any]) -> list[Layer]:
-        """`stage-1 to stage-2` means what the manifest of stage 1 says."""
+        """The options that `stage-1 to stage-2` takes from the manifest of stage 1."""
         stages = typed.get("stages", ())
-        _check_stages(stages)  # before what is missing is asked for
+        _check_stages(stages)  # before missing options are reported
         if not stages:
             return []
         manifest = trained_stage(Path(stages[0]))
@@ -284,7 +284,7 @@ def mine_negatives(config: MineConfig) -> Manifest:
 
 
 def _drawn(config: MineConfig) -> dict[str, Input]:
-    """The indexes and runs that are read, for the manifest."""
+    """The indexes and runs to read, as inputs for the manifest."""
     from retrievo.data.finding import table_files
     from retrievo.support.artifact import Input
 
@@ -295,7 +295,7 @@ def _drawn(config: MineConfig) -> dict[str, Input]:
 
 
 def _called(config: MineConfig) -> dict[Path, str]:
-    """What the table calls each index and run: its name, or its path where another source has that name."""
+    """The name of each index and run in the table of negatives: its own name, or its path where names collide."""
     from retrievo.data.run_files import run_name
     from retrievo.evaluation.comparison import run_names
 
@@ -304,9 +304,9 @@ def _called(config: MineConfig) -> dict[Path, str]:
 
 
 def _relevant_pairs(qrels: Qrels, queries: Queries, min_relevance: int) -> pa.Table:
-    """Relevant (query_id, doc_id) of the queries that are there.
+    """The relevant (query_id, doc_id) pairs of the queries of the table.
 
-    Raises: RetrievoError where there are none.
+    Raises: RetrievoError where there are no such pairs.
     """
     import pyarrow.compute as pc
 
@@ -317,13 +317,16 @@ def _relevant_pairs(qrels: Qrels, queries: Queries, min_relevance: int) -> pa.Ta
     pairs = qrels.table.filter(pc.and_(pc.greater_equal(grades, min_relevance), there)).select(["query_id", "doc_id"])
     if not pairs.num_rows:
         raise RetrievoError(
-            qrels.path, "judges no query of the table relevant", None, "check --queries and --min-relevance"
+            qrels.path,
+            "has no relevant document for any query of the table",
+            None,
+            "check --queries and --min-relevance",
         )
     return pairs
 
 
 def _judged_queries(queries: Queries, pairs: pa.Table, folder: Path) -> Path:
-    """A table of the queries that have a relevant document: only those are trained on."""
+    """Writes a table of the queries that have a relevant document, since training uses only those."""
     import pyarrow as pa
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
@@ -338,7 +341,7 @@ def _judged_queries(queries: Queries, pairs: pa.Table, folder: Path) -> Path:
 
 
 class _Work:
-    """The miners of one command over the judged queries."""
+    """The work of one command: miners for the judged queries, and the choice of negatives."""
 
     def __init__(
         self,
@@ -354,13 +357,13 @@ class _Work:
         from retrievo.mining.candidates import Judged
 
         self.config, self.corpus, self.table, self.folder, self.vectors = config, corpus, queries, folder, vectors
-        self.searched = folder / "searched"  # finished searches, which outlive a kill
+        self.searched = folder / "searched"  # finished searches, which a killed command finds again
         self.searched.mkdir(exist_ok=True)
         self.queries = Queries(queries)
         self.judged = Judged(corpus, flat_strings(self.queries.ids), self.queries.texts, pairs)
 
     def miners(self) -> Iterator[RandomMiner | RunMiner]:
-        """The miners in their order; what they search is kept for later."""
+        """Makes the miners in their order; the runs that they search are kept in the work folder."""
         from retrievo.mining.candidates import RandomMiner, RunMiner, in_order
 
         config, called = self.config, _called(self.config)
@@ -383,19 +386,19 @@ class _Work:
                 yield RunMiner(self.judged, wanted, self.search(self.vectors, DENSE), DENSE)
 
     def search(self, index: Path, name: str, **bm25: float) -> Path:
-        """The run of the judged queries, made before or now."""
+        """The run of the judged queries on an index, searched now unless it is finished already."""
         from retrievo.support.artifact import Input, Manifest
         from retrievo.support.files import remove
 
         config, run = self.config, self.searched / f"{name}.parquet"
         if run.exists() and Manifest.read(run, "run").inputs["index"]["fingerprint"] != Input.of(index).fingerprint:
-            remove(run)  # the index was made anew
+            remove(run)  # the index has changed since
         shared = {"queries": self.table, "depth": config.depth, "threads": config.threads, **_computing(config)}
         searched(SearchConfig(index=(index,), output=run, **shared, **bm25), alone=True)  # type: ignore[arg-type]
         return run
 
     def write(self, output: Output) -> dict[str, Any]:
-        """Writes negatives, dropped candidates and audit into the folder; returns the figures of the work."""
+        """Writes negatives, dropped candidates and audit into the folder; returns the stats for the manifest."""
         import pyarrow as pa
 
         from retrievo.data.tables import NEGATIVES, TableWriter
@@ -432,15 +435,15 @@ class _Work:
 
     def _warn(self, tally: Tally) -> None:
         if tally.unmeasured and (self.config.margin is not None or self.config.relative_margin is not None):
-            console.warn(f"margins say nothing of {tally.unmeasured:,} rankings that hold no relevant document")
+            console.warn(f"margins do not apply to {tally.unmeasured:,} rankings without a relevant document")
         if self.judged.lost:
-            console.warn(f"judgments left out, of documents that are not in the corpus: {self.judged.lost:,}")
+            console.warn(f"left out {self.judged.lost:,} judgments of documents that are not in the corpus")
         if tally.unscored:
-            console.warn(f"the teacher has no score for {tally.unscored:,} candidates, which stay")
+            console.warn(f"the teacher has no score for {tally.unscored:,} candidates, which are kept")
 
 
 def _stats(tally: Tally, negatives: int, judged: Judged) -> dict[str, Any]:
-    """The figures of the manifest."""
+    """The stats of the manifest."""
     from retrievo.mining.rules import RULES
 
     counts = {"negatives": negatives, "queries": tally.queries, "short": tally.short, "without": tally.without}
@@ -450,7 +453,7 @@ def _stats(tally: Tally, negatives: int, judged: Judged) -> dict[str, Any]:
 
 
 def _bm25_index(config: MineConfig, corpus: Corpus) -> Path:
-    """An index in the user's cache, named after what it is made of."""
+    """The BM25 index of the corpus in the user's cache, named after its inputs and options."""
     from retrievo.data.cache import cache_folder, made_by_verb
     from retrievo.data.ids import hash_texts
     from retrievo.support.artifact import MANIFEST
@@ -464,14 +467,14 @@ def _bm25_index(config: MineConfig, corpus: Corpus) -> Path:
 
 
 def _computing(config: MineConfig) -> dict[str, Any]:
-    """What a model computes with."""
+    """The options of computing with a model."""
     return {name: getattr(config, name) for name in ("dtype", "chunk_tokens", "device")}
 
 
 def _embeddings(config: MineConfig, corpus: Corpus, model: Mapping[str, Input]) -> Path:
-    """Embeddings of the corpus beside a trained model; of other models in the user's cache.
+    """The embeddings of the corpus, beside a model that retrievo trained, or in the user's cache for other models.
 
-    Named after what they are made of and computed in: mining again, otherwise or on another device, makes others.
+    The folder is named after its inputs and number formats, so that mining with other ones makes another folder.
     """
     from retrievo.data.cache import cache_folder, made_by_verb
     from retrievo.data.ids import hash_texts
@@ -494,14 +497,14 @@ def _embeddings(config: MineConfig, corpus: Corpus, model: Mapping[str, Input]) 
 def _summary(config: MineConfig, manifest: Manifest, seconds: float) -> None:
     from retrievo.data.text_identity import self_retrieval
 
-    told = manifest.stats
-    by_source = ", ".join(f"{count:,} {name}" for name, count in told["kept"].items())
-    dropped = ", ".join(f"{count:,} {rule}" for rule, count in told["dropped"].items())
+    stats = manifest.stats
+    by_source = ", ".join(f"{count:,} {name}" for name, count in stats["kept"].items())
+    dropped = ", ".join(f"{count:,} {rule}" for rule, count in stats["dropped"].items())
     facts = {
-        "made": f"{config.output} ({told['negatives']:,} negatives of {told['queries']:,} queries: {by_source})",
+        "made": f"{config.output} ({stats['negatives']:,} negatives of {stats['queries']:,} queries: {by_source})",
         "dropped": dropped or "nothing",
-        "short": f"{told['short']:,} queries keep fewer than asked for, {told['without']:,} of them none",
-        **self_retrieval(told.get("queries_that_are_documents", 0), told["queries"]),
+        "short": f"{stats['short']:,} queries have fewer than requested, {stats['without']:,} of them none",
+        **self_retrieval(stats.get("queries_that_are_documents", 0), stats["queries"]),
         "audit": config.output.with_suffix(".audit.md"),
         "took": console.seconds(seconds),
     }

@@ -190,18 +190,18 @@ class Stage:
 
     objective: str
     folder: Path
-    steps: int | None  # None: the epochs say it
+    steps: int | None  # None: the number of epochs determines it
     restart: int = 0  # step at which the schedule begins anew
 
 
 @verb(PretrainConfig)
 def pretrain(config: PretrainConfig) -> Manifest | None:
-    """Pre-trains, or goes on from the latest checkpoint of a killed run, or finds all finished.
+    """Pre-trains, resumes from the latest checkpoint of a killed run, or finds the output finished.
 
-    With `show_views` it prints views instead, makes nothing and returns None.
+    With `show_views` it only prints views and returns None.
 
-    Raises: RetrievoError for a corpus of texts too short for spans, a model that can't be had, and a backbone whose
-    heads are not known.
+    Raises: RetrievoError for a corpus whose texts are too short for spans, a model that can't be loaded, and a backbone
+    of an unknown family.
     """
     from retrievo.data.corpus import Corpus
     from retrievo.distributed.collectives import barrier, process_group, rank
@@ -247,9 +247,9 @@ def _output(config: PretrainConfig, corpora: Sequence[Corpus], device: torch.dev
 
 
 def _restart(config: PretrainConfig) -> int:
-    """The step from which a finished run goes on.
+    """The step from which a finished run continues.
 
-    Raises: RetrievoError where there is no finished run, or one that is as long already.
+    Raises: RetrievoError where there is no finished run; UsageError where --max-steps is not more than its steps.
     """
     from retrievo.support.artifact import recorded_work
 
@@ -269,7 +269,7 @@ def _restart(config: PretrainConfig) -> int:
 def _train(
     config: PretrainConfig, corpora: Sequence[Corpus], output: Output, device: torch.device, restart: int
 ) -> Manifest:
-    """Every process trains; the lead one begins the folder, exports the encoder and finishes."""
+    """Trains in every process; the lead process begins the folder, exports the encoder and finishes the output."""
     from retrievo.distributed.collectives import barrier, rank
     from retrievo.training.engine.logs import Course
 
@@ -292,7 +292,7 @@ def _train(
 
 
 def _load(config: PretrainConfig, corpora: Sequence[Corpus], restart: int) -> Encoder:
-    """The model to train; what goes on is the output's own: its head is there, its checkpoint has the exact weights."""
+    """The model to train; a continued run loads its own output, and the checkpoint then restores exact weights."""
     from retrievo.models.scratch import scratch_folder, scratch_size
 
     name, revision = config.model, config.revision
@@ -306,14 +306,14 @@ def _load(config: PretrainConfig, corpora: Sequence[Corpus], restart: int) -> En
 
 
 def _masked(config: PretrainConfig, name: str, revision: str | None, options: dict[str, Any]) -> Encoder:
-    """A backbone with its heads; [CLS] vectors under the inner product are what coCondenser shapes (eq. 6)."""
+    """A backbone with its heads; coCondenser trains [CLS] vectors compared by inner product (eq. 6)."""
     from retrievo.models.condenser import MaskedEncoder
 
     return MaskedEncoder.load(name, revision, pooling="cls", normalize=False, similarity="dot", **options)
 
 
 def _plain(config: PretrainConfig, name: str, revision: str | None, options: dict[str, Any]) -> Encoder:
-    """A backbone without heads, pooled and compared as its folder says, else as Contriever is."""
+    """A backbone without heads, with the pooling and similarity that its folder states, else Contriever's."""
     from retrievo.models.bidirectional import attend_both_ways
     from retrievo.models.checkpoints import locate
     from retrievo.models.encoder import Encoder
@@ -334,7 +334,7 @@ def _plain(config: PretrainConfig, name: str, revision: str | None, options: dic
 
 
 def _stages(config: PretrainConfig, encoder: Encoder, folder: Path, restart: int) -> Sequence[Stage]:
-    """What is learned one after the other."""
+    """The stages in their order."""
     last = Stage(config.objective, folder, config.max_steps, restart)
     has_head = getattr(encoder, "condenser", None) is not None
     if config.objective != COCONDENSER or has_head or config.condenser_steps == 0:
@@ -345,14 +345,14 @@ def _stages(config: PretrainConfig, encoder: Encoder, folder: Path, restart: int
 def _works(
     config: PretrainConfig, corpora: Sequence[Corpus], encoder: Encoder, folder: Path, restart: int
 ) -> list[_Work]:
-    """All stages, made before the first begins: what the last can't do is known then."""
+    """The work of all stages, made before the first begins, so that errors of a later stage appear at once."""
     return [_Work(config, corpora, encoder, stage) for stage in _stages(config, encoder, folder, restart)]
 
 
 class _Work:
-    """A stage with its objective and its batches.
+    """A stage with its objective and its feed.
 
-    Raises: RetrievoError for an objective that the encoder has no place for, and documents too short for its spans.
+    Raises: RetrievoError for an objective that the encoder does not support, and for documents too short for its spans.
     """
 
     def __init__(self, config: PretrainConfig, corpora: Sequence[Corpus], encoder: Encoder, stage: Stage):
@@ -360,7 +360,8 @@ class _Work:
 
         if config.queue_size is None and issubclass(OBJECTIVES[stage.objective].config, ContrieverConfig):
             documents = sum(map(len, corpora))
-            most = max(config.batch_size, min(LONGEST_QUEUE, documents // 4))  # older keys are of this very epoch
+            # short enough that queued keys are mostly of other documents
+            most = max(config.batch_size, min(LONGEST_QUEUE, documents // 4))
             config = dataclasses.replace(config, queue_size=most)
         self.config, self.stage = config, stage
         self.objective = objective_class(stage.objective)(config, encoder)
@@ -402,7 +403,7 @@ class _Work:
             )
 
     def validate(self, step: int) -> dict[str, float]:
-        """Means over the held-out documents, by the names of the log."""
+        """Means of metrics over the held-out documents, by their names in the log."""
         from retrievo.models.dtypes import resolve_dtype
         from retrievo.training.engine.gradient_cache import validation_step
 
@@ -419,9 +420,9 @@ class _Work:
 
 
 class _CollapseWatch:
-    """Warns once where vectors have become nearly the same, which a falling loss does not tell.
+    """Warns once if all vectors have become nearly equal, which the loss may not show.
 
-    The warm-up is left out: vectors of a random model are alike too.
+    It ignores the warm-up, since the vectors of a random model are nearly equal too.
     """
 
     def __init__(self, config: PretrainConfig, restart: int):
@@ -440,7 +441,7 @@ class _CollapseWatch:
 
 
 def _show_views(config: PretrainConfig, corpora: Sequence[Corpus]) -> None:
-    """Prints what the model would see of the first documents of the first step."""
+    """Prints the views of the first documents of the first step."""
     from retrievo.training.feeds.preview import previews
 
     assert config.show_views is not None
@@ -455,10 +456,10 @@ def _show_views(config: PretrainConfig, corpora: Sequence[Corpus]) -> None:
 def _summary(config: PretrainConfig, manifest: Manifest) -> None:
     from retrievo.training.engine.logs import Course
 
-    told = manifest.stats
-    before = f"{told['condenser_steps']:,} steps of condenser, then " if told["condenser_steps"] else ""
+    stats = manifest.stats
+    before = f"{stats['condenser_steps']:,} steps of condenser, then " if stats["condenser_steps"] else ""
     facts = {
-        "made": f"{config.output} ({before}{told['steps']:,} steps of {config.objective})",
+        "made": f"{config.output} ({before}{stats['steps']:,} steps of {config.objective})",
         **Course.of(config.output).facts,
         "log": f"{config.output}/metrics.jsonl",
         "took": console.seconds(manifest.seconds or 0.0),

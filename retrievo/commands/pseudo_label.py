@@ -74,11 +74,11 @@ class PseudoLabelConfig(Options):
 
 @verb(PseudoLabelConfig)
 def pseudo_label(config: PseudoLabelConfig) -> Manifest:
-    """Labels the queries of the run that --qrels does not judge, or finds them labeled; judgments there are stay.
+    """Labels the queries of the run that --qrels does not judge, or finds the output finished.
 
-    Of several processes the lead one does all.
-    A document that is the query itself gets no label, where texts are known: of the run's manifest or of the options.
-    Raises: RetrievoError for a run that can't be read, scores of the other kind, and where no query gets a label.
+    Existing judgments are kept. Of several processes, only the lead one works. A document that is the query itself gets
+    no label, provided that the texts are known from the run's manifest or from the options.
+    Raises: RetrievoError for a run that can't be read, scores of the wrong kind, and where no query gets a label.
     """
     from retrievo.data.origin import QUERIES, origins, warn_of_other_judgments
     from retrievo.data.qrels import Qrels
@@ -104,7 +104,7 @@ def pseudo_label(config: PseudoLabelConfig) -> Manifest:
 
 
 def _recorded(run: Path) -> Manifest | None:
-    """What a run says of how it was made; None for a foreign one."""
+    """The manifest of a run; None for a run that retrievo did not make."""
     from retrievo.support.artifact import Manifest
     from retrievo.support.errors import RetrievoError
 
@@ -115,9 +115,9 @@ def _recorded(run: Path) -> Manifest | None:
 
 
 def _unit(config: PseudoLabelConfig, run: Run, made: Manifest | None) -> str:
-    """What the scores are: as the run says, as the user says, or a guess that is told.
+    """The unit of the scores: as the run's manifest or the user states it, or a guess with a warning.
 
-    Raises: RetrievoError where they are no cross-encoder's, or of the other unit than the user says.
+    Raises: RetrievoError where they are not a cross-encoder's scores, or have another unit than the user states.
     """
     import pyarrow.compute as pc
 
@@ -144,7 +144,7 @@ def _unit(config: PseudoLabelConfig, run: Run, made: Manifest | None) -> str:
 
 
 def _texts(config: PseudoLabelConfig, made: Manifest | None) -> tuple[Judged | None, dict[str, Input]]:
-    """The queries of the run beside the corpus, to know which documents are queries themselves; and what was read."""
+    """Reads queries and corpus, to find documents that are queries themselves; returns them and their inputs."""
     import pyarrow as pa
 
     from retrievo.data.corpus import Corpus, Queries
@@ -173,7 +173,7 @@ def _texts(config: PseudoLabelConfig, made: Manifest | None) -> tuple[Judged | N
 def _write(
     config: PseudoLabelConfig, run: Run, qrels: Qrels | None, texts: Judged | None, folder: Path, output: Output
 ) -> dict[str, Any]:
-    """Writes both tables, the judgments that are there before the labels; returns the figures."""
+    """Writes both tables, with the existing judgments before the labels; returns the stats for the manifest."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -202,7 +202,7 @@ def _write(
 
 
 def _check(config: PseudoLabelConfig, tally: Tally) -> None:
-    """Raises RetrievoError where the scores can't be what --scores says, and where nothing was labeled."""
+    """Raises RetrievoError where the scores contradict --scores, and where no query was labeled."""
     from retrievo.support.errors import RetrievoError
 
     found = f"its scores lie between {tally.lowest:g} and {tally.highest:g}"
@@ -223,14 +223,14 @@ def _stats(tally: Tally, judgments: int) -> dict[str, Any]:
 
 
 def _summary(config: PseudoLabelConfig, manifest: Manifest) -> None:
-    told, above = manifest.stats, f"{config.positive_above:g}"
+    stats, above = manifest.stats, f"{config.positive_above:g}"
     facts = {
-        "made": f"{config.output} ({told['labeled']:,} of {told['queries']:,} queries labeled)",
-        "positives": f"{told['positives']:,} ({told['positives'] / told['labeled']:.1f} for each labeled query)",
-        "negatives": f"{told['negatives']:,} ({told['without_negatives']:,} labeled queries have none)",
-        "left out": f"{told['judged']:,} judged queries, {told['unsure']:,} without a document above {above}",
-        **({"query-text": f"{found:,} documents are their query"} if (found := told.get("query_text")) else {}),
-        **({"joined": f"{told['judgments']:,} judgments of {config.qrels}"} if config.qrels else {}),
+        "made": f"{config.output} ({stats['labeled']:,} of {stats['queries']:,} queries labeled)",
+        "positives": f"{stats['positives']:,} ({stats['positives'] / stats['labeled']:.1f} for each labeled query)",
+        "negatives": f"{stats['negatives']:,} ({stats['without_negatives']:,} labeled queries have none)",
+        "left out": f"{stats['judged']:,} judged queries, {stats['unsure']:,} without a document above {above}",
+        **({"query-text": f"{found:,} documents are their query"} if (found := stats.get("query_text")) else {}),
+        **({"joined": f"{stats['judgments']:,} judgments of {config.qrels}"} if config.qrels else {}),
         "took": console.seconds(manifest.seconds or 0.0),
     }
     tables = f"--qrels {config.output / JUDGMENTS} --negatives {config.output / NEGATIVES}"

@@ -94,13 +94,13 @@ class RerankConfig(Options):
 
 
 class Pairs(NamedTuple):
-    """What is scored: rows of queries and of documents, [n] each."""
+    """The pairs to score, as row numbers of queries and of documents, [n] each."""
 
     query: np.ndarray
     document: np.ndarray
 
     def at(self, places: np.ndarray) -> Pairs:
-        """Those at some places."""
+        """The pairs at these positions."""
         return Pairs(self.query[places], self.document[places])
 
 
@@ -108,15 +108,15 @@ class Shard(NamedTuple):
     """Pairs that are scored together."""
 
     name: str
-    places: np.ndarray  # among the pairs
+    places: np.ndarray  # positions among the pairs
 
 
 @verb(RerankConfig)
 def rerank(config: RerankConfig) -> Manifest:
-    """Scores every pair, or goes on where a killed run stopped, or finds all finished.
+    """Scores every pair, resumes a killed run, or finds the output finished.
 
-    With qrels, relevant documents that the run lacks are scored too: a teacher's run holds them.
-    Raises: RetrievoError for a model or tables that can't be read, and pairs that they do not hold.
+    With qrels, relevant documents that the run lacks are scored too, since a teacher's run needs them.
+    Raises: RetrievoError for a model or tables that can't be read, and for pairs whose texts the tables lack.
     """
     from retrievo.data.corpus import Corpus, Queries
     from retrievo.data.qrels import Qrels
@@ -144,7 +144,7 @@ def rerank(config: RerankConfig) -> Manifest:
 
 
 def _check_made_from(config: RerankConfig, corpus: Corpus, queries: Queries) -> None:
-    """Raises RetrievoError where the run ranks documents of another corpus, whose ids may mean other texts here."""
+    """Raises RetrievoError where the run ranks documents of another corpus, whose ids may mean other texts."""
     from retrievo.data.origin import CORPUS, Origin, mixes_corpora, named, origins, part_of, warn_of_others
     from retrievo.support.errors import RetrievoError
 
@@ -159,7 +159,7 @@ def _check_made_from(config: RerankConfig, corpus: Corpus, queries: Queries) -> 
 
 
 def _is_encoder(config: RerankConfig) -> bool:
-    """Whether the model folder says so.
+    """Whether the model folder states that it holds an encoder.
 
     Raises: UsageError for options that only a cross-encoder has.
     """
@@ -175,7 +175,7 @@ def _is_encoder(config: RerankConfig) -> bool:
 
 
 def _outputs(config: RerankConfig, inputs: dict[str, Input], device: torch.device) -> tuple[Output, Output]:
-    """The run, and the folder of scores beside it, which goes when the run is there."""
+    """The outputs: the run, and a folder of scores beside it, which is removed once the run is finished."""
     from retrievo.models.inference import computing_record
     from retrievo.models.model_reference import model_record
     from retrievo.support.artifact import Output
@@ -193,7 +193,7 @@ def _outputs(config: RerankConfig, inputs: dict[str, Input], device: torch.devic
 
 
 def _pairs(config: RerankConfig, run: pa.Table, qrels: pa.Table | None, corpus: Corpus, queries: Queries) -> Pairs:
-    """The pairs in the order of the query table; within a query as the run ranks them, then relevant ones it lacks."""
+    """The pairs in the order of the query table; within a query in the order of the run, then missing relevant ones."""
     import numpy as np
     import pyarrow.compute as pc
 
@@ -217,7 +217,7 @@ def _pairs(config: RerankConfig, run: pa.Table, qrels: pa.Table | None, corpus: 
 
 
 def _check_known(config: RerankConfig, run: pa.Table, query: np.ndarray, document: np.ndarray) -> None:
-    """Raises RetrievoError where a pair has no text."""
+    """Raises RetrievoError where the tables lack the query or the document of a pair."""
     import numpy as np
 
     from retrievo.support.errors import RetrievoError
@@ -241,7 +241,7 @@ def _rerank(
     scores: Output,
     device: torch.device,
 ) -> Manifest:
-    """Every process makes its share of the shards; the lead one joins them to a run."""
+    """Scores this process's share of the shards; the lead process joins all shards into a run."""
     import numpy as np
 
     from retrievo.distributed.collectives import barrier, rank, world_size
@@ -275,7 +275,7 @@ def _rerank(
 def _score_missing(
     own: Sequence[Shard], pairs: Pairs, scorer: _CrossEncoderScorer | _EncoderScorer, folder: Path
 ) -> None:
-    """Scores the shards of this process that are not there yet."""
+    """Scores the shards of this process that are missing."""
     import numpy as np
 
     from retrievo.support.files import atomic_path, remove, write_json
@@ -286,28 +286,28 @@ def _score_missing(
         for name, places in missing:
             with noted_splits() as splits:
                 scores = scorer.scores(pairs.at(places), tick)
-            if told := splits.stats() | scorer.splits.stats("chunk_tokens_of_queries"):
-                write_json(_beside(folder / name), told)
+            if noted := splits.stats() | scorer.splits.stats("chunk_tokens_of_queries"):
+                write_json(_beside(folder / name), noted)
             else:
-                remove(_beside(folder / name))  # of a try that was cut off
+                remove(_beside(folder / name))  # a killed run may have left it
             with atomic_path(folder / name) as temporary, temporary.open("wb") as file:
                 np.save(file, scores, allow_pickle=False)
 
 
 def _beside(shard: Path) -> Path:
-    """What stands beside the scores of a shard whose chunks were halved for want of memory."""
+    """The file beside the scores of a shard that records chunks halved after memory ran out."""
     return shard.with_suffix(".json")
 
 
 def _splits(folder: Path, shards: Sequence[Shard]) -> dict[str, Any]:
-    """The shards whose chunks were halved, for the manifest; empty where there are none."""
+    """The shards whose chunks were halved, for the manifest; empty if there are none."""
     files = [_beside(folder / name) for name, _ in shards]
     told = {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in files if file.is_file()}
     return {"chunk_tokens_of_shards": told} if told else {}
 
 
 def _cut(places: np.ndarray, starts: np.ndarray) -> list[Shard]:
-    """Shards of the places of pairs, cut at these."""
+    """Shards of the positions of pairs, split at `starts`."""
     import numpy as np
 
     parts = [part for part in np.split(places, starts) if len(part)]
@@ -315,7 +315,7 @@ def _cut(places: np.ndarray, starts: np.ndarray) -> list[Shard]:
 
 
 class _CrossEncoderScorer:
-    """A model that reads both texts together: tokens of pairs out of two token caches."""
+    """Scores pairs with a cross-encoder, which reads both texts together; tokens come from two token caches."""
 
     def __init__(self, config: RerankConfig, corpus: Corpus, queries: Queries, pairs: Pairs, device: torch.device):
         from retrievo.data.token_cache import TokenCache
@@ -333,7 +333,7 @@ class _CrossEncoderScorer:
 
     @staticmethod
     def shards(pairs: Pairs) -> list[Shard]:
-        """Pairs in their order."""
+        """Shards of pairs in their order."""
         import numpy as np
 
         return _cut(np.arange(len(pairs.query)), np.arange(PAIRS_PER_SHARD, len(pairs.query), PAIRS_PER_SHARD))
@@ -348,7 +348,7 @@ class _CrossEncoderScorer:
 
 
 class _EncoderScorer:
-    """A model that gives vectors: each text of the run is encoded once, pairs are scored as exact search does."""
+    """Scores pairs with an encoder: each text of the run is encoded once, and pairs are scored as in exact search."""
 
     unit = "similarities"
 
@@ -369,7 +369,7 @@ class _EncoderScorer:
 
     @staticmethod
     def shards(pairs: Pairs) -> list[Shard]:
-        """All pairs of some documents each, so that no document is encoded twice."""
+        """Shards of all pairs of some documents, so that no document is encoded twice."""
         import numpy as np
 
         places = np.argsort(pairs.document, kind="stable")
@@ -389,7 +389,7 @@ class _EncoderScorer:
         return exact_similarities(self.encoder.spec.similarity, self.queries[query], vectors[document])
 
     def _vectors(self, role: str, cache: TokenCache, rows: np.ndarray, tick: console.Tick | None = None) -> np.ndarray:
-        """Vectors float32 [n, D] of rows of a table."""
+        """Float32 vectors [n, D] of these rows of a table."""
         from retrievo.models.tokens import warn_of_texts_without_tokens
         from retrievo.models.vectors import encode_tokens
 

@@ -1,4 +1,4 @@
-"""What a stage leaves for the next: `mine-negatives stage-1 to stage-2` writes what `retrievo train stage-2` reads."""
+"""Settings for the next stage, which `mine-negatives stage-1 to stage-2` writes and `train stage-2` reads."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from retrievo.support.artifact import Input, Manifest
 
 
-# What the first version's manifests call options, inputs and losses that have other names now.
+# Names of options, inputs and losses in manifests of the first version, and their present names.
 _EARLIER_OPTIONS = {
     "topics": "query_clusters",
     "topic_count": "query_cluster_count",
@@ -35,7 +35,7 @@ _EARLIER_LOSSES = {"multi-positive": "supcon", "group": "listwise", "pairwise": 
 _EARLIER_KINDS = {"encoder": "dense"}
 
 
-def _in_todays_words(manifest: Manifest) -> Manifest:
+def _with_present_names(manifest: Manifest) -> Manifest:
     """A manifest whose options, losses and inputs have their present names."""
     if manifest.options > 1:
         return manifest
@@ -43,8 +43,8 @@ def _in_todays_words(manifest: Manifest) -> Manifest:
     config["loss"] = [_EARLIER_LOSSES.get(name, name) for name in config.get("loss", ["infonce"])]
     config["kind"] = _EARLIER_KINDS.get(config.get("kind", ""), config.get("kind", "dense"))
     inputs = {
-        re.sub(r"(^|-)topics$", r"\1query-clusters", re.sub(r"^also-", "extra-dataset-", name)): told
-        for name, told in manifest.inputs.items()
+        re.sub(r"(^|-)topics$", r"\1query-clusters", re.sub(r"^also-", "extra-dataset-", name)): recorded
+        for name, recorded in manifest.inputs.items()
     }
     return replace(manifest, config=config, inputs=inputs)
 
@@ -52,12 +52,12 @@ def _in_todays_words(manifest: Manifest) -> Manifest:
 def trained_stage(stage: Path) -> Manifest:
     """The manifest of a stage that `retrievo train` made.
 
-    Raises: RetrievoError where it is another model, or not trained yet.
+    Raises: RetrievoError where the folder is no model, or was not made by `retrievo train`.
     """
     from retrievo.support.artifact import Manifest
     from retrievo.support.errors import RetrievoError
 
-    manifest = _in_todays_words(Manifest.read(stage, "model"))
+    manifest = _with_present_names(Manifest.read(stage, "model"))
     if "qrels" not in manifest.inputs:
         raise RetrievoError(
             stage, "was not made by retrievo train", "a trained stage", "pass --source dense --model instead"
@@ -66,11 +66,13 @@ def trained_stage(stage: Path) -> Manifest:
 
 
 def write_stage(stage: Path, following: Path, mined: Mapping[str, Input]) -> None:
-    """Writes the settings of the next stage: the model that the first one STARTED from, the tables that were mined for,
-    both pools of negatives, and the options that stage 1 was given. Settings that are there already stay as they are.
+    """Writes the settings of the next stage, unless its settings file exists.
 
-    mined: the corpus, the queries and the qrels. Where they are another data set of stage 1 (`--extra-dataset`),
-    pools, teachers and prefixes are its own; where stage 1 did not know them, there are none.
+    The next stage starts from the model from which stage 1 STARTED. It gets the tables for which negatives were mined,
+    both pools of negatives, and the options of stage 1.
+
+    mined: the corpus, the queries and the qrels. If they are an `--extra-dataset` of stage 1, pools, teachers and
+    prefixes are those of that data set; if stage 1 did not use them, there are none.
     """
     import tomli_w
 
@@ -79,7 +81,7 @@ def write_stage(stage: Path, following: Path, mined: Mapping[str, Input]) -> Non
 
     path = following / STAGE_SETTINGS
     if path.exists():
-        console.note(f"{path} is there already and stays as it is")
+        console.note(f"{path} exists and is kept as it is")
         return
     manifest = trained_stage(stage)
     model, revision = recorded_model(manifest, "--model")
@@ -96,9 +98,9 @@ def write_stage(stage: Path, following: Path, mined: Mapping[str, Input]) -> Non
 
 
 def _whose(manifest: Manifest, mined: Mapping[str, Input]) -> str | None:
-    """What inputs of the data set begin with that was mined for: "" for the first one; None where there is no such.
+    """The prefix of the inputs of the data set that was mined for: "" for the first one; None for an unknown data set.
 
-    Other queries or judgments of its corpus are the same data set.
+    Other queries or judgments of a data set's corpus count as the same data set.
     """
     starts = [
         "",
@@ -112,14 +114,14 @@ def _whose(manifest: Manifest, mined: Mapping[str, Input]) -> str | None:
 
 
 def _is_same(manifest: Manifest, name: str, given: Input) -> bool:
-    """Whether an input has the content that it had, or lies where it lay."""
+    """Whether a given table has the content or the path of a recorded input."""
     recorded = manifest.inputs[name]
     place = os.path.abspath(manifest.home / recorded["path"])
     return recorded["fingerprint"] == given.fingerprint or place == os.path.abspath(given.path)
 
 
 def _beside(manifest: Manifest, whose: str | None, following: Path) -> tuple[dict[str, Any], list[str]]:
-    """What else a data set has: teachers, query clusters, of the first one what validates it; and its pools."""
+    """The other inputs of a data set, such as teachers, query clusters and validation tables; and its pools."""
     if whose is None:
         return {}, []
 
@@ -134,12 +136,12 @@ def _beside(manifest: Manifest, whose: str | None, following: Path) -> tuple[dic
     return tables, [found(name) for name in own if name.startswith("negatives-")]
 
 
-# the model is stated with its path; other data sets have pools of their own; fixed documents are of one stage
+# the model is written with its path, a mix concerns several data sets, and fixed documents belong to one stage
 _NOT_GIVEN_ON = ("model", "revision", "mix", "dynamic_negatives")
 
 
 def _given(manifest: Manifest) -> dict[str, Any]:
-    """The options of a training run that are not the defaults."""
+    """The options of a training run that differ from the defaults."""
     known = {option.name: option.default for option in options_of(TrainConfig) if option.default is not MISSING}
     plain = {name: list(value) if isinstance(value, tuple) else value for name, value in known.items()}
     recorded = {name: value for name, value in manifest.config.items() if name in plain and name not in _NOT_GIVEN_ON}
@@ -147,7 +149,7 @@ def _given(manifest: Manifest) -> dict[str, Any]:
 
 
 def _given_elsewhere(manifest: Manifest, whose: str | None, beside: Mapping[str, Any]) -> dict[str, Any]:
-    """The same for another data set than the first one, with the prefixes of its own file."""
+    """The options for a data set other than the first one, with the prefixes of its settings file."""
     apart = {known.name for known in options_of(ValidationConfig)} | {"query_prefix", "document_prefix"}
     apart |= set() if "query_clusters" in beside else {"query_cluster_count"}
     given = {name: value for name, value in _given(manifest).items() if name not in apart}
@@ -155,12 +157,12 @@ def _given_elsewhere(manifest: Manifest, whose: str | None, beside: Mapping[str,
     if settings not in manifest.inputs:
         return given
     path = settings_of(manifest.input_path(settings, "--extra-dataset"))
-    told = open_data_set(path, {known.name for known in options_of(TrainConfig)})
-    prefixes = {"query_prefix": told.query_prefix, "document_prefix": told.document_prefix}
+    data_set = open_data_set(path, {known.name for known in options_of(TrainConfig)})
+    prefixes = {"query_prefix": data_set.query_prefix, "document_prefix": data_set.document_prefix}
     return given | {name: text for name, text in prefixes.items() if text is not None}
 
 
 def _from(folder: Path, path: Path) -> str:
-    """A path as a settings file in `folder` writes it: relative where both lie in one place, else absolute."""
+    """A path as a settings file in `folder` states it: relative if both have the same parent folder, else absolute."""
     absolute, home = Path(os.path.abspath(path)), Path(os.path.abspath(folder))
     return os.path.relpath(absolute, home) if absolute.is_relative_to(home.parent) else str(absolute)

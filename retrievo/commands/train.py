@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from retrievo.commands.train_build import data_sets, inputs_of, made
+from retrievo.commands.train_build import data_sets, inputs_of, model_objective_feed
 from retrievo.commands.train_config import CROSS_ENCODER, DEFAULT_EPOCHS, DENSE, STAGE_FILES, TrainConfig
 from retrievo.distributed.environment import started_together
 from retrievo.support import console
@@ -32,12 +32,14 @@ if TYPE_CHECKING:
     from retrievo.training.feeds.finetune import TrainingData
     from retrievo.training.objectives.objective import Objective
 
-_VERIFIED_QUERIES = 32  # a batch that fits in one piece
+_VERIFIED_QUERIES = 32  # queries of a batch that fits in memory in one piece
 
 
 @verb(TrainConfig)
 def train(config: TrainConfig) -> Manifest | None:
-    """Trains, or goes on from the latest checkpoint of a killed run, or finds all finished; None after a verification.
+    """Trains, resumes from the latest checkpoint of a killed run, or finds the output finished.
+
+    Returns None after --verify-gradients, which trains nothing.
 
     Raises: RetrievoError for a model or tables that can't be read or do not fit together.
     """
@@ -46,7 +48,9 @@ def train(config: TrainConfig) -> Manifest | None:
 
     if config.fsdp and started_together() == 1:
         fix = "start it with torchrun --nproc-per-node N -m retrievo train ..."
-        raise UsageError("--fsdp", "found one process", "several, which keep a part of the model each", fix)
+        raise UsageError(
+            "--fsdp", "found one process", "several processes, each of which keeps a part of the model", fix
+        )
     prepare_cpu(config.threads)
     if config.verify_gradients:
         _verify(config)
@@ -60,7 +64,7 @@ def train(config: TrainConfig) -> Manifest | None:
 
 
 def _verify(config: TrainConfig) -> None:
-    """Tells how far gradients of one batch are apart that must be the same."""
+    """Prints the differences between gradients of one batch that must be equal."""
     import torch
 
     from retrievo.models.devices import resolve_device
@@ -75,13 +79,13 @@ def _verify(config: TrainConfig) -> None:
 
 
 def _assemble(config: TrainConfig) -> tuple[Objective, Batch]:
-    """The objective and the first batch, from the files."""
-    _, objective, feed = made(config, data_sets(config))
+    """Makes the objective and the first batch from the files."""
+    _, objective, feed = model_objective_feed(config, data_sets(config))
     return objective, feed.batch(0)
 
 
 def _pool(config: TrainConfig, data: Sequence[TrainingData]) -> Pool | None:
-    """The candidates of the queries to validate on."""
+    """The candidates of the validation queries; None without --dev-qrels."""
     from retrievo.training.engine.validation import Pool
 
     if config.dev_qrels is None:
@@ -115,7 +119,7 @@ def _output(config: TrainConfig, data: Sequence[TrainingData], pool: Pool | None
 def _fit(
     config: TrainConfig, data: Sequence[TrainingData], pool: Pool | None, output: Output, device: torch.device
 ) -> Manifest:
-    """Every process trains; the lead one begins the folder, exports the encoder and finishes."""
+    """Trains in every process; the lead process begins the folder, exports the model and finishes the output."""
     from retrievo.distributed.collectives import barrier, rank
     from retrievo.distributed.fsdp import shard
     from retrievo.models.lora import merge_adapters
@@ -127,7 +131,7 @@ def _fit(
         for data_set in data:
             data_set.check_contrast(config.loss)
     with output.build_together(lead=rank() == 0, barrier=barrier) as folder:
-        model, objective, feed = made(config, data)
+        model, objective, feed = model_objective_feed(config, data)
         planned = dataclasses.replace(config, epochs=None, max_steps=_steps(config, feed.batches_per_epoch))
         if rank() == 0:
             _say(data, objective)
@@ -165,14 +169,14 @@ def _fit(
 
 
 def _say(data: Sequence[TrainingData], objective: Objective) -> None:
-    """What will be trained on, and what of the vectors."""
+    """Prints how much data training uses, and the dimensions that --matryoshka trains."""
     from retrievo.training.objectives.finetune import Finetune
 
     for data_set in data:
         data_set.say_counts()
     if isinstance(objective, Finetune) and objective.dims:
         *cut, last = map(str, objective.dims)
-        console.note(f"vectors of {', '.join(cut)} and {last} numbers are trained")
+        console.note(f"vectors of {', '.join(cut)} and {last} dimensions are trained")
 
 
 def _validation(
@@ -191,23 +195,23 @@ def _refreshing(config: TrainConfig, feed: Any, encoder: Encoder, folder: Path) 
 
 
 def _in_one_piece(config: TrainConfig, data: Sequence[TrainingData], folder: Path) -> tuple[Any, Objective]:
-    """The model anew in main memory with the weights of the last checkpoint: the one that was trained is cut."""
+    """The model in main memory with the weights of the last checkpoint, since the trained one is sharded."""
     from retrievo.training.engine.checkpoints import load_last_weights
 
-    model, objective, _ = made(config, data)
+    model, objective, _ = model_objective_feed(config, data)
     load_last_weights(folder / CHECKPOINTS, objective)
     return model, objective
 
 
 def _best(validation: Validation | None, objective: Objective) -> dict[str, Any]:
-    """Puts the best weights back; which they are."""
+    """Restores the best weights; returns their step and value for the manifest."""
     if validation is None:
         return {}
     validation.restore_best(objective)
     step, value = validation.best()
     if validation.says_nothing():
         console.warn(
-            f"every validation gave {validation.metric} {value:.4f}, which tells no step from another: check "
+            f"every validation gave {validation.metric} {value:.4f}, so no step is better than another: check "
             "--dev-qrels, --dev-run and --dev-metric"
         )
     console.note(f"the model of step {step:,} is kept, with {validation.metric} {value:.4f}")

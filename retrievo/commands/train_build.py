@@ -1,4 +1,4 @@
-"""What a training run is made of: data sets, a model, its objective and its batches, as the options say."""
+"""Builds the parts of a training run from its options: data sets, model, objective and feed."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def data_sets(config: TrainConfig) -> list[TrainingData]:
-    """The tables, read: those of the options, then those of --extra-dataset.
+    """Reads the data sets: that of the options, then those of --extra-dataset.
 
     Raises: UsageError for a data set without the teacher that a loss needs.
     """
@@ -50,9 +50,9 @@ def data_sets(config: TrainConfig) -> list[TrainingData]:
 
 
 def _fixed_documents(config: TrainConfig, data: TrainingData) -> Embeddings:
-    """The vectors of the documents.
+    """Opens the fixed vectors of the documents.
 
-    Raises: RetrievoError where they are not those of this corpus by this model, or were cut.
+    Raises: RetrievoError where they are of another corpus or model, or are truncated.
     """
     from retrievo.models.model_reference import model_name, model_record
     from retrievo.retrieval.embeddings import Embeddings
@@ -60,7 +60,7 @@ def _fixed_documents(config: TrainConfig, data: TrainingData) -> Embeddings:
     assert config.document_embeddings is not None
     found = Embeddings(config.document_embeddings)
     _, read = model_record(config.model, config.revision)
-    prints = {name: told["fingerprint"] for name, told in found.manifest.inputs.items()}
+    prints = {name: recorded["fingerprint"] for name, recorded in found.manifest.inputs.items()}
     fix = f"retrievo encode --model {config.model} --corpus {config.corpus} --output EMBEDDINGS"
     if found.role != "document" or prints.get("corpus") != data.corpus.input.fingerprint:
         raise RetrievoError(found.path, "does not hold the documents of this corpus", str(config.corpus), fix)
@@ -68,12 +68,12 @@ def _fixed_documents(config: TrainConfig, data: TrainingData) -> Embeddings:
         made_by = f"was not made by the model that is trained, but by {model_name(found.manifest)}"
         raise RetrievoError(found.path, made_by, config.model, fix)
     if found.manifest.config.get("truncate_dim") is not None:
-        raise RetrievoError(found.path, f"has vectors cut to {found.dim} numbers", "whole ones", fix)
+        raise RetrievoError(found.path, f"has vectors truncated to {found.dim} dimensions", "untruncated vectors", fix)
     return found
 
 
 def inputs_of(config: TrainConfig, data: Sequence[TrainingData]) -> dict[str, Input]:
-    """What is read, by name; settings of data sets too, for they say what stands before texts."""
+    """The inputs by name, including settings files of data sets, since they set prefixes of texts."""
     from retrievo.support.artifact import Input
     from retrievo.training.feeds.dataset_config import settings_of
 
@@ -85,15 +85,15 @@ def inputs_of(config: TrainConfig, data: Sequence[TrainingData]) -> dict[str, In
     return inputs
 
 
-def made(config: TrainConfig, data: Sequence[TrainingData]) -> tuple[Any, Objective, Any]:
-    """The model of the kind that was chosen, its objective and its batches."""
+def model_objective_feed(config: TrainConfig, data: Sequence[TrainingData]) -> tuple[Any, Objective, Any]:
+    """The model of the chosen kind, its objective and its feed."""
     if config.kind == CROSS_ENCODER:
         return _cross_encoder(config, data)
     return (_encoder if config.document_embeddings is None else _query_encoder)(config, data)
 
 
 def _encoder(config: TrainConfig, data: Sequence[TrainingData]) -> tuple[Any, Objective, Any]:
-    """An encoder, its objective and its batches."""
+    """An encoder, its objective and its feed."""
     from retrievo.models.bidirectional import attend_both_ways
     from retrievo.models.encoder import Encoder
     from retrievo.models.lora import add_adapters
@@ -139,7 +139,7 @@ def _query_encoder(config: TrainConfig, data: Sequence[TrainingData]) -> tuple[A
 
 
 def _cross_encoder(config: TrainConfig, data: Sequence[TrainingData]) -> tuple[Any, Objective, Any]:
-    """A cross-encoder, its objective and its batches."""
+    """A cross-encoder, its objective and its feed."""
     from retrievo.models.cross_encoder import CrossEncoder
     from retrievo.training.feeds.pairs import PairFeed
 
@@ -151,14 +151,14 @@ def _cross_encoder(config: TrainConfig, data: Sequence[TrainingData]) -> tuple[A
 
 
 def _mixed(config: TrainConfig, feeds: Sequence[GroupFeed]) -> GroupFeed | MixedFeed:
-    """The only feed, or batches of one feed each."""
+    """The only feed, or a mix of several feeds."""
     from retrievo.training.feeds.mixed import MixedFeed
 
     return MixedFeed(feeds, config.mix, config.seed) if len(feeds) > 1 else feeds[0]
 
 
 def _start(config: TrainConfig, data: Sequence[TrainingData]) -> str:
-    """The model that training starts from: one that exists, or a random one with a vocabulary of this corpus."""
+    """The model from which training starts: an existing one, or a random one with a vocabulary of this corpus."""
     from retrievo.models.scratch import scratch_folder, scratch_size
 
     if scratch_size(config.model) is None:
@@ -167,6 +167,6 @@ def _start(config: TrainConfig, data: Sequence[TrainingData]) -> str:
 
 
 def _drawing(config: TrainConfig) -> dict[str, Any]:
-    """The options that say which groups a step trains on."""
+    """The options that determine the groups of a step."""
     names = ("batch_size", "negatives_per_query", "seed", "hard_negative_ratio", "balanced_margins")
     return {name: getattr(config, name) for name in names}

@@ -29,12 +29,8 @@ RULES = (
     "relative-margin",
     "teacher",
 )
-JUDGED_BY_SCORE = (
-    "near-duplicate",
-    "margin",
-    "relative-margin",
-    "teacher",
-)  # rules whose decisions a person should check
+# rules whose decisions a person should check
+JUDGED_BY_SCORE = ("near-duplicate", "margin", "relative-margin", "teacher")
 
 
 @dataclass(frozen=True)
@@ -59,10 +55,14 @@ class Filters:
 
 
 class Verdicts(NamedTuple):
-    """The decisions of the rules on candidates."""
+    """The decisions of the rules on candidates.
+
+    surplus: (score - best relevant score) / |best relevant score|, by the teacher's scores if there is a teacher, else
+    by the miner's.
+    """
 
     rule: np.ndarray  # [n] index in RULES of the first rule that holds, -1 = none
-    surplus: np.ndarray  # [n] (score - best relevant score) / |best relevant score|, NaN = unknown; teacher first
+    surplus: np.ndarray  # [n] NaN where it is unknown
     teacher: np.ndarray  # [n] score by the teacher, NaN where there is none
 
 

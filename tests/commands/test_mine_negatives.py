@@ -37,7 +37,7 @@ def mined(tmp_path_factory: Any, toy_dataset: Path, tiny_model: Path, module_ret
         *("--output", home / "negatives.parquet"),
     )
     assert made.code == 0, made.err
-    assert "margins say nothing of" in made.err
+    assert "margins do not apply to" in made.err
     return home
 
 
@@ -171,7 +171,7 @@ def test_a_depth_beyond_the_corpus_and_queries_without_judgments_stop_nothing(
     nowhere = retrievo(
         "mine-negatives", *tables(toy_dataset), "--min-relevance", 2, "--output", tmp_path / "no.parquet"
     )
-    assert "judges no query of the table relevant; check --queries and --min-relevance" in nowhere.err
+    assert "has no relevant document for any query of the table; check --queries and --min-relevance" in nowhere.err
 
 
 def test_judged_documents_that_the_corpus_lacks_are_counted(
@@ -182,7 +182,7 @@ def test_judged_documents_that_the_corpus_lacks_are_counted(
     for name in ("first", "second"):
         made = retrievo(*mine, "--output", tmp_path / f"{name}.parquet")
         assert made.code == 0, made.err
-        assert "judgments left out, of documents that are not in the corpus: 1" in made.err
+        assert "left out 1 judgments of documents that are not in the corpus" in made.err
     assert "already finished" in made.err  # the BM25 index
     assert "nothing to do" not in made.err
 

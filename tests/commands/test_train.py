@@ -623,7 +623,7 @@ def test_two_data_sets_are_learned_from_in_batches_of_one_each(
 def test_a_data_set_has_the_prefix_of_its_file(
     tiny_model: Path, toy_dataset: Path, other_dataset: Path, retrievo: Callable, tmp_path: Path
 ) -> None:
-    from retrievo.commands.train_build import data_sets, made
+    from retrievo.commands.train_build import data_sets, model_objective_feed
     from retrievo.commands.train_config import TrainConfig
     from retrievo.models.encoder import Encoder
 
@@ -637,7 +637,7 @@ def test_a_data_set_has_the_prefix_of_its_file(
             extra_dataset=(extra,),
             pooling="mean",
         )
-        _, _, feed = made(config, data_sets(config))
+        _, _, feed = model_objective_feed(config, data_sets(config))
         assert not {feed.feeds[0].query_tokens.row(row)[1] for row in range(160)} & {hot}
         return {int(feed.feeds[1].query_tokens.row(row)[1]) for row in range(40)}
 

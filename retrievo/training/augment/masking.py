@@ -16,10 +16,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 IGNORED = -100  # label of a token that is not predicted
-MASKED_SHARE, RANDOM_SHARE = (
-    0.8,
-    0.1,
-)  # shares of the chosen tokens; the rest stay (BERT, Devlin et al. 2019, section 3.1)
+# shares of the chosen tokens; the rest stay (BERT, Devlin et al. 2019, section 3.1)
+MASKED_SHARE, RANDOM_SHARE = 0.8, 0.1
 _WORD, _ROLE, _TOKEN = range(3)  # one stream of random numbers for each purpose
 _SENTENCE_ENDS = frozenset(("...", *".!?…。！？"))
 
@@ -119,9 +117,7 @@ def _fill(row: np.ndarray, size: np.ndarray, key: np.ndarray, budget: np.ndarray
     """Which words are taken [W] bool: by ascending key, each word that fits the rest of its row's budget [n]."""
     order = np.lexsort((key, row))
     words = np.bincount(row, minlength=len(budget))
-    turn = np.arange(len(row)) - np.repeat(
-        np.cumsum(words) - words, words
-    )  # the position of each word of `order` in its row
+    turn = np.arange(len(row)) - np.repeat(np.cumsum(words) - words, words)  # position of each word in its row
     sizes = np.zeros((words.max(initial=0), len(budget)), np.int64)  # [turns, n], 0 = no word left
     sizes[turn, row[order]] = size[order]
     fits = np.zeros(sizes.shape, bool)

@@ -111,9 +111,8 @@ class Passes:
     ):
         self.objective, self.step, self.seed, self.dtype, self.loss_scale = objective, step, seed, dtype, loss_scale
         self.device = next(objective.parameters()).device
-        self.recomputes = checkpoints_activations(
-            objective
-        )  # recomputed dropout is drawn from torch's random state, out of reach of `SeededDropout`
+        # recomputed dropout is drawn from torch's random state, out of reach of `SeededDropout`
+        self.recomputes = checkpoints_activations(objective)
         self.plan = list(_cut(batch, chunk_tokens))
         self.sharded = is_sharded(objective)
         if self.sharded:  # each chunk is a collective, and its number determines dropout

@@ -56,9 +56,8 @@ class PairFeed(GroupFeed):
         **drawing: Any,
     ):
         self.tokenization = tokenization = model.tokenization
-        hard_negative_ratio = (
-            1.0 if hard_negative_ratio is None else hard_negative_ratio
-        )  # what is missing in a pool is drawn from all documents
+        # with a ratio, a pool that is too small is filled up with random documents
+        hard_negative_ratio = 1.0 if hard_negative_ratio is None else hard_negative_ratio
         super().__init__(
             data,
             (tokenization.query, tokenization.document),

@@ -87,9 +87,8 @@ class FixedDocuments:
         if not self._settled:
             self._resident, self._settled = self._moved(queries.device), True
         size = max(256, min(_BLOCK_VALUES // self.vectors.dim, _BLOCK_SCORES // max(1, len(queries))))
-        for first, block in self.vectors.blocks(
-            size
-        ):  # the same blocks on every device: the last bits of a product depend on its shape
+        # the same blocks on every device: the last bits of a product depend on its shape
+        for first, block in self.vectors.blocks(size):
             moved = self._resident
             own = as_tensor(block).to(queries.device) if moved is None else moved[first : first + len(block)]
             yield first, self._compared(own)

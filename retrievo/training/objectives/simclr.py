@@ -163,9 +163,8 @@ class InBatchContrast(Objective):
     def contrast(self, vectors: dict[str, Tensor], batch: Batch) -> tuple[Tensor, Stats]:
         queries, keys = vectors[QUERY], vectors[DOCUMENT]  # [B, D], [B, D]
         if self.symmetric:
-            queries = keys = torch.stack([queries, keys], dim=1).flatten(
-                0, 1
-            )  # rows 2i and 2i + 1 are views of one document
+            # rows 2i and 2i + 1 are views of one document
+            queries = keys = torch.stack([queries, keys], dim=1).flatten(0, 1)
         config = self.config
         return contrast_among_ranks(queries, keys, config.temperature, config.label_smoothing, paired=self.symmetric)
 

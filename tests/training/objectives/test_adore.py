@@ -313,7 +313,7 @@ def test_vectors_of_another_model_corpus_role_or_length_are_refused(
         (trained, toy_dataset, vectors, "was not made by the model that is trained"),
         (tiny_model, tmp_path / "data", vectors, "does not hold the documents of this corpus"),
         (tiny_model, toy_dataset, tmp_path / "queries", "does not hold the documents of this corpus"),
-        (tiny_model, toy_dataset, tmp_path / "cut", "has vectors cut to 8 numbers"),
+        (tiny_model, toy_dataset, tmp_path / "cut", "has vectors truncated to 8 dimensions"),
     ]
     for model, dataset, documents, message in cases:
         with pytest.raises(RetrievoError, match=message):
