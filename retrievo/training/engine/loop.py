@@ -68,8 +68,7 @@ def fit(
     may change the batches that `feed` gives from the next step on, and its return value is logged.
     enough: tells whether to stop early; called after the callbacks, and before the first step of a resumed run.
     restart: number of finished steps after which the learning-rate schedule begins anew.
-    clock: gives seconds, by which checkpoints are written where `save_every` is None. Returns the number of finished
-    steps.
+    clock: seconds, by which checkpoints are written where `save_every` is None. Returns the number of finished steps.
     Raises: RetrievoError where the loss is not finite, nothing was learned, or the checkpoint belongs to another run.
     """
     objective.to(device)
