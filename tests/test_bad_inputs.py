@@ -565,7 +565,7 @@ CASES: dict[str, tuple[Make, int, str]] = {
     "cut weights in one process": (
         lambda f: ["train", *TABLES, "--model", f, "--output", f / "out", "--fsdp"],
         2,
-        "--fsdp: found one process; expected several, which keep a part of the model each; start it with torchrun",
+        "--fsdp: found one process; expected several processes, each of which keeps a part of the model; start it with",
     ),
     "cut weights with chunks of automatic size": (
         lambda f: ["train", *TABLES, "--model", f, "--output", f / "out", "--fsdp", "--chunk-tokens", "auto"],

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 EXACT = "exact"  # search in the vectors themselves
 _OWN = ("model", "corpus", "queries", "embeddings", "output", "type", "add", "restart", "processes")
 
+_HASHED_AT_ONCE = 1 << 12  # rows, whose strings are far below 2 GiB together
+
 
 def build_index(
     documents: PathLike | TextsLike | np.ndarray,
@@ -166,9 +168,9 @@ def _write_vectors(vectors: np.ndarray, ids: Iterable[str] | None, folder: Path,
 
 
 def _digest(table: pa.Table) -> str:
-    """A hash of the values of a table."""
-
+    """A hash of the values of a table, however they are cut into chunks."""
     digest = hashlib.blake2b(digest_size=16)
-    for batch in table.combine_chunks().to_batches():
-        digest.update(batch.serialize())
+    for first in range(0, len(table), _HASHED_AT_ONCE):
+        for batch in table.slice(first, _HASHED_AT_ONCE).combine_chunks().to_batches():
+            digest.update(batch.serialize())
     return digest.hexdigest()

@@ -10,7 +10,7 @@ from typing import Any, TypeAlias, TypeGuard
 import numpy as np
 import pyarrow as pa
 
-from retrievo.data.ordering import ranked, ranks
+from retrievo.data.ordering import flat_strings, ranked, ranks
 from retrievo.data.qrels import Qrels
 from retrievo.data.run import Run
 from retrievo.data.tables import CORPUS, QRELS, QUERIES, RUN, Schema, Table, as_noun
@@ -169,7 +169,7 @@ def _named(table: pa.Table, names: Mapping[str, str]) -> pa.Table:
 def _ranked(table: pa.Table, where: str) -> pa.Table:
     """The same with ranks by the ordering rule."""
     table = as_noun(table, Schema(RUN.noun, tuple(c for c in RUN.columns if c.name != "rank")), where)
-    query = table["query_id"].combine_chunks().dictionary_encode().indices.to_numpy()
+    query = flat_strings(table["query_id"]).dictionary_encode().indices.to_numpy()
     order = ranked(query, table["score"].to_numpy(), table["doc_id"])
     rank = np.empty(len(order), np.int32)
     rank[order] = ranks(query[order])

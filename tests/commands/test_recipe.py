@@ -445,6 +445,9 @@ def test_the_recipes_that_come_along_hold_no_mistake(path: Path) -> None:
 )
 def test_recipes_of_two_rounds_tell_what_the_second_could_reach(path: Path) -> None:
     steps = read_recipe(RunConfig(file=path))
+    if sum(step.command == "train" for step in steps) < 2:
+        assert path.stem == "scifact"
+        return
     assert any("nb-recall" in metric for step in steps for metric in getattr(step.config, "metrics", ()))
 
 

@@ -468,7 +468,7 @@ def test_a_run_that_memory_ended_goes_on_with_options_that_take_less(
     monkeypatch.setattr(ChunkTokens, "shrink", full)
     monkeypatch.setattr("retrievo.training.engine.loop.gradient_step", _fitting_once(gradient_step))
     outcome = retrievo(*flags)
-    assert (outcome.code, "with --activation-memory 0 --chunk-tokens 2048: it goes on" in outcome.err) == (1, True)
+    assert (outcome.code, "with --activation-memory 0 --chunk-tokens 2048: it resumes" in outcome.err) == (1, True)
     outcome = retrievo(*flags, "--gradient-checkpointing", "--chunk-tokens", 64)
     assert outcome.code == 0, outcome.err
     assert "from step 2 on, --chunk-tokens is 64; it was 4096" in outcome.err

@@ -117,6 +117,7 @@ def test_a_fused_run_may_have_more_ids_than_one_array_of_strings_holds(monkeypat
 # where chunks are joined that are no strings, or those of one row group or one shard
 _JOINED = {"data/ordering.py": 1, "data/tables.py": 1, "data/importers/negatives.py": 2}
 _JOINED |= {
+    "commands/build_index.py": 1,
     "commands/encode.py": 1,
     "mining/candidates.py": 1,
     "retrieval/embeddings.py": 1,

@@ -97,7 +97,7 @@ def test_what_can_not_be_told_apart_is_refused(home: Path, tmp_path: Path, retri
     assert "does not say of which corpus" in searched(
         retrievo, home, out, *both, "--run", tmp_path / "foreign.trec", code=1
     )
-    assert "--across-corpora: fuses several indexes" in searched(retrievo, home, out, *both, code=2)
+    assert "--across-corpora: applies only with several indexes or runs" in searched(retrievo, home, out, *both, code=2)
     told = searched(retrievo, home, out, *both, *indexes(home, "three"), "--corpus", home / "one", code=2)
     assert "--across-corpora" in told
 

@@ -67,7 +67,12 @@ def test_a_run_has_the_queries_in_their_order(house: Path, tmp_path: Path, retri
 def test_an_index_knows_its_corpus_and_language(house: Path) -> None:
     manifest = Manifest.read(house / "bm25", "bm25-index")
     assert manifest.input_path("corpus", "--corpus") == house
-    assert manifest.config == {"type": "bm25", "language": "en", "title_template": "{title} {text}"}
+    assert manifest.config == {
+        "type": "bm25",
+        "language": "en",
+        "title_template": "{title} {text}",
+        "term_vectors": False,
+    }
     assert manifest.stats["documents"] == 5
     assert manifest.stats["empty"] == 1
 

@@ -208,7 +208,8 @@ def test_every_loss_falls_with_every_optimizer(loss: str, optimizer: str, tmp_pa
             batch = dataclasses.replace(finetune_batch(groups), teacher=scores if loss in TAUGHT else None)
             return taught_by_vectors(batch, 0, slice(None), len(groups)) if loss in BATCH_TAUGHT else batch
 
-    objective = finetune(temperature=0.5, loss=(loss,))
+    divided = {"temperature": 0.5} if "temperature" in LOSSES[loss].settings else {}
+    objective = finetune(loss=(loss,), **divided)
     course = config(max_steps=40, optimizer=optimizer, learning_rate=2e-2)
     fit(objective, Taught(), course, folder=tmp_path, device=torch.device("cpu"))
     losses = [record["loss"] for record in log(tmp_path)]
