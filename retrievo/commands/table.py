@@ -63,7 +63,7 @@ COMMANDS: dict[str, Command] = {
     "pretrain": Command(
         PretrainConfig,
         "retrievo.commands.pretrain:pretrain",
-        "Pre-train a backbone on documents: Condenser, coCondenser, SimCLR, Contriever.",
+        "Pre-train a backbone on documents alone, without queries or judgments.",
         (
             "retrievo pretrain --corpus msmarco.parquet",
             "retrievo pretrain --corpus wikipedia.parquet --objective simclr --normalize",

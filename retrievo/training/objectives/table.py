@@ -147,7 +147,6 @@ class MlmConfig(Options):
         default=128,
         minimum=10,
         applies=_OF_MLM,
-        shown=True,
         group="Objective",
     )
     sentence_boundaries: bool = option(
