@@ -104,7 +104,8 @@ def train(case: str, model: Path, folder: Path, *, sharded: bool, steps: int = S
         for parameter in objective.parameters():
             nn.init.zeros_(parameter)
     # clipping keeps early steps alike; plain AdamW would blow up differences where a gradient is nearly zero
-    usual = {"max_steps": STEPS, "learning_rate": 1e-2, "epsilon": 1e-3, "chunk_tokens": 30, "activation_memory": "0"}
+    usual = {"max_steps": STEPS, "learning_rate": 1e-2, "epsilon": 1e-3, "chunk_tokens": 30}
+    usual |= {} if "gradient_checkpointing" in options else {"activation_memory": "0"}
     config = FitConfig(**usual | options, dtype="float32", save_every=STOP)
     done: list[int] = []
     if sharded:
