@@ -218,7 +218,7 @@ def test_labeling_killed_at_any_moment_and_run_again_ends_in_the_same_bytes(kill
     names, ranks = ["query_id", "doc_id", "score", "rank"], pa.array(np.zeros(len(scores), np.int32))
     pq.write_table(pa.table([query, document, pa.array(scores), ranks], names=names), tmp_path / "run.parquet")
     kill_harness.check(
-        lambda output: ["pseudo-label", "--run", str(tmp_path / "run.parquet"), "--output", str(output)], kills=4
+        lambda output: ["pseudo-label", "--run", str(tmp_path / "run.parquet"), "--output", str(output)], kills=3
     )
 
 

@@ -195,7 +195,7 @@ def test_training_killed_and_two_processes(
     process(training(tiny_model, toy_dataset, tmp_path / "two", *flags), processes=2)
     assert losses("two") == pytest.approx(losses("one"), rel=1e-4)
     rng = random.Random(0)
-    for moment in range(3):
+    for moment in range(2):
         name = f"killed-{moment}"
         process(training(tiny_model, toy_dataset, tmp_path / name, *flags), kill_after=rng.uniform(0.6, 0.98) * took)
         process(training(tiny_model, toy_dataset, tmp_path / name, *flags))
@@ -427,7 +427,7 @@ def test_pairs_scored_by_an_encoder_are_the_same_of_two_processes_and_after_a_ki
     took = process(command("1.parquet"))
     process(command("2.parquet"), processes=2)
     rng = random.Random(0)
-    for moment in range(3):
+    for moment in range(2):
         process(command(f"killed-{moment}.parquet"), kill_after=rng.uniform(0.5, 0.98) * took)
         process(command(f"killed-{moment}.parquet"))
     made = sorted(path for path in tmp_path.iterdir() if path.is_file())

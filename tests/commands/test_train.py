@@ -501,14 +501,14 @@ def test_killed_at_any_moment_and_run_again_training_ends_in_the_same_bytes(
     took = process(start(tiny_model, toy_dataset, tmp_path / "whole", *flags))
     assert took is not None
     rng, kills = random.Random(0), 0
-    for moment in range(6):
+    for moment in range(4):
         output = tmp_path / f"killed-{moment}"
         lived = process(start(tiny_model, toy_dataset, output, *flags), kill_after=rng.uniform(0.6, 0.98) * took)
         kills, took = kills + (lived is None), min(took, lived or took)  # a quieter machine is quicker
         process(start(tiny_model, toy_dataset, output, *flags))
         assert weights(output) == weights(tmp_path / "whole")
         assert losses(output) == losses(tmp_path / "whole")
-    assert kills >= 3
+    assert kills >= 2
 
 
 @pytest.mark.slow
