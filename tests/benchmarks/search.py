@@ -260,14 +260,14 @@ def plot(rows: list[Row], exact: float, count: int, path: Path) -> None:
 
 def bench_bm25(given: argparse.Namespace) -> None:
     from retrievo.data.corpus import Corpus, Queries
-    from retrievo.retrieval import bm25 as lexical
+    from retrievo.retrieval.bm25 import BM25Index, build
     from retrievo.retrieval.jvm import java_class
 
     corpus, texts = Corpus(given.dataset), Queries(given.dataset).texts[: given.queries]
     with tempfile.TemporaryDirectory() as home:
         folder = Path(home)
         documents = (pair for ids, texts in corpus.batches("{title} {text}") for pair in zip(ids, texts, strict=True))
-        lexical.build(documents, folder)
+        build(documents, folder)
         searcher = java_class("SimpleSearcher")(str(folder))
         searcher.set_bm25(0.9, 0.4)
         asked, names = java_class("ArrayList")(), java_class("ArrayList")()
@@ -275,7 +275,7 @@ def bench_bm25(given: argparse.Namespace) -> None:
             asked.add(text)
             names.add(str(number))
         own, peer = [], []
-        with lexical.BM25Index(folder) as index:
+        with BM25Index(folder) as index:
             for turn in range(given.rounds + 2):
                 ours = took(lambda: index.search(texts, given.depth, threads=given.threads))
                 theirs = took(lambda: searcher.batch_search(asked, names, given.depth, given.threads))

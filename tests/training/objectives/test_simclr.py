@@ -23,7 +23,7 @@ from retrievo.training.augment.corruption import Corruption
 from retrievo.training.augment.special_tokens import Document, Frame
 from retrievo.training.batch import Batch
 from retrievo.training.engine.gradient_cache import ALL_GRAPHS, Passes, gradient_step
-from retrievo.training.losses import tiled as tiles
+from retrievo.training.losses import tiled
 from retrievo.training.objectives.simclr import DOCUMENT, QUERY, ClozeCollator, CropCollator, vector_metrics
 from retrievo.training.objectives.table import SimClrConfig
 
@@ -81,11 +81,11 @@ def test_symmetric_lets_each_view_compete_with_all_others(smoothing: float) -> N
 @pytest.mark.parametrize("symmetric", [False, True])
 def test_tiles_change_nothing(symmetric: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = loss_of(vectors(9), symmetric=symmetric)
-    monkeypatch.setattr(tiles, "TILE", 20)
-    tiled = loss_of(vectors(9), symmetric=symmetric)
-    assert tiled[0] == pytest.approx(whole[0], rel=1e-6)
-    assert_same(tiled[1], whole[1])
-    assert_same(tiled[2], whole[2])
+    monkeypatch.setattr(tiled, "TILE", 20)
+    in_tiles = loss_of(vectors(9), symmetric=symmetric)
+    assert in_tiles[0] == pytest.approx(whole[0], rel=1e-6)
+    assert_same(in_tiles[1], whole[1])
+    assert_same(in_tiles[2], whole[2])
 
 
 def test_large_scores_lose_no_precision() -> None:
