@@ -187,9 +187,16 @@ def open_index(path: Path | str, encoders: Encoders | None = None, **settings: A
 
     Raises: RetrievoError for a folder that is no index; UsageError for a setting that has no meaning for this one.
     """
+    return open_folder(index_folder(Path(path)), encoders, **settings)
+
+
+def open_folder(index: IndexFolder, encoders: Encoders | None = None, **settings: Any) -> Searcher:
+    """`open_index` where the manifest has been read already.
+
+    Raises: UsageError for a setting that has no meaning for this index.
+    """
     from retrievo.retrieval.dense import Encoders
 
-    index = index_folder(Path(path))
     given = {name: value for name, value in settings.items() if value is not None}
     for name in given:
         if not takes(index.manifest, name):

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from retrievo.data.options import parse_memory
-from retrievo.retrieval.searcher import FEEDBACK, KINDS, can, does_not_apply, index_folder, open_index, takes
+from retrievo.retrieval.searcher import FEEDBACK, KINDS, can, does_not_apply, index_folder, open_folder, takes
 from retrievo.support import console
 from retrievo.support.conditions import flag_of, is_off
 from retrievo.support.errors import RetrievoError, UsageError
@@ -36,9 +36,7 @@ def open_indexes(config: SearchConfig) -> list[Searcher]:
 
 def _open(config: SearchConfig, index: IndexFolder, encoders: Encoders) -> Searcher:
     settings = _settings(config)
-    return open_index(
-        index.path, encoders, **{name: settings[name] for name in settings if takes(index.manifest, name)}
-    )
+    return open_folder(index, encoders, **{name: settings[name] for name in settings if takes(index.manifest, name)})
 
 
 def _settings(config: SearchConfig) -> dict[str, Any]:
