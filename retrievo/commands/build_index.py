@@ -51,13 +51,14 @@ def build_index(
     """
     from retrievo.retrieval.opened import Index
     from retrievo.retrieval.searcher import open_index
+    from retrievo.support.artifact import is_of_kind
 
     home = tempfile.TemporaryDirectory(prefix="retrievo-") if output is None else None
     place = Path(output) if output is not None else Path(home.name) / "index"  # type: ignore[union-attr]
     encoding, indexing = _options(fields)
     with console.inner_steps():
         source = _on_disk(documents, place, type, titles, ids, bool(fields.get("force")))
-        if _holds_vectors(source):
+        if is_of_kind(source, "embeddings"):
             source = source if type == EXACT else _index(place, type=type, embeddings=source, **indexing)
         elif type == BM25:
             source = _index(place, type=type, corpus=source, **indexing)
@@ -89,16 +90,6 @@ def _options(fields: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]
             raise UsageError("build_index()", f"unknown option '{name}'", None, did_you_mean(name, both))
     parts = [{name: fields[name] for name in known(kind) if name in fields} for kind in (EncodeConfig, IndexConfig)]
     return parts[0], parts[1]
-
-
-def _holds_vectors(path: Path) -> bool:
-    from retrievo.support.artifact import Manifest
-    from retrievo.support.errors import RetrievoError
-
-    try:
-        return Manifest.read(path).kind == "embeddings"
-    except RetrievoError:
-        return False
 
 
 def _on_disk(

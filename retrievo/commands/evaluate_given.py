@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, overload
 
 from retrievo.commands import evaluate as runs_evaluated
 from retrievo.commands.evaluate import EvaluateConfig
-from retrievo.commands.evaluate_suite import SweepConfig, sweep
+from retrievo.commands.evaluate_suite import evaluate_any
 from retrievo.evaluation.names import DEFAULT_METRICS
 from retrievo.support.errors import UsageError, did_you_mean
 from retrievo.support.verbs import config_of
@@ -60,8 +60,7 @@ def evaluate(
     Raises: RetrievoError for what is no run and what are no judgments; UsageError for options that do not exist.
     """
     if isinstance(run, EvaluateConfig):
-        sweeps = isinstance(run, SweepConfig) and run.sweeps
-        return sweep(run) if sweeps else runs_evaluated.evaluate(run)  # type: ignore[arg-type]
+        return evaluate_any(run)
     given = {name: _run(one, name) for name, one in _by_name(run).items()}
     if baseline is not None and baseline not in given:
         raise UsageError("baseline", f"found '{baseline}'", None, did_you_mean(baseline, given))

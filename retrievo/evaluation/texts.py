@@ -14,7 +14,7 @@ from retrievo.data.corpus import Corpus, Document
 from retrievo.data.origin import mixes_corpora
 from retrievo.data.run import Run
 from retrievo.data.tables import QUERIES, Table
-from retrievo.support.artifact import Manifest
+from retrievo.support.artifact import Manifest, is_of_kind
 from retrievo.support.errors import RetrievoError
 
 
@@ -70,16 +70,9 @@ def _follow(path: Path, name: str) -> Path | None:
         with contextlib.suppress(RetrievoError):  # where it moved, what was made from it beside it may know
             if name in manifest.inputs:
                 found = manifest.input_path(name, f"--{name}")
-                return _follow(found, name) if _holds_vectors(found) else found
+                return _follow(found, name) if is_of_kind(found, "embeddings") else found
         sources = [source for source in manifest.inputs if source in ("embeddings",) or source.startswith("index")]
         trails = (_follow(manifest.input_path(source, f"--{source}"), name) for source in sources)
         return next((path for path in trails if path), None)
     except RetrievoError:
         return None
-
-
-def _holds_vectors(path: Path) -> bool:
-    try:
-        return Manifest.read(path).kind == "embeddings"
-    except RetrievoError:  # a table that retrievo did not make
-        return False

@@ -165,6 +165,14 @@ def has_manifest(folder: Path) -> bool:
     return (folder / MANIFEST).is_file() and _is_from_retrievo(_read_manifest_file(folder))
 
 
+def is_of_kind(path: Path, kind: str) -> bool:
+    """Whether a path holds a finished artifact of this kind; anything else, such as a user's own table, is none."""
+    try:
+        return Manifest.read(path).kind == kind
+    except RetrievoError:
+        return False
+
+
 def _is_from_retrievo(values: Any) -> bool:
     """Whether the content of a manifest was written by retrievo, in any version."""
     return isinstance(values, dict) and str(values.get("created_by")).startswith("retrievo") and "kind" in values

@@ -78,7 +78,7 @@ def short_help(name: str, about: str, examples: Sequence[str], options: Sequence
     common = [option for option in options if option not in required and option.declaration.shown]
     common.sort(key=lambda option: GROUPS.index(option.declaration.group))
     lines = [*_head(name, about, options, width)]
-    for title, members in (("Required", required), ("Common options", common)):
+    for title, members in ((REQUIRED, required), ("Common options", common)):
         lines += _panel(title, members, width, whole=False)
     lines += ["", *_example(examples[0], width), f"All {len(options)} options: retrievo {name} --help-all"]
     return "\n".join(lines) + "\n"
