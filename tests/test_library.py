@@ -216,7 +216,7 @@ def home(tiny_model: Path, toy_dataset: Path, tmp_path: Path, monkeypatch: pytes
 @pytest.mark.slow  # some seconds: torch, Java and three models
 def test_every_line_of_the_page_runs(home: Path, capsys: pytest.CaptureFixture[str], run: Run) -> None:
     """In the order of the page, in one process; then the command line finds the same."""
-    page = (PACKAGE.parent / "docs" / "library.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[1] / "docs" / "library.md").read_text(encoding="utf-8")
     blocks = re.findall(r"^```python\n(.*?)^```", page, re.M | re.S)
     assert len(blocks) == page.count("```") / 2 > 6, "a block that is no Python"
     names: dict[str, Any] = {}

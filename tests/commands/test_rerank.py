@@ -427,9 +427,10 @@ def test_pairs_scored_by_an_encoder_are_the_same_of_two_processes_and_after_a_ki
     took = process(command("1.parquet"))
     process(command("2.parquet"), processes=2)
     rng = random.Random(0)
-    for moment in range(2):
-        process(command(f"killed-{moment}.parquet"), kill_after=rng.uniform(0.5, 0.98) * took)
-        process(command(f"killed-{moment}.parquet"))
+    killed = [f"killed-{moment}.parquet" for moment in range(2)]
+    for name in killed:
+        process(command(name), kill_after=rng.uniform(0.5, 0.98) * took)
+        process(command(name))
     made = sorted(path for path in tmp_path.iterdir() if path.is_file())
-    assert len(made) == len(list(tmp_path.iterdir())) == 5
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["1.parquet", "2.parquet", *killed]
     assert all(pq.read_table(path).equals(pq.read_table(made[0])) for path in made)
