@@ -165,6 +165,14 @@ BASES = {
     "evaluate-suite": "evaluate --suite {suite} --model {model} --depth 6 --dtype fp32 --output {folder}/out",
     "evaluate-known": "evaluate --known-item title --known-items 12 --corpus {small} --model {model} --depth 6 "
     "--dtype fp32 --output {folder}/out",
+    "pretrain-data": f"pretrain --model {{tiny}} {STEPS} --window 24 --objective simclr --output {{folder}}/out",
+    "train-data": f"train --model {{tiny}} {STEPS} --pooling mean --output {{folder}}/out",
+    "mine-data": "mine-negatives --source bm25 --depth 12 --samples 3 --output {folder}/out.parquet",
+    "encode-data": "encode --model {model} --dtype fp32 --output {folder}/out",
+    "index-data": "index --output {folder}/out",
+    "search-data": "search --index {bm25} --depth 8 --output {folder}/run.trec",
+    "rerank-data": "rerank --run {bm25.trec} --model {ranker} --depth 3 --dtype fp32 --output {folder}/run.trec",
+    "evaluate-data": "evaluate --run {bm25.trec}",
     "cache": "cache",
     "run": "run {files}/recipe.toml --output {folder}/out",
     "demo": "demo --output {folder}/out",
@@ -442,10 +450,11 @@ class Refused:
     said: str
     base: str = ""
     beside: str = ""
+    instead: str = ""
 
     def check(self, bench: Bench, command: str) -> None:
         base = f"{BASES[self.base or command]} {self.beside}"
-        before = bench.ran(base)
+        before = bench.ran(f"{base} {self.instead}")
         assert before.outcome.code == 0, before.told
         after = bench.ran(f"{base} {self.flags}")
         assert after.outcome.code in (1, 2), after.outcome
@@ -990,6 +999,7 @@ PROBES: dict[str, dict[str, Probe]] = {
         "objective": Acts("--objective ict"),
         "model": Acts("--model {model}"),
         "revision": asks_the_hub(),
+        "data": Acts("--data {other}", base="pretrain-data", instead="--data {small}"),
         "corpus": Acts("--corpus {other}"),
         "mix": Acts("--mix equal", beside="--corpus {other}"),
         "held_out": Acts("--held-out 4"),
@@ -1009,6 +1019,8 @@ PROBES: dict[str, dict[str, Probe]] = {
     "train": FIT
     | {
         "stage": Does(trains_in_its_stage),
+        "data": Acts("--data {reworded}", base="train-data", instead="--data {small}"),
+        "split": Acts("--split test", base="train-data", beside="--data {small}"),
         "corpus": Acts("--corpus {reworded}"),
         "queries": Acts("--queries {reworded}"),
         "qrels": Acts("--qrels {small}/qrels/test.parquet"),
@@ -1077,6 +1089,8 @@ PROBES: dict[str, dict[str, Probe]] = {
         "revision": asks_the_hub("mine-dense"),
         "index": Acts("--index {vectors}", base="mine-index", instead="--index {bm25}"),
         "run": Acts("--run {bm25.trec}"),
+        "data": Acts("--data {reworded}", base="mine-data", instead="--data {small}"),
+        "split": Acts("--split test", base="mine-data", beside="--data {small}"),
         "corpus": Acts("--corpus {reworded}", base="mine-bm25"),
         "queries": Acts("--queries {other}"),
         "qrels": Acts("--qrels {small}/qrels/test.parquet"),
@@ -1113,6 +1127,7 @@ PROBES: dict[str, dict[str, Probe]] = {
     "encode": {
         "model": Acts("--model {other-model}"),
         "revision": asks_the_hub(),
+        "data": Acts("--data {other}", base="encode-data", instead="--data {small}"),
         "corpus": Acts("--corpus {other}"),
         "queries": Acts("--queries {other}", base="encode-queries", instead="--queries {small}"),
         "output": lands_where_it_says(),
@@ -1130,6 +1145,7 @@ PROBES: dict[str, dict[str, Probe]] = {
     "index": {
         "type": Acts("--type sq8"),
         "embeddings": Acts("--embeddings {vectors}"),
+        "data": Acts("--data {other}", base="index-data", instead="--data {small}", then=SEARCHED),
         "corpus": Acts("--corpus {other}", base="index-bm25", then=SEARCHED),
         "output": lands_where_it_says(),
         "shards": Acts("--shards 2"),
@@ -1186,6 +1202,8 @@ PROBES: dict[str, dict[str, Probe]] = {
         "chunk_tokens": Counted("--chunk-tokens 64", "chunks"),
         "device": ON_CUDA,
         "threads": Counted("--threads 3", "threads of torch", value=3),
+        "data": Acts("--data {reworded}", base="search-data", instead="--data {small}"),
+        "split": Acts("--split train", base="search-data", beside="--data {small}"),
         "corpus": Acts("--corpus {reworded}", base="search-typed"),
         "json": Acts("--json", base="search-typed"),
         "force": forces("--depth 3"),
@@ -1194,6 +1212,9 @@ PROBES: dict[str, dict[str, Probe]] = {
         "run": Acts("--run {dense.trec}"),
         "model": Acts("--model {model}"),
         "revision": asks_the_hub(),
+        "data": Refused(
+            "--data {reworded}", "was made from another corpus", instead="--data {small}", base="rerank-data"
+        ),
         "corpus": Refused("--corpus {reworded}", "was made from another corpus"),
         "queries": Acts("--queries {reworded}"),
         "qrels": Acts("--qrels {small}/qrels/train.parquet"),
@@ -1222,6 +1243,8 @@ PROBES: dict[str, dict[str, Probe]] = {
     },
     "evaluate": {
         "run": Acts("--run {dense.trec}"),
+        "data": Acts("--data {other}", base="evaluate-data", instead="--data {small}"),
+        "split": Acts("--split train", base="evaluate-data", beside="--data {small}"),
         "qrels": Acts("--qrels {small}/qrels/train.parquet"),
         "metrics": Acts("--metrics p@3"),
         "baseline": Acts("--baseline {dense.trec}"),

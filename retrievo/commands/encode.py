@@ -6,15 +6,17 @@ therefore resumes with the missing shards, with any number of processes, and pro
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from retrievo.data.options import (
     corpus_option,
+    data_option,
     force_option,
+    of_data,
     output_option,
     queries_option,
     restart_option,
@@ -30,6 +32,7 @@ from retrievo.models.options import (
     revision_option,
 )
 from retrievo.support import console
+from retrievo.support.conditions import only_without
 from retrievo.support.errors import UsageError
 from retrievo.support.options import Options, option
 from retrievo.support.verbs import verb
@@ -50,6 +53,7 @@ class EncodeConfig(Options):
 
     model: str = model_option(affects_output=False)
     revision: str | None = revision_option()
+    data: Path | None = data_option("corpus", applies=only_without("queries"))
     corpus: Path | None = corpus_option(default=None, alternative="texts", shown=True)
     queries: Path | None = queries_option(default=None, alternative="texts", shown=True)
     output: Path = output_option("Embeddings folder to write.")
@@ -82,6 +86,9 @@ class EncodeConfig(Options):
     )
     force: bool = force_option()
     restart: bool = restart_option()
+
+    def recipe(self) -> Mapping[str, Any]:
+        return of_data(self.data, "corpus") if self.queries is None else {}
 
     def check(self) -> None:
         if (self.corpus is None) == (self.queries is None):

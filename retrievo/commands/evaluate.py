@@ -5,15 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from retrievo.data.options import (
     corpus_option,
+    data_option,
     force_option,
     min_relevance_option,
+    of_data,
     output_option,
     qrels_option,
     seed_option,
+    split_option,
 )
 from retrievo.evaluation.names import CONVENTIONS, DEFAULT_CONVENTION, DEFAULT_METRICS, STYLES, Metric, Rules
 from retrievo.support import console
@@ -42,6 +45,8 @@ class EvaluateConfig(Options):
     run: tuple[Path, ...] = option(
         "Runs to evaluate. Formats are Parquet, TREC and MS MARCO.", default=(), several=True, shown=True, group="Data"
     )
+    data: Path | None = data_option("qrels", applies=only_without("suite") & only_without("known_item"))
+    split: str | None = split_option()
     qrels: Path | None = qrels_option(default=None, shown=True)
     metrics: tuple[str, ...] = option(
         "Metrics with cutoffs, as in mrr@10.",
@@ -130,6 +135,9 @@ class EvaluateConfig(Options):
     def style(self) -> str:
         """How the numbers are printed."""
         return "json" if self.json else self.format
+
+    def recipe(self) -> Mapping[str, Any]:
+        return of_data(self.data, "qrels", split=self.split)
 
     def check(self) -> None:
         if any(Metric.parse(name).needs_reference for name in self.metrics) and self.reference_run is None:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from retrievo.data.options import (
     corpus_option,
+    data_option,
     force_option,
     heap_option,
+    of_data,
     output_option,
     threads_option,
     title_template_option,
@@ -19,7 +21,7 @@ from retrievo.data.options import (
 from retrievo.retrieval.index_types import BM25
 from retrievo.retrieval.searcher import BUILT_BY_MODULE, KINDS, TYPES, check_type
 from retrievo.support import console
-from retrievo.support.conditions import only_where, only_with
+from retrievo.support.conditions import only_where, only_with, only_without
 from retrievo.support.errors import RetrievoError, UsageError
 from retrievo.support.options import Options, option
 from retrievo.support.verbs import verb
@@ -41,15 +43,17 @@ class IndexConfig(Options):
 
     type: str = option(
         f"Index type. The types are {', '.join(TYPES)}, {BM25}, or a FAISS factory string such as IVF1024,SQ8.",
-        default="flat",
+        default=None,
+        hidden_default="bm25 of a corpus, flat of embeddings",
         check=check_type,
         shown=True,
         group="Search",
     )
     embeddings: Path | None = option(
-        "Embeddings folder to index.", default=None, applies=_NOT_BM25, shown=True, group="Data"
+        "Embeddings folder to index.", default=None, alternative="content", applies=_NOT_BM25, shown=True, group="Data"
     )
-    corpus: Path | None = corpus_option(default=None, applies=_BM25, shown=True)
+    data: Path | None = data_option("corpus", applies=only_without("embeddings"))
+    corpus: Path | None = corpus_option(default=None, alternative="content", applies=_BM25, shown=True)
     output: Path = output_option("Index folder to write.")
     shards: int | None = option(
         "Number of files to split the index into.",
@@ -81,6 +85,10 @@ class IndexConfig(Options):
     heap: str | None = heap_option(applies=_BM25)
     threads: int | None = threads_option()
     force: bool = force_option()
+
+    def recipe(self) -> Mapping[str, Any]:
+        corpus = of_data(self.data, "corpus") if self.embeddings is None else {}
+        return {"type": BM25 if self.corpus or corpus else "flat", **corpus}
 
     def check(self) -> None:
         if self.type == BM25 and self.corpus is None:

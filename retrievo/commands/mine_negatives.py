@@ -22,14 +22,19 @@ from retrievo.commands.stages import trained_stage, write_stage
 from retrievo.commands.train_config import STAGE_NEGATIVES
 from retrievo.data.options import (
     K1,
+    OF_DATA,
     B,
+    check_tables,
     corpus_option,
+    data_option,
     force_option,
     min_relevance_option,
+    of_data,
     output_option,
     qrels_option,
     queries_option,
     seed_option,
+    split_option,
     threads_option,
     title_template_option,
 )
@@ -40,6 +45,7 @@ from retrievo.support.errors import UsageError, did_you_mean
 from retrievo.support.options import Options, option
 from retrievo.support.settings import Layer
 from retrievo.support.verbs import verb
+from retrievo.training.feeds.dataset_config import TABLES
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -109,9 +115,11 @@ class MineConfig(Options):
     run: tuple[Path, ...] = option(
         "Runs or tables of negatives to draw from.", default=(), applies=only_with("source", RUN), group="Negatives"
     )
-    corpus: Path = corpus_option()
-    queries: Path = queries_option()
-    qrels: Path = qrels_option()
+    data: Path | None = data_option(*TABLES)
+    split: str = split_option("train")
+    corpus: Path = corpus_option(default=None, hidden_default=OF_DATA, shown=True)
+    queries: Path = queries_option(default=None, hidden_default=OF_DATA, shown=True)
+    qrels: Path = qrels_option(default=None, hidden_default="the --split of --data", shown=True)
     output: Path = output_option("Table of negatives to write (.parquet).")
     depth: int = option(
         "Number of documents retrieved per query.", default=200, minimum=1, shown=True, group="Negatives"
@@ -193,8 +201,12 @@ class MineConfig(Options):
     seed: int = seed_option("choice of negatives")
     force: bool = force_option()
 
+    def recipe(self) -> Mapping[str, Any]:
+        return of_data(self.data, *TABLES, split=self.split)
+
     def check(self) -> None:
         _check_stages(self.stages)
+        check_tables(**{name: getattr(self, name) for name in TABLES})
         names = [source.name for source in self.sources]
         if len(set(names)) < len(names) or not names:
             raise UsageError("--source", f"found '{' '.join(self.source)}'", "each source once")

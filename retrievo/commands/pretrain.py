@@ -15,8 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 from retrievo.data.mixing import UNIFORM, check_mix, shares
 from retrievo.data.options import (
+    OF_DATA,
     corpora_option,
+    data_option,
     force_option,
+    of_data,
     output_option,
     restart_option,
     threads_option,
@@ -79,7 +82,8 @@ class PretrainConfig(FitConfig, PretrainingOptions):
     )
     model: str = model_option(default="bert-base-uncased", affects_output=False, shown=True)
     revision: str | None = revision_option()
-    corpus: tuple[Path, ...] = corpora_option()
+    data: Path | None = data_option("corpus")
+    corpus: tuple[Path, ...] = corpora_option(default=None, hidden_default=OF_DATA, shown=True)
     mix: str = option(
         "How several corpora are mixed. uniform draws documents evenly, equal draws corpora evenly, alpha=0.5 lies "
         "between the two, and 3,1 gives weights.",
@@ -168,7 +172,8 @@ class PretrainConfig(FitConfig, PretrainingOptions):
     restart: bool = restart_option()
 
     def recipe(self) -> Mapping[str, Any]:
-        return {"delete": 0.0, **OBJECTIVES[self.objective].recipe} if self.objective in PRETRAINING else {}
+        corpus = {name: (path,) for name, path in of_data(self.data, "corpus").items()}
+        return corpus | ({"delete": 0.0, **OBJECTIVES[self.objective].recipe} if self.objective in PRETRAINING else {})
 
     def check(self) -> None:
         super().check()

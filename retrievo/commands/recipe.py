@@ -432,7 +432,7 @@ def _work(step: Step, *, fetch: bool = True) -> dict[str, Any]:
 def _read_paths(config: Options, known: Option) -> list[tuple[str, Path]]:
     """(name of the input, path) of what an option of paths reads: `negatives`, `negatives-2` ..."""
     value = getattr(config, known.name)
-    if not value or known.declaration.written:
+    if not value or known.declaration.written or known.declaration.stands_for:
         return []
     paths = value if known.many else (value,)
     return [(f"{known.name}-{number}" if number > 1 else known.name, path) for number, path in enumerate(paths, 1)]

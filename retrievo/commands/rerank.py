@@ -7,14 +7,19 @@ whichever process makes it. So a killed run goes on with the shards that are mis
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from retrievo.data.options import (
+    OF_DATA,
+    check_tables,
     corpus_option,
+    data_option,
     force_option,
     min_relevance_option,
+    of_data,
     output_option,
     qrels_option,
     queries_option,
@@ -30,7 +35,7 @@ from retrievo.support.options import Options, option
 from retrievo.support.verbs import verb
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     import numpy as np
     import pyarrow as pa
@@ -51,8 +56,9 @@ class RerankConfig(Options):
     run: Path = option("Run to rerank, or a table of negatives to score.", group="Data")
     model: str = model_option(affects_output=False)
     revision: str | None = revision_option()
-    corpus: Path = corpus_option()
-    queries: Path = queries_option()
+    data: Path | None = data_option("corpus", "queries")
+    corpus: Path = corpus_option(default=None, hidden_default=OF_DATA, shown=True)
+    queries: Path = queries_option(default=None, hidden_default=OF_DATA, shown=True)
     qrels: Path | None = qrels_option(
         default=None, help="Relevance judgments; relevant documents that the run lacks are scored too.", shown=True
     )
@@ -89,7 +95,11 @@ class RerankConfig(Options):
     force: bool = force_option()
     restart: bool = restart_option()
 
+    def recipe(self) -> Mapping[str, Any]:
+        return of_data(self.data, "corpus", "queries")
+
     def check(self) -> None:
+        check_tables(corpus=self.corpus, queries=self.queries)
         check_run_suffix(self.output)
 
 

@@ -29,6 +29,8 @@ def table_files(path: Path, noun: str) -> list[Path]:
     if not path.is_dir():
         found = sorted(map(Path, glob.glob(str(path))))
         files = [file for file in found if file.is_file() and not is_manifest_beside(file)]
+        if not files and noun == "qrels" and path.parent.name == "qrels":
+            raise _no_split(path)
         if not files:
             raise RetrievoError(path, "no such file", f"the {noun}", "check the path")
         return files
@@ -37,6 +39,17 @@ def table_files(path: Path, noun: str) -> list[Path]:
     if noun == "qrels" and (path / "qrels").is_dir():
         return _default_split(path / "qrels")
     return _of_folder(path, noun)
+
+
+def _no_split(path: Path) -> RetrievoError:
+    """What a dataset folder has instead of the split that was asked for."""
+    folder = path.parent.parent
+    splits = sorted(file.stem for file in path.parent.glob("*.parquet"))
+    there = sorted(file.name for file in folder.glob("*.parquet"))
+    found = f"no such file; {folder} has the splits {', '.join(splits)}" if splits else "no such file"
+    if not splits and there:
+        found += f"; {folder} has {', '.join(there)} and no relevance judgments"
+    return RetrievoError(path, found, None, f"pass --split {splits[0]}" if splits else "pass --qrels FILE")
 
 
 def _of_folder(path: Path, noun: str) -> list[Path]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import MISSING
+from pathlib import Path
 from typing import Any
 
+from retrievo.support.conditions import only_with
 from retrievo.support.errors import UsageError
 from retrievo.support.options import option
 from retrievo.support.sizes import bytes_of
@@ -14,16 +16,57 @@ K1, B = 0.9, 0.4  # BM25 parameters, the defaults of Anserini
 TABLE = "a dataset folder, or a Parquet file, folder or glob"
 
 
+OF_DATA = "the table of --data"
+
+
+def data_option(*parts: str, **declared: Any) -> Any:
+    """`--data`, which stands for options that are not given themselves."""
+    flags = [f"--{part}" for part in parts]
+    listed = " and ".join(filter(None, [", ".join(flags[:-1]), flags[-1]]))
+    help = f"Dataset folder, as retrievo import writes it. The folder stands for {listed}."
+    told = {"affects_output": False, "shown": True, "group": "Data", "stands_for": parts}
+    return option(help, default=None, **{**told, **declared})
+
+
+def split_option(default: str | None = None) -> Any:
+    """`--split`; without a default it is the test split, else dev."""
+    help = "Split of --data whose relevance judgments are used, as in train, dev or test."
+    hidden = "test, else dev" if default is None else None
+    return option(
+        help, default=default, affects_output=False, applies=only_with("data"), hidden_default=hidden, group="Data"
+    )
+
+
+def of_data(data: Path | str | None, *parts: str, split: str | None = None) -> dict[str, Path]:
+    """What a dataset folder stands for; nothing is opened here.
+
+    data: None = no options are given by a folder. split: None = the judgments that a dataset folder stands for itself.
+    """
+    if data is None:
+        return {}
+    folder = Path(data)
+    judgments = folder if split is None else folder / "qrels" / f"{split}.parquet"
+    return {part: judgments if part in ("qrels", "judged") else folder for part in parts}
+
+
+def check_tables(**tables: Any) -> None:
+    """Raises UsageError for a table that was given neither by itself nor by `--data`."""
+    for name, path in tables.items():
+        if not path:
+            fix = f"pass --{name}, or a dataset folder: --data DATA"
+            raise UsageError(f"--{name}", "is needed but was given neither as a flag nor in a TOML file", None, fix)
+
+
 def corpus_option(default: Any = MISSING, **declared: Any) -> Any:
     """`--corpus`."""
     help = f"Corpus: {TABLE}. The columns are id, title and text."
     return option(help, default=default, group="Data", **declared)
 
 
-def corpora_option(**declared: Any) -> Any:
+def corpora_option(default: Any = MISSING, **declared: Any) -> Any:
     """`--corpus`, of which there may be several."""
     help = f"Corpus: {TABLE}. The columns are id, title and text. The option may be repeated."
-    return option(help, group="Data", **declared)
+    return option(help, default=default, group="Data", **declared)
 
 
 def queries_option(default: Any = MISSING, **declared: Any) -> Any:

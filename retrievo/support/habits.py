@@ -37,13 +37,13 @@ HABITS: dict[str, tuple[str, ...]] = {
     "recipe": ("run",),
     "pipeline": ("run",),
     # data
-    "data": ("corpus",),
-    "data-dir": ("corpus", "suite"),
-    "data-path": ("corpus",),
-    "dataset": ("corpus",),
-    "dataset-name": ("corpus",),
-    "train-data": ("corpus",),
-    "train-dir": ("corpus",),
+    "data": ("data", "corpus"),
+    "data-dir": ("data", "corpus", "suite"),
+    "data-path": ("data", "corpus"),
+    "dataset": ("data", "corpus"),
+    "dataset-name": ("data", "corpus"),
+    "train-data": ("data",),
+    "train-dir": ("data",),
     "docs": ("corpus",),
     "doc": ("corpus",),
     "documents": ("corpus",),
@@ -203,7 +203,7 @@ HABITS: dict[str, tuple[str, ...]] = {
 
 _PAIRS = (
     "import them first: retrievo import tevatron PAIRS.jsonl --output DATA, where each line has query_id, query and "
-    "positive_passages; then pass --corpus DATA"
+    "positive_passages; then pass --data DATA"
 )
 _PROCESSES = "start several processes with torchrun --nproc-per-node N -m retrievo"
 # what no option stands for -> what to do

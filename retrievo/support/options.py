@@ -64,6 +64,7 @@ class Declaration:
     group: str = ""  # the panel of the help that shows it, one of `GROUPS`
     shown: bool = False  # among the few options of `--help`, as the required ones are; `--help-all` shows all
     of_index: str = ""  # the indexes that it has a meaning for, as their rows in `retrieval.searcher` say, in words
+    stands_for: tuple[str, ...] = ()  # options that `recipe` works out from this one
     hidden_default: str | None = None  # how the help describes a default that is worked out
 
 

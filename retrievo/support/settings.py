@@ -61,23 +61,33 @@ def resolve(config: type[Config], layers: Sequence[Layer]) -> Resolved[Config]:
         known.name: found[known.name][0] if known.name in found else known.default for known in options_of(config)
     }
     warnings = []
+    beside = _worked_out(config, chosen)
     for known in options_of(config):
-        if known.name in found and not known.applies(chosen):
+        if known.name in found and not known.applies(beside):
             warnings.append(_does_not_apply(known, found.pop(known.name)[1]))
-            chosen[known.name] = known.default
+            chosen[known.name] = beside[known.name] = known.default
     missing = [known.flag for known in options_of(config) if chosen[known.name] is MISSING]
     if missing:
         raise UsageError(missing[0], "is needed but was given neither as a flag nor in a TOML file")
     made = config(**chosen)
     recipe = made.recipe()
     defaults = {name: "recipe" if value is None and name in recipe else "default" for name, value in chosen.items()}
+    defaults |= dict.fromkeys(_parts(config, chosen), "data")
     return Resolved(made, {name: found[name][1].name if name in found else defaults[name] for name in chosen}, warnings)
+
+
+def _worked_out(config: type[Options], chosen: Mapping[str, Any]) -> dict[str, Any]:
+    """The chosen values with those that the recipe of a Config gives for unset ones, before any is checked."""
+    draft = object.__new__(config)
+    vars(draft).update(chosen)
+    return {**chosen, **{name: value for name, value in draft.recipe().items() if chosen[name] is None}}
 
 
 def _find(config: type[Options], layers: Sequence[Layer]) -> dict[str, tuple[Any, Layer]]:
     """The value of each option in the highest layer that has it, or has one of its alternatives."""
     known_names = [known.name for known in options_of(config)]
     groups: dict[str | None, Layer] = {}
+    given_as_a_whole: set[str] = set()  # by a higher layer, as --data gives --corpus
     found: dict[str, tuple[Any, Layer]] = {}
     for layer in layers:
         for name in layer.values:
@@ -86,13 +96,20 @@ def _find(config: type[Options], layers: Sequence[Layer]) -> dict[str, tuple[Any
         _check_alternatives(config, layer)
         for known in options_of(config):
             group = known.declaration.alternative
-            if known.name not in layer.values or known.name in found or groups.get(group, layer) is not layer:
+            settled = known.name in found or known.name in given_as_a_whole
+            if known.name not in layer.values or settled or groups.get(group, layer) is not layer:
                 continue
             value = known.convert(layer.values[known.name], layer.where(known))
             known.check(value, layer.where(known))
             found[known.name] = (value, layer)
+        given_as_a_whole |= _parts(config, layer.values)
         groups |= {known.declaration.alternative: layer for known in _grouped(config) if known.name in layer.values}
     return found
+
+
+def _parts(config: type[Options], values: Mapping[str, Any]) -> set[str]:
+    """The options that others stand for which have a value."""
+    return {part for known in options_of(config) if values.get(known.name) for part in known.declaration.stands_for}
 
 
 def _check_alternatives(config: type[Options], layer: Layer) -> None:

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from retrievo.data.options import (
     K1,
     B,
     corpus_option,
+    data_option,
     force_option,
     heap_option,
     json_option,
     memory_option,
+    of_data,
     output_option,
     qrels_option,
     queries_option,
+    split_option,
     threads_option,
 )
 from retrievo.data.run_files import check_run_suffix
@@ -71,6 +76,8 @@ class SearchConfig(Options):
     run: tuple[Path, ...] = option(
         "Run to fuse with the results of the indexes.", default=(), applies=_OF_TABLE, group="Fusion"
     )
+    data: Path | None = data_option("queries", "judged", applies=only_without("question") & only_without("interactive"))
+    split: str | None = split_option()
     queries: Path | None = queries_option(default=None, alternative="queries", shown=True)
     judged: Path | None = qrels_option(
         default=None,
@@ -277,6 +284,9 @@ class SearchConfig(Options):
     )
     json: bool = json_option(applies=only_without("queries"))
     force: bool = force_option()
+
+    def recipe(self) -> Mapping[str, Any]:
+        return of_data(self.data, "queries", "judged", split=self.split)
 
     def check(self) -> None:
         if self.interactive:

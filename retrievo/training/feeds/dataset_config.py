@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from dataclasses import MISSING, dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from retrievo.data.options import corpus_option, qrels_option, queries_option
+from retrievo.data.options import (
+    OF_DATA,
+    check_tables,
+    corpus_option,
+    data_option,
+    of_data,
+    qrels_option,
+    queries_option,
+    split_option,
+)
 from retrievo.support.conditions import only_with, only_without
 from retrievo.support.errors import RetrievoError, UsageError, did_you_mean
 from retrievo.support.options import Options, option, options_of
@@ -15,6 +25,7 @@ from retrievo.training.losses.losses import BATCH_TAUGHT, TAUGHT
 from retrievo.training.objectives.table import DENSE
 
 STAGE_SETTINGS = "train.toml"
+TABLES = ("corpus", "queries", "qrels")
 _DENSE, _WITHOUT_FIXED = only_with("kind", DENSE), only_without("document_embeddings")
 
 
@@ -22,9 +33,13 @@ _DENSE, _WITHOUT_FIXED = only_with("kind", DENSE), only_without("document_embedd
 class DataSetConfig(Options):
     """The tables of a data set, and what stands before its texts."""
 
-    corpus: Path = corpus_option()
-    queries: Path = queries_option()
-    qrels: Path = qrels_option(help="Relevance judgments to train on.")
+    data: Path | None = data_option("corpus", "queries", "qrels")
+    split: str = split_option("train")
+    corpus: Path = corpus_option(default=None, hidden_default=OF_DATA, shown=True)
+    queries: Path = queries_option(default=None, hidden_default=OF_DATA, shown=True)
+    qrels: Path = qrels_option(
+        default=None, help="Relevance judgments to train on.", hidden_default="the --split of --data", shown=True
+    )
     negatives: tuple[Path, ...] = option(
         "Hard negatives, as from retrievo mine-negatives. Several tables are joined.",
         default=(),
@@ -69,6 +84,13 @@ class DataSetConfig(Options):
         group="Model",
     )
 
+    def recipe(self) -> Mapping[str, Any]:
+        return of_data(self.data, *TABLES, split=self.split)
+
+    def check(self) -> None:
+        super().check()
+        check_tables(**{name: getattr(self, name) for name in TABLES})
+
 
 def settings_of(path: Path) -> Path:
     """The TOML file of a data set; a dataset folder has none."""
@@ -98,8 +120,8 @@ def _of_file(settings: Path, beside: Collection[str]) -> DataSetConfig:
     for name in section:
         if name not in known and name not in beside:
             raise UsageError(settings, f"unknown key '{name}'", None, did_you_mean(name, known))
-    for name, told in known.items():
-        if told.default is MISSING and name not in section:
+    for name in TABLES:
+        if name not in section and "data" not in section:
             raise UsageError(settings, f"has no {name} in a section [train]", "corpus, queries and qrels")
     own = {name: value for name, value in section.items() if name in known}
     layer = Layer(str(settings), relative_to(settings.parent, DataSetConfig, own))
