@@ -221,7 +221,7 @@ def _summary(config: ImportConfig, manifest: Manifest, found: dict[Part, Counter
     next_command = None
     if (config.output / "corpus.parquet").exists():
         folder = shlex.quote(str(config.output))
-        next_command = f"retrievo index --type bm25 --corpus {folder} --output {folder}/bm25"
+        next_command = f"retrievo index --data {folder} --output {folder}/bm25"
     console.summary(f"imported {config.source}", facts, next_command)
 
 

@@ -117,9 +117,9 @@ class MineConfig(Options):
     )
     data: Path | None = data_option(*TABLES)
     split: str = split_option("train")
-    corpus: Path = corpus_option(default=None, hidden_default=OF_DATA, shown=True)
-    queries: Path = queries_option(default=None, hidden_default=OF_DATA, shown=True)
-    qrels: Path = qrels_option(default=None, hidden_default="the --split of --data", shown=True)
+    corpus: Path = corpus_option(default=None, hidden_default=OF_DATA)
+    queries: Path = queries_option(default=None, hidden_default=OF_DATA)
+    qrels: Path = qrels_option(default=None, hidden_default="the --split of --data")
     output: Path = output_option("Table of negatives to write (.parquet).")
     depth: int = option(
         "Number of documents retrieved per query.", default=200, minimum=1, shown=True, group="Negatives"

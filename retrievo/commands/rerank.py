@@ -57,8 +57,8 @@ class RerankConfig(Options):
     model: str = model_option(affects_output=False)
     revision: str | None = revision_option()
     data: Path | None = data_option("corpus", "queries")
-    corpus: Path = corpus_option(default=None, hidden_default=OF_DATA, shown=True)
-    queries: Path = queries_option(default=None, hidden_default=OF_DATA, shown=True)
+    corpus: Path = corpus_option(default=None, hidden_default=OF_DATA)
+    queries: Path = queries_option(default=None, hidden_default=OF_DATA)
     qrels: Path | None = qrels_option(
         default=None, help="Relevance judgments; relevant documents that the run lacks are scored too.", shown=True
     )

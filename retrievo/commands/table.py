@@ -76,7 +76,7 @@ COMMANDS: dict[str, Command] = {
         "retrievo.commands.train:train",
         "Fine-tune an encoder or a cross-encoder on judged queries and hard negatives.",
         (
-            "retrievo train --model M --corpus C --queries Q --qrels R --output stage-1",
+            "retrievo train --model M --data scifact --output stage-1",
             "retrievo train stage-2",
             "retrievo train --kind cross-encoder --model M --corpus C --queries Q --qrels R --negatives bm25.parquet "
             "--output ranker",
@@ -88,7 +88,7 @@ COMMANDS: dict[str, Command] = {
         "retrievo.commands.mine_negatives:mine_negatives",
         "Mine hard negatives with BM25, a trained model, runs or random draws, and filter out doubtful ones.",
         (
-            "retrievo mine-negatives --source bm25 --corpus C --queries Q --qrels R --output negatives.parquet",
+            "retrievo mine-negatives --data scifact --output negatives.parquet",
             "retrievo mine-negatives stage-1 to stage-2",
             "retrievo mine-negatives --source bm25:10,dense:20 --model stage-1 --corpus C --queries Q --qrels R "
             "--output negatives.parquet",
@@ -110,7 +110,7 @@ COMMANDS: dict[str, Command] = {
         "retrievo.commands.index:index",
         "Build a FAISS index over embeddings, or a BM25 index over texts.",
         (
-            "retrievo index --type bm25 --corpus scifact --output scifact/bm25",
+            "retrievo index --data scifact --output scifact/bm25",
             "retrievo index --embeddings embeddings --output index",
             "retrievo index --embeddings embeddings --type hnsw --output hnsw",
             "retrievo index --embeddings new-embeddings --add --output hnsw",
@@ -128,7 +128,7 @@ COMMANDS: dict[str, Command] = {
         "retrievo.commands.search.run:search",
         "Search an index with a query table, or with a typed question.",
         (
-            "retrievo search --index scifact/bm25 --queries scifact --output runs/bm25.parquet",
+            "retrievo search --index scifact/bm25 --data scifact --output runs/bm25.parquet",
             'retrievo search "does vitamin D help against flu?" --index scifact/bm25',
             "retrievo search --interactive --index scifact/bm25 --index embeddings",
             "torchrun --nproc-per-node 8 -m retrievo search --index embeddings --queries scifact --output run.parquet",
@@ -141,7 +141,7 @@ COMMANDS: dict[str, Command] = {
         "retrievo.commands.rerank:rerank",
         "Rerank a run with a cross-encoder or an encoder; the scores also serve to teach a smaller model.",
         (
-            "retrievo rerank --run bm25.parquet --model ranker --corpus scifact --queries scifact --depth 100 "
+            "retrievo rerank --run bm25.parquet --model ranker --data scifact --depth 100 "
             "--output reranked.parquet",
             "retrievo rerank --run negatives.parquet --qrels qrels/train.parquet --model ranker --corpus scifact "
             "--queries scifact --output teacher.parquet",
@@ -163,8 +163,8 @@ COMMANDS: dict[str, Command] = {
         "retrievo.commands.evaluate_suite:evaluate_any",
         "Evaluate runs against relevance judgments, and test differences for significance.",
         (
-            "retrievo evaluate --run runs/bm25.parquet --qrels scifact --metrics ndcg@10 recall@100",
-            "retrievo evaluate --run runs/*.parquet --qrels scifact --baseline runs/bm25.parquet --report report.html",
+            "retrievo evaluate --run runs/bm25.parquet --data scifact --metrics ndcg@10 recall@100",
+            "retrievo evaluate --run runs/*.parquet --data scifact --baseline runs/bm25.parquet --report report.html",
             "retrievo evaluate --suite datasets --model stage-2 --metrics ndcg@10 recall@100",
         ),
         suffix=".json",

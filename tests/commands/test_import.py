@@ -36,7 +36,7 @@ def test_the_command_makes_a_dataset_folder_and_says_what_became_of_what(
     said = " ".join(outcome.err.split())
     for words in ("corpus.jsonl documents: 1", "qrels/test.tsv judgments (test): 1", "not read: README.md"):
         assert words in said
-    assert f"retrievo index --type bm25 --corpus {tmp_path / 'out'}" in outcome.err
+    assert f"retrievo index --data {tmp_path / 'out'}" in outcome.err
     made = sorted(path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.*"))
     assert made == ["corpus.parquet", "manifest.json", "qrels/test.parquet", "queries.parquet", "retrievo.toml"]
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())

@@ -35,10 +35,10 @@ class DataSetConfig(Options):
 
     data: Path | None = data_option("corpus", "queries", "qrels")
     split: str = split_option("train")
-    corpus: Path = corpus_option(default=None, hidden_default=OF_DATA, shown=True)
-    queries: Path = queries_option(default=None, hidden_default=OF_DATA, shown=True)
+    corpus: Path = corpus_option(default=None, hidden_default=OF_DATA)
+    queries: Path = queries_option(default=None, hidden_default=OF_DATA)
     qrels: Path = qrels_option(
-        default=None, help="Relevance judgments to train on.", hidden_default="the --split of --data", shown=True
+        default=None, help="Relevance judgments to train on.", hidden_default="the --split of --data"
     )
     negatives: tuple[Path, ...] = option(
         "Hard negatives, as from retrievo mine-negatives. Several tables are joined.",
