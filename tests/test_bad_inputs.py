@@ -346,7 +346,7 @@ CASES: dict[str, tuple[Make, int, str]] = {
     "changed queries of a suite": (
         lambda f: ["evaluate", "--suite", HOUSE, "--model", "m", "--changed", 3],
         2,
-        "--changed: applies only without --suite and without --known-item",
+        "--changed: applies only without --suite",
     ),
     "known items of no corpus": (
         lambda f: ["evaluate", "--known-item", "span", "--model", "m"],
@@ -642,7 +642,7 @@ CASES: dict[str, tuple[Make, int, str]] = {
     "share of hard negatives without a pool": (
         lambda f: ["train", *TABLES, "--model", f, "--output", f / "out", "--hard-negative-ratio", 0.1],
         2,
-        "--hard-negative-ratio: is 0.1 of no pool; pass --negatives POOL",
+        "--hard-negative-ratio: is a share of no pool; pass --negatives POOL",
     ),
     "refresh of negatives that are never drawn": (
         lambda f: [
@@ -650,7 +650,7 @@ CASES: dict[str, tuple[Make, int, str]] = {
             *("--negatives-per-query", 0),
         ],
         2,
-        "--refresh-every: mines negatives that are never drawn; expected --negatives-per-query above 0",
+        "--refresh-every: mines negatives that are never drawn; pass --negatives-per-query 1 or more",
     ),
     "depth of a refresh that never comes": (
         lambda f: ["train", *TABLES, "--model", f, "--output", f / "out", "--refresh-depth", 100],
@@ -681,7 +681,7 @@ CASES: dict[str, tuple[Make, int, str]] = {
             *("--loss", "margin-mse", "--temperature", 0.1),
         ],
         2,
-        "--temperature: applies only with --kind dense and with --loss",
+        "--temperature: applies only with --loss",
     ),
     "cross-encoder without negatives": (
         lambda f: [
@@ -875,7 +875,7 @@ CASES: dict[str, tuple[Make, int, str]] = {
     "BM25 options of 0 for a dense index": (
         lambda f: dense(f, "--k1", 0, "--b", 0),
         2,
-        "--b: does not apply to",
+        "--k1: does not apply to",
     ),
     "candidates of no approximate index": (
         lambda f: lexical(f, "--rescore", 0),

@@ -358,7 +358,10 @@ def _here(wanted: Callable[[Path], bool]) -> list[Path]:
 
 def _qrels_here() -> list[Path]:
     """Files of judgments nearby; of a folder of splits the files, since the folder itself is not one table."""
-    found = _here(lambda path: path.name.startswith("qrels") if path.is_file() else path.name == "qrels")
+    from retrievo.data.tables import QRELS
+
+    noun = QRELS.noun
+    found = _here(lambda path: path.name.startswith(noun) if path.is_file() else path.name == noun)
     return [file for path in found for file in ([path] if path.is_file() else sorted(path.glob("*.*")))]
 
 

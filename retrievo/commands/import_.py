@@ -15,7 +15,7 @@ from retrievo.data.importers import FORMATS
 from retrievo.data.options import force_option, output_option
 from retrievo.models.encoder_spec import SIMILARITIES
 from retrievo.support import console
-from retrievo.support.conditions import Condition, only_where, only_with
+from retrievo.support.conditions import Condition, only_where, only_with, only_without
 from retrievo.support.errors import UsageError
 from retrievo.support.options import Options, option
 from retrievo.support.verbs import verb
@@ -108,7 +108,11 @@ class ImportConfig(Options):
         group="Data",
     )
     number_lines: bool = option(
-        "Use line numbers as ids.", default=False, applies=_of_format("number_lines"), group="Data"
+        "Use line numbers as ids.",
+        default=False,
+        applies=_of_format("number_lines")
+        & only_without("id_column").otherwise("is given together with --id-column", "pass one of them"),
+        group="Data",
     )
     header: bool = option(
         "Read the first line as the names of the columns.", default=True, applies=_of_format("header"), group="Data"
@@ -146,8 +150,6 @@ class ImportConfig(Options):
                 f"found {self.stride}",
                 f"at most --passage-words ({self.passage_words}); words would be lost",
             )
-        if self.number_lines and self.id_column is not None:
-            raise UsageError("--number-lines", "is given together with --id-column", "one of them")
 
 
 @verb(ImportConfig)

@@ -59,7 +59,7 @@ class IndexConfig(Options):
         "Number of files to split the index into.",
         default=None,
         minimum=1,
-        applies=_FAISS,
+        applies=_FAISS & only_without("add").otherwise("is given together with --add", "pass one of them"),
         hidden_default="as the embeddings; for approximate types, one per 1,048,576 vectors",
         group="FAISS",
     )
@@ -95,8 +95,6 @@ class IndexConfig(Options):
             raise UsageError("--type bm25", "needs texts", None, "pass --corpus CORPUS")
         if self.type != BM25 and self.embeddings is None:
             raise UsageError(f"--type {self.type}", "needs vectors", None, "pass --embeddings FOLDER, or --type bm25")
-        if self.add and self.shards:
-            raise UsageError("--shards", "is given together with --add", "one of them")
 
 
 @verb(IndexConfig)

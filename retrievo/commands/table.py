@@ -141,8 +141,7 @@ COMMANDS: dict[str, Command] = {
         "retrievo.commands.rerank:rerank",
         "Rerank a run with a cross-encoder or an encoder; the scores also serve to teach a smaller model.",
         (
-            "retrievo rerank --run bm25.parquet --model ranker --data scifact --depth 100 "
-            "--output reranked.parquet",
+            "retrievo rerank --run bm25.parquet --model ranker --data scifact --depth 100 --output reranked.parquet",
             "retrievo rerank --run negatives.parquet --qrels qrels/train.parquet --model ranker --corpus scifact "
             "--queries scifact --output teacher.parquet",
         ),

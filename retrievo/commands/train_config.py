@@ -19,11 +19,11 @@ from retrievo.data.options import (
 from retrievo.models.encoder_spec import SIMILARITIES
 from retrievo.models.options import bidirectional_option, device_option, model_option, pooling_option, revision_option
 from retrievo.support.artifact import is_unfinished
-from retrievo.support.conditions import only_with, only_without
+from retrievo.support.conditions import only_where, only_with, only_without
 from retrievo.support.errors import RetrievoError, UsageError
 from retrievo.support.options import option
 from retrievo.support.settings import Layer, read_toml, relative_to
-from retrievo.training.engine.config import FitConfig, RefreshConfig, ValidationConfig
+from retrievo.training.engine.config import WITHOUT_FSDP, FitConfig, RefreshConfig, ValidationConfig
 from retrievo.training.feeds.dataset_config import STAGE_SETTINGS, DataSetConfig
 from retrievo.training.losses.losses import BATCH_TAUGHT, GROUPED, TAUGHT
 from retrievo.training.objectives.table import (
@@ -48,6 +48,11 @@ OF_THE_MODEL = ("pooling", "normalize", "similarity", "tied", "title_template", 
 OF_THE_QUERY = ("query_prefix", "query_max_length")
 _DENSE, _CROSS_ENCODER = only_with("kind", DENSE), only_with("kind", CROSS_ENCODER)
 _WITHOUT_FIXED = only_without("document_embeddings")
+_MINED_THERE_ARE = only_where(
+    "with --negatives or --refresh-every where it is above 0",
+    *("hard_negative_ratio", "negatives", "refresh_every"),
+    holds=lambda ratio, pools, refresh: not ratio or pools or refresh,
+).otherwise("is a share of no pool", "pass --negatives POOL")
 _OF_DOCUMENTS = _DENSE & _WITHOUT_FIXED  # of an encoder whose side of documents is trained
 
 
@@ -92,7 +97,7 @@ class TrainConfig(FitConfig, AdoreConfig, CrossEncoderConfig, ValidationConfig, 
         "Embeddings of the corpus by --model. The embeddings stay fixed, and the query encoder alone is trained "
         "against documents retrieved at each step (ADORE).",
         default=None,
-        applies=_DENSE,
+        applies=_DENSE & WITHOUT_FSDP,
         hidden_default="both sides are trained",
         group="Negatives",
     )
@@ -111,7 +116,7 @@ class TrainConfig(FitConfig, AdoreConfig, CrossEncoderConfig, ValidationConfig, 
         minimum=0,
         maximum=1,
         hidden_default="1, with no random negatives",
-        applies=_WITHOUT_FIXED,
+        applies=_WITHOUT_FIXED & _MINED_THERE_ARE,
         group="Negatives",
     )
     balanced_margins: int | None = option(
@@ -119,7 +124,8 @@ class TrainConfig(FitConfig, AdoreConfig, CrossEncoderConfig, ValidationConfig, 
         default=None,
         minimum=2,
         hidden_default="uniform draws from the pool",
-        applies=only_with("loss", *TAUGHT),
+        applies=only_with("loss", *TAUGHT)
+        & only_with("negatives").otherwise("draws from a pool", "pass --negatives POOL"),
         group="Negatives",
     )
     query_cluster_count: int | None = option(
@@ -219,6 +225,7 @@ class TrainConfig(FitConfig, AdoreConfig, CrossEncoderConfig, ValidationConfig, 
         "Train nothing; compute one step in several ways, such as cached and not, and compare the gradients.",
         default=False,
         affects_output=False,
+        applies=only_without("fsdp").otherwise("looks at whole models", "leave --fsdp out"),
         group="Precision and memory",
     )
     device: str = device_option()
@@ -230,42 +237,24 @@ class TrainConfig(FitConfig, AdoreConfig, CrossEncoderConfig, ValidationConfig, 
         super().check()
         if self.folder is None and not self.verify_gradients:
             raise UsageError("--output", "is needed", None, "pass --output FOLDER, or a stage: retrievo train stage-2")
-        if self.teacher is None and (taught := [loss for loss in self.loss if loss in TAUGHT]):
-            raise UsageError(f"--loss {taught[0]}", "needs a teacher", None, "pass --teacher RUN")
-        self._check_sampling()
-        if self.hard_negative_ratio and not self.negatives and not self.refresh_every:
-            raise UsageError(
-                "--hard-negative-ratio", f"is {self.hard_negative_ratio:g} of no pool", None, "pass --negatives POOL"
-            )
+        self._check_losses()
         if self.extra_dataset:
             shares(self.mix, [1] * (1 + len(self.extra_dataset)))
-        if self.fsdp:
-            self._check_shard()
+        if self.fsdp and self.tokens_of_chunks is None:
+            raise UsageError("--chunk-tokens", "auto can't be found out with --fsdp", None, "pass --chunk-tokens N")
         if self.kind == CROSS_ENCODER:
             self._check_cross_encoder()
-        self._check_negatives_found()
 
-    def _check_negatives_found(self) -> None:
-        """Rules of the negatives that are found while training."""
-        if self.refresh_every and not self.negatives_per_query:
-            raise UsageError("--refresh-every", "mines negatives that are never drawn", "--negatives-per-query above 0")
-        if self.refresh_every and self.extra_dataset:
-            fix = "leave --extra-dataset out, or mine between rounds"
-            raise UsageError("--refresh-every", "mines for one data set", None, fix)
-        if self.refresh_every and self.teacher is not None:
-            found = "finds documents that the teacher has not scored"
-            raise UsageError("--refresh-every", found, None, "leave --refresh-every or --teacher out")
-
-    def _check_sampling(self) -> None:
-        """Refuses what lacks the vectors or the pool that it draws from."""
+    def _check_losses(self) -> None:
+        """Refuses losses that lack the teacher or the negatives that they learn from."""
+        if self.teacher is None and (taught := [loss for loss in self.loss if loss in TAUGHT]):
+            raise UsageError(f"--loss {taught[0]}", "needs a teacher", None, "pass --teacher RUN")
         if BATCH_TAUGHT[0] in self.loss and len(self.batch_teacher) != 2:
             fix = "pass --batch-teacher CORPUS-EMBEDDINGS QUERY-EMBEDDINGS"
             found = (
                 f"needs a teacher's vectors of the corpus and of the queries, found {len(self.batch_teacher)} folders"
             )
             raise UsageError(f"--loss {BATCH_TAUGHT[0]}", found, None, fix)
-        if self.balanced_margins and not self.negatives:
-            raise UsageError("--balanced-margins", "draws from a pool", None, "pass --negatives POOL")
         grouped = [loss for loss in self.loss if loss in GROUPED]
         has_pool = self.negatives or self.refresh_every or self.hard_negative_ratio is not None
         has_own = self.document_embeddings is not None or (self.negatives_per_query and has_pool)
@@ -277,19 +266,6 @@ class TrainConfig(FitConfig, AdoreConfig, CrossEncoderConfig, ValidationConfig, 
         if self.batch_size == 1 and not has_own and self.kind == DENSE and not self.extra_dataset:
             found = "is 1, and a query has no negatives of its own: there is nothing to tell its document from"
             raise UsageError("--batch-size", found, "2 or more, or --negatives POOL")
-
-    def _check_shard(self) -> None:
-        """Refuses what runs out of memory to learn something: processes that wait for each other can't."""
-        if self.verify_gradients:
-            raise UsageError("--verify-gradients", "looks at whole models", None, "leave --fsdp out")
-        if self.tokens_of_chunks is None:
-            raise UsageError("--chunk-tokens", "auto can't be found out with --fsdp", None, "pass --chunk-tokens N")
-        for flag, given in (
-            ("--refresh-every", self.refresh_every),
-            ("--document-embeddings", self.document_embeddings),
-        ):
-            if given is not None:
-                raise UsageError(flag, "can't be combined with --fsdp", None, f"leave {flag} out")
 
     def _check_cross_encoder(self) -> None:
         """A cross-encoder learns from groups, not from other documents of the batch."""

@@ -90,7 +90,7 @@ class IndexKind(NamedTuple):
 
     name: what a person calls it; module: has `open_searcher`.
     settings: what `open_searcher` takes, and of which indexes of this kind each has a meaning.
-    capabilities: what else a searcher can do, and which.
+    capabilities: what else a searcher can do, and which; an option of the same name asks for it.
     type: the `--type` of `retrievo index` that makes it by `build(embeddings, folder) -> stats` of the module; None for
           BM25 and FAISS, whose builders have options of their own.
     """

@@ -5,36 +5,69 @@ Checks, manifests, help and documentation read the same condition. Standard libr
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
+
+
+class Refusal(NamedTuple):
+    """What is wrong with an option beside the others, and the next step where there is an obvious one."""
+
+    found: str
+    next_step: str | None = None
 
 
 @dataclass(frozen=True)
-class Condition:
-    """What must hold of the other options.
+class Rule:
+    """One thing that must hold of the other options.
 
     said:      what follows "applies only", as in `with --loss kl`; worked out when it is asked for.
     needs:     the options that the predicate reads; a Config without them does not restrict the option.
     predicate: the values of options by name -> whether the option applies.
+    refusal:   what is told instead of "applies only ..." where that explains less.
     """
 
     said: Callable[[], str]
     needs: tuple[str, ...]
     predicate: Callable[[Mapping[str, Any]], bool]
+    refusal: Refusal | None = None
+
+    def holds(self, chosen: Mapping[str, Any]) -> bool:
+        """Whether the option applies beside these values, as far as this rule goes."""
+        return not all(name in chosen for name in self.needs) or self.predicate(chosen)
+
+    @property
+    def refused(self) -> Refusal:
+        """What is told where the rule is broken."""
+        return self.refusal or Refusal(f"applies only {self.said()}")
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What must hold of the other options: some rules, joined by `&`."""
+
+    rules: tuple[Rule, ...]
+
+    def broken(self, chosen: Mapping[str, Any]) -> Rule | None:
+        """The first rule that does not hold beside these values; None where the option applies."""
+        return next((rule for rule in self.rules if not rule.holds(chosen)), None)
 
     def holds(self, chosen: Mapping[str, Any]) -> bool:
         """Whether the option applies beside these values."""
-        return not all(name in chosen for name in self.needs) or self.predicate(chosen)
+        return self.broken(chosen) is None
+
+    def otherwise(self, found: str, next_step: str | None = None) -> Condition:
+        """The same, told in words of its own; an option that breaks it is refused in a TOML file too."""
+        refusal = Refusal(found, next_step)
+        return Condition(tuple(dataclasses.replace(rule, refusal=refusal) for rule in self.rules))
 
     def __and__(self, other: Condition) -> Condition:
-        def both(chosen: Mapping[str, Any]) -> bool:
-            return self.holds(chosen) and other.holds(chosen)
-
-        return Condition(lambda: f"{self} and {other}", (), both)
+        return Condition(self.rules + other.rules)
 
     def __str__(self) -> str:
-        return self.said()
+        *first, last = (rule.said() for rule in self.rules)
+        return f"{', '.join(first)} and {last}" if first else last
 
 
 def only_with(name: str, *values: str | Callable[[], Iterable[str]]) -> Condition:
@@ -47,17 +80,23 @@ def only_with(name: str, *values: str | Callable[[], Iterable[str]]) -> Conditio
     def named() -> tuple[str, ...]:
         return tuple(name for value in values for name in ([value] if isinstance(value, str) else value()))
 
-    return Condition(lambda: _said("with", name, named()), (name,), lambda chosen: _meets(chosen[name], named()))
+    return _condition(lambda: _said("with", name, named()), (name,), lambda chosen: _meets(chosen[name], named()))
 
 
 def only_without(name: str) -> Condition:
     """An option applies where another is not given."""
-    return Condition(lambda: _said("without", name), (name,), lambda chosen: not _meets(chosen[name], ()))
+    return _condition(lambda: _said("without", name), (name,), lambda chosen: not _meets(chosen[name], ()))
 
 
 def only_where(said: str, *needs: str, holds: Callable[..., bool]) -> Condition:
     """An option applies where a predicate holds of the values of some options, in their order."""
-    return Condition(lambda: said, needs, lambda chosen: holds(*(chosen[name] for name in needs)))
+    return _condition(lambda: said, needs, lambda chosen: holds(*(chosen[name] for name in needs)))
+
+
+def _condition(
+    said: Callable[[], str], needs: tuple[str, ...], predicate: Callable[[Mapping[str, Any]], bool]
+) -> Condition:
+    return Condition((Rule(said, needs, predicate),))
 
 
 def _said(preposition: str, name: str, values: tuple[str, ...] = ()) -> str:

@@ -14,9 +14,9 @@ import typing
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-from retrievo.support.conditions import Condition, flag_of
+from retrievo.support.conditions import Condition, Rule, flag_of
 from retrievo.support.errors import UsageError, did_you_mean
 
 GROUPS = (  # the panels of the help, in their order
@@ -144,7 +144,11 @@ class Option:
 
     def applies(self, chosen: Mapping[str, Any]) -> bool:
         """Whether this option has a meaning beside what else was chosen."""
-        return self.declaration.applies is None or self.declaration.applies.holds(chosen)
+        return self.broken(chosen) is None
+
+    def broken(self, chosen: Mapping[str, Any]) -> Rule | None:
+        """The first rule of use that this option breaks beside what else was chosen."""
+        return self.declaration.applies.broken(chosen) if self.declaration.applies else None
 
     @property
     def rule(self) -> str:
@@ -153,6 +157,11 @@ class Option:
         rules = [str(declaration.applies)] if declaration.applies else []
         rules += [f"to {declaration.of_index}"] if declaration.of_index else []
         return f"applies only {' and '.join(rules)}" if rules else ""
+
+
+def refuse(option: Option, rule: Rule) -> NoReturn:
+    """Raises UsageError for an option that breaks a rule of use."""
+    raise UsageError(option.flag, rule.refused.found, None, rule.refused.next_step)
 
 
 _KIND_NAMES = {str: "text", int: "a whole number", float: "a number", bool: "true or false", Path: "a path"}
@@ -190,8 +199,8 @@ class Options:
         """Raises UsageError for the first option that was given beside choices where it has no meaning."""
         for known in options_of(type(self)):
             default = recipe.get(known.name, None if known.required else known.default)
-            if getattr(self, known.name) not in (default, None) and not known.applies(vars(self)):
-                raise UsageError(known.flag, known.rule)
+            if getattr(self, known.name) not in (default, None) and (rule := known.broken(vars(self))):
+                refuse(known, rule)
 
     def recipe(self) -> Mapping[str, Any]:
         """Values of options that are unset, where they depend on what else was chosen."""

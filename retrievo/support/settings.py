@@ -13,8 +13,9 @@ from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+from retrievo.support.conditions import Rule
 from retrievo.support.errors import RetrievoError, UsageError, did_you_mean
-from retrievo.support.options import Option, Options, options_of
+from retrievo.support.options import Option, Options, options_of, refuse
 
 SETTINGS_FILE = "retrievo.toml"
 Config = TypeVar("Config", bound=Options)
@@ -63,8 +64,8 @@ def resolve(config: type[Config], layers: Sequence[Layer]) -> Resolved[Config]:
     warnings = []
     beside = _worked_out(config, chosen)
     for known in options_of(config):
-        if known.name in found and not known.applies(beside):
-            warnings.append(_does_not_apply(known, found.pop(known.name)[1]))
+        if known.name in found and (rule := known.broken(beside)):
+            warnings.append(_does_not_apply(known, rule, found.pop(known.name)[1]))
             chosen[known.name] = beside[known.name] = known.default
     missing = [known.flag for known in options_of(config) if chosen[known.name] is MISSING]
     if missing:
@@ -126,10 +127,11 @@ def _grouped(config: type[Options]) -> list[Option]:
     return [known for known in options_of(config) if known.declaration.alternative]
 
 
-def _does_not_apply(known: Option, layer: Layer) -> str:
-    if layer.typed:
-        raise UsageError(known.flag, known.rule)
-    return f"{layer.name}: {known.name} is ignored; it {known.rule}"
+def _does_not_apply(known: Option, rule: Rule, layer: Layer) -> str:
+    """A warning for what a file sets for other cases than this one; what lacks something is refused there too."""
+    if layer.typed or rule.refusal:
+        refuse(known, rule)
+    return f"{layer.name}: {known.name} is ignored; it {rule.refused.found}"
 
 
 def read_toml(path: Path) -> dict[str, Any]:

@@ -149,10 +149,35 @@ def test_conditions_say_what_they_check() -> None:
     assert not both.holds({"loss": ("infonce",), "no_titles": False})
     assert not both.holds({"loss": ("kl",), "no_titles": True})
     assert both.holds({"loss": ("kl",)}), "a part of a Config does not restrict what it does not know"
+    every = both & only_with("source")
+    assert str(every) == "with --loss kl, margin-mse or ranknet, without --no-titles and with --source"
     several = only_where("with several", "index", "run", holds=lambda index, run: len(index) + len(run) > 1)
     assert [several.holds({"index": "a", "run": run}) for run in ("", "b")] == [False, True]
     assert only_with("source").holds({"source": "bm25:10"})
     assert only_with("source", "bm25").holds({"source": ("bm25:10",)})
+
+
+def test_a_message_tells_the_rule_that_is_broken_alone() -> None:
+    both = only_with("loss") & only_with("pool").otherwise("draws from a pool", "pass --pool POOL")
+    assert both.broken({"loss": "kl", "pool": "p"}) is None
+    broken = [both.broken(chosen) for chosen in ({"loss": None, "pool": None}, {"loss": "kl", "pool": None})]
+    assert [rule.refused for rule in broken if rule] == [
+        ("applies only with --loss", None),
+        ("draws from a pool", "pass --pool POOL"),
+    ]
+
+
+def test_what_lacks_something_is_refused_in_a_file_and_what_is_for_other_cases_is_ignored() -> None:
+    @dataclass(frozen=True, kw_only=True)
+    class Draws(Options):
+        pool: str | None = option("A pool.", default=None)
+        bins: int = option("Bins.", default=1, applies=only_with("pool").otherwise("draws from a pool"))
+        depth: int = option("A depth.", default=1, applies=only_with("pool"))
+
+    ignored = resolve(Draws, [Layer("retrievo.toml", {"depth": 2})])
+    assert (ignored.config.depth, len(ignored.warnings)) == (1, 1)
+    with pytest.raises(UsageError, match="--bins: draws from a pool"):
+        resolve(Draws, [Layer("retrievo.toml", {"bins": 2})])
 
 
 def test_the_record_holds_what_affects_the_output_and_applies() -> None:

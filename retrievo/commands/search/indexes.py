@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from retrievo.data.options import parse_memory
-from retrievo.retrieval.searcher import FEEDBACK, KINDS, can, does_not_apply, index_folder, open_folder, takes
+from retrievo.retrieval.searcher import KINDS, can, does_not_apply, index_folder, open_folder, takes
 from retrievo.support import console
-from retrievo.support.conditions import flag_of, is_off
+from retrievo.support.conditions import is_off
 from retrievo.support.errors import RetrievoError, UsageError
+from retrievo.support.options import options_of
 
 if TYPE_CHECKING:
     from retrievo.commands.search.across import Shelves
@@ -50,21 +51,16 @@ def _settings(config: SearchConfig) -> dict[str, Any]:
 
 
 def check_meaning(config: SearchConfig, indexes: Sequence[IndexFolder]) -> None:
-    """Refuses options that have no meaning for any of the indexes.
+    """Refuses options of indexes that have no meaning for any of these.
 
     Raises: UsageError that names one.
     """
-    for name in sorted({name for kind in KINDS.values() for name in kind.settings} - {"threads"}):
-        _check_meaning(config, indexes, name, any(takes(index.manifest, name) for index in indexes))
-    _check_meaning(config, indexes, "feedback", any(can(index, FEEDBACK) for index in indexes))
-
-
-def _check_meaning(config: SearchConfig, indexes: Sequence[IndexFolder], name: str, means_something: bool) -> None:
-    if means_something or is_off(getattr(config, name)):
-        return
-    if not indexes:
-        raise UsageError(flag_of(name), "does not apply to runs", "an --index")
-    raise UsageError(flag_of(name), does_not_apply(indexes[-1]))
+    for known in options_of(type(config)):
+        is_given = known.declaration.of_index and not is_off(getattr(config, known.name))
+        if is_given and not any(takes(index.manifest, known.name) or can(index, known.name) for index in indexes):
+            if not indexes:
+                raise UsageError(known.flag, "does not apply to runs", "an --index")
+            raise UsageError(known.flag, does_not_apply(indexes[-1]))
 
 
 def accompanied(config: SearchConfig, indexes: Sequence[IndexFolder]) -> AbstractContextManager[bool]:

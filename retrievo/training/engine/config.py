@@ -8,8 +8,7 @@ from pathlib import Path
 from retrievo.data.options import seed_option
 from retrievo.evaluation.names import check_metric
 from retrievo.models.options import chunk_tokens_option, dtype_option
-from retrievo.support.conditions import only_with, only_without
-from retrievo.support.errors import UsageError
+from retrievo.support.conditions import only_where, only_with, only_without
 from retrievo.support.options import Options, option
 from retrievo.support.sizes import bytes_of
 from retrievo.training.engine.optimizers import OptimizerConfig
@@ -121,6 +120,8 @@ class FitConfig(OptimizerConfig):
 
 
 _DENSE = only_with("kind", DENSE)
+# processes that wait for each other can't run out of memory to learn something
+WITHOUT_FSDP = only_without("fsdp").otherwise("can't be combined with --fsdp", "leave one of them out")
 _VALIDATED = _DENSE & only_with("dev_qrels")
 
 
@@ -130,9 +131,9 @@ class ValidationConfig(Options):
 
     dev_qrels: Path | None = option(
         "Judgments for validation during training. The model of the best step is kept. The value is a Parquet file, a "
-        "dataset folder, or a TREC or BEIR text file; --dev-run is needed too.",
+        "dataset folder, or a TREC or BEIR text file.",
         default=None,
-        applies=_DENSE,
+        applies=_DENSE & only_with("dev_run").otherwise("needs candidates", "pass --dev-run RUN, such as one of BM25"),
         hidden_default="no validation",
         group="Validation",
     )
@@ -181,10 +182,19 @@ class ValidationConfig(Options):
         group="Validation",
     )
 
-    def check(self) -> None:
-        super().check()
-        if self.dev_qrels is not None and self.dev_run is None:
-            raise UsageError("--dev-qrels", "needs candidates", None, "pass --dev-run RUN, such as one of BM25")
+
+_MINES_WHILE_TRAINING = (
+    WITHOUT_FSDP
+    & only_without("extra_dataset").otherwise(
+        "mines for one data set", "leave --extra-dataset out, or mine between rounds"
+    )
+    & only_without("teacher").otherwise(
+        "finds documents that the teacher has not scored", "leave --refresh-every or --teacher out"
+    )
+    & only_where("with --negatives-per-query above 0", "negatives_per_query", holds=bool).otherwise(
+        "mines negatives that are never drawn", "pass --negatives-per-query 1 or more"
+    )
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,7 +206,7 @@ class RefreshConfig(Options):
         default=None,
         minimum=1,
         hidden_default="never",
-        applies=_DENSE & only_without("document_embeddings"),
+        applies=_DENSE & only_without("document_embeddings") & _MINES_WHILE_TRAINING,
         group="Negatives",
     )
     refresh_depth: int | None = option(

@@ -51,7 +51,7 @@ class DataSetConfig(Options):
     teacher: Path | None = option(
         "Run whose scores are distilled into the model, such as one of a cross-encoder.",
         default=None,
-        applies=only_with("loss", *TAUGHT) & _WITHOUT_FIXED,
+        applies=_WITHOUT_FIXED & only_with("loss", *TAUGHT),
         group="Loss",
     )
     batch_teacher: tuple[Path, ...] = option(
@@ -59,7 +59,7 @@ class DataSetConfig(Options):
         "the teacher's scores of all documents of the batch.",
         default=(),
         several=True,
-        applies=only_with("loss", *BATCH_TAUGHT) & _WITHOUT_FIXED,
+        applies=_WITHOUT_FIXED & only_with("loss", *BATCH_TAUGHT),
         group="Loss",
     )
     query_clusters: Path | None = option(

@@ -212,7 +212,8 @@ class Condenser(MaskedLanguageModel):
         if encoder.condenser is None:
             layers = config.head_layers or HEAD_LAYERS
             encoder.condenser = CondenserHead(encoder.backbone, layers, config.early_layer)
-        _check_head(encoder.condenser, config)
+        _check_as_built("--early-layer", config.early_layer, encoder.condenser.early_layer)
+        _check_as_built("--head-layers", config.head_layers, len(encoder.condenser.layers))
 
     @property
     def head(self) -> CondenserHead:
@@ -236,12 +237,10 @@ class Condenser(MaskedLanguageModel):
         return dict(zip(self.term_names, (condensed, hidden.late), strict=False))
 
 
-def _check_head(head: CondenserHead, config: CondenserConfig) -> None:
-    for name, found in (("early_layer", head.early_layer), ("head_layers", len(head.layers))):
-        wanted = getattr(config, name)
-        if wanted not in (None, found):
-            flag = f"--{name.replace('_', '-')}"
-            raise RetrievoError(flag, f"found {wanted}", f"{found}, as the model's head has it", f"leave {flag} out")
+def _check_as_built(flag: str, wanted: int | None, built: int) -> None:
+    """Raises RetrievoError where the head that a model has already is built otherwise than is wanted."""
+    if wanted not in (None, built):
+        raise RetrievoError(flag, f"found {wanted}", f"{built}, as the model's head has it", f"leave {flag} out")
 
 
 class CoCondenser(Condenser):

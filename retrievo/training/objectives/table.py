@@ -105,8 +105,8 @@ class FinetuneConfig(Options):
     def check(self) -> None:
         super().check()
         if len(self.loss) != len(self.loss_weight):
-            found = f"{len(self.loss_weight)} weights for {len(self.loss)} losses"
-            raise UsageError("--loss-weight", found, "one for each --loss")
+            weights, losses = len(self.loss_weight), len(self.loss)
+            raise UsageError("--loss-weight", f"found {weights} weights for {losses} losses", "one for each --loss")
         if len(set(self.loss)) < len(self.loss):
             raise UsageError("--loss", f"found {', '.join(self.loss)}", "each once")
         if not any(self.loss_weight):
@@ -309,10 +309,10 @@ class ViewsConfig(Options):
     def check(self) -> None:
         super().check()
         if self.crop_shortest > self.crop_longest:
-            found = f"found {self.crop_shortest:g}"
-            raise UsageError("--crop-shortest", found, f"at most --crop-longest ({self.crop_longest:g})")
+            most = f"at most --crop-longest ({self.crop_longest:g})"
+            raise UsageError("--crop-shortest", f"found {self.crop_shortest:g}", most)
         if self.replace + self.mask > 1:
-            raise UsageError("--replace", f"is {self.replace:g} beside --mask {self.mask:g}", "at most 1 together")
+            raise UsageError("--replace", f"found {self.replace:g} beside --mask {self.mask:g}", "at most 1 together")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -155,7 +155,7 @@ def test_what_does_not_fit_is_refused(given: Callable, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="--dev-qrels: needs candidates"):
         ValidationConfig(dev_qrels=tmp_path).check()
     for flag, options in (("--patience", {"patience": 3}), ("--dev-depth", {"dev_depth": 5})):
-        with pytest.raises(UsageError, match=f"{flag}: applies only with --kind dense and with --dev-qrels"):
+        with pytest.raises(UsageError, match=f"{flag}: applies only with --dev-qrels"):
             ValidationConfig(**options).check()
     config, corpus, _ = given()
     pq.write_table(pa.table({"id": ["q0"], "text": ["one"]}), tmp_path / "few.parquet")

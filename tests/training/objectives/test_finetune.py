@@ -246,7 +246,7 @@ def test_with_a_real_encoder_and_dropout_cached_equals_uncached(tied: bool) -> N
     ("options", "message"),
     [
         ({"loss": ("infonec",)}, "--loss: found 'infonec'; did you mean 'infonce'?"),
-        ({"loss_weight": (1.0, 2.0)}, "--loss-weight: 2 weights for 1 losses; expected one for each --loss"),
+        ({"loss_weight": (1.0, 2.0)}, "--loss-weight: found 2 weights for 1 losses; expected one for each --loss"),
         ({"temperature": 0.0}, "--temperature: found 0.0; expected more than 0"),
     ],
 )
