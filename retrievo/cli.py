@@ -13,11 +13,15 @@ from retrievo.commands.evaluate_suite import SweepConfig
 from retrievo.commands.recipe_config import RunConfig
 from retrievo.commands.search.config import SearchConfig
 from retrievo.commands.table import COMMANDS, Command
-from retrievo.support.commandline import as_markup, command_class, command_function, run_app, spread
+from retrievo.support.commandline import command_class, command_function, group_class, run_app, spread
 from retrievo.support.console import typed_lines
 from retrievo.support.options import options_of
 
-HELP = "Dense retrieval: pre-train, train, encode, index, search, mine negatives, evaluate."
+HELP = "Retrieval with learned representations and BM25: train, index, search, evaluate."
+BEGIN = (
+    "retrievo demo --quick                       # everything, in two minutes",
+    "retrievo import text notes/ --output data   # your own files, to index next",
+)
 
 
 def _search(config: SearchConfig) -> None:
@@ -91,7 +95,8 @@ def _version(wanted: bool) -> None:
 
 
 def _app() -> typer.Typer:
-    app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode="rich", help=HELP)
+    rows = [(command.group, name, command.help) for name, command in COMMANDS.items()]
+    app = typer.Typer(cls=group_class(HELP, BEGIN, rows), no_args_is_help=True, add_completion=False)
 
     @app.callback()
     def main(
@@ -104,7 +109,7 @@ def _app() -> typer.Typer:
     for name, command in COMMANDS.items():
         function = command_function(name, command.config, _runner(name), list(COMMANDS))
         shape = command_class(name, command.help, command.examples, options_of(command.config))
-        app.command(name, cls=shape, help=as_markup(command.help), no_args_is_help=False)(function)
+        app.command(name, cls=shape, no_args_is_help=False)(function)
     return app
 
 

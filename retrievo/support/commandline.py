@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-import re
+import os
 import shlex
 import shutil
 import sys
@@ -12,18 +12,17 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperCommand
+from typer.core import TyperCommand, TyperGroup
 from typer.exceptions import TyperException
 
 from retrievo.support import console
 from retrievo.support.errors import RetrievoError, UsageError, did_you_mean, from_os_error
 from retrievo.support.habits import advice
-from retrievo.support.help import WIDEST, short_help, whole_help
+from retrievo.support.help import WIDEST, overview, short_help, styled, whole_help
 from retrievo.support.options import Option, Options, options_of
 from retrievo.support.settings import Layer, resolve, settings_layers
 
 SETTINGS_HELP = "TOML file with defaults for this command, instead of ./retrievo.toml."
-_TAG = re.compile(r"(\\*)(\[[a-z#/@][^\[]*?\])")  # what rich takes for markup
 _NUMBERS = (int, float)
 SHOW_HELP = "Print the resolved options as TOML, each with its source, and stop."
 
@@ -63,11 +62,6 @@ def command_function(
     return command
 
 
-def as_markup(text: str) -> str:
-    """Text as Typer's help must have it, which is markup, so that it is shown as it is (rich.markup.escape)."""
-    return _TAG.sub(r"\1\1\\\2", text)
-
-
 def _parameter(name: str, kind: Any, default: Any, info: Any) -> inspect.Parameter:
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, info])
 
@@ -90,12 +84,28 @@ def command_class(name: str, about: str, examples: Sequence[str], known: Sequenc
 
     class WithHelp(TyperCommand):
         def format_help(self, ctx: Any, formatter: Any) -> None:
-            formatter.write(short_help(name, about, examples, known, _width()))
+            formatter.write(_for_terminal(short_help(name, about, examples, known, _width())))
 
         def print_whole_help(self) -> None:
-            print(whole_help(name, about, examples, known, _width()), end="")
+            print(_for_terminal(whole_help(name, about, examples, known, _width())), end="")
 
     return WithHelp
+
+
+def group_class(about: str, begin: Sequence[str], rows: Sequence[tuple[str, str, str]]) -> type[TyperGroup]:
+    """All commands, whose help is the overview that `support.help` writes."""
+
+    class WithOverview(TyperGroup):
+        def format_help(self, ctx: Any, formatter: Any) -> None:
+            formatter.write(_for_terminal(overview(about, begin, rows, _width())))
+
+    return WithOverview
+
+
+def _for_terminal(text: str) -> str:
+    """The text in colors where a person reads it on a terminal that has them and did not say NO_COLOR."""
+    plain = not sys.stdout.isatty() or "NO_COLOR" in os.environ or os.environ.get("TERM") == "dumb"
+    return text if plain else styled(text)
 
 
 def _width() -> int:

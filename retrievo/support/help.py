@@ -1,6 +1,7 @@
-"""What `--help` and `--help-all` print of a command: a few options that a newcomer needs, or all by topic.
+"""What `retrievo --help` prints of the commands, and `--help` and `--help-all` of one: a few options, or all by topic.
 
-Both read the declarations. The first sentence of an option's help stands in `--help`, the whole in `--help-all`.
+All read the declarations. The first sentence of a command's help stands in `retrievo --help`, that of an option's in
+`--help`, the whole in `--help-all`.
 """
 
 from __future__ import annotations
@@ -15,9 +16,16 @@ from retrievo.support.options import GROUPS, Option
 
 REQUIRED = "Required"
 WIDEST = 110  # columns; longer lines of text are hard to read
+SCREEN = 24  # lines of a small terminal; `--help` fits them
 _NAMES = 30  # columns of a flag and its value; longer ones have a line of their own
 _KINDS = {str: "TEXT", int: "INT", float: "NUMBER", Path: "PATH"}
 _LISTED = 24  # characters of choices that are listed beside the flag; longer lists follow the help text
+
+_STYLES = {  # what stands out on a terminal -> its code: headings bold, names of options and commands cyan
+    r"^Usage(?=: )|^[A-Z].*(?=:$)": 1,
+    r"(?<=^  )(--\S+|[A-Z]+)(?= |$)": 36,
+    r"(?<=^.{10})[a-z][a-z-]+(?=  )": 36,
+}
 
 
 def sections(options: Iterable[Option]) -> list[tuple[str, list[Option]]]:
@@ -72,16 +80,48 @@ def shown_default(option: Option) -> str:
     return " ".join(map(str, option.default)) if option.many else str(option.default)
 
 
+def overview(about: str, begin: Sequence[str], commands: Iterable[tuple[str, str, str]], width: int) -> str:
+    """The commands in the order of the work, with the lines that a newcomer types first.
+
+    commands: group, name and help of each.
+    """
+    rows = list(commands)
+    groups, names = (max(map(len, column)) + 2 for column in list(zip(*rows, strict=True))[:2])
+    lines = ["Usage: retrievo COMMAND [OPTIONS]", "", *textwrap.wrap(about, width), "", "How to begin:"]
+    lines += [f"  $ {line}" for line in begin]
+    lines.append("")
+    before = ""
+    for group, name, text in rows:
+        head = f"{'' if group == before else group:{groups}}{name:{names}}"
+        lines += textwrap.wrap(first_sentence(text), width, initial_indent=head, subsequent_indent=" " * len(head))
+        before = group
+    lines += ["", "Options of a command: retrievo COMMAND --help. Version: retrievo --version"]
+    return "\n".join(lines) + "\n"
+
+
 def short_help(name: str, about: str, examples: Sequence[str], options: Sequence[Option], width: int) -> str:
-    """What a newcomer needs, on one screen."""
+    """What a newcomer needs, on one screen, with as many examples as it has room for."""
     required = [option for option in options if option.required]
     common = [option for option in options if option not in required and option.declaration.shown]
-    common.sort(key=lambda option: GROUPS.index(option.declaration.group))
+    common.sort(key=lambda option: (not option.declaration.positional, GROUPS.index(option.declaration.group)))
     lines = [*_head(name, about, options, width)]
     for title, members in ((REQUIRED, required), ("Common options", common)):
         lines += _panel(title, members, width, whole=False)
-    lines += ["", *_example(examples[0], width), f"All {len(options)} options: retrievo {name} --help-all"]
+    lines.append("")
+    for number, example in enumerate(examples):
+        typed = list(_example(example, width))
+        if number and len(lines) + len(typed) >= SCREEN:
+            break
+        lines += typed
+    lines.append(f"All {len(options)} options: retrievo {name} --help-all")
     return "\n".join(lines) + "\n"
+
+
+def styled(text: str) -> str:
+    """The help as a terminal with colors shows it."""
+    for where, code in _STYLES.items():
+        text = re.sub(where, rf"\033[{code}m\g<0>\033[0m", text, flags=re.MULTILINE)
+    return text
 
 
 def whole_help(name: str, about: str, examples: Sequence[str], options: Sequence[Option], width: int) -> str:

@@ -45,7 +45,7 @@ ANSWERS = {
     "eval": "did you mean 'evaluate'?",
     "embed": "did you mean 'encode'?",
     "serch q": "did you mean 'search'?",
-    "qqq": "unknown command 'qqq'; known: import, pretrain",
+    "qqq": "unknown command 'qqq'; known: demo, import",
 }
 
 

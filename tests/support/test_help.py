@@ -6,9 +6,10 @@ import re
 
 import pytest
 
+from retrievo.cli import BEGIN, HELP
 from retrievo.commands.table import COMMANDS
 from retrievo.retrieval.searcher import KINDS
-from retrievo.support.help import first_sentence, meaning, sections, short_help, whole_help
+from retrievo.support.help import first_sentence, meaning, overview, sections, short_help, styled, whole_help
 from retrievo.support.options import GROUPS, Option, options_of
 
 # words that point at a text that is not there, and habits of an older style
@@ -48,6 +49,26 @@ def test_the_short_help_is_one_screen_and_leads_to_the_rest(name: str) -> None:
     assert f"retrievo {name} --help-all" in lines[-1]
     assert all(option.flag in short for option in known if option.required)
     assert "[default: ()]" not in short + whole_help(name, command.help, command.examples, known, 80)
+
+
+def test_the_overview_has_each_command_on_one_line_of_a_small_screen() -> None:
+    rows = [(command.group, name, command.help) for name, command in COMMANDS.items()]
+    lines = overview(HELP, BEGIN, rows, 80).splitlines()
+    assert len(lines) <= 24
+    assert max(map(len, lines)) <= 80
+    for group, name, text in rows:
+        assert any(f"{name}  " in line and line.endswith(first_sentence(text)) for line in lines)
+        assert sum(line.startswith(group) for line in lines) == 1
+
+
+def test_colors_mark_headings_and_names_and_change_no_letter() -> None:
+    command = COMMANDS["search"]
+    text = short_help("search", command.help, command.examples, options_of(command.config), 60)
+    painted = styled(text)
+    assert re.sub(r"\033\[\d+m", "", painted) == text
+    marked = re.findall(r"\033\[\d+m(.*?)\033\[0m", painted)
+    shown = [option.flag for option in options_of(command.config) if option.declaration.shown]
+    assert sorted(marked) == sorted(["Usage", "Common options", *shown])
 
 
 def test_a_newcomer_sees_train_on_one_screen() -> None:

@@ -59,17 +59,17 @@ class SearchConfig(Options):
         shown=True,
         group="Search",
     )
-    interactive: bool = option(
-        "Ask for one question after another. An empty line ends the session.",
-        default=False,
-        alternative="queries",
-        shown=True,
-        group="Search",
-    )
     index: tuple[Path, ...] = option(
         "Index or embeddings folder to search. The results of several are fused; an embeddings folder is searched "
         "exactly.",
         default=(),
+        shown=True,
+        group="Search",
+    )
+    interactive: bool = option(
+        "Ask for one question after another. An empty line ends the session.",
+        default=False,
+        alternative="queries",
         shown=True,
         group="Search",
     )
