@@ -59,6 +59,7 @@ def commands_on(home: Path, dataset: Path, model: Path, steps: int) -> Mapping[s
     out, train = home / "out", dataset / "qrels" / "train.parquet"
     tables = ("--corpus", home / "documents", "--queries", dataset, "--qrels", train)
     bm25 = ("--index", home / "bm25", "--queries", dataset)
+    steps_of = ("--max-steps", steps, "--output", out)
     short = ("--batch-size", 32, "--seed", 1, "--learning-rate", 1e-5)
     return {
         "start": ("--version",),
@@ -79,9 +80,9 @@ def commands_on(home: Path, dataset: Path, model: Path, steps: int) -> Mapping[s
             "evaluate", "--run", home / "run.parquet", "--qrels", dataset, "--metrics", "ndcg@10", "recall@1000", "map",
         ),
         "encode": ("encode", "--model", model, "--corpus", home / "documents", "--output", out),
-        "train": ("train", "--model", model, *tables, *short, "--document-max-length", 64, "--max-steps", steps, "--output", out),
+        "train": ("train", "--model", model, *tables, *short, "--document-max-length", 64, *steps_of),
         "pretrain cocondenser": (
-            "pretrain", "--model", model, "--corpus", home / "documents", *short, "--max-length", 64, "--max-steps", steps, "--output", out,
+            "pretrain", "--model", model, "--corpus", home / "documents", *short, "--max-length", 64, *steps_of,
         ),
     }  # fmt: skip
 
