@@ -40,18 +40,8 @@ from retrievo.support.files import file_record
 
 EVENTS = ("os.rename", "os.remove", "os.rmdir", "os.mkdir", "shutil.rmtree")
 MINE = "mine.txt"  # a file of the user in an output
-RECIPE = """
-[variables]
-words = 30
-[steps.notes]
-command = "import"
-format = "text"
-source = "notes"
-passage_words = "{words}"
-[steps.bm25]
-command = "index"
-type = "bm25"
-corpus = "{notes}"
+NOTES = Path(__file__).with_name("notes.toml")
+SEARCHED = """
 [steps.found]
 command = "search"
 index = "{bm25}"
@@ -114,7 +104,7 @@ def prepare(inputs: Path) -> None:
     pq.write_table(queries, inputs / "data" / "queries.parquet")
     pq.write_table(queries, inputs / "queries.parquet")
     (inputs / "qrels.txt").write_text("".join(f"q{n} 0 d{n} 1\n" for n in range(12)))
-    (inputs / "road.toml").write_text(RECIPE)
+    (inputs / "road.toml").write_text(NOTES.read_text() + SEARCHED)
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     tokenizer = Tokenizer(models.WordLevel({word: n for n, word in enumerate([*special, *words])}, "[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()

@@ -412,13 +412,12 @@ def _told(steps: Sequence[Step]) -> Iterator[Step]:
     """
     import time
 
-    start, whole, behind = time.monotonic(), sum(step.share for step in steps), 0.0
+    start, whole, behind, told = time.monotonic(), sum(step.share for step in steps), 0.0, 0
     with console.progress("the whole demo", 100, "%") as tick:
         for number, step in enumerate(steps, start=1):
             spent = time.monotonic() - start
             left = f", about {console.seconds(spent / behind * (whole - behind))} left" if behind else ""
-            tick(0, status=f"{number} of {len(steps)}: {step.name}{left}")
-            yield step
             percent = round(100 * behind / whole)
-            behind += step.share
-            tick(round(100 * behind / whole) - percent)
+            tick(percent - told, status=f"{number} of {len(steps)}: {step.name}{left}")
+            yield step
+            behind, told = behind + step.share, percent

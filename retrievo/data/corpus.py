@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -90,10 +90,21 @@ class Corpus:
         """Returns the documents at these rows."""
         return [Document(found["id"], found.get("title", ""), found["text"]) for found in self._cache.rows(rows)]
 
-    def find(self, ids: Sequence[str]) -> list[Document | None]:
-        """Returns the documents with these ids; None for an id that the corpus does not have."""
-        rows = self.id_map.rows(ids)
-        return [self.documents([int(row)])[0] if row >= 0 else None for row in rows]
+    def find(self, ids: Iterable[str]) -> dict[str, Document]:
+        """The documents with these ids; an id that the corpus lacks is left out.
+
+        They are read in the order of the table, so that each row group is decoded once.
+        """
+        rows = self.id_map.rows(list(ids))
+        return {document.id: document for document in self.documents(np.unique(rows[rows >= 0]).tolist())}
+
+
+def first_found(corpora: Iterable[Corpus], ids: Collection[str]) -> dict[str, Document]:
+    """The documents with these ids, each from the first corpus that has it; an id that all lack is left out."""
+    found: dict[str, Document] = {}
+    for corpus in corpora:
+        found |= corpus.find(name for name in ids if name not in found)
+    return found
 
 
 class Queries:

@@ -98,7 +98,7 @@ def text_table(given: TextsLike, schema: Schema, where: str, titles: Iterable[st
     """
     if isinstance(given, Mapping):
         texts, ids = text_list(given.values(), where), list(map(str, given))
-    elif hasattr(given, "column_names") or hasattr(given, "__dataframe__"):
+    elif has_ids(given):
         return as_noun(_arrow(given, where), schema, where)
     else:
         texts = text_list(given, where)
@@ -107,6 +107,11 @@ def text_table(given: TextsLike, schema: Schema, where: str, titles: Iterable[st
     if titles is not None:
         columns["title"] = pa.array([title or "" for title in checked_titles(titles, len(texts), where)], pa.string())
     return as_noun(pa.table(columns), schema, where)
+
+
+def has_ids(given: TextsLike) -> bool:
+    """Whether texts come with ids: {id: text}, or a table of Arrow or of a data frame; a column of one has none."""
+    return isinstance(given, Mapping) or hasattr(given, "column_names") or hasattr(given, "columns")
 
 
 def text_list(given: Iterable[Any], where: str) -> list[str]:

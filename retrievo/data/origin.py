@@ -1,7 +1,8 @@
 """Finds the corpus and the queries that an artifact was made from, following the manifests of its inputs.
 
-Tables are equal if their content is equal, whatever their path. An artifact without a manifest, such as a run of
-another tool, has no known origin and is never refused for it.
+Tables are equal if their files are, whatever their paths: texts in memory, which `build_index` writes to a file of its
+own, are another table than the file that they were read from. An artifact without a manifest, such as a run of another
+tool, has no known origin and is never refused for it.
 """
 
 from __future__ import annotations

@@ -41,10 +41,8 @@ class Texts:
 
     def of_documents(self, ids: Iterable[str]) -> dict[str, Document]:
         """Document id -> document; unknown ids are omitted."""
-        wanted = list(dict.fromkeys(ids))
-        if self.corpus is None or not wanted:
-            return {}
-        return {found.id: found for found in Corpus(self.corpus).find(wanted) if found}
+        wanted = list(ids)
+        return Corpus(self.corpus).find(wanted) if self.corpus is not None and wanted else {}
 
 
 def corpus_of(runs: Sequence[Run]) -> Path | None:

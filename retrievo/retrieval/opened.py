@@ -10,8 +10,8 @@ import numpy as np
 import pyarrow as pa
 
 from retrievo.data.columns import as_type, taken
-from retrievo.data.corpus import Corpus
-from retrievo.data.given import PathLike, TextsLike, text_list, text_table
+from retrievo.data.corpus import Corpus, first_found
+from retrievo.data.given import PathLike, TextsLike, has_ids, text_list, text_table
 from retrievo.data.ordering import ranks
 from retrievo.data.tables import QUERIES
 from retrievo.retrieval import searcher
@@ -66,8 +66,7 @@ class Index:
             return pa.array(map(str, range(len(queries))), pa.string()), self._vectors(queries)
         table = text_table(queries, QUERIES, "search()")
         texts = text_list(table["text"], "search()")
-        is_list = not (hasattr(queries, "keys") or hasattr(queries, "column_names") or hasattr(queries, "columns"))
-        return table["text" if is_list else "id"], self.searcher.encode(texts)
+        return table["id" if has_ids(queries) else "text"], self.searcher.encode(texts)
 
     def _vectors(self, queries: np.ndarray) -> np.ndarray:
         """Raises RetrievoError for vectors that this index can't be searched with."""
@@ -83,17 +82,12 @@ class Index:
 
         Raises: RetrievoError where the corpus is gone or lacks one of them.
         """
-        ids = hits.ids()
-        wanted = ids.unique()
-        found: dict[str, Any] = {}
-        for path in self.searcher.index.corpora():
-            missing = [one for one in wanted.to_pylist() if one not in found]
-            found |= {one.id: one for one in Corpus(path).find(missing) if one}
-        lost = [one for one in wanted.to_pylist() if one not in found]
-        if lost:
+        ids = hits.ids().to_pylist()
+        found = first_found(map(Corpus, self.searcher.index.corpora()), ids)
+        if lost := next((one for one in ids if one not in found), None):
             fix = "search without text=True"
-            raise RetrievoError(self.path, f"the text of document '{lost[0]}' is not at hand", None, fix)
-        documents = [found[one] for one in ids.to_pylist()]
+            raise RetrievoError(self.path, f"the text of document '{lost}' is not at hand", None, fix)
+        documents = [found[one] for one in ids]
         return {name: pa.array([getattr(one, name) for one in documents], pa.string()) for name in ("title", "text")}
 
     def close(self) -> None:

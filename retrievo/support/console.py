@@ -32,7 +32,8 @@ _log.addHandler(logging.NullHandler())  # else Python prints warnings that nobod
 
 
 class Tick(Protocol):
-    """Advances a progress bar by a number of units; `status` is shown in place of the rate."""
+    """Advances a progress bar by a number of units; `status` is shown in place of the rate, where nobody
+    watches a terminal of the time left too."""
 
     def __call__(self, amount: int = 1, status: str | None = None) -> None: ...
 
@@ -172,13 +173,9 @@ class _LogLines:
     def _line(self, elapsed: float, status: str | None) -> str:
         rate = (self.done - self.before) / max(elapsed, 1e-9)
         of = f" of {self.total:,}" if self.total else ""
-        parts = [
-            f"{self.description}: {self.done:,}{of} {self.unit}",
-            status or f"{rate:,.{0 if rate >= 10 else 1}f}/s",
-        ]
-        if self.total and rate > 0:
-            parts.append(f"{seconds(max(0, self.total - self.done) / rate)} left")
-        return ", ".join(parts)
+        left = f", {seconds(max(0, self.total - self.done) / rate)} left" if self.total and rate > 0 else ""
+        pace = f"{rate:,.{0 if rate >= 10 else 1}f}/s{left}"
+        return f"{self.description}: {self.done:,}{of} {self.unit}, {status or pace}"
 
 
 @contextlib.contextmanager

@@ -156,8 +156,8 @@ def _pairs(given: argparse.Namespace) -> list[tuple[str, str]]:
     found = corpus.find([row["doc_id"] for row in chosen])
     return [
         (texts[row["query_id"]], f"{document.title} {document.text}".strip())
-        for row, document in zip(chosen, found, strict=True)
-        if document
+        for row in chosen
+        if (document := found.get(row["doc_id"]))
     ]
 
 

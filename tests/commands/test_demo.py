@@ -103,12 +103,11 @@ def test_the_bar_tells_the_whole_way_with_the_step_and_the_time_left(monkeypatch
     monkeypatch.setattr("time.monotonic", lambda: next(clock))
     steps = [Step("one", 1, lambda: None), Step("two", 1, lambda: None), Step("three", 1, lambda: None)]
     assert [step.name for step in _told(steps)] == ["one", "two", "three"]
-    assert [told for _, told in ticks if told] == [
-        "1 of 3: one",
-        "2 of 3: two, about 1 min 00 s left",
-        "3 of 3: three, about 30 s left",
+    assert ticks == [  # none without the step: where nobody watches, each may be the one that is written
+        (0, "1 of 3: one"),
+        (33, "2 of 3: two, about 1 min 00 s left"),
+        (34, "3 of 3: three, about 30 s left"),
     ]
-    assert sum(amount for amount, _ in ticks) == 100
 
 
 @pytest.mark.slow

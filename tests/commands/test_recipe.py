@@ -290,27 +290,12 @@ def test_what_the_recipe_did_not_make_is_never_removed(road: Path, retrievo: Cal
         assert precious.read_bytes() == before
 
 
-FRAME = """
-[variables]
-words = 30
-[steps.notes]
-command = "import"
-format = "text"
-source = "notes"
-passage_words = "{words}"
-[steps.bm25]
-command = "index"
-type = "bm25"
-corpus = "{notes}"
-"""
-
-
 @pytest.fixture
 def notes(tmp_path: Path, retrievo: Callable) -> Path:
     """A finished recipe of two steps without a model, with a file of the user in what the first one made."""
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "wings.txt").write_text(" ".join(f"wing{n} flow" for n in range(100)))
-    (tmp_path / "notes.toml").write_text(FRAME)
+    shutil.copy(CHECKOUT / "tests" / "notes.toml", tmp_path)
     made = retrievo("run", tmp_path / "notes.toml", "--output", tmp_path / "home")
     assert made.code == 0, made.err
     (tmp_path / "home" / "notes" / "mine.txt").write_text("mine")

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from retrievo.data.corpus import Corpus, Queries
+from retrievo.data.corpus import Corpus, Queries, first_found
 from retrievo.data.qrels import Qrels
 from retrievo.data.run import Run
 from retrievo.data.tables import ANSWERS, CORPUS, QRELS, ROWS_PER_GROUP, RowCache, Table, TableWriter
@@ -244,9 +244,16 @@ def test_the_id_map_finds_rows_and_documents(tmp_path: Path) -> None:
     corpus = Corpus(path)
     assert corpus.id_map.rows(["ü", "nope", "b", "ü"]).tolist() == [2, -1, 0, 2]
     assert corpus.id_map.rows([]).tolist() == []
-    assert corpus.find(["a", "nope"]) == [("a", "A", "y"), None]
+    assert corpus.find(["a", "nope", "a"]) == {"a": ("a", "A", "y")}
     hashes = corpus.identities.text
     assert hashes[0] == hashes[2] != hashes[1]
+
+
+def test_a_document_is_that_of_the_first_corpus_that_has_it(tmp_path: Path) -> None:
+    first = write(tmp_path / "first.parquet", id=["a", "b"], text=["a of the first", "b of the first"])
+    second = write(tmp_path / "second.parquet", id=["c", "b"], text=["c of the second", "b of the second"])
+    found = first_found(map(Corpus, (first, second)), ["c", "b", "nope", "b"])
+    assert {name: document.text for name, document in found.items()} == {"b": "b of the first", "c": "c of the second"}
 
 
 def test_a_written_table_reads_back_whatever_the_batches(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from retrievo.data.corpus import Corpus, Document, first_found
 from retrievo.data.origin import CORPUS, Origin, named, origins, same
 from retrievo.retrieval.hits import Hits
 from retrievo.support.errors import RetrievoError
@@ -16,8 +17,6 @@ from retrievo.support.errors import RetrievoError
 if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
-
-    from retrievo.data.corpus import Corpus, Document
 
 _END, _WIDTH = "\x1f", 2  # a mark is one character that counts the corpora and this one
 
@@ -57,8 +56,6 @@ class Shelves(NamedTuple):
 
         Raises: RetrievoError where a corpus is no longer there.
         """
-        from retrievo.data.corpus import Corpus
-
         return Texts({mark: [Corpus(one.path) for one in found] for mark, found in self.tables.items()})
 
 
@@ -75,15 +72,13 @@ class Texts(NamedTuple):
 
     corpora: Mapping[str, Sequence[Corpus]]
 
-    def find(self, marked: Sequence[str]) -> list[Document | None]:
-        """The documents of these marked ids, each from its own corpus."""
-        found: dict[str, Document | None] = {}
+    def find(self, marked: Sequence[str]) -> dict[str, Document]:
+        """The documents of these marked ids, each from its own corpora; an id that those lack is left out."""
+        found: dict[str, Document] = {}
         for mark, corpora in self.corpora.items():
-            own = [name for name in marked if name[:_WIDTH] == mark]
-            for corpus in corpora:
-                texts = corpus.find([name[_WIDTH:] for name in own])
-                found |= {name: text for name, text in zip(own, texts, strict=True) if text is not None}
-        return [found.get(name) for name in marked]
+            own = [plain_id(name) for name in marked if name[:_WIDTH] == mark]
+            found |= {mark + name: document for name, document in first_found(corpora, own).items()}
+        return found
 
 
 def plain_id(marked: str) -> str:

@@ -7,7 +7,7 @@ import functools
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from retrievo.data.options import parse_memory
 from retrievo.retrieval.searcher import KINDS, can, does_not_apply, index_folder, open_folder, takes
@@ -27,12 +27,38 @@ if TYPE_CHECKING:
     from retrievo.retrieval.searcher import Searcher
 
 
-def open_indexes(config: SearchConfig) -> list[Searcher]:
+class Sources(NamedTuple):
+    """The indexes of a search, which are not opened yet; shelves: their corpora, where these are ranked together."""
+
+    indexes: Sequence[IndexFolder]
+    shelves: Shelves | None
+
+
+def find_sources(config: SearchConfig) -> Sources:
+    """What is searched, where the kinds of the indexes, their corpora and the options go together.
+
+    Raises: RetrievoError or UsageError where they do not.
+    """
+    from retrievo.commands.search.across import Shelves
+
+    indexes = [index_folder(path) for path in config.index]
+    check_meaning(config, indexes)
+    if config.across_corpora:
+        shelves = Shelves.of([*config.index, *config.run])
+    else:
+        shelves = None
+        check_corpora(config)
+    if config.corpus is None:  # who names a corpus knows which
+        warn_of_changed_texts(indexes)
+    return Sources(indexes, shelves)
+
+
+def open_indexes(config: SearchConfig, indexes: Sequence[IndexFolder]) -> list[Searcher]:
     """All indexes, open for search; those of one model share it."""
     from retrievo.retrieval.dense import Encoders
 
     encoders = Encoders(config.dtype, config.device, config.chunk_tokens)
-    return [_open(config, index_folder(path), encoders) for path in config.index]
+    return [_open(config, index, encoders) for index in indexes]
 
 
 def _open(config: SearchConfig, index: IndexFolder, encoders: Encoders) -> Searcher:
@@ -86,13 +112,6 @@ def accompanied(config: SearchConfig, indexes: Sequence[IndexFolder]) -> Abstrac
 # ------------------------------------------------------------------------------------------------------------- corpora
 
 
-def shelves_of(config: SearchConfig) -> Shelves | None:
-    """The corpora that are ranked together, where that was asked for."""
-    from retrievo.commands.search.across import Shelves
-
-    return Shelves.of([*config.index, *config.run]) if config.across_corpora else None
-
-
 def check_corpora(config: SearchConfig) -> None:
     """Refuses to put documents of different corpora into one ranking: their ids and their scores mean other things.
 
@@ -101,9 +120,6 @@ def check_corpora(config: SearchConfig) -> None:
     from retrievo.data.origin import CORPUS, named, origins, same
 
     places = [*config.index, *config.run]
-    if config.across_corpora:
-        shelves_of(config)
-        return
     known = [(place, found) for place in places if (found := origins(place, CORPUS))]
     for place, found in known[1:]:
         if not same(found, known[0][1]):

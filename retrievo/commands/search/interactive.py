@@ -11,6 +11,7 @@ from retrievo.commands.search.across import plain_id
 from retrievo.commands.search.indexes import open_corpora
 from retrievo.commands.search.pipeline import Pipeline
 from retrievo.commands.search.queries import typed
+from retrievo.data.corpus import first_found
 from retrievo.retrieval.hits import joined
 from retrievo.retrieval.search_results import Answer, Hit
 from retrievo.retrieval.searcher import KINDS
@@ -18,6 +19,7 @@ from retrievo.support.errors import RetrievoError
 
 if TYPE_CHECKING:
     from retrievo.commands.search.config import SearchConfig
+    from retrievo.commands.search.indexes import Sources
     from retrievo.data.corpus import Corpus, Document
     from retrievo.retrieval.index_folder import IndexFolder
     from retrievo.retrieval.searcher import Searcher
@@ -29,13 +31,11 @@ class Asker:
     Raises: RetrievoError where an index can't be opened.
     """
 
-    def __init__(self, config: SearchConfig):
-        self.pipeline = Pipeline(config)
-        self.shelves = self.pipeline.shelves
+    def __init__(self, config: SearchConfig, sources: Sources):
+        self.pipeline, self.shelves = Pipeline(config, sources), sources.shelves
         self.texts = self.shelves.open() if self.shelves else None
-        indexes = [searcher.index for searcher in self.pipeline.searchers]
-        self.corpora = [] if self.shelves else _corpora(config, indexes)
-        self.names = _names(indexes)
+        self.corpora = [] if self.shelves else _corpora(config, sources.indexes)
+        self.names = _names(sources.indexes)
 
     def answer(self, question: str) -> Answer:
         """The best documents, with titles and snippets where the corpus is at hand, and where each was found.
@@ -49,24 +49,17 @@ class Asker:
             best = joined(search.reranked(search.fused(blocks), tick))
         ids = best.ids().to_pylist()
         places = [{doc_id: rank for rank, doc_id in enumerate(one.ids().to_pylist(), 1)} for one in blocks[0].found]
-        found = zip(ids, best.score.tolist(), self._find(ids), strict=True)
+        texts = self.texts.find(ids) if self.texts is not None else first_found(self.corpora, ids)
         hits = []
-        for rank, (doc_id, score, document) in enumerate(found, start=1):
+        for rank, (doc_id, score) in enumerate(zip(ids, best.score.tolist(), strict=True), start=1):
             told = {name: place.get(doc_id) for name, place in zip(self.names, places, strict=True)}
             hit = Hit(rank, score, doc_id, "", ranks=told if len(places) > 1 else {})
             if self.shelves:
                 hit = replace(hit, id=plain_id(doc_id), corpus=self.shelves.name(doc_id))
-            hits.append(_with_text(hit, document, question, self.pipeline.searchers[0]) if document else hit)
+            if doc_id in texts:
+                hit = _with_text(hit, texts[doc_id], question, self.pipeline.searchers[0])
+            hits.append(hit)
         return Answer(question, tuple(hits))
-
-    def _find(self, ids: Sequence[str]) -> list[Document | None]:
-        """The texts of documents, from the first corpus that has them; of several corpora each from its own."""
-        if self.texts is not None:
-            return self.texts.find(ids)
-        found: list[Document | None] = [None] * len(ids)
-        for corpus in self.corpora:
-            found = [one or other for one, other in zip(found, corpus.find(ids), strict=True)]
-        return found
 
 
 def _with_text(hit: Hit, document: Document, question: str, searcher: Searcher) -> Hit:

@@ -15,7 +15,7 @@ import numpy as np
 
 from retrievo.commands.search.across import check_told_apart, own_hits, with_mark, without_mark
 from retrievo.commands.search.config import DEFAULT_FUSION, FUSED, OWN
-from retrievo.commands.search.indexes import open_indexes, shelves_of
+from retrievo.commands.search.indexes import Sources, open_indexes
 from retrievo.commands.search.rerank import Reranker, reranked
 from retrievo.data.ordering import first_ranked, flat_strings
 from retrievo.retrieval.aggregation import documents_of
@@ -51,10 +51,10 @@ class Pipeline:
     Raises: RetrievoError where one of them can't be opened.
     """
 
-    def __init__(self, config: SearchConfig):
-        self.config, self.shelves = config, shelves_of(config)
-        self.reranker = Reranker(config) if config.rerank is not None else None
-        self.searchers = open_indexes(config)
+    def __init__(self, config: SearchConfig, sources: Sources):
+        self.config, self.shelves = config, sources.shelves
+        self.reranker = Reranker(config, sources) if config.rerank is not None else None
+        self.searchers = open_indexes(config, sources.indexes)
         self.marks = [self.shelves.mark[path] if self.shelves else "" for path in (*config.index, *config.run)]
 
     def search(self, asked: Asked) -> Search:

@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from retrievo.commands.search.indexes import open_corpora, shelves_of
+from retrievo.commands.search.across import plain_id
+from retrievo.commands.search.indexes import Sources, open_corpora
+from retrievo.data.corpus import Document, first_found
 from retrievo.retrieval.hits import Hits, joined
-from retrievo.retrieval.searcher import index_folder
 from retrievo.support.errors import RetrievoError
 
 if TYPE_CHECKING:
     import numpy as np
 
     from retrievo.commands.search.config import SearchConfig
-    from retrievo.data.corpus import Corpus, Document
     from retrievo.support.console import Tick
 
 PAIRS_AT_ONCE = 8_192  # tokens of so many pairs are in memory
@@ -26,17 +26,16 @@ class Reranker:
     Raises: RetrievoError for a model that is no cross-encoder, and where no corpus is known.
     """
 
-    def __init__(self, config: SearchConfig):
+    def __init__(self, config: SearchConfig, sources: Sources):
         from retrievo.models.cross_encoder import CrossEncoder
         from retrievo.models.devices import resolve_device
         from retrievo.models.inference import prepared
 
         assert config.rerank is not None
         self.config = config
-        shelves = shelves_of(config)
-        self.texts = shelves.open() if shelves else None
-        self.corpora = [] if shelves else open_corpora(config, [index_folder(path) for path in config.index])
-        if not shelves and not self.corpora:
+        self.texts = sources.shelves.open() if sources.shelves else None
+        self.corpora = [] if sources.shelves else open_corpora(config, sources.indexes)
+        if not sources.shelves and not self.corpora:
             raise RetrievoError("--rerank", "no texts to read: the index knows no corpus", None, "pass --corpus")
         self.model = prepared(CrossEncoder.load(config.rerank), config.dtype, resolve_device(config.device))
 
@@ -62,24 +61,14 @@ class Reranker:
         return self.model.scores(*rows, tick=tick, **settled)
 
     def _documents(self, ids: Sequence[str]) -> list[Document]:
-        """Documents by id, from the first corpus that holds them; of several corpora each from its own."""
-        if self.texts is not None:
-            return [self._held(name, document) for name, document in zip(ids, self.texts.find(ids), strict=True)]
-        found: dict[str, Document] = {}
-        for corpus in self.corpora:
-            found |= _held(corpus, [id for id in ids if id not in found])
-        if missing := [id for id in ids if id not in found]:
-            raise RetrievoError(self.corpora[0].path, f"has no document '{missing[0]}'", None, "check --corpus")
-        return [found[id] for id in ids]
-
-    @staticmethod
-    def _held(marked: str, document: Document | None) -> Document:
-        from retrievo.commands.search.across import plain_id
-
-        if document is None:
-            fix = "build its index again"
-            raise RetrievoError("--across-corpora", f"no corpus has document '{plain_id(marked)}'", None, fix)
-        return document
+        """Documents by id, from the first corpus that has them; of several corpora each from its own."""
+        found = self.texts.find(ids) if self.texts is not None else first_found(self.corpora, ids)
+        if (missing := next((name for name in ids if name not in found), None)) is None:
+            return [found[name] for name in ids]
+        if self.texts is None:
+            raise RetrievoError(self.corpora[0].path, f"has no document '{missing}'", None, "check --corpus")
+        fix = "build its index again"
+        raise RetrievoError("--across-corpora", f"no corpus has document '{plain_id(missing)}'", None, fix)
 
 
 def reranked(
@@ -126,11 +115,3 @@ def _in_order(hits: Hits, score: np.ndarray, depth: int) -> Hits:
     from retrievo.data.ordering import first_ranked
 
     return hits._replace(score=score).at(first_ranked(hits.query, score, hits.ids(), depth))
-
-
-def _held(corpus: Corpus, ids: Sequence[str]) -> dict[str, Document]:
-    """The documents of a corpus among some ids; read in the order of their table, which decodes each row group once."""
-    import numpy as np
-
-    rows = corpus.id_map.rows(ids)
-    return {document.id: document for document in corpus.documents(np.sort(rows[rows >= 0]).tolist())}

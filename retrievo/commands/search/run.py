@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from retrievo.commands.search.config import SearchConfig
-from retrievo.commands.search.indexes import accompanied, check_corpora, check_meaning, warn_of_changed_texts
+from retrievo.commands.search.indexes import Sources, accompanied, find_sources
 from retrievo.commands.search.queries import Asked, read_queries
 from retrievo.models.splits import noted_splits
-from retrievo.retrieval.searcher import index_folder
 from retrievo.support import console
 from retrievo.support.errors import UsageError
 from retrievo.support.verbs import verb
@@ -19,7 +18,6 @@ from retrievo.support.verbs import verb
 if TYPE_CHECKING:
     from retrievo.commands.search.interactive import Asker
     from retrievo.data.run import RunWriter
-    from retrievo.retrieval.index_folder import IndexFolder
     from retrievo.retrieval.search_results import Answer
     from retrievo.support.artifact import Input
 
@@ -43,12 +41,12 @@ def searched(config: SearchConfig, *, alone: bool = False) -> Answer | None:
 
     Raises: RetrievoError where index and queries do not fit; UsageError for options of another kind of index.
     """
-    indexes = _checked(config)
-    with nullcontext(True) if alone else accompanied(config, indexes) as leads:
+    sources = find_sources(config)
+    with nullcontext(True) if alone else accompanied(config, sources.indexes) as leads:
         if leads and config.question is not None:
-            return _asker(config).answer(config.question)
+            return _asker(config, sources).answer(config.question)
         if leads:
-            _write_run(config, read_queries(config))
+            _write_run(config, sources, read_queries(config))
     return None
 
 
@@ -57,29 +55,20 @@ def converse(config: SearchConfig, questions: Iterable[str]) -> Iterator[Answer]
 
     Raises: as `search`.
     """
-    with accompanied(config, _checked(config)) as leads:
+    sources = find_sources(config)
+    with accompanied(config, sources.indexes) as leads:
         if leads:
-            asker = _asker(config)
+            asker = _asker(config, sources)
             yield from (asker.answer(question) for question in questions if question.strip())
 
 
-def _asker(config: SearchConfig) -> Asker:
+def _asker(config: SearchConfig, sources: Sources) -> Asker:
     from retrievo.commands.search.interactive import Asker
 
-    return Asker(config)
+    return Asker(config, sources)
 
 
-def _checked(config: SearchConfig) -> list[IndexFolder]:
-    """The indexes, which are not opened yet, where their kinds, their corpora and the options go together."""
-    indexes = [index_folder(path) for path in config.index]
-    check_meaning(config, indexes)
-    check_corpora(config)
-    if config.corpus is None:  # who names a corpus knows which
-        warn_of_changed_texts(indexes)
-    return indexes
-
-
-def _write_run(config: SearchConfig, asked: Asked) -> None:
+def _write_run(config: SearchConfig, sources: Sources, asked: Asked) -> None:
     from retrievo.data.origin import QUERIES, read_now, warn_of_other_judgments
     from retrievo.data.qrels import Qrels
     from retrievo.data.run import RunWriter
@@ -105,7 +94,7 @@ def _write_run(config: SearchConfig, asked: Asked) -> None:
     with output.build() as folder:
         with RunWriter(folder / config.output.name, format_of=config.output) as writer:
             with noted_splits() as splits:
-                stats = _write_hits(config, asked, writer)
+                stats = _write_hits(config, sources, asked, writer)
             stats |= splits.stats()
             writer.close(output.manifest(stats))
         output.finish(stats)
@@ -126,7 +115,7 @@ def _corpora(places: Sequence[Path]) -> dict[str, Input]:
     return {name: Input(one.path, one.fingerprint) for name, one in zip(names, found.values(), strict=False)}
 
 
-def _write_hits(config: SearchConfig, asked: Asked, writer: RunWriter) -> dict[str, Any]:
+def _write_hits(config: SearchConfig, sources: Sources, asked: Asked, writer: RunWriter) -> dict[str, Any]:
     import numpy as np
 
     from retrievo.commands.search.pipeline import Pipeline
@@ -134,7 +123,7 @@ def _write_hits(config: SearchConfig, asked: Asked, writer: RunWriter) -> dict[s
     from retrievo.data.ordering import ranks
 
     rows = answered = 0
-    with closing(Pipeline(config)) as pipeline:
+    with closing(Pipeline(config, sources)) as pipeline:
         for hits in pipeline.search(asked).hits():
             writer.write(taken(asked.ids, hits.query), hits.ids(), hits.score, ranks(hits.query))
             rows, answered = rows + len(hits.query), answered + len(np.unique(hits.query))
