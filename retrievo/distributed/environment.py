@@ -1,4 +1,4 @@
-"""The environment of processes that torchrun starts, read before they join a process group."""
+"""The environment of a process: what torchrun tells it, and what a program sets before libraries are loaded."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ import ctypes
 import os
 import signal
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
-# The Rust tokenizer uses all cores, which hangs in a process that is forked afterwards and oversubscribes the cores if
-# several workers do so. So it is parallel in the main process, unless the user disabled that, and sequential in
-# workers. The processes of one command divide the cores among themselves.
+# What the libraries read once, when they are loaded. Only programs set it: the command line, and the processes that
+# it starts. A variable that the user has set is left as it is.
 TOKENIZER_SWITCH, _THREADS = "TOKENIZERS_PARALLELISM", "RAYON_NUM_THREADS"
+# how the threads of GNU's and of LLVM's or Intel's OpenMP wait for one another
+WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "KMP_LIBRARY")
 _PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 
 
@@ -40,12 +42,30 @@ def end_with_launcher(launcher: int | None = None) -> None:
         raise SystemExit(1)
 
 
-def tokenizing_environment(processes: int) -> dict[str, str]:
-    """Environment variables for each of several processes on this machine; the user's own settings take precedence."""
-    own = {TOKENIZER_SWITCH: os.environ.get(TOKENIZER_SWITCH, "true")}
-    if processes > 1 or _THREADS in os.environ:
-        own[_THREADS] = os.environ.get(_THREADS, str(max(1, _cores() // processes)))
-    return own
+def process_environment(processes: int) -> dict[str, str]:
+    """The environment variables to set for each of several processes of one command on this machine.
+
+    - Tokenizers use all cores, which the processes divide among themselves.
+    - oneDNN caches kernels for the last 1,024 shapes with their scratch memory, and chunks sorted by length keep having
+      new shapes. With a cache of 16, training took 0.87 of the time (fewer page faults) and 2.5 GiB instead of 3.1.
+    - See `without_spinning`.
+    """
+    own = {TOKENIZER_SWITCH: "true", "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "16"}
+    if processes > 1:
+        own[_THREADS] = str(max(1, _cores() // processes))
+    own = {name: os.environ.get(name, value) for name, value in own.items()}
+    return own | without_spinning(os.environ)
+
+
+def without_spinning(environment: Mapping[str, str]) -> dict[str, str]:
+    """Environment variables by which threads of OpenMP soon sleep at a barrier, unless `environment` says how they wait.
+
+    By default they keep their core for milliseconds. If another process has the core of the thread for which they wait,
+    nothing is computed in the meantime (docs/performance.md).
+    """
+    if any(name in environment for name in WAITING):
+        return {}
+    return {"GOMP_SPINCOUNT": "1000", "KMP_BLOCKTIME": "0"}
 
 
 def _cores() -> int:

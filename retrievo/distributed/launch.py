@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import pickle
 import socket
 from collections.abc import Callable
 from multiprocessing.connection import wait
 from typing import Any
 
-from retrievo.distributed.environment import end_with_launcher, tokenizing_environment
+from retrievo.distributed.environment import end_with_launcher, process_environment
 from retrievo.support import console
 from retrievo.support.errors import RetrievoError, from_os_error
 
@@ -25,7 +26,8 @@ def run_together(function: Callable[..., Any], *arguments: Any, processes: int) 
     context = multiprocessing.get_context("spawn")  # a fork of a process with threads can hang
     problems = context.SimpleQueue()
     environment: dict[str, Any] = {"WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
-    environment |= {"MASTER_ADDR": "localhost", "MASTER_PORT": _free_port(), **tokenizing_environment(processes)}
+    environment |= {"MASTER_ADDR": "localhost", "MASTER_PORT": _free_port(), **process_environment(processes)}
+    call = pickle.dumps((function, arguments))  # opened once the environment is set, which their modules may read
     started = [
         context.Process(
             target=_run,
@@ -34,8 +36,7 @@ def run_together(function: Callable[..., Any], *arguments: Any, processes: int) 
                 {**environment, "RANK": n, "LOCAL_RANK": n},
                 console.is_shown(),
                 problems,
-                function,
-                arguments,
+                call,
             ),
             daemon=True,
         )
@@ -70,11 +71,11 @@ def _run(
     environment: dict[str, Any],
     shown: bool,
     problems: Any,
-    function: Callable[..., Any],
-    arguments: tuple[Any, ...],
+    call: bytes,
 ) -> None:
     end_with_launcher(launcher)
     os.environ.update({name: str(value) for name, value in environment.items()})
+    function, arguments = pickle.loads(call)
     try:
         with console.shown(shown):
             function(*arguments)

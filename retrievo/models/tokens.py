@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import multiprocessing
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -14,18 +12,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from retrievo.distributed.environment import TOKENIZER_SWITCH, started_together, tokenizing_environment
 from retrievo.support import console
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
-
-
-if multiprocessing.parent_process() is not None and started_together() == 1:
-    os.environ[TOKENIZER_SWITCH] = "false"
-else:
-    os.environ.update(tokenizing_environment(int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
-os.register_at_fork(after_in_child=lambda: os.environ.__setitem__(TOKENIZER_SWITCH, "false"))
 
 
 class Tokenized(NamedTuple):

@@ -1,8 +1,9 @@
-"""Processes that a launcher started end with it, however it ends."""
+"""Processes end with their launcher; programs set the environment, the library never does."""
 
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from retrievo.distributed.environment import process_environment, without_spinning
 from tests.conftest import CHECKOUT
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only the kernel of Linux ends processes so")
+on_linux = pytest.mark.skipif(sys.platform != "linux", reason="only the kernel of Linux ends processes so")
 
 RANK = """
 import sys, time
@@ -51,6 +53,7 @@ def ends_within(pid: int, seconds: float) -> bool:
     return False
 
 
+@on_linux
 def test_a_rank_ends_when_its_launcher_is_killed() -> None:
     launcher, rank = launched(0)
     assert launcher.stdout is not None
@@ -59,6 +62,7 @@ def test_a_rank_ends_when_its_launcher_is_killed() -> None:
     assert ends_within(rank, 10)
 
 
+@on_linux
 def test_a_rank_whose_launcher_died_before_it_could_ask_ends_at_once() -> None:
     launcher, rank = launched(0.5)
     launcher.kill()
@@ -66,3 +70,48 @@ def test_a_rank_whose_launcher_died_before_it_could_ask_ends_at_once() -> None:
     assert launcher.stdout is not None
     assert ends_within(rank, 10)
     assert launcher.stdout.read() == ""
+
+
+@pytest.mark.parametrize("name", ["OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "KMP_LIBRARY"])
+def test_how_threads_wait_is_left_to_a_user_who_says_so(name: str) -> None:
+    assert without_spinning({"PATH": "/bin"}) == {"GOMP_SPINCOUNT": "1000", "KMP_BLOCKTIME": "0"}
+    assert without_spinning({"PATH": "/bin", name: "x"}) == {}
+
+
+COMMAND = """
+import sys
+from retrievo.__main__ import main
+sys.argv = ["retrievo", "--version"]
+try:
+    main()
+except SystemExit:
+    import torch, faiss
+"""
+
+
+def test_the_openmp_runtimes_of_torch_and_faiss_obey_what_the_command_line_sets() -> None:
+    """Each runtime tells its settings when it is loaded."""
+    bare = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "GOMP_", "KMP_"))}
+    bare |= {"OMP_DISPLAY_ENV": "verbose", "PYTHONPATH": str(CHECKOUT)}
+    ran = subprocess.run([sys.executable, "-c", COMMAND], env=bare, capture_output=True, text=True, check=True)
+    assert set(re.findall(r"(?:GOMP_SPINCOUNT|KMP_BLOCKTIME) ?= ?'(\d+)", ran.stderr)) in ({"1000"}, {"0"}), ran.stderr
+
+
+LIBRARY = """
+import os, sys
+before = dict(os.environ)
+import retrievo
+assert dict(os.environ) == before
+for name in retrievo.__all__:
+    getattr(retrievo, name)
+assert dict(os.environ) == before
+retrievo.Encoder.load(sys.argv[1]).encode_queries(["flow over a wing"])
+assert dict(os.environ) == before
+"""
+
+
+def test_the_library_leaves_the_environment_as_it_is(tiny_model: Path) -> None:
+    """Java's is tested where it starts: tests/retrieval/test_bm25.py."""
+    bare = {name: value for name, value in os.environ.items() if name not in process_environment(2)}
+    bare["PYTHONPATH"] = str(CHECKOUT)
+    subprocess.run([sys.executable, "-c", LIBRARY, str(tiny_model)], env=bare, check=True)

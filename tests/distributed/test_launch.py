@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
+import os
 import time
 from pathlib import Path
 
 import pytest
 from launched import add_up, one_dies, one_fails, one_finds_the_disk_full
 from tokenizing import tokenize
+from waiting import waiting_when_imported
 
+from retrievo.distributed.environment import WAITING
 from retrievo.distributed.launch import run_together
 from retrievo.support.errors import RetrievoError
 
@@ -52,9 +54,12 @@ def test_each_tokenizes_on_its_part_of_the_cores_unless_the_user_says_otherwise(
     assert [told["threads"] for told in found] == ([0, 0] if switch else [3, 3])
 
 
-def test_a_worker_of_another_kind_tokenizes_on_one_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "true")
-    worker = multiprocessing.get_context("spawn").Process(target=tokenize, args=(tmp_path,))
-    worker.start()
-    worker.join()
-    assert json.loads((tmp_path / "alone").read_text())["threads"] == 0
+def test_their_environment_is_set_before_their_function_is_imported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in WAITING:
+        monkeypatch.delenv(name, raising=False)
+    before = dict(os.environ)
+    run_together(waiting_when_imported, tmp_path, processes=2)
+    assert dict(os.environ) == before
+    assert {path.read_text() for path in tmp_path.iterdir()} == {"1000"}
