@@ -58,7 +58,7 @@ def process_environment(processes: int) -> dict[str, str]:
 
 
 def without_spinning(environment: Mapping[str, str]) -> dict[str, str]:
-    """Environment variables by which threads of OpenMP soon sleep at a barrier, unless `environment` says how they wait.
+    """Variables by which threads of OpenMP soon sleep at a barrier, unless `environment` says how they wait.
 
     By default they keep their core for milliseconds. If another process has the core of the thread for which they wait,
     nothing is computed in the meantime (docs/performance.md).
