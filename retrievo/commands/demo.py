@@ -139,7 +139,7 @@ class Report:
         for claim in self.claims:
             console.note(str(claim))
         facts = {
-            "made": f"{self.home} (dataset, models, negatives, indexes, runs)",
+            "output": f"{self.home} (dataset, models, negatives, indexes, runs)",
             "report": (self.home / REPORT).resolve().as_uri(),
             "took": console.seconds(self.seconds),
         }
@@ -309,8 +309,8 @@ class _Road:
         metric = METRICS[0]
         means = evaluate(_comparison(self.home, (runs[0], *tried), (metric,), baseline=runs[0], split="dev")).means()
         best = max(tried, key=lambda name: means[name][metric])
-        told = ", ".join(f"{weight:g} : 1 {means[name][metric]:.4f}" for name, (weight, _) in tried.items())
-        console.note(f"{metric} on the development queries by weight of BM25: {told}")
+        listed = ", ".join(f"{weight:g} : 1 {means[name][metric]:.4f}" for name, (weight, _) in tried.items())
+        console.note(f"{metric} on the development queries by weight of BM25: {listed}")
         return tried[best]
 
     def dense(self, name: str, model: Path) -> None:

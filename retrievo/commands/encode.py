@@ -306,7 +306,7 @@ def _summary(config: EncodeConfig, manifest: Manifest, max_length: int) -> None:
     rows, seconds = manifest.stats["rows"], manifest.seconds or 0.0
     share = manifest.stats["truncated"] / max(1, rows)
     facts = {
-        "made": f"{config.output} ({rows:,} {config.role} vectors of {manifest.stats['dim']} dimensions)",
+        "output": f"{config.output} ({rows:,} {config.role} vectors of {manifest.stats['dim']} dimensions)",
         "truncated": f"{share:.1%} of the texts, at {max_length} tokens",
         "took": f"{console.seconds(seconds)} ({rows / max(seconds, 1e-9):,.0f} texts/s)",
     }

@@ -327,7 +327,7 @@ def _write_report(config: EvaluateConfig, evaluation: Evaluation) -> None:
     title = f"{', '.join(evaluation.runs)} on {config.qrels or config.answers or config.reference_run}"
     with atomic_path(config.report) as temporary:
         temporary.write_text(report(evaluation, title), encoding="utf-8")
-    console.note(f"made {config.report}")
+    console.note(f"wrote {config.report}")
 
 
 def _write_per_query(config: EvaluateConfig, evaluation: Evaluation, inputs: dict[str, Input]) -> None:

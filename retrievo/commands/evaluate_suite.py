@@ -127,7 +127,7 @@ def sweep(config: SweepConfig) -> Suite:
         title = f"{_label(config)} and BM25 on {config.suite or config.corpus}"
         with atomic_path(config.report) as temporary:
             temporary.write_text(suite.report(title), encoding="utf-8")
-        console.note(f"made {config.report}")
+        console.note(f"wrote {config.report}")
     return suite
 
 

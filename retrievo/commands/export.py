@@ -47,7 +47,7 @@ def export(config: ExportConfig) -> Manifest:
         output.record(IDS, embeddings.write_ids(folder / IDS))
         recorded = ("rows", "dim", "dtype", "role", "similarity")
         manifest = output.finish({name: embeddings.manifest.stats[name] for name in recorded})
-    facts = {"made": f"{config.output} ({embeddings.rows:,} vectors of {embeddings.dim} dimensions)"}
+    facts = {"output": f"{config.output} ({embeddings.rows:,} vectors of {embeddings.dim} dimensions)"}
     again = f"retrievo import vectors {config.output / VECTORS} {config.output / IDS} --output EMBEDDINGS"
     console.summary("exported", facts, f"{again} --role {embeddings.role} --similarity {embeddings.similarity}")
     return manifest

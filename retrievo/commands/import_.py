@@ -21,7 +21,7 @@ from retrievo.support.options import Options, option
 from retrievo.support.verbs import verb
 
 if TYPE_CHECKING:
-    from retrievo.data.importers.input_files import Part, Source
+    from retrievo.data.importers.input_files import ImportSource, Part
     from retrievo.support.artifact import Manifest
 
 VECTORS = "vectors"
@@ -161,11 +161,11 @@ def import_dataset(config: ImportConfig) -> Manifest:
     if config.format == VECTORS:
         return _import_vectors(config)
     from retrievo.data.importers.dataset import DatasetWriter
-    from retrievo.data.importers.input_files import Source
+    from retrievo.data.importers.input_files import ImportSource
     from retrievo.support.artifact import Input, Output
 
     reader = importlib.import_module(FORMATS[config.format].reader)
-    source = Source(config.source, config.output, config.encoding)
+    source = ImportSource(config.source, config.output, config.encoding)
     parts = reader.find(source)
     inputs = {"source": Input.of(config.source, source.files(parts))}
     output = Output(config.output, "dataset", config.record(), inputs, force=config.force)
@@ -189,7 +189,7 @@ def _import_vectors(config: ImportConfig) -> Manifest:
     manifest = import_vectors(
         *arrays, config.output, role=config.role, similarity=config.similarity, force=config.force
     )
-    facts = {"made": f"{config.output} ({manifest.stats['rows']:,} vectors of {manifest.stats['dim']} dimensions)"}
+    facts = {"output": f"{config.output} ({manifest.stats['rows']:,} vectors of {manifest.stats['dim']} dimensions)"}
     following = f"retrievo search --index {config.output} --queries QUERY_EMBEDDINGS --output run.parquet"
     console.summary(f"imported {config.source}", facts, following if config.role == "document" else None)
     return manifest
@@ -200,7 +200,7 @@ def _own_options(config: ImportConfig) -> dict[str, Any]:
     return {name: getattr(config, name) for name in FORMATS[config.format].options}
 
 
-def _note_unread_files(source: Source, parts: Sequence[Part]) -> None:
+def _note_unread_files(source: ImportSource, parts: Sequence[Part]) -> None:
     used = {part.member for part in parts}
     left = [member.path for member in source.members if member not in used]
     if left:
@@ -219,7 +219,7 @@ def _summary(config: ImportConfig, manifest: Manifest, found: dict[Part, Counter
         facts = {part.member.path: _counted(counts) for part, counts in found.items()}
     total: Counter[str] = sum(found.values(), Counter())
     facts["together"] = f"{_counted(total)}; files: {len(found):,}"
-    facts["made"] = f"{config.output} in {console.seconds(manifest.seconds or 0.0)}"
+    facts["output"] = f"{config.output} in {console.seconds(manifest.seconds or 0.0)}"
     next_command = None
     if (config.output / "corpus.parquet").exists():
         folder = shlex.quote(str(config.output))

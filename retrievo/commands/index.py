@@ -216,7 +216,7 @@ def _check_alike(new: Embeddings, old: Embeddings) -> None:
 
 def _summary(config: IndexConfig, manifest: Manifest, content: str) -> None:
     facts = {
-        "made": f"{config.output} ({manifest.config['type']}, {content})",
+        "output": f"{config.output} ({manifest.config['type']}, {content})",
         "took": console.seconds(manifest.seconds or 0.0),
     }
     console.summary("indexed", facts, f'retrievo search "..." --index {config.output}')

@@ -63,14 +63,14 @@ SOURCES = (BM25, DENSE, INDEX, RUN, RANDOM)
 _OF_BM25 = only_with("source", BM25)
 
 
-class Source(NamedTuple):
+class NegativeSource(NamedTuple):
     """A source of negatives and its quota for each query (None = `--samples`)."""
 
     name: str
     quota: int | None
 
     @classmethod
-    def parse(cls, text: str) -> Source:
+    def parse(cls, text: str) -> NegativeSource:
         """Reads `bm25` or `bm25:10`.
 
         Raises: UsageError for a name that is not in `SOURCES`, and for a quota that is no number above 0.
@@ -100,7 +100,7 @@ class MineConfig(Options):
         "Where negatives come from. The sources are bm25, dense (--model), index (--index), run (--run) and random; "
         "several may have quotas, as in bm25:10,dense:20.",
         default=(BM25,),
-        check=Source.parse,
+        check=NegativeSource.parse,
         shown=True,
         group="Negatives",
     )
@@ -224,9 +224,9 @@ class MineConfig(Options):
             raise UsageError("--skip", f"found {self.skip}", f"less than --depth ({self.depth})")
 
     @property
-    def sources(self) -> list[Source]:
+    def sources(self) -> list[NegativeSource]:
         """The sources in the order of their miners."""
-        return [Source.parse(text) for text in self.source]
+        return [NegativeSource.parse(text) for text in self.source]
 
     @classmethod
     def manifest_layers(cls, typed: Mapping[str, Any]) -> list[Layer]:
@@ -513,7 +513,7 @@ def _summary(config: MineConfig, manifest: Manifest, seconds: float) -> None:
     by_source = ", ".join(f"{count:,} {name}" for name, count in stats["kept"].items())
     dropped = ", ".join(f"{count:,} {rule}" for rule, count in stats["dropped"].items())
     facts = {
-        "made": f"{config.output} ({stats['negatives']:,} negatives of {stats['queries']:,} queries: {by_source})",
+        "output": f"{config.output} ({stats['negatives']:,} negatives of {stats['queries']:,} queries: {by_source})",
         "dropped": dropped or "nothing",
         "short": f"{stats['short']:,} queries have fewer than requested, {stats['without']:,} of them none",
         **self_retrieval(stats.get("queries_that_are_documents", 0), stats["queries"]),

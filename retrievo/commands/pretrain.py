@@ -464,7 +464,7 @@ def _summary(config: PretrainConfig, manifest: Manifest) -> None:
     stats = manifest.stats
     before = f"{stats['condenser_steps']:,} steps of condenser, then " if stats["condenser_steps"] else ""
     facts = {
-        "made": f"{config.output} ({before}{stats['steps']:,} steps of {config.objective})",
+        "output": f"{config.output} ({before}{stats['steps']:,} steps of {config.objective})",
         **Course.of(config.output).facts,
         "log": f"{config.output}/metrics.jsonl",
         "took": console.seconds(manifest.seconds or 0.0),

@@ -88,9 +88,9 @@ def pseudo_label(config: PseudoLabelConfig) -> Manifest:
     run, qrels = Run.open(config.run), Qrels.read(config.qrels) if config.qrels else None
     if qrels:
         warn_of_other_judgments(qrels.input, config.run, origins(config.run, QUERIES))
-    made = _recorded(config.run)
-    config = dataclasses.replace(config, scores=_unit(config, run, made))
-    texts, read = _texts(config, made)
+    recorded = _recorded(config.run)
+    config = dataclasses.replace(config, scores=_unit(config, run, recorded))
+    texts, read = _texts(config, recorded)
     inputs = {"run": run.input} | ({"qrels": qrels.input} if qrels else {}) | read
     output = Output(config.output, "labels", config.record(), inputs, force=config.force)
     if not console.is_lead():
@@ -114,7 +114,7 @@ def _recorded(run: Path) -> Manifest | None:
         return None
 
 
-def _unit(config: PseudoLabelConfig, run: Run, made: Manifest | None) -> str:
+def _unit(config: PseudoLabelConfig, run: Run, recorded: Manifest | None) -> str:
     """The unit of the scores: as the run's manifest or the user states it, or a guess with a warning.
 
     Raises: RetrievoError where they are not a cross-encoder's scores, or have another unit than the user states.
@@ -123,7 +123,7 @@ def _unit(config: PseudoLabelConfig, run: Run, made: Manifest | None) -> str:
 
     from retrievo.support.errors import RetrievoError
 
-    known = made.stats.get("scores") if made else None
+    known = recorded.stats.get("scores") if recorded else None
     if known is not None and known != (config.scores or known):
         raise RetrievoError(
             "--scores", f"found {config.scores}", f"{known}, as {config.run} says", "leave --scores out"
@@ -143,7 +143,7 @@ def _unit(config: PseudoLabelConfig, run: Run, made: Manifest | None) -> str:
     return unit
 
 
-def _texts(config: PseudoLabelConfig, made: Manifest | None) -> tuple[Judged | None, dict[str, Input]]:
+def _texts(config: PseudoLabelConfig, recorded: Manifest | None) -> tuple[Judged | None, dict[str, Input]]:
     """Reads queries and corpus, to find documents that are queries themselves; returns them and their inputs."""
     import pyarrow as pa
 
@@ -154,8 +154,8 @@ def _texts(config: PseudoLabelConfig, made: Manifest | None) -> tuple[Judged | N
 
     given = {"corpus": config.corpus, "queries": config.queries}
     try:
-        if config.corpus is None and made and given.keys() <= made.inputs.keys():
-            given = {name: made.input_path(name, f"--{name}") for name in given}
+        if config.corpus is None and recorded and given.keys() <= recorded.inputs.keys():
+            given = {name: recorded.input_path(name, f"--{name}") for name in given}
     except RetrievoError as error:
         console.warn(str(error))
     if given["corpus"] is None or given["queries"] is None:
@@ -225,7 +225,7 @@ def _stats(tally: Tally, judgments: int) -> dict[str, Any]:
 def _summary(config: PseudoLabelConfig, manifest: Manifest) -> None:
     stats, above = manifest.stats, f"{config.positive_above:g}"
     facts = {
-        "made": f"{config.output} ({stats['labeled']:,} of {stats['queries']:,} queries labeled)",
+        "output": f"{config.output} ({stats['labeled']:,} of {stats['queries']:,} queries labeled)",
         "positives": f"{stats['positives']:,} ({stats['positives'] / stats['labeled']:.1f} for each labeled query)",
         "negatives": f"{stats['negatives']:,} ({stats['without_negatives']:,} labeled queries have none)",
         "left out": f"{stats['judged']:,} judged queries, {stats['unsure']:,} without a document above {above}",

@@ -1,9 +1,9 @@
-"""`retrievo run`: a whole road as one file: steps that are commands, one after the other, each done once.
+"""`retrievo run`: a recipe, which is a file of steps; each step is a command, and is run once, in order.
 
-A composition of verbs. Beside what the steps make lies a mark for each: its options, and the fingerprints of what it
-read and of what it made. A step whose mark still holds is passed over; one that was stopped goes on as its own command
-does. One that is finished and whose options or inputs changed is made anew where that is allowed (`--force`, `--redo`),
-the way that its command has with `--force`; else nothing begins.
+Beside the output of each step lies its mark (`.steps/NAME.json`): the options of the step, and the fingerprints of its
+inputs and its output. A step whose mark still holds is skipped, and one that was stopped resumes as its command does. A
+finished step whose options or inputs changed is redone where `--force` or `--redo` allows it, as its command does with
+`--force`; otherwise no step begins.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from retrievo.support.verbs import verb
 
 COMMANDS = {name: command for name, command in table.COMMANDS.items() if command.suffix is not None}
 SECTIONS = ("variables", "defaults", "steps")
-Results = dict[str, dict[str, float | None]]  # run -> metric, or what was told of its test -> value
+Results = dict[str, dict[str, float | None]]  # run -> metric or figure of its significance test -> value
 MARKS = ".steps"  # folder of the marks
 # options for a person at a terminal, and those that change an output which is there
 _TYPED_ONLY = (
@@ -37,7 +37,7 @@ _TYPED_ONLY = (
 )
 _LITERAL = ("title_template",)  # options whose braces are their own
 _NOUNS = {"corpus": "corpus", "queries": "queries", "qrels": "qrels", "judged": "qrels", "tune_on": "qrels"}
-FINISHED, AGAIN, UNFINISHED = "finished", "to do again", "unfinished, goes on"
+FINISHED, AGAIN, UNFINISHED = "finished", "to redo", "unfinished, will resume"
 
 
 class Step(NamedTuple):
@@ -51,16 +51,16 @@ class Step(NamedTuple):
 
     @property
     def mark(self) -> Path:
-        """What says how far this step is."""
+        """The file that records how far this step is."""
         return self.output.parent / MARKS / f"{self.name}.json"
 
 
 @verb(RunConfig)
 def run_recipe(config: RunConfig) -> dict[str, Results]:
-    """Does every step that is not finished, in their order; returns what each evaluation found, by the step's name.
+    """Runs every unfinished step in order; returns the metrics of each evaluation, by the name of its step.
 
-    Raises: UsageError for a recipe with unknown names or wrong values, and RetrievoError for finished steps that would
-    be made anew and may not, before any step begins; what a step raises.
+    Raises: before any step begins, UsageError for a recipe with unknown names or wrong values, and RetrievoError for
+    finished steps that would be redone without permission; later, the errors of the steps.
     """
     if started_together() > 1:
         fix = "start its long steps so: retrievo run --dry-run prints their commands"
@@ -73,7 +73,7 @@ def run_recipe(config: RunConfig) -> dict[str, Results]:
                 raise UsageError(flag, f"found '{name}'", None, did_you_mean(name, names))
     chosen = [step for step in steps if not config.only or step.name in config.only]
     if config.dry_run:
-        _tell(steps, chosen)
+        _print_plan(steps, chosen)
         if problem := _forbidden(config, chosen):
             console.note(f"without --dry-run: {problem}")
         return {}
@@ -92,7 +92,7 @@ def run_recipe(config: RunConfig) -> dict[str, Results]:
 
 
 def read_recipe(config: RunConfig) -> list[Step]:
-    """The steps of a recipe, their options checked; no step has begun.
+    """The steps of a recipe, with their options checked; runs none of them.
 
     Raises: RetrievoError where it is no TOML; UsageError for unknown sections, commands, keys, names and values.
     """
@@ -117,7 +117,7 @@ def _table(path: Path, name: str, value: Any) -> dict[str, Any]:
 
 
 def _given(config: RunConfig, variables: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of `--set`: as in TOML, else text; of a path that exists the absolute one, as it was typed here."""
+    """The values of `--set`, read as TOML, else as text; a path that exists is made absolute."""
 
     def meant(text: str) -> Any:
         try:
@@ -169,7 +169,7 @@ class _Reader:
         self.steps.append(Step(name, command, resolved.config, output, tuple(dict.fromkeys(needs))))
 
     def _shared(self, known: Mapping[str, Option], own: Mapping[str, Any]) -> dict[str, Any]:
-        """The defaults that a command knows and has not been given; of alternatives the first one stands."""
+        """The defaults for options that a step does not set itself; among alternatives the first one counts."""
         groups = {name: option.declaration.alternative for name, option in known.items()}
         found = dict(own)
         for name, value in self.defaults.items():
@@ -213,7 +213,7 @@ class _Reader:
 
 
 def _do(step: Step, allowed: RunConfig) -> bool:
-    """Does a step that is not finished; whether there was anything to do."""
+    """Runs a step unless it is finished; returns whether it ran."""
     from retrievo.support.files import atomic_path, write_json
 
     work, mark = _work(step), _read_mark(step)
@@ -224,10 +224,10 @@ def _do(step: Step, allowed: RunConfig) -> bool:
         console.note(f"{step.name}: finished")
         return False
     replaces = _replaces(step, work)
-    if replaces and not _allows(allowed, step):  # what it reads came out different, which nobody could know
+    if replaces and not _allows(allowed, step):  # an input changed while earlier steps ran
         raise _stopped(allowed, {step.name: state}, {})
     config = _permitted(step, replaces)
-    if state != UNFINISHED:  # else the mark tells what stood there when the step began
+    if state != UNFINISHED:  # else the mark already has what stood there when the step began
         before = mark if "output" in mark else mark.get("before", {})
         found = {"found": _identity(step.output), "replaces": replaces, "before": before}
         write_json(step.mark, {"work": work, **found})
@@ -244,21 +244,21 @@ def _do(step: Step, allowed: RunConfig) -> bool:
 
 
 def _allows(config: RunConfig, step: Step) -> bool:
-    """Whether a finished step may be made anew."""
+    """Whether a finished step may be redone."""
     return config.force or step.name in config.redo
 
 
 def _replaces(step: Step, work: Mapping[str, Any]) -> bool:
-    """Whether a step that is to do would replace what it made of other options or inputs.
+    """Whether running a step would replace its own output of other options or inputs.
 
     Raises: RetrievoError where something else stands there.
     """
     mark, there = _read_mark(step), _identity(step.output)
     if not mark or there is None:
         return False
-    if "output" not in mark:  # stopped: what it found stands there, or what it made without living to say so
+    if "output" not in mark:  # stopped: the earlier output stands there, or its own, which the mark does not record yet
         return bool(mark["replaces"]) if there == mark["found"] else bool(mark["work"] != work)
-    if mark["work"] == work:  # another one than it made: its command says whether that is as good
+    if mark["work"] == work:  # the output is another one: its command decides whether that is as good
         return False
     if _made_of(step) != mark["output"]:
         fix = "move it away, and run the recipe again"
@@ -275,19 +275,19 @@ def _permitted(step: Step, replaces: bool) -> Options:
 
 
 def _identity(output: Path) -> str | None:
-    """What tells an output from the one that replaces it, be its content the same; None where it is not finished."""
+    """A fingerprint that differs even between two outputs of equal content; None where the output is not finished."""
     from retrievo.support.artifact import MANIFEST
     from retrievo.support.files import fingerprint
 
-    told = output / MANIFEST if output.is_dir() else output
-    return fingerprint([told]) if told.is_file() else None
+    file = output / MANIFEST if output.is_dir() else output
+    return fingerprint([file]) if file.is_file() else None
 
 
 def _forbidden(config: RunConfig, chosen: Sequence[Step]) -> RetrievoError | None:
-    """What to say where finished steps would be made anew that may not: those that changed and all that read them."""
+    """The error for finished steps that would be redone without permission: changed ones, and those that read them."""
     surely: dict[str, str] = {}
     perhaps: dict[str, str] = {}
-    moving: set[str] = set()  # steps whose output may come out different
+    moving: set[str] = set()  # steps whose output may change
     for step in chosen:
         before = [name for name in step.needs if name in moving]
         work = _known_work(step)
@@ -306,7 +306,7 @@ def _forbidden(config: RunConfig, chosen: Sequence[Step]) -> RetrievoError | Non
 
 
 def _known_work(step: Step) -> dict[str, Any] | None:
-    """What decides the output of a step; None where what it reads is not there yet."""
+    """The work of a step; None where an input does not exist yet."""
     try:
         return _work(step)
     except RetrievoError:
@@ -314,22 +314,22 @@ def _known_work(step: Step) -> dict[str, Any] | None:
 
 
 def _is_finished(step: Step) -> bool:
-    """Whether what stands there is what this step made."""
+    """Whether the output is the one that this step made."""
     mark = _read_mark(step)
     return "output" in mark and _made_of(step) == mark["output"]
 
 
 def _stopped(config: RunConfig, surely: Mapping[str, str], perhaps: Mapping[str, str]) -> RetrievoError:
-    """The error that names each finished step that would be made anew, and why."""
-    told = [f"{name} ({state.removeprefix(f'{AGAIN}: ')})" for name, state in surely.items()]
-    told += [f"{name} (if {before or 'what it reads'} comes out different)" for name, before in perhaps.items()]
+    """The error that names each finished step that would be redone, and why."""
+    reasons = [f"{name} ({state.removeprefix(f'{AGAIN}: ')})" for name, state in surely.items()]
+    reasons += [f"{name} (if {before or 'its input'} changes)" for name, before in perhaps.items()]
     allowed = " ".join(dict.fromkeys([*config.redo, *surely, *perhaps]))
-    found = f"finished steps would be made anew: {', '.join(told)}"
+    found = f"finished steps would be redone: {', '.join(reasons)}"
     return RetrievoError(config.file, found, None, f"pass --force for all of them, or --redo {allowed}")
 
 
 def _end_publications(steps: Sequence[Step]) -> None:
-    """Ends what was cut short while a folder was put in its place: it is neither gone nor unfinished."""
+    """Completes or rolls back swaps of output folders that were interrupted."""
     from retrievo.support.artifact import end_publication
 
     for step in steps:
@@ -338,16 +338,16 @@ def _end_publications(steps: Sequence[Step]) -> None:
 
 
 def _check_needs(steps: Sequence[Step], chosen: Sequence[Step]) -> None:
-    """Raises RetrievoError where a chosen step reads what an unfinished one shall make, and that one is not chosen."""
+    """Raises RetrievoError where a chosen step reads the output of an unfinished step that is not chosen."""
     for step in steps:
         for other in chosen:
-            if step.name in other.needs and step not in chosen and (state := _told_state(step)) != FINISHED:
+            if step.name in other.needs and step not in chosen and (state := _state_now(step)) != FINISHED:
                 fix = f"run it too: --only {step.name} {other.name}"
                 raise RetrievoError(other.name, f"needs {step.name}, which is not finished ({state})", None, fix)
 
 
 def _state(step: Step, work: Mapping[str, Any]) -> str:
-    """How far a step is: finished, or why it is not."""
+    """The state of a step: finished, or why it is not."""
     mark = _read_mark(step)
     if not mark:
         return "to do"
@@ -362,8 +362,8 @@ def _state(step: Step, work: Mapping[str, Any]) -> str:
     return FINISHED if _made_of(step) == mark["output"] else f"{AGAIN}: its output is gone or another one"
 
 
-def _told_state(step: Step) -> str:
-    """The same, where what it reads may not be there."""
+def _state_now(step: Step) -> str:
+    """The state of a step, or what is wrong with its inputs."""
     try:
         return _state(step, _work(step, fetch=False))
     except RetrievoError as problem:
@@ -388,13 +388,14 @@ def _read_mark(step: Step) -> dict[str, Any]:
     if not step.mark.is_file():
         return {}
     mark: dict[str, Any] = json.loads(step.mark.read_text(encoding="utf-8"))
-    for told in filter(None, (mark, mark.get("before"))):
-        told["work"]["config"] = in_force(told["work"]["config"])  # an earlier version may have written others, all off
+    for record in filter(None, (mark, mark.get("before"))):
+        # an earlier version may have written more options, all off
+        record["work"]["config"] = in_force(record["work"]["config"])
     return mark
 
 
 def _made_of(step: Step) -> str | None:
-    """The fingerprint of the output; None where there is none that is whole."""
+    """The fingerprint of the output; None where there is no finished one."""
     try:
         return _fingerprint("", step.output)
     except RetrievoError:
@@ -402,10 +403,10 @@ def _made_of(step: Step) -> str | None:
 
 
 def _work(step: Step, *, fetch: bool = True) -> dict[str, Any]:
-    """What decides the output of a step: its options that matter, and the fingerprints of all that it reads.
+    """What decides the output of a step: the options that affect it, and the fingerprints of all inputs.
 
     fetch: whether hub models that the local cache lacks are fetched.
-    Raises: RetrievoError where an input is not there.
+    Raises: RetrievoError where an input does not exist.
     """
     from retrievo.models.model_reference import model_record
     from retrievo.support.artifact import in_force
@@ -422,15 +423,15 @@ def _work(step: Step, *, fetch: bool = True) -> dict[str, Any]:
                 else:
                     inputs[name] = _fingerprint(known.name, path)
         elif known.declaration.path_or_name and value:
-            told, read = model_record(value, getattr(step.config, "revision", None), fetch=fetch)
-            config = config | told
+            record, read = model_record(value, getattr(step.config, "revision", None), fetch=fetch)
+            config = config | record
             if read:
                 inputs[known.name] = read["model"].fingerprint
     return {"command": step.command, "config": in_force(json.loads(json.dumps(config))), "inputs": inputs}
 
 
 def _read_paths(config: Options, known: Option) -> list[tuple[str, Path]]:
-    """(name of the input, path) of what an option of paths reads: `negatives`, `negatives-2` ..."""
+    """The inputs that an option of paths names, as (name, path): `negatives`, `negatives-2` ..."""
     value = getattr(config, known.name)
     if not value or known.declaration.written or known.declaration.stands_for:
         return []
@@ -439,21 +440,21 @@ def _read_paths(config: Options, known: Option) -> list[tuple[str, Path]]:
 
 
 def _of_data_set(config: Options, path: Path) -> dict[str, str]:
-    """Fingerprints of a further data set to train on: of its file, and of all that this names."""
+    """Fingerprints of a further data set to train on: of its TOML file and of the tables that the file names."""
     from retrievo.training.feeds.dataset_config import open_data_set, settings_of
 
-    told, settings = open_data_set(path, {known.name for known in options_of(type(config))}), settings_of(path)
+    data_set, settings = open_data_set(path, {known.name for known in options_of(type(config))}), settings_of(path)
     found = {"file": _fingerprint("", settings)} if settings.is_file() else {}
-    for known in options_of(type(told)):
+    for known in options_of(type(data_set)):
         if known.kind is Path:
-            found |= {name: _fingerprint(known.name, table) for name, table in _read_paths(told, known)}
+            found |= {name: _fingerprint(known.name, table) for name, table in _read_paths(data_set, known)}
     return found
 
 
 def _fingerprint(name: str, path: Path) -> str:
-    """A fingerprint of whatever an option of this name reads: a table, an artifact, or a folder of files.
+    """A fingerprint of what an option of this name reads: a table, an artifact, or a folder of files.
 
-    Of a dataset folder only the table that is meant counts: another one beside it changes nothing.
+    Of a dataset folder only the table that the option reads counts.
     """
     from retrievo.data.finding import table_files
     from retrievo.support.artifact import Input, Manifest, has_manifest
@@ -470,15 +471,15 @@ def _fingerprint(name: str, path: Path) -> str:
 # --------------------------------------------------------------------------------------------------- what is printed
 
 
-def _tell(steps: Sequence[Step], chosen: Sequence[Step]) -> None:
-    """A table of what would be done."""
+def _print_plan(steps: Sequence[Step], chosen: Sequence[Step]) -> None:
+    """Prints a table of the steps with their states and commands."""
     waiting: set[str] = set()
     rows = []
     for step in steps:
         before = [name for name in step.needs if name in waiting]
-        state = _told_state(step)
+        state = _state_now(step)
         if state == FINISHED and before:
-            state = f"{AGAIN}, if {before[0]} comes out different"
+            state = f"{AGAIN}, if {before[0]} changes"
         elif before and not step.mark.is_file():
             state = "to do"
         if state != FINISHED:
@@ -492,12 +493,12 @@ def print_results(found: Mapping[str, Results]) -> None:
     """Prints a table for each evaluation to stdout."""
     for name, values in found.items():
         columns = list(dict.fromkeys(column for run in values.values() for column in _shown(run)))
-        rows = [[run, *(_rounded(told.get(column)) for column in columns)] for run, told in values.items()]
+        rows = [[run, *(_rounded(means.get(column)) for column in columns)] for run, means in values.items()]
         console.print_table([name, *columns], rows)
 
 
 def _shown(values: Mapping[str, Any]) -> Iterator[str]:
-    """Means, and the p-values of the randomization test after Holm's correction."""
+    """The columns to show: means, and the p-values of the randomization test after Holm's correction."""
     return (name for name in values if " " not in name or name.endswith(" p_holm"))
 
 

@@ -274,8 +274,8 @@ def _rerank(
         values = np.empty(len(pairs.query), np.float32)
         for name, places in shards:
             values[places] = np.load(scores.path / name)
-        told = _splits(scores.path, shards) | ({"scores": unit} if unit else {})
-        stats = _write_run(config, corpus, queries, pairs, values, folder / config.output.name, output, told)
+        more_stats = _splits(scores.path, shards) | ({"scores": unit} if unit else {})
+        stats = _write_run(config, corpus, queries, pairs, values, folder / config.output.name, output, more_stats)
         manifest = output.finish(stats)
     discard(scores.path)
     _summary(config, manifest, output.elapsed)
@@ -312,8 +312,8 @@ def _beside(shard: Path) -> Path:
 def _splits(folder: Path, shards: Sequence[Shard]) -> dict[str, Any]:
     """The shards whose chunks were halved, for the manifest; empty if there are none."""
     files = [_beside(folder / name) for name, _ in shards]
-    told = {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in files if file.is_file()}
-    return {"chunk_tokens_of_shards": told} if told else {}
+    halved = {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in files if file.is_file()}
+    return {"chunk_tokens_of_shards": halved} if halved else {}
 
 
 def _cut(places: np.ndarray, starts: np.ndarray) -> list[Shard]:
@@ -429,7 +429,7 @@ def _write_run(
     values: np.ndarray,
     path: Path,
     output: Output,
-    told: Mapping[str, Any],
+    more_stats: Mapping[str, Any],
 ) -> dict[str, Any]:
     import numpy as np
     import pyarrow as pa
@@ -443,7 +443,7 @@ def _write_run(
     query = pairs.query[order]
     query_ids = taken(queries.ids, query)
     answered = len(np.unique(query))
-    stats = {"queries": len(queries), "without_results": len(queries) - answered, "rows": len(query), **told}
+    stats = {"queries": len(queries), "without_results": len(queries) - answered, "rows": len(query), **more_stats}
     with RunWriter(path, format_of=config.output) as writer:
         writer.write(query_ids, doc_ids.take(pa.array(order)), values[order], ranks(query))
         writer.close(output.manifest(stats))
@@ -453,7 +453,7 @@ def _write_run(
 def _summary(config: RerankConfig, manifest: Manifest, seconds: float) -> None:
     rows = manifest.stats["rows"]
     facts = {
-        "made": f"{config.output} ({rows:,} pairs)",
+        "output": f"{config.output} ({rows:,} pairs)",
         "took": f"{console.seconds(seconds)} ({rows / max(seconds, 1e-9):,.0f} pairs/s)",
     }
     console.summary("reranked", facts, f"retrievo evaluate --run {config.output} --qrels QRELS")

@@ -236,11 +236,11 @@ def _summary(config: TrainConfig, manifest: Manifest) -> None:
     from retrievo.training.engine.logs import Course
 
     assert config.folder is not None
-    told = manifest.stats
+    stats = manifest.stats
     facts = {
-        "made": f"{config.folder} ({told['steps']:,} steps, {told['queries']:,} judged queries)",
+        "output": f"{config.folder} ({stats['steps']:,} steps, {stats['queries']:,} judged queries)",
         **Course.of(config.folder).facts,
-        **_development(told),
+        **_development(stats),
         "log": f"{config.folder}/metrics.jsonl",
         "took": console.seconds(manifest.seconds or 0.0),
     }

@@ -65,8 +65,8 @@ def _fixed_documents(config: TrainConfig, data: TrainingData) -> Embeddings:
     if found.role != "document" or prints.get("corpus") != data.corpus.input.fingerprint:
         raise RetrievoError(found.path, "does not hold the documents of this corpus", str(config.corpus), fix)
     if not read or prints.get("model") != read["model"].fingerprint:
-        made_by = f"was not made by the model that is trained, but by {model_name(found.manifest)}"
-        raise RetrievoError(found.path, made_by, config.model, fix)
+        problem = f"was not made by the model that is trained, but by {model_name(found.manifest)}"
+        raise RetrievoError(found.path, problem, config.model, fix)
     if found.manifest.config.get("truncate_dim") is not None:
         raise RetrievoError(found.path, f"has vectors truncated to {found.dim} dimensions", "untruncated vectors", fix)
     return found

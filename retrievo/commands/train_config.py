@@ -293,14 +293,14 @@ class TrainConfig(FitConfig, AdoreConfig, CrossEncoderConfig, ValidationConfig, 
         path = Path(stage) / STAGE_SETTINGS
         if not path.exists() and is_unfinished(Path(stage)):
             raise RetrievoError(stage, "is unfinished", None, "type the command that began it again")
-        told = relative_to(path.parent, cls, read_toml(path).get("train", {}))
-        _check_written_here(path, told)
-        return [Layer(str(path), told)]
+        settings = relative_to(path.parent, cls, read_toml(path).get("train", {}))
+        _check_written_here(path, settings)
+        return [Layer(str(path), settings)]
 
 
-def _check_written_here(path: Path, told: Mapping[str, Any]) -> None:
+def _check_written_here(path: Path, settings: Mapping[str, Any]) -> None:
     """Raises UsageError where the settings of a stage name another folder to write to than the stage."""
     for name in ("output", "stage"):
-        if name in told and Path(str(told[name])).resolve() != path.parent.resolve():
+        if name in settings and Path(str(settings[name])).resolve() != path.parent.resolve():
             fix = f"leave {name} out, or pass --output yourself"
-            raise UsageError(path, f"sets {name} = '{told[name]}'", f"the stage itself, {path.parent}", fix)
+            raise UsageError(path, f"sets {name} = '{settings[name]}'", f"the stage itself, {path.parent}", fix)

@@ -24,8 +24,8 @@ def data_option(*parts: str, **declared: Any) -> Any:
     flags = [f"--{part}" for part in parts]
     listed = " and ".join(filter(None, [", ".join(flags[:-1]), flags[-1]]))
     help = f"Dataset folder, as retrievo import writes it. The folder stands for {listed}."
-    told = {"affects_output": False, "shown": True, "group": "Data", "stands_for": parts}
-    return option(help, default=None, **{**told, **declared})
+    shared = {"affects_output": False, "shown": True, "group": "Data", "stands_for": parts}
+    return option(help, default=None, **{**shared, **declared})
 
 
 def split_option(default: str | None = None) -> Any:

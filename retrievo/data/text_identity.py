@@ -105,9 +105,9 @@ class Identities(NamedTuple):
 
 def _build(table: Table, folder: Path) -> None:
     """Computes and writes all identities in one pass over the table."""
-    names, made = (("title", "text"), ("title", "text", "whole")) if table.has("title") else (("text",), ("text",))
+    names, arrays_of = (("title", "text"), ("title", "text", "whole")) if table.has("title") else (("text",), ("text",))
     with contextlib.ExitStack() as files:
-        arrays = [files.enter_context(GrowingArray(folder / f"{name}.npy", "<u8")) for name in made]
+        arrays = [files.enter_context(GrowingArray(folder / f"{name}.npy", "<u8")) for name in arrays_of]
         tick = files.enter_context(console.progress(f"comparing texts of {table.path}", table.rows, "rows"))
         for batch in table.batches(names):
             columns = [list(map(canonical, batch.column(name).to_pylist())) for name in names]

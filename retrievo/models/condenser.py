@@ -141,11 +141,11 @@ def _fresh_layer(stack: nn.Module, config: Any, from_end: int) -> nn.Module:
     from_end: the layer to imitate, where layers differ, counted from the end: 1 = the last; never the first, whose
               input is normalized by the embeddings.
     """
-    made: type[nn.Module] = type(stack[0])  # type: ignore[index]
-    if "layer_idx" not in inspect.signature(made).parameters or not hasattr(config, "layer_types"):
-        return made(config)
+    layer_class: type[nn.Module] = type(stack[0])  # type: ignore[index]
+    if "layer_idx" not in inspect.signature(layer_class).parameters or not hasattr(config, "layer_types"):
+        return layer_class(config)
     depth = config.num_hidden_layers
-    return made(config, min(max(1, depth - from_end), depth - 1))
+    return layer_class(config, min(max(1, depth - from_end), depth - 1))
 
 
 def _attention(layer: nn.Module) -> str:

@@ -62,8 +62,8 @@ class PairTokenization:
 
     def rows(self, pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
         """Flat tokens [T] and offsets [n + 1] of pairs."""
-        made = [self.row(query, document) for query, document in pairs]
-        return np.concatenate([np.empty(0, np.int64), *made]), np.cumsum([0, *map(len, made)])
+        rows = [self.row(query, document) for query, document in pairs]
+        return np.concatenate([np.empty(0, np.int64), *rows]), np.cumsum([0, *map(len, rows)])
 
     @property
     def room(self) -> int:

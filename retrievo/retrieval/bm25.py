@@ -225,8 +225,8 @@ def _checked_tokens(folder: Path, given: int) -> int:
 
 
 def _analyzer(language: str) -> Any:
-    made = java_class(LANGUAGES[language])
-    return cast("Analyzer", made.newDefaultInstance() if language == "en" else made())
+    analyzer = java_class(LANGUAGES[language])
+    return cast("Analyzer", analyzer.newDefaultInstance() if language == "en" else analyzer())
 
 
 def _directory(folder: Path) -> Any:
@@ -344,8 +344,8 @@ class BM25Index:
         come from documents that are not.
         """
         if rm3 and allowed is not None:
-            told = "takes words of any document, but only some of them may be found"
-            raise RetrievoError("RM3", told, None, "search without RM3, or in all documents")
+            problem = "takes words of any document, but only some of them may be found"
+            raise RetrievoError("RM3", problem, None, "search without RM3, or in all documents")
         kept = None if allowed is None else _Kept(self.ids(), allowed)
         texts = [_java_text(query) for query in queries]
         with ONE_PYTHON_THREAD, java_errors(self.folder, "searching"), JavaThreads(threads) as pool:

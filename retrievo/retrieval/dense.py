@@ -148,8 +148,8 @@ def check_comparable(table: Path, queries: Manifest, index: IndexFolder) -> None
         console.note(f"{table} and {index.path} were imported: that one model made both can't be checked")
     similarities = [manifest.stats["similarity"] for manifest in (queries, documents)]
     if similarities[0] != similarities[1]:
-        told = f"was made for similarity {similarities[0]}, {index.path} for {similarities[1]}"
-        console.warn(f"{table}: {told}, by which is searched")
+        problem = f"was made for similarity {similarities[0]}, {index.path} for {similarities[1]}"
+        console.warn(f"{table}: {problem}, by which is searched")
 
 
 def _trained_against(queries: Manifest, index: IndexFolder) -> bool:

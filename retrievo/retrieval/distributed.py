@@ -36,14 +36,14 @@ class _Asked(NamedTuple):
     allowed: np.ndarray | None
 
 
-# What the processes of a company talk through: gloo everywhere, since NCCL ends ranks that wait for ten minutes, and
-# what is told is pickled on the CPU.
+# The process group of a company: gloo everywhere, since NCCL ends ranks that wait for ten minutes, and messages are
+# pickled on the CPU.
 _group: ContextVar[ProcessGroup | None] = ContextVar("_group", default=None)
 
 
 @contextlib.contextmanager
 def company(device: Callable[[], str], vectors_of: Callable[[Path], Vectors], **options: Any) -> Iterator[bool]:
-    """Whether this process leads; one that does not has done all that was asked of it when it is told so.
+    """Whether this process leads; one that does not returns from here when it has served every request of the leader.
 
     Where torchrun started no others, it leads nobody.
     device: of this process; vectors_of: those of a source; options: of `retrievo.retrieval.exact.search_batches`.

@@ -230,11 +230,11 @@ class Embeddings(Vectors):
     def __init__(self, path: Path):
         self.path = path
         self.manifest = Manifest.read(path, "embeddings")
-        told = self.manifest.stats
-        super().__init__(**_opened(path, told))
-        self.role: str = told["role"]
-        if self.rows != told["rows"]:
-            raise RetrievoError(path, f"its shards hold {self.rows:,} rows", f"{told['rows']:,}", "make it again")
+        stats = self.manifest.stats
+        super().__init__(**_opened(path, stats))
+        self.role: str = stats["role"]
+        if self.rows != stats["rows"]:
+            raise RetrievoError(path, f"its shards hold {self.rows:,} rows", f"{stats['rows']:,}", "make it again")
 
     def write_array(self, path: Path, tick: console.Tick | None = None) -> dict[str, Any]:
         """Writes all vectors as one `.npy` [N, D], a block at a time; returns the record of the file."""
@@ -289,18 +289,18 @@ class StoredQueries:
         return self.vectors.take(np.arange(*part.indices(self.vectors.rows)))
 
 
-def stored_vectors(folder: Path, told: Mapping[str, Any]) -> Vectors:
-    """The shards of a folder without a manifest, in the memory map; told: what `embeddings_stats` says of them."""
-    return Vectors(**_opened(folder, told))
+def stored_vectors(folder: Path, stats: Mapping[str, Any]) -> Vectors:
+    """The shards of a folder without a manifest, memory-mapped; stats: as `embeddings_stats` returns them."""
+    return Vectors(**_opened(folder, stats))
 
 
-def _opened(folder: Path, told: Mapping[str, Any]) -> dict[str, Any]:
+def _opened(folder: Path, stats: Mapping[str, Any]) -> dict[str, Any]:
     """The shards of a folder as `Vectors` takes them."""
-    files = [folder / shard_name(number) for number in range(told["shards"])]
-    opened = [_open_shard(file, told["dim"], told["dtype"]) for file in files]
+    files = [folder / shard_name(number) for number in range(stats["shards"])]
+    opened = [_open_shard(file, stats["dim"], stats["dtype"]) for file in files]
     names = [str(file) for file in files]
     ids, shards = [ids for ids, _ in opened], [vectors for _, vectors in opened]
-    return {"shards": shards, "ids": ids, "similarity": told["similarity"], "names": names, "mapped": True}
+    return {"shards": shards, "ids": ids, "similarity": stats["similarity"], "names": names, "mapped": True}
 
 
 def _open_shard(path: Path, dim: int, dtype: str) -> tuple[pa.Array, np.ndarray]:

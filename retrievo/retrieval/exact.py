@@ -71,7 +71,7 @@ def search_batches(
     threads:    CPU threads; default torch's own number.
     device:     where the matrix products run: 'cpu', 'cuda', 'cuda:1'; 'auto' takes CUDA where there is one.
     allowed:    bool [N], which documents may be found; default all.
-    tick:       told of progress in documents scanned: N in each batch.
+    tick:       called with the number of documents scanned: N in each batch.
 
     Raises: RetrievoError where dimensions differ, `depth` is below 1, a vector is not finite or its norm is 2^63 or
     more, or there is no such device.

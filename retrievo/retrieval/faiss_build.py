@@ -44,8 +44,8 @@ def build(
 ) -> Manifest:
     """Builds an index folder from the embeddings and finishes the output; one shard is in memory at a time.
 
-    index_type: a name in INDEX_TYPES or a FAISS factory string; parameters, and the memory that the build will take,
-    are told before it begins.
+    index_type: a name in INDEX_TYPES or a FAISS factory string; a note gives the parameters and the memory that the
+    build will take before it begins.
     shards: rows are split evenly, in order; default: as the embeddings are (exact types), or one for 1,048,576 rows.
 
     Raises: UsageError for an unknown type or a number of shards below 1 or above the rows; RetrievoError where faiss
@@ -57,7 +57,9 @@ def build(
     recipe = kind.recipe(largest, embeddings.dim)
     maker = _Maker(faiss, recipe.factory, embeddings.dim, kind.exact, embeddings.similarity)
     sample = maker.sample_rows(embeddings.rows)
-    _tell(maker, f"{index_type} ({recipe.reason})" if recipe.reason else index_type, embeddings.rows, largest, sample)
+    _announce(
+        maker, f"{index_type} ({recipe.reason})" if recipe.reason else index_type, embeddings.rows, largest, sample
+    )
     with output.build() as folder, console.progress("building the index", embeddings.rows, "vectors") as tick:
         if sample:
             maker.train(embeddings, sample, folder / TRAINED)
@@ -77,24 +79,24 @@ def add(index: FaissIndex, embeddings: Embeddings, output: Output, *, threads: i
 
     Raises: RetrievoError where the embeddings are of another dimension, similarity or role, or an id is there already.
     """
-    told, faiss = index.manifest.stats, load_faiss(threads)
+    stats, faiss = index.manifest.stats, load_faiss(threads)
     kind = type_named(index.type)
     _check_alike(index, embeddings)
     bounds = _bounds(embeddings.rows, None, kind)
-    maker = _Maker(faiss, told["factory"], embeddings.dim, kind.exact, embeddings.similarity)
+    maker = _Maker(faiss, stats["factory"], embeddings.dim, kind.exact, embeddings.similarity)
     with output.build() as folder, console.progress("adding to the index", embeddings.rows, "vectors") as tick:
-        kept = [shard_name(number) for number in range(told["shards"])]
+        kept = [shard_name(number) for number in range(stats["shards"])]
         kept += [TRAINED] if TRAINED in index.manifest.files else []
         for name in kept:
             _link(index.path / name, folder / name)
             output.record(name, index.manifest.files[name])
         maker.trained = folder / TRAINED if TRAINED in kept else None
-        for number, (first, end) in enumerate(bounds, start=told["shards"]):
+        for number, (first, end) in enumerate(bounds, start=stats["shards"]):
             maker.write(embeddings, first, end, folder / shard_name(number))
             tick(end - first)
         output.record(IDS, _write_ids(folder / IDS, [index.ids(), embeddings.ids()]))
-        counts = {"rows": index.rows + embeddings.rows, "shards": told["shards"] + len(bounds)}
-        return output.finish({**told, **counts})
+        counts = {"rows": index.rows + embeddings.rows, "shards": stats["shards"] + len(bounds)}
+        return output.finish({**stats, **counts})
 
 
 @dataclass
@@ -222,7 +224,7 @@ def bytes_per_vector(faiss: Any, index: Any) -> int | None:
     return getattr(index, "code_size", None)
 
 
-def _tell(maker: _Maker, name: str, rows: int, largest: int, sample: int) -> None:
+def _announce(maker: _Maker, name: str, rows: int, largest: int, sample: int) -> None:
     """Says what will be built and what it takes; refuses what surely does not fit.
 
     Raises: RetrievoError where the largest shard needs more memory than there is.

@@ -50,13 +50,13 @@ class FaissIndex:
 
     def __init__(self, path: Path):
         self.path, self.manifest = path, Manifest.read(path, "faiss-index")
-        told = self.manifest.stats
-        self.dim, self.rows, self.type = told["dim"], told["rows"], told["type"]
-        self.similarity, self.role = told["similarity"], told["role"]
-        self.knob: str | None = told.get("knob")
-        self.lists: int = told.get("lists", 0)
+        stats = self.manifest.stats
+        self.dim, self.rows, self.type = stats["dim"], stats["rows"], stats["type"]
+        self.similarity, self.role = stats["similarity"], stats["role"]
+        self.knob: str | None = stats.get("knob")
+        self.lists: int = stats.get("lists", 0)
         self.kind = _known_type(path, self.type)
-        self.files = [path / shard_name(number) for number in range(told["shards"])]
+        self.files = [path / shard_name(number) for number in range(stats["shards"])]
         self._ids = pa.chunked_array(_open_ids(path / IDS), pa.string())
         if self.kind.exact:
             self.vectors = self._open_vectors()

@@ -84,7 +84,7 @@ def search_batches(
     memory:  bytes for shards and candidates; shards that do not fit together are read one after another.
     allowed: bool [N], which documents may be found; default all.
     shards:  those of the index, opened with this effort before; default: they are opened for this search.
-    tick:    told of progress in queries x shards.
+    tick:    called with the progress, in queries x shards.
 
     Raises: RetrievoError where dimensions differ, a vector of a query is not finite, a shard exceeds the memory, or
     this type of index can't search in some of its documents.
@@ -220,8 +220,8 @@ def _only(shards: Shards, shard: Any, allowed: np.ndarray) -> Any:
     elif isinstance(inner, faiss.IndexScalarQuantizer | faiss.IndexFlat):
         found = faiss.SearchParameters(sel=chosen)
     else:
-        told = f"is of type '{shards.index.type}', which FAISS can't search in some of its documents only"
-        raise RetrievoError(shards.index.path, told, "another type of index, or the embeddings themselves")
+        problem = f"is of type '{shards.index.type}', which FAISS can't search in some of its documents only"
+        raise RetrievoError(shards.index.path, problem, "another type of index, or the embeddings themselves")
     return found if inner is shard else faiss.SearchParametersPreTransform(index_params=found)
 
 

@@ -147,9 +147,9 @@ class FaissSearcher(DenseSearcher):
         options = {"threads": self._wanted.threads, "memory": self._wanted.memory}
         tuned = tune(self.documents, self.vectors, sample, depth, target, best, **options)
         measured = f"recall@{depth} {tuned.recall:.4f} on {len(sample):,} queries"
-        told = f"{self.index.path}: {measured} with {tuned.effort.said(self.documents)}"
+        outcome = f"{self.index.path}: {measured} with {tuned.effort.said(self.documents)}"
         if tuned.reached:
-            console.note(told)
+            console.note(outcome)
         else:
-            console.warn(f"{told}; {target:g} is out of reach of this index")
+            console.warn(f"{outcome}; {target:g} is out of reach of this index")
         return tuned.effort

@@ -33,8 +33,8 @@ class Hit:
 
     def as_json(self) -> dict[str, Any]:
         """What `--json` prints; the corpus only where there are several."""
-        told = {**vars(self), "snippet": self.snippet.text, "ranks": dict(self.ranks)}
-        return {name: value for name, value in told.items() if name != "corpus" or value}
+        fields = {**vars(self), "snippet": self.snippet.text, "ranks": dict(self.ranks)}
+        return {name: value for name, value in fields.items() if name != "corpus" or value}
 
 
 @dataclass(frozen=True)

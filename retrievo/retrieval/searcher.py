@@ -59,12 +59,12 @@ class Searcher(Protocol):
     ) -> Iterator[Hits]:
         """At most `depth` documents of every query under the ordering rule, some whole queries at a time, in order.
 
-        allowed: bool [N], which documents may be found; default all. tick: told of progress, `work` in all.
+        allowed: bool [N], which documents may be found; default all. tick: called with the progress, `work` in all.
         Raises: RetrievoError where a vector is not finite, and for `allowed` where this index can't.
         """
 
     def work(self, queries: int, depth: int) -> int:
-        """How much `tick` is told in a search for so many queries."""
+        """The sum of all progress that `tick` gets in a search for so many queries."""
 
     def batch(self, depth: int) -> int:
         """With how many queries at once a search is quick."""
@@ -209,5 +209,5 @@ def open_folder(index: IndexFolder, encoders: Encoders | None = None, **settings
 def does_not_apply(index: IndexFolder) -> str:
     """What is wrong with a setting that has no meaning for an index."""
     type = index.manifest.stats.get("type") if index.manifest.kind == "faiss-index" else None
-    told = f" and type '{type}'" if type else ""
-    return f"does not apply to {index.path}, which is of kind '{index.manifest.kind}'{told}"
+    of_type = f" and type '{type}'" if type else ""
+    return f"does not apply to {index.path}, which is of kind '{index.manifest.kind}'{of_type}"

@@ -628,11 +628,11 @@ class Output:
         if not self.single_file:
             files = {path.relative_to(self.folder).as_posix(): self._record_of(path) for path in self._own_files()}
             manifest = Manifest(**{**manifest.as_json(), "files": files, "seconds": round(self.elapsed, 3)})
-        elif (made := self.folder / self.path.name).is_file():
-            sync(made)
-            if not is_parquet(made):
-                manifest = replace(manifest, files={made.name: file_record(made)}, seconds=round(self.elapsed, 3))
-                write_json(manifest_beside(made), manifest.as_json())
+        elif (file := self.folder / self.path.name).is_file():
+            sync(file)
+            if not is_parquet(file):
+                manifest = replace(manifest, files={file.name: file_record(file)}, seconds=round(self.elapsed, 3))
+                write_json(manifest_beside(file), manifest.as_json())
         write_json(self.folder / MANIFEST, manifest.as_json())
         remove(self.folder / BEGIN)
         if self.folder != self.path:

@@ -150,7 +150,7 @@ def run_app(app: typer.Typer, arguments: Sequence[str]) -> int:
         with console.shown():
             code = app(list(arguments), standalone_mode=False)
     except TyperException as problem:
-        console.error(_told(problem))
+        console.error(_message(problem))
         return problem.exit_code
     except RetrievoError as problem:
         console.error(str(problem))
@@ -175,16 +175,16 @@ def _check_command(app: typer.Typer, arguments: Sequence[str]) -> None:
         raise UsageError("retrievo", f"unknown command '{arguments[0]}'", None, did_you_mean(arguments[0], known))
 
 
-def _told(problem: TyperException) -> str:
+def _message(problem: TyperException) -> str:
     """What is wrong with what was typed, and what to do about it."""
     context = getattr(problem, "ctx", None)
     if context is not None and (name := getattr(problem, "option_name", None)) and hasattr(problem, "possibilities"):
         flags = [flag for known in context.command.params for flag in known.opts if flag.startswith("--")]
         command = f"retrievo {context.info_name if context.parent else ''}".strip()
         return f"unknown option {name}; {advice(name, flags) or f'{command} --help lists the options'}"
-    told = " ".join(problem.format_message().split())
-    alone = "unexpected extra argument" in told
-    return told + ("; put a question in quotes, and other values after their flag (--run FILE)" if alone else "")
+    text = " ".join(problem.format_message().split())
+    alone = "unexpected extra argument" in text
+    return text + ("; put a question in quotes, and other values after their flag (--run FILE)" if alone else "")
 
 
 def as_typed(command: str, config: Options) -> str:

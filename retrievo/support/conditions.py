@@ -25,7 +25,7 @@ class Rule:
     said:      what follows "applies only", as in `with --loss kl`; worked out when it is asked for.
     needs:     the options that the predicate reads; a Config without them does not restrict the option.
     predicate: the values of options by name -> whether the option applies.
-    refusal:   what is told instead of "applies only ..." where that explains less.
+    refusal:   the error message, in place of "applies only ..." where that explains less.
     """
 
     said: Callable[[], str]
@@ -39,7 +39,7 @@ class Rule:
 
     @property
     def refused(self) -> Refusal:
-        """What is told where the rule is broken."""
+        """The error message for a broken rule."""
         return self.refusal or Refusal(f"applies only {self.said()}")
 
 
@@ -58,7 +58,7 @@ class Condition:
         return self.broken(chosen) is None
 
     def otherwise(self, found: str, next_step: str | None = None) -> Condition:
-        """The same, told in words of its own; an option that breaks it is refused in a TOML file too."""
+        """The same with a message of its own; an option that breaks it is refused in a TOML file too."""
         refusal = Refusal(found, next_step)
         return Condition(tuple(dataclasses.replace(rule, refusal=refusal) for rule in self.rules))
 

@@ -238,8 +238,8 @@ def meant(name: str, known: Iterable[str]) -> list[str]:
 
 def advice(name: str, known: Iterable[str]) -> str | None:
     """What to do instead of what was typed, as a sentence; None where nothing is known that is like it."""
-    if (told := ADVICE.get(_spelled(name))) is not None:
-        return told
+    if (sentence := ADVICE.get(_spelled(name))) is not None:
+        return sentence
     found = [word if word.startswith("-") else f"'{word}'" for word in meant(name, known)]
     return f"did you mean {' or '.join(filter(None, [', '.join(found[:-1]), found[-1]]))}?" if found else None
 

@@ -126,21 +126,21 @@ class Option:
                 self._check_one(item, where or self.flag)
 
     def _check_one(self, value: Any, where: str) -> None:
-        told = self.declaration
-        if value in told.words:
+        declaration = self.declaration
+        if value in declaration.words:
             return
         if isinstance(value, float) and not math.isfinite(value):
             raise UsageError(where, f"found {value}", "a finite number")
-        if told.choices and value not in told.choices:
-            raise UsageError(where, f"found '{value}'", None, did_you_mean(str(value), told.choices))
-        if told.minimum is not None and value < told.minimum:
-            raise UsageError(where, f"found {value}", f"at least {told.minimum:g}")
-        if told.above is not None and value <= told.above:
-            raise UsageError(where, f"found {value}", f"more than {told.above:g}")
-        if told.maximum is not None and value > told.maximum:
-            raise UsageError(where, f"found {value}", f"at most {told.maximum:g}")
-        if told.check is not None:
-            told.check(value)
+        if declaration.choices and value not in declaration.choices:
+            raise UsageError(where, f"found '{value}'", None, did_you_mean(str(value), declaration.choices))
+        if declaration.minimum is not None and value < declaration.minimum:
+            raise UsageError(where, f"found {value}", f"at least {declaration.minimum:g}")
+        if declaration.above is not None and value <= declaration.above:
+            raise UsageError(where, f"found {value}", f"more than {declaration.above:g}")
+        if declaration.maximum is not None and value > declaration.maximum:
+            raise UsageError(where, f"found {value}", f"at most {declaration.maximum:g}")
+        if declaration.check is not None:
+            declaration.check(value)
 
     def applies(self, chosen: Mapping[str, Any]) -> bool:
         """Whether this option has a meaning beside what else was chosen."""

@@ -70,11 +70,13 @@ def resolve(config: type[Config], layers: Sequence[Layer]) -> Resolved[Config]:
     missing = [known.flag for known in options_of(config) if chosen[known.name] is MISSING]
     if missing:
         raise UsageError(missing[0], "is needed but was given neither as a flag nor in a TOML file")
-    made = config(**chosen)
-    recipe = made.recipe()
+    options = config(**chosen)
+    recipe = options.recipe()
     defaults = {name: "recipe" if value is None and name in recipe else "default" for name, value in chosen.items()}
     defaults |= dict.fromkeys(_parts(config, chosen), "data")
-    return Resolved(made, {name: found[name][1].name if name in found else defaults[name] for name in chosen}, warnings)
+    return Resolved(
+        options, {name: found[name][1].name if name in found else defaults[name] for name in chosen}, warnings
+    )
 
 
 def _worked_out(config: type[Options], chosen: Mapping[str, Any]) -> dict[str, Any]:
@@ -171,8 +173,8 @@ def settings_layers(config: type[Options], command: str, commands: Sequence[str]
 def _check_writes_nothing(config: type[Options], layer: Layer, path: Path) -> None:
     """Raises UsageError where a file that was found, not named, sets what is written or replaced."""
     for known in options_of(config):
-        told = known.declaration
-        if known.name in layer.values and (told.written or told.decides_output):
+        declaration = known.declaration
+        if known.name in layer.values and (declaration.written or declaration.decides_output):
             what = f"sets '{known.name}', which says what is written or replaced"
             fix = f"pass {known.flag} yourself, or name the file: --config {path}"
             raise UsageError(layer.name, what, "this from the command line only", fix)

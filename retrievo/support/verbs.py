@@ -15,24 +15,24 @@ from retrievo.support.settings import Layer, resolve
 Fields = ParamSpec("Fields")
 Config = TypeVar("Config", bound=Options)
 Given = TypeVar("Given", contravariant=True)
-Made = TypeVar("Made", covariant=True)
+Outcome = TypeVar("Outcome", covariant=True)
 Result = TypeVar("Result")
 
 
-class Verb(Protocol[Given, Fields, Made]):
+class Verb(Protocol[Given, Fields, Outcome]):
     """A function that takes its Config, or the Config's fields as keywords.
 
     The last form is for what a Config converts, such as text for a path.
     """
 
     @overload
-    def __call__(self, config: Given, /) -> Made: ...
+    def __call__(self, config: Given, /) -> Outcome: ...
 
     @overload
-    def __call__(self, *args: Fields.args, **fields: Fields.kwargs) -> Made: ...
+    def __call__(self, *args: Fields.args, **fields: Fields.kwargs) -> Outcome: ...
 
     @overload
-    def __call__(self, **fields: Any) -> Made: ...
+    def __call__(self, **fields: Any) -> Outcome: ...
 
 
 def verb(

@@ -214,11 +214,11 @@ def test_a_dry_run_says_what_would_be_done_and_why_and_touches_nothing(road: Pat
     assert outcome.code == 0, outcome.err
     states = {line.split("\t")[0]: line.split("\t")[1] for line in outcome.out.splitlines()[1:]}
     assert list(states) == STEPS
-    assert states["bm25"] == "to do again: its output is gone or another one"
+    assert states["bm25"] == "to redo: its output is gone or another one"
     assert "bm25" in states["bm25-test"]
-    assert states["stage-1"] == "to do again: max_steps was 4"
-    assert states["vectors-1"] == "to do again, if stage-1 comes out different"
-    told = "without --dry-run: .*finished steps would be made anew: .*stage-1 \\(max_steps was 4\\)"
+    assert states["stage-1"] == "to redo: max_steps was 4"
+    assert states["vectors-1"] == "to redo, if stage-1 changes"
+    told = "without --dry-run: .*finished steps would be redone: .*stage-1 \\(max_steps was 4\\)"
     assert re.search(told, outcome.err)
     assert stamps(road.parent) == before
     commands = [line.split("\t")[2] for line in outcome.out.splitlines()[1:]]
@@ -247,9 +247,9 @@ def test_only_some_steps_are_done_and_what_they_need_is_said(road: Path, retriev
     change(road, '"recall@20"]', '"recall@10"]')
     refused = retrievo("run", road, "--only", "vectors-1")
     assert refused.code == 1
-    assert "vectors-1: needs stage-1, which is not finished (to do again: max_steps was 4)" in refused.err
+    assert "vectors-1: needs stage-1, which is not finished (to redo: max_steps was 4)" in refused.err
     stopped = retrievo("run", road, "--only", "stage-1", "vectors-1")
-    assert "stage-1 (max_steps was 4), vectors-1 (if stage-1 comes out different); pass --force" in stopped.err
+    assert "stage-1 (max_steps was 4), vectors-1 (if stage-1 changes); pass --force" in stopped.err
     outcome = retrievo("run", road, "--only", "stage-1", "vectors-1", "--redo", "stage-1", "vectors-1")
     assert outcome.code == 0, outcome.err
     assert said(outcome) == {"stage-1": "done", "vectors-1": "done"}
@@ -306,10 +306,10 @@ def test_finished_steps_are_not_made_anew_without_a_word(notes: Path, retrievo: 
     command, before = ["run", notes / "notes.toml", "--output", notes / "home", "--set", "words=60"], stamps(notes)
     stopped = retrievo(*command)
     assert stopped.code == 1
-    told = "finished steps would be made anew: notes (passage_words was 30), bm25 (if notes comes out different); "
+    told = "finished steps would be redone: notes (passage_words was 30), bm25 (if notes changes); "
     assert told + "pass --force for all of them, or --redo notes bm25" in stopped.err
     partly = retrievo(*command, "--redo", "notes")
-    assert "made anew: bm25 (if notes comes out different); pass --force for all of them, or --redo notes" in partly.err
+    assert "redone: bm25 (if notes changes); pass --force for all of them, or --redo notes" in partly.err
     assert told in retrievo(*command, "--dry-run").err
     assert "without --dry-run" not in retrievo(*command, "--dry-run", "--force").err
     assert stamps(notes) == before
@@ -334,7 +334,7 @@ def test_a_step_that_fails_leaves_its_old_output(notes: Path, retrievo: Callable
     assert {path: path.read_bytes() for path in (notes / "home" / "notes").rglob("*") if path.is_file()} == before
     monkeypatch.undo()
     again = retrievo(*command[:-1])
-    assert "made anew: notes (what replaces it is unfinished), bm25 (if notes comes out" in again.err
+    assert "redone: notes (what replaces it is unfinished), bm25 (if notes changes" in again.err
     assert retrievo(*command).code == 0
     assert (notes / "home" / "notes" / "mine.txt").read_text() == "mine"
 

@@ -25,7 +25,7 @@ from retrievo.commands.import_ import ImportConfig, import_dataset
 from retrievo.data.importers import input_files, negatives
 from retrievo.data.importers.dataset import settings_text
 from retrievo.data.importers.delimited import read_tsv
-from retrievo.data.importers.input_files import Member, Part, Source, split_of
+from retrievo.data.importers.input_files import ImportSource, Member, Part, split_of
 from retrievo.data.importers.json_lines import read_items, read_jsonl
 from retrievo.data.importers.negatives import NegativesWriter
 from retrievo.data.importers.seen_ids import Ledger, SeenHashes
@@ -164,7 +164,7 @@ def test_a_json_array_that_does_not_fit_is_named(data: bytes, words: str, tmp_pa
 def test_a_json_array_is_read_the_same_in_pieces_of_any_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     records = [{"question": f"é{n}" * n, "positive_ctxs": [], "answers": ["\U0001f600"]} for n in range(60)]
     path = write(tmp_path / "a.json", json.dumps(records, ensure_ascii=False))
-    part = Part(Source(path, tmp_path / "out").members[0], "examples")
+    part = Part(ImportSource(path, tmp_path / "out").members[0], "examples")
     for size in (1, 2, 3, 7, 1 << 20):
         monkeypatch.setattr(Member, "chunks", lambda self, _, size=size: self._unpacked(size))
         assert [record for _, record in read_items(part)] == records
@@ -217,7 +217,7 @@ def test_json_lines_read_by_arrow_and_by_python_are_the_same(
     text = "".join(json.dumps({"_id": i, "text": t}, ensure_ascii=escaped) + "\n" for i, t in rows)
     found = []
     for start in ("", "\n"):  # a blank line sends the block to Python
-        member = Source(write(tmp_path / "a.jsonl", start + text), tmp_path / "out").members[0]
+        member = ImportSource(write(tmp_path / "a.jsonl", start + text), tmp_path / "out").members[0]
         (batch,) = read_jsonl(member, ["_id", "text"])
         found.append([c if isinstance(c, list) else c.to_pylist() for c in batch.columns])
     assert found[0] == found[1] == [[i for i, _ in rows], [t for _, t in rows]]
@@ -232,7 +232,7 @@ def test_tab_separated_lines_read_by_arrow_and_by_python_are_the_same(
     text = "".join(f"{a}\t{b}\n" for a, b in rows)
     found = []
     for start in ("", "\n"):
-        member = Source(write(tmp_path / "a.tsv", start + text), tmp_path / "out").members[0]
+        member = ImportSource(write(tmp_path / "a.tsv", start + text), tmp_path / "out").members[0]
         (batch,) = read_tsv(member, 2)
         found.append([c if isinstance(c, list) else c.to_pylist() for c in batch.columns])
     assert found[0] == found[1] == [[a for a, _ in rows], [b for _, b in rows]]

@@ -22,7 +22,7 @@ _END, _WIDTH = "\x1f", 2  # a mark is one character that counts the corpora and 
 
 
 class Shelves(NamedTuple):
-    """The corpora behind some indexes and runs, told apart by marks.
+    """The corpora behind some indexes and runs, distinguished by marks.
 
     mark: of each index and run; tables: of each mark, the corpora that its documents are of.
     """
@@ -63,8 +63,10 @@ def _check_apart(place: Path, found: Sequence[Origin], others: Iterable[Sequence
     prints = {one.fingerprint for one in found}
     for known in others:
         if prints & {one.fingerprint for one in known}:
-            told = f"is of {named(found)}, which has documents in common with {named(known)}"
-            raise RetrievoError(place, told, "corpora that are the same or have nothing in common", "search it apart")
+            problem = f"is of {named(found)}, which has documents in common with {named(known)}"
+            raise RetrievoError(
+                place, problem, "corpora that are the same or have nothing in common", "search it apart"
+            )
 
 
 class Texts(NamedTuple):
@@ -111,7 +113,7 @@ def without_mark(doc_id: pa.Array) -> pa.Array:
     return pc.utf8_slice_codeunits(doc_id, _WIDTH)
 
 
-def check_told_apart(shelves: Shelves, query: np.ndarray, marked: pa.Array, plain: pa.Array) -> None:
+def check_distinct(shelves: Shelves, query: np.ndarray, marked: pa.Array, plain: pa.Array) -> None:
     """Raises RetrievoError where a query has two documents with one id, which a run can't hold."""
     from retrievo.data.ordering import repeated
 

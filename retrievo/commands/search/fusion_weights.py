@@ -95,6 +95,6 @@ def _folds(query_ids: pa.Array) -> np.ndarray:
 
 def advice(places: Sequence[object], weights: Sequence[float]) -> str:
     """What to type for weights that were found, of indexes and runs: the flag takes no 0."""
-    told = [f"leave out {place}, which is of no use" for place, own in zip(places, weights, strict=True) if not own]
+    unused = [f"leave out {place}, which is of no use" for place, own in zip(places, weights, strict=True) if not own]
     used = [f"{own:g}" for own in weights if own]
-    return "; ".join([*told, *([f"--fuse-weights {','.join(used)}"] if len(used) > 1 else [])])
+    return "; ".join([*unused, *([f"--fuse-weights {','.join(used)}"] if len(used) > 1 else [])])

@@ -123,8 +123,8 @@ def check_corpora(config: SearchConfig) -> None:
     known = [(place, found) for place in places if (found := origins(place, CORPUS))]
     for place, found in known[1:]:
         if not same(found, known[0][1]):
-            told = f"was made from another corpus ({named(found)}) than {known[0][0]} ({named(known[0][1])})"
-            raise RetrievoError(place, told, "one corpus", "search them apart, or pass --across-corpora")
+            problem = f"was made from another corpus ({named(found)}) than {known[0][0]} ({named(known[0][1])})"
+            raise RetrievoError(place, problem, "one corpus", "search them apart, or pass --across-corpora")
     if len(places) > 1:
         for place in [place for place in places if place not in dict(known)]:
             console.note(f"{place} does not say of which corpus it is; that it is that of the others can't be checked")
@@ -132,7 +132,7 @@ def check_corpora(config: SearchConfig) -> None:
 
 
 def _check_given_corpus(config: SearchConfig, known: Sequence[tuple[Path, Sequence[Origin]]]) -> None:
-    """What --corpus gives texts to must have been made from it, where a cross-encoder reads them; a person is told.
+    """Refuses a --corpus that is not the one searched where a cross-encoder reads it, and warns of it elsewhere.
 
     Raises: RetrievoError that names both corpora.
     """
@@ -146,10 +146,10 @@ def _check_given_corpus(config: SearchConfig, known: Sequence[tuple[Path, Sequen
     place, found = known[0]
     if part_of([given], found) or config.corpus.resolve() in {one.path.resolve() for one in found}:
         return  # where it was and has changed since: who names it knows that
-    told = f"is another corpus than {place} was made from ({named(found)})"
+    problem = f"is another corpus than {place} was made from ({named(found)})"
     if config.rerank is not None:
-        raise RetrievoError(config.corpus, told, None, "pass that one to --corpus, or leave it out")
-    console.warn(f"{config.corpus}: {told}; the texts may be those of other documents")
+        raise RetrievoError(config.corpus, problem, None, "pass that one to --corpus, or leave it out")
+    console.warn(f"{config.corpus}: {problem}; the texts may be those of other documents")
 
 
 def warn_of_changed_texts(indexes: Sequence[IndexFolder]) -> None:

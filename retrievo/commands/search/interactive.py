@@ -52,8 +52,8 @@ class Asker:
         texts = self.texts.find(ids) if self.texts is not None else first_found(self.corpora, ids)
         hits = []
         for rank, (doc_id, score) in enumerate(zip(ids, best.score.tolist(), strict=True), start=1):
-            told = {name: place.get(doc_id) for name, place in zip(self.names, places, strict=True)}
-            hit = Hit(rank, score, doc_id, "", ranks=told if len(places) > 1 else {})
+            ranks = {name: place.get(doc_id) for name, place in zip(self.names, places, strict=True)}
+            hit = Hit(rank, score, doc_id, "", ranks=ranks if len(places) > 1 else {})
             if self.shelves:
                 hit = replace(hit, id=plain_id(doc_id), corpus=self.shelves.name(doc_id))
             if doc_id in texts:

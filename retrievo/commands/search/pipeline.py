@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple, cast
 
 import numpy as np
 
-from retrievo.commands.search.across import check_told_apart, own_hits, with_mark, without_mark
+from retrievo.commands.search.across import check_distinct, own_hits, with_mark, without_mark
 from retrievo.commands.search.config import DEFAULT_FUSION, FUSED, OWN
 from retrievo.commands.search.indexes import Sources, open_indexes
 from retrievo.commands.search.rerank import Reranker, reranked
@@ -103,7 +103,7 @@ class Search:
     # ------------------------------------------------------------------------------------------------ blocks of hits
 
     def found(self, tick: Tick | None = None) -> Iterator[Block]:
-        """What is fused, or the hits of the only index, after feedback; tick: told of `progress`."""
+        """What is fused, or the hits of the only index, after feedback; tick: called with its progress."""
         tick = None if self.pipeline.reranker else tick
         for searcher, queries in zip(self.pipeline.searchers, self.queries, strict=True):
             searcher.prepare(queries, self.depth)
@@ -194,7 +194,7 @@ class Search:
     def _weighted(self, blocks: Iterable[Block], *, last: bool) -> tuple[Iterable[Block], np.ndarray]:
         """The same blocks and the weights [R] that were given or are 1, or those [R, Q] that are best on judgments.
 
-        last: whether the result is fused with them, so that they are told.
+        last: whether the result is fused with them, so that a note gives them.
         """
         config = self.config
         if config.tune_on is None:
@@ -234,11 +234,11 @@ class Search:
         assert self.pipeline.shelves is not None
         marked = hits.ids()
         plain = without_mark(marked)
-        check_told_apart(self.pipeline.shelves, hits.query, marked, plain)
+        check_distinct(self.pipeline.shelves, hits.query, marked, plain)
         order = first_ranked(hits.query, hits.score, plain, max(1, len(plain)))
         return Hits.of_ids(hits.query, plain, hits.score).at(order)
 
-    # ---------------------------------------------------------------------------------------------------- what is told
+    # --------------------------------------------------------------------------------------------------- what is shown
 
     def progress(self) -> contextlib.AbstractContextManager[Tick]:
         """A bar of pairs where a cross-encoder reads them, else of what the indexes do."""

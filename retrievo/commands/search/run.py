@@ -98,7 +98,7 @@ def _write_run(config: SearchConfig, sources: Sources, asked: Asked) -> None:
             stats |= splits.stats()
             writer.close(output.manifest(stats))
         output.finish(stats)
-    facts = {"made": f"{config.output} ({stats['rows']:,} rows for {stats['queries']:,} queries)"}
+    facts = {"output": f"{config.output} ({stats['rows']:,} rows for {stats['queries']:,} queries)"}
     if stats["without_results"]:
         facts["empty"] = f"{stats['without_results']:,} queries found nothing"
     facts["took"] = console.seconds(output.elapsed)

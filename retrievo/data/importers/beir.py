@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import PurePosixPath
 
 from retrievo.data.importers.dataset import DatasetWriter
-from retrievo.data.importers.input_files import Part, Source
+from retrievo.data.importers.input_files import ImportSource, Part
 from retrievo.data.importers.json_lines import read_jsonl
 from retrievo.data.importers.judgments import copy_judgments
 from retrievo.support.errors import RetrievoError
@@ -13,7 +13,7 @@ from retrievo.support.errors import RetrievoError
 _NOUNS = {"corpus.jsonl": "corpus", "queries.jsonl": "queries"}
 
 
-def find(source: Source) -> list[Part]:
+def find(source: ImportSource) -> list[Part]:
     """The three tables of one dataset.
 
     Raises: RetrievoError where there is none of them, or more than one dataset.

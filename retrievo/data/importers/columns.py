@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from retrievo.data.importers.dataset import DatasetWriter
-from retrievo.data.importers.input_files import Member, Part, Source
+from retrievo.data.importers.input_files import ImportSource, Member, Part
 from retrievo.data.importers.text_columns import Column
 from retrievo.data.tables import CORPUS, QUERIES
 from retrievo.support.errors import RetrievoError, did_you_mean
@@ -15,7 +15,7 @@ _SHOWN = 40  # most characters of a column name in a message; a file without a h
 _SCHEMAS = {"document": CORPUS, "query": QUERIES}
 
 
-def tables_of(source: Source, *suffixes: str) -> list[Part]:
+def tables_of(source: ImportSource, *suffixes: str) -> list[Part]:
     """The source itself if it is a file, whatever its name; else its files with one of these suffixes.
 
     Raises: RetrievoError where there are none.

@@ -7,11 +7,11 @@ from typing import Any
 from retrievo.data.importers.columns import Choice, tables_of
 from retrievo.data.importers.dataset import DatasetWriter
 from retrievo.data.importers.delimited import delimiter_of, first_row, in_columns, read_csv
-from retrievo.data.importers.input_files import Part, Source
+from retrievo.data.importers.input_files import ImportSource, Part
 from retrievo.support import console
 
 
-def find(source: Source) -> list[Part]:
+def find(source: ImportSource) -> list[Part]:
     """A file of any name, or the .csv files of a folder."""
     return tables_of(source, ".csv")
 

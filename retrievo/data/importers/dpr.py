@@ -10,7 +10,7 @@ from retrievo.data.ids import hash_texts
 from retrievo.data.importers.dataset import DatasetWriter
 from retrievo.data.importers.delimited import first_row, in_columns, read_csv
 from retrievo.data.importers.examples import Example, Passage, write_examples
-from retrievo.data.importers.input_files import Member, Part, Source, split_of
+from retrievo.data.importers.input_files import ImportSource, Member, Part, split_of
 from retrievo.data.importers.json_lines import Record, need, need_list, need_objects, read_records, whole, with_unit
 from retrievo.support.errors import RetrievoError
 
@@ -19,7 +19,7 @@ _NEGATIVES = {"hard_negative_ctxs": "dpr-hard", "negative_ctxs": "dpr-other"}  #
 _EXPECTED = "a TSV with the header id, text, title; JSON with positive_ctxs; or question<tab>['answer']"
 
 
-def find(source: Source) -> list[Part]:
+def find(source: ImportSource) -> list[Part]:
     """Passages, questions with contexts, and questions with answers, distinguished by content.
 
     Raises: RetrievoError where there are none.

@@ -64,7 +64,7 @@ class Block:
 class Member:
     """One file of a source; `path` is its path inside, `size` its bytes before any gunzip, as progress counts."""
 
-    source: Source
+    source: ImportSource
     path: str
     size: int
     open: Callable[[], IO[bytes]]
@@ -202,7 +202,7 @@ class Part:
         return f"{self.member}, {self.unit} {position}"
 
 
-class Source:
+class ImportSource:
     """The files behind SOURCE, sorted by path; hidden files and files under `output` are ignored.
 
     Raises: RetrievoError where there is nothing to read.

@@ -7,11 +7,11 @@ from typing import Any
 
 from retrievo.data.importers.columns import Choice, tables_of
 from retrievo.data.importers.dataset import DatasetWriter
-from retrievo.data.importers.input_files import Part, Source
+from retrievo.data.importers.input_files import ImportSource, Part
 from retrievo.data.importers.json_lines import first_record, read_columns, with_unit
 
 
-def find(source: Source) -> list[Part]:
+def find(source: ImportSource) -> list[Part]:
     """A file of any name, or the JSON files of a folder; a file may be one JSON array of objects."""
     return [with_unit(part) for part in tables_of(source, ".jsonl", ".ndjson", ".json")]
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 from retrievo.data.importers.dataset import DatasetWriter
 from retrievo.data.importers.delimited import read_tsv
-from retrievo.data.importers.input_files import Member, Part, Source
+from retrievo.data.importers.input_files import ImportSource, Member, Part
 from retrievo.data.importers.judgments import copy_judgments
 from retrievo.data.importers.text_columns import Column
 from retrievo.support.errors import RetrievoError
@@ -29,7 +29,7 @@ _TRIPLES = "msmarco-triples"
 _EXPECTED = "names such as collection.tsv, queries.dev.tsv, qrels.dev.tsv, qidpidtriples.train.tsv"
 
 
-def find(source: Source) -> list[Part]:
+def find(source: ImportSource) -> list[Part]:
     """The files that are recognized by their names, titles before the corpus.
 
     Raises: RetrievoError where there are none.

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from retrievo.data.importers.dataset import DatasetWriter
-from retrievo.data.importers.input_files import Member, Part, Source
+from retrievo.data.importers.input_files import ImportSource, Member, Part
 from retrievo.data.importers.json_lines import batches
 from retrievo.support import console
 from retrievo.support.errors import RetrievoError
@@ -44,7 +44,7 @@ class _Judged(NamedTuple):
     is_cranfield: bool
 
 
-def find(source: Source) -> list[Part]:
+def find(source: ImportSource) -> list[Part]:
     """Documents, queries (`qry` or `quer` in the name) and judgments (`rel` in the name).
 
     Raises: RetrievoError where there are none.

@@ -9,13 +9,13 @@ from typing import Any, NamedTuple
 
 from retrievo.data.ids import hash_texts
 from retrievo.data.importers.dataset import DatasetWriter
-from retrievo.data.importers.input_files import Part, Source, split_of
+from retrievo.data.importers.input_files import ImportSource, Part, split_of
 from retrievo.data.importers.json_lines import Record, need, need_list, need_objects, read_records, transposed
 from retrievo.data.importers.text_columns import json_kind
 from retrievo.support.errors import RetrievoError
 
 
-def find(source: Source) -> list[Part]:
+def find(source: ImportSource) -> list[Part]:
     """A file of any name, or the .json files of a folder; the split is taken from the name.
 
     Raises: RetrievoError where there are none.

@@ -7,7 +7,7 @@ from typing import Any
 
 from retrievo.data.importers.dataset import DatasetWriter
 from retrievo.data.importers.examples import Example, Passage, write_examples
-from retrievo.data.importers.input_files import Member, Part, Source, split_of
+from retrievo.data.importers.input_files import ImportSource, Member, Part, split_of
 from retrievo.data.importers.json_lines import (
     Record,
     first_record,
@@ -24,7 +24,7 @@ _SOURCE = "tevatron"
 _EXPECTED = "records with query_id, query, positive_passages, negative_passages; or with docid, title, text"
 
 
-def find(source: Source) -> list[Part]:
+def find(source: ImportSource) -> list[Part]:
     """Corpus files and query files, distinguished by their first record.
 
     Raises: RetrievoError where there are none.

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from urllib.parse import quote
 
 from retrievo.data.importers.dataset import DatasetWriter
-from retrievo.data.importers.input_files import Member, Part, Source
+from retrievo.data.importers.input_files import ImportSource, Member, Part
 from retrievo.data.importers.json_lines import batches
 from retrievo.support import console
 from retrievo.support.errors import RetrievoError
@@ -41,7 +41,7 @@ _INLINE |= {
 _INLINE |= {"wbr"}
 
 
-def find(source: Source) -> list[Part]:
+def find(source: ImportSource) -> list[Part]:
     """The files with a known suffix.
 
     Raises: RetrievoError where there are none.

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from retrievo.data.importers.dataset import DatasetWriter
 from retrievo.data.importers.delimited import read_tsv
-from retrievo.data.importers.input_files import LONGEST, Member, Part, Source, split_of
+from retrievo.data.importers.input_files import LONGEST, ImportSource, Member, Part, split_of
 from retrievo.data.importers.json_lines import batches
 from retrievo.data.importers.judgments import copy_judgments, is_judgments
 from retrievo.data.lines import split_fields
@@ -40,7 +40,7 @@ class _Element(NamedTuple):
     attributes: str
 
 
-def find(source: Source) -> list[Part]:
+def find(source: ImportSource) -> list[Part]:
     """The files with documents, topics and judgments; other files are ignored.
 
     Raises: RetrievoError where there are none.

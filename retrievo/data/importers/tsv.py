@@ -7,10 +7,10 @@ from typing import Any
 from retrievo.data.importers.columns import Choice, tables_of
 from retrievo.data.importers.dataset import DatasetWriter
 from retrievo.data.importers.delimited import read_tsv
-from retrievo.data.importers.input_files import Part, Source
+from retrievo.data.importers.input_files import ImportSource, Part
 
 
-def find(source: Source) -> list[Part]:
+def find(source: ImportSource) -> list[Part]:
     """A file of any name, or the .tsv files of a folder."""
     return tables_of(source, ".tsv", ".tab")
 

@@ -44,7 +44,7 @@ class ViewCollator(Protocol):
         """The views as flat rows."""
 
 
-class Source:
+class PretrainingCorpus:
     """One corpus with the row numbers of its training documents [n] and of its held-out documents [h].
 
     It takes 4 bytes of memory for each document; tokens and offsets are memory-mapped.
@@ -122,18 +122,18 @@ class PretrainFeed:
         tokenization = dataclasses.replace(
             encoder.tokenization("document"), max_length=None, prefix="", special_tokens=False
         )
-        self.sources = [Source(corpus, tokenization, collator) for corpus in corpora]
-        sizes = [len(source.long_enough_for_all()) for source in self.sources]
+        self.corpora = [PretrainingCorpus(corpus, tokenization, collator) for corpus in corpora]
+        sizes = [len(corpus.long_enough_for_all()) for corpus in self.corpora]
         counts = apportioned(held_out, shares(mix, sizes)) if held_out else [0] * len(sizes)
-        for number, (source, count) in enumerate(zip(self.sources, counts, strict=True)):
-            source.hold_out(count, [seed, _HELD_OUT, number])
+        for number, (corpus, count) in enumerate(zip(self.corpora, counts, strict=True)):
+            corpus.hold_out(count, [seed, _HELD_OUT, number])
         self.documents = sum(self._sizes())
         self.places = apportioned(self.documents, shares(mix, self._sizes()))
         self._latest = self._epoch(0)
 
     def _sizes(self) -> list[int]:
         """The number of training documents of each corpus."""
-        return [len(source.rows) for source in self.sources]
+        return [len(corpus.rows) for corpus in self.corpora]
 
     @property
     def batches_per_epoch(self) -> int:
@@ -154,9 +154,9 @@ class PretrainFeed:
 
     def held_out_batches(self) -> Iterator[Batch]:
         """This rank's part of the batches of held-out documents, with the same views in the same order every time."""
-        sizes = [len(source.held_out) for source in self.sources]
+        sizes = [len(corpus.held_out) for corpus in self.corpora]
         number = np.repeat(np.arange(len(sizes)), sizes)
-        rows = np.concatenate([source.held_out for source in self.sources])
+        rows = np.concatenate([corpus.held_out for corpus in self.corpora])
         order = np.random.default_rng([self.seed, _VALIDATION]).permutation(len(rows))
         for start in range(0, len(order), self.batch_size):
             chosen = order[start : start + self.batch_size]
@@ -167,7 +167,7 @@ class PretrainFeed:
         mine = share(len(rows), rank(), world_size())
         keys = random_keys(self.seed, source[mine], turns[mine], rows[mine])
         drawn = zip(source[mine].tolist(), rows[mine].tolist(), keys, strict=True)
-        return [Document(self.sources[number].tokens.row(row), key) for number, row, key in drawn]
+        return [Document(self.corpora[number].tokens.row(row), key) for number, row, key in drawn]
 
     def position(self, step: int) -> dict[str, int]:
         """The position of a step in the data."""
@@ -176,29 +176,29 @@ class PretrainFeed:
 
     def say_counts(self) -> None:
         """Prints how much data training uses, and warns of what was left out."""
-        several = len(self.sources) > 1
-        for source, places in zip(self.sources, self.places, strict=True):
-            lengths = source.lengths()
+        several = len(self.corpora) > 1
+        for corpus, places in zip(self.corpora, self.places, strict=True):
+            lengths = corpus.lengths()
             spans = self.collator.expected_lengths(lengths)
-            where, part = (f"{source.path}: ", f"; {places / self.documents:.1%} of an epoch") if several else ("", "")
+            where, part = (f"{corpus.path}: ", f"; {places / self.documents:.1%} of an epoch") if several else ("", "")
             console.note(
-                f"{where}{len(source.rows):,} documents of {lengths.mean():,.0f} tokens on average; "
+                f"{where}{len(corpus.rows):,} documents of {lengths.mean():,.0f} tokens on average; "
                 f"{self.collator.spans} x {spans.mean():,.0f} of them are seen in an epoch{part}"
             )
-            if source.left_out:
+            if corpus.left_out:
                 least = self.collator.least_tokens
-                console.warn(f"left out {source.left_out:,} documents with fewer than {least} tokens")
+                console.warn(f"left out {corpus.left_out:,} documents with fewer than {least} tokens")
 
     def _epoch(self, number: int) -> Epoch:
         """Draws the documents of an epoch in their order."""
-        columns = [self._places(source, number) for source in range(len(self.sources))]
+        columns = [self._places(source, number) for source in range(len(self.corpora))]
         source, row, turn = (np.concatenate(parts) for parts in zip(*columns, strict=True))
         order = np.random.default_rng([self.seed, _EPOCH, number]).permutation(len(row))
         return Epoch(number, source[order], row[order], turn[order])
 
     def _places(self, source: int, epoch: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Corpus, row and pass of a corpus's documents in an epoch: the next part of its endless sequence of passes."""
-        rows, count = self.sources[source].rows, self.places[source]
+        rows, count = self.corpora[source].rows, self.places[source]
         first, last = epoch * count, (epoch + 1) * count
         turns = range(first // len(rows), -(-last // len(rows)))
         parts = [self._turn(source, turn)[max(0, first - turn * len(rows)) : last - turn * len(rows)] for turn in turns]
@@ -208,7 +208,7 @@ class PretrainFeed:
 
     def _turn(self, source: int, turn: int) -> np.ndarray:
         """The rows of a corpus in the order of pass number `turn` over it."""
-        return np.random.default_rng([self.seed, _TURN, source, turn]).permutation(self.sources[source].rows)
+        return np.random.default_rng([self.seed, _TURN, source, turn]).permutation(self.corpora[source].rows)
 
 
 def _long_enough(offsets: np.ndarray, least: int, block: int = 1 << 20) -> np.ndarray:

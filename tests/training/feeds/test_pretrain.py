@@ -55,7 +55,7 @@ def epoch(made: PretrainFeed, number: int = 0) -> list[Any]:
 
 def test_each_document_that_is_long_enough_comes_once_an_epoch_in_a_new_order(corpus: Corpus) -> None:
     made = feed(corpus)
-    rows = made.sources[0].rows.tolist()
+    rows = made.corpora[0].rows.tolist()
     assert rows == [0, 1, 2, 3, 4, 9, 10, 11, 12, 13]
     orders = [made._epoch(number).row.tolist() for number in range(3)]
     assert all(sorted(order) == rows for order in orders)
@@ -75,8 +75,8 @@ def test_the_last_batch_of_an_epoch_is_smaller_and_the_next_epoch_goes_on(corpus
 
 def test_what_is_left_out_depends_on_the_spans_and_is_said(corpus: Corpus, said: Callable[[], str]) -> None:
     pairs, single = feed(corpus), feed(corpus, "mlm")
-    assert (pairs.sources[0].left_out, single.sources[0].left_out) == (4, 3)
-    assert 8 in single.sources[0].rows  # 15 tokens
+    assert (pairs.corpora[0].left_out, single.corpora[0].left_out) == (4, 3)
+    assert 8 in single.corpora[0].rows  # 15 tokens
     pairs.say_counts()
     told = " ".join(said().split())
     assert "10 documents of" in told
@@ -89,7 +89,7 @@ def test_a_corpus_of_short_documents_is_used_whole(tmp_path: Path) -> None:
     trained = objective("cocondenser", max_length=64)
     short = Corpus(write_corpus(tmp_path / "corpus.parquet", ["ba be bi bo bu " * 4] * 6))
     made = PretrainFeed([short], trained.encoder, trained.collator(), batch_size=6, seed=0)
-    assert made.sources[0].left_out == 0
+    assert made.corpora[0].left_out == 0
     assert made.batch(0).rows["span"].lengths.tolist() == [10 + 2] * 12
 
 
@@ -137,7 +137,7 @@ def test_titles_are_read_prefixes_are_not_and_texts_are_not_truncated(tmp_path: 
     made = PretrainFeed(
         [Corpus(tmp_path / "corpus.parquet")], trained.encoder, trained.collator(), batch_size=1, seed=0
     )
-    words = trained.encoder.tokenizer.convert_ids_to_tokens(made.sources[0].tokens.row(0).tolist())
+    words = trained.encoder.tokenizer.convert_ids_to_tokens(made.corpora[0].tokens.row(0).tolist())
     assert words == ["ga", "gi", *["ba"] * 100]
 
 
@@ -197,7 +197,7 @@ def test_a_mixed_batch_is_a_function_of_seed_and_step(corpora: list[Corpus]) -> 
 
 def test_held_out_documents_are_never_trained_on_and_always_seen_alike(corpora: list[Corpus]) -> None:
     made = mixed(corpora, held_out=12)
-    kept = [set(source.held_out.tolist()) for source in made.sources]
+    kept = [set(source.held_out.tolist()) for source in made.corpora]
     assert [len(rows) for rows in kept] == [10, 2]
     for number in range(3):
         found = made._epoch(number)
@@ -212,7 +212,7 @@ def test_held_out_documents_are_never_trained_on_and_always_seen_alike(corpora: 
 @pytest.mark.parametrize("seed", range(3))
 def test_each_objective_of_a_road_holds_the_same_documents_out(corpus: Corpus, seed: int) -> None:
     made = [feed(corpus, name, held_out=4, seed=seed) for name in ("condenser", "cocondenser")]
-    first, second = (feed.sources[0].held_out.tolist() for feed in made)
+    first, second = (feed.corpora[0].held_out.tolist() for feed in made)
     assert first == second
     assert len(first) == 4
 
