@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from retrievo.commands.train_build import data_sets, inputs_of, model_objective_feed
-from retrievo.commands.train_config import CROSS_ENCODER, DEFAULT_EPOCHS, DENSE, STAGE_FILES, TrainConfig
+from retrievo.commands.train_config import DEFAULT_EPOCHS, STAGE_FILES, TrainConfig
 from retrievo.distributed.environment import started_together
 from retrievo.support import console
 from retrievo.support.errors import UsageError
 from retrievo.support.verbs import verb
 from retrievo.training.engine.config import CHECKPOINTS, DEVELOPMENT, MEMORY_OPTIONS, MODEL_FILES, WORKING_FILES
+from retrievo.training.objectives.table import CROSS_ENCODER, DENSE
 
 if TYPE_CHECKING:
     import torch

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from retrievo.commands.train_config import CROSS_ENCODER, OF_THE_MODEL, OF_THE_QUERY, TrainConfig
+from retrievo.commands.train_config import OF_THE_MODEL, OF_THE_QUERY, TrainConfig
 from retrievo.models.model_reference import FIXED_DOCUMENTS, shows_titles
 from retrievo.support.errors import RetrievoError, UsageError
 from retrievo.support.options import options_of
 from retrievo.training.feeds.dataset_config import STAGE_SETTINGS
-from retrievo.training.objectives.table import objective_class
+from retrievo.training.objectives.table import CROSS_ENCODER, objective_class
 
 if TYPE_CHECKING:
     from retrievo.models.encoder import Encoder

@@ -88,7 +88,7 @@ def _compact(array: pa.LargeStringArray) -> pa.LargeStringArray:
 
 
 def _is_large(column: pa.Array | pa.ChunkedArray) -> bool:
-    return pa.types.is_large_string(column.type)
+    return bool(pa.types.is_large_string(column.type))
 
 
 def _is_text(column: pa.ChunkedArray) -> bool:

@@ -70,7 +70,8 @@ class _IdColumn:
         self._table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
 
     def __getitem__(self, rows: np.ndarray) -> list[str]:
-        return taken(self.column(), rows).to_pylist()
+        ids: list[str] = taken(self.column(), rows).to_pylist()
+        return ids
 
     def column(self) -> pa.ChunkedArray:
         """All ids in row order, memory-mapped."""

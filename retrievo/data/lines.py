@@ -170,7 +170,7 @@ def _read_line_by_line(
 
     done: number of lines in the file before this block.
     """
-    columns: list[list] = [[] for _ in types]
+    columns: list[list[object]] = [[] for _ in types]
     filled = ((number, raw) for number, raw in enumerate(block.split(b"\n"), start=done + 1) if raw.strip())
     for number, raw in itertools.islice(filled, skip, None):
         where = f"{path} line {number}"

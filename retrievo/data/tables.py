@@ -138,7 +138,7 @@ class Table:
         self._repetitive = repetitive
         self.files = table_files(path, schema.noun)
         self.parts = [self._checked(file) for file in self.files]
-        self.rows = sum(part.metadata.num_rows for part in self.parts)
+        self.rows: int = sum(part.metadata.num_rows for part in self.parts)
 
     def _checked(self, file: Path) -> Part:
         metadata, stamp = self._footer(file)
@@ -275,7 +275,7 @@ def _check_type(found: pa.Field, column: Column, file: Path | str) -> None:
 
 
 def _is_text(found: pa.DataType) -> bool:
-    return pa.types.is_string(found) or pa.types.is_large_string(found) or pa.types.is_string_view(found)
+    return any(is_kind(found) for is_kind in (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view))
 
 
 def _cast(array: pa.Array, column: Column, file: Path | str, start: int) -> pa.Array:

@@ -158,8 +158,9 @@ def _reading(distinct: np.ndarray, column: np.ndarray, block: int = 1 << 20) -> 
 def _ranges(first: np.ndarray, end: np.ndarray) -> np.ndarray:
     """Concatenates the integer ranges [first, end)."""
     sizes = end - first
-    before = np.repeat(np.cumsum(sizes) - sizes, sizes)
-    return np.repeat(first, sizes) + np.arange(int(sizes.sum())) - before
+    before = np.cumsum(sizes) - sizes
+    values: np.ndarray = np.arange(int(sizes.sum())) + np.repeat(first - before, sizes)
+    return values
 
 
 def self_retrieval(found: int, queries: int) -> dict[str, str]:

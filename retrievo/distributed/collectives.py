@@ -16,6 +16,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.rendezvous import rendezvous
 
 from retrievo.distributed.environment import started_together
 
@@ -48,7 +49,7 @@ def process_group(device: str) -> Iterator[torch.device]:
     # default argument. They would keep the group and its threads alive, and about one exit in ten would abort, so the
     # module is imported before the group exists.
     importlib.import_module("torch.distributed.nn.functional")
-    store, own_rank, world = next(dist.rendezvous("env://", timeout=_MEETING))
+    store, own_rank, world = next(rendezvous("env://", timeout=_MEETING))
     joined: dict[str, Any] = {"store": store, "rank": own_rank, "world_size": world, "timeout": _PATIENCE}
     if place.type == "cuda":
         dist.init_process_group("nccl", device_id=place, **joined)
@@ -108,7 +109,9 @@ def gather_rows(rows: Tensor, counts: Sequence[int]) -> Tensor:
 
     The gradient of a row is the sum over the losses of all ranks. Every rank must call the backward pass.
     """
-    return rows if world_size() == 1 else _GatherRows.apply(rows, list(counts))
+    if world_size() == 1:
+        return rows
+    return _gathered_rows(rows, list(counts))
 
 
 class _GatherRows(torch.autograd.Function):
@@ -125,6 +128,9 @@ class _GatherRows(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         start = sum(ctx.counts[: rank()])
         return sum_over_ranks(gradient)[start : start + ctx.counts[rank()]], None
+
+
+_gathered_rows: Callable[[Tensor, list[int]], Tensor] = _GatherRows.apply
 
 
 def broadcast_state(module: nn.Module) -> None:

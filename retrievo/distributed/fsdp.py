@@ -88,8 +88,9 @@ def gathered(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def total_norm(tensors: Sequence[Tensor]) -> Tensor:
     """The norm of all elements of tensors, including the parts of sharded ones on other ranks."""
     cut, uncut = ([tensor for tensor in tensors if is_shard(tensor) == kind] for kind in (True, False))
-    norm = torch.nn.utils.get_total_norm(uncut)
+    norm: Tensor = torch.nn.utils.get_total_norm(uncut)
     if not cut:
         return norm
     of_cut = whole(torch.nn.utils.get_total_norm(cut))
-    return torch.linalg.vector_norm(torch.stack([norm.to(of_cut.device), of_cut]))
+    of_all: Tensor = torch.linalg.vector_norm(torch.stack([norm.to(of_cut.device), of_cut]))
+    return of_all

@@ -186,7 +186,7 @@ _NO_ROWS = pa.table(
 
 def positions(ids: pa.Array, among: pa.Array) -> np.ndarray:
     """The position of each id in `among`, int64 [n]; -1 where it is missing."""
-    return pc.index_in(ids, value_set=among).fill_null(-1).to_numpy().astype(np.int64)
+    return np.asarray(pc.index_in(ids, value_set=among).fill_null(-1), np.int64)
 
 
 def _judged_block(block: pa.Table, judgments: Judgments, depth: int, name: str) -> JudgedRun:

@@ -54,7 +54,7 @@ def make_known_items(path: Path, corpus: Corpus, *, kind: str, count: int, seed:
     drawn = _Drawn(_draw(corpus, kind, count, seed), seed, kind)
     with output.build() as folder:
         (folder / "qrels").mkdir()
-        asked: dict[str, list] = {"id": [], "text": []}
+        asked: dict[str, list[str]] = {"id": [], "text": []}
         with TableWriter(folder / "corpus.parquet", CORPUS.arrow) as writer:
             for documents in _without_what_is_asked(corpus, drawn, asked):
                 writer.write(documents)
@@ -90,7 +90,7 @@ def _fits(kind: str, text: str) -> bool:
     return not is_empty(text) if kind == "title" else len(text.split()) >= _LEAST_WORDS
 
 
-def _without_what_is_asked(corpus: Corpus, drawn: _Drawn, asked: dict[str, list]) -> Iterator[pa.Table]:
+def _without_what_is_asked(corpus: Corpus, drawn: _Drawn, asked: dict[str, list[str]]) -> Iterator[pa.Table]:
     """Yields all documents in order; adds the ids and queries of the drawn ones to `asked`."""
     names = [name for name in ("id", "title", "text") if corpus.table.has(name)]
     wanted, start = set(drawn.rows.tolist()), 0

@@ -55,11 +55,13 @@ class Hits:
 
     def top(self, cutoff: int | None) -> np.ndarray:
         """Whether each hit is among the first `cutoff` rows, bool [h]."""
-        return self.rank <= (np.inf if cutoff is None else cutoff)
+        near: np.ndarray = self.rank <= (np.inf if cutoff is None else cutoff)
+        return near
 
     def relevant_top(self, cutoff: int | None) -> np.ndarray:
         """Whether each hit is relevant and among the first `cutoff` rows, bool [h]."""
-        return (self.grade >= self.min_relevance) & self.top(cutoff)
+        relevant: np.ndarray = (self.grade >= self.min_relevance) & self.top(cutoff)
+        return relevant
 
     def count(self, chosen: np.ndarray) -> np.ndarray:
         """The number of chosen hits of each query, [Q]."""
@@ -91,7 +93,8 @@ def retrieved(judged_run: JudgedRun, rules: Rules, query_ids: pa.Array) -> np.nd
     counts = judged_run.retrieved.copy()
     if rules.exclude_self:
         counts[judged_run.self_rows.query] -= 1
-    return np.append(counts, 0)[positions(query_ids, judged_run.query_ids)]  # -1 = the 0 at the end
+    found: np.ndarray = np.append(counts, 0)[positions(query_ids, judged_run.query_ids)]  # -1 = the 0 at the end
+    return found
 
 
 def mrr(hits: Hits, cutoff: int | None) -> np.ndarray:
@@ -158,7 +161,9 @@ METRICS: dict[str, Callable[[Hits, Any], np.ndarray]] = {
 
 def _share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
     """part / whole in float64; 0 where the whole is 0."""
-    return np.divide(part, whole, out=np.zeros(len(part)), where=whole > 0)
+    share = np.zeros(len(part))
+    np.divide(part, whole, out=share, where=whole > 0)
+    return share
 
 
 def _dcg(query: np.ndarray, rank: np.ndarray, grade: np.ndarray, cutoff: int | None, queries: int) -> np.ndarray:

@@ -82,7 +82,7 @@ def holm(p_values: np.ndarray) -> np.ndarray:
 def _differences(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
     if ours.shape != theirs.shape or ours.ndim != 1:
         raise ValueError(f"values of shapes {ours.shape} and {theirs.shape} are not paired")
-    difference = np.asarray(ours, dtype=np.float64) - theirs
+    difference: np.ndarray = np.asarray(ours, dtype=np.float64) - theirs
     if not np.isfinite(difference).all():
         raise ValueError("a value is not finite; leave such queries out first")
     return difference

@@ -69,7 +69,8 @@ class Judged:
 
     def text(self, rows: np.ndarray) -> np.ndarray:
         """Text identities of documents by row; the values of unknown rows (-1) are arbitrary."""
-        return self.corpus.identities.whole[rows]
+        identities: np.ndarray = self.corpus.identities.whole[rows]
+        return identities
 
     def relevant(self, query: int) -> np.ndarray:
         """Rows of the relevant documents of a query."""
@@ -99,7 +100,9 @@ def among(keys: np.ndarray, ordered: np.ndarray) -> np.ndarray:
     """Whether each key occurs in a sorted array."""
     if not len(ordered):
         return np.zeros(len(keys), bool)
-    return ordered[np.minimum(np.searchsorted(ordered, keys), len(ordered) - 1)] == keys
+    nearest = ordered[np.minimum(np.searchsorted(ordered, keys), len(ordered) - 1)]
+    found: np.ndarray = nearest == keys
+    return found
 
 
 class Candidates(NamedTuple):

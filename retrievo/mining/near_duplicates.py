@@ -31,11 +31,12 @@ class Shingles:
         folder = cached(
             f"shingles-{FORMAT}/{table.input.fingerprint}", lambda building: _build(table, building), [table.path]
         )
-        self._values = np.load(folder / "values.npy", mmap_mode="r")
-        self._offsets = np.load(folder / "offsets.npy", mmap_mode="r")
+        self._values: np.ndarray = np.load(folder / "values.npy", mmap_mode="r")
+        self._offsets: np.ndarray = np.load(folder / "offsets.npy", mmap_mode="r")
 
     def __getitem__(self, row: int) -> np.ndarray:
-        return self._values[self._offsets[row] : self._offsets[row + 1]]
+        own: np.ndarray = self._values[self._offsets[row] : self._offsets[row + 1]]
+        return own
 
     def similarity(self, row: int, others: np.ndarray) -> np.ndarray:
         """Jaccard similarity |A and B| / |A or B| of one text with others, [n]; 0 where both are empty."""
@@ -48,7 +49,8 @@ class Shingles:
         place = np.minimum(np.searchsorted(own, values), len(own) - 1)
         found = np.concatenate([[0], np.cumsum(own[place] == values)])
         shared = found[ends] - found[ends - sizes]
-        return shared / (len(own) + sizes - shared)
+        similarity: np.ndarray = shared / (len(own) + sizes - shared)
+        return similarity
 
 
 def shingle_hashes(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:

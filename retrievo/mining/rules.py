@@ -135,7 +135,8 @@ def _positive_score(query: np.ndarray, scores: np.ndarray, relevant: np.ndarray,
     best = np.full(int(query[-1] - first) + 1, worst)
     pick.at(best, query[known] - first, scores[known])
     best[np.isinf(best)] = np.nan
-    return best[query - first]
+    own: np.ndarray = best[query - first]
+    return own
 
 
 def read_teacher(path: Path, judged: Judged) -> PairScores:

@@ -90,7 +90,8 @@ class CondenserHead(nn.Module):
         beside = {kind: self._beside(kind, hidden, attention_mask) for kind in map(_attention, self.layers)}
         for layer in self.layers:
             hidden = layer(hidden, **beside[_attention(layer)])
-        return self.norm(hidden)
+        normed: Tensor = self.norm(hidden)
+        return normed
 
     def _beside(self, kind: str, hidden: Tensor, attention_mask: Tensor) -> dict[str, Any]:
         """The arguments, besides the token vectors, for layers with a kind of attention."""

@@ -50,8 +50,10 @@ class Encoder(nn.Module):
         self.spec, self.tokenizer = spec, tokenizer
         self.dim: int = backbone.config.hidden_size
         self.pad_id: int = tokenizer.pad_token_id
-        self.backbone = backbone.float()
-        self.query_backbone = None if spec.tied else (query_backbone or copy.deepcopy(backbone)).float()
+        self.backbone: PreTrainedModel = backbone.float()
+        self.query_backbone: PreTrainedModel | None = None
+        if not spec.tied:
+            self.query_backbone = (query_backbone or copy.deepcopy(backbone)).float()
         _check_fit(spec, backbone, tokenizer)
 
     def encode(self, role: str, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
@@ -59,7 +61,8 @@ class Encoder(nn.Module):
 
         A text without any token has the zero vector, which scores 0 with every other.
         """
-        return self(role, input_ids, attention_mask)  # through __call__, where hooks (sharded parameters) hang
+        vectors: Tensor = self(role, input_ids, attention_mask)  # __call__, where hooks (sharded parameters) hang
+        return vectors
 
     def forward(self, role: str, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         seen, absent = seen_tokens(attention_mask)
@@ -194,7 +197,7 @@ def seen_tokens(attention_mask: Tensor) -> tuple[Tensor, Tensor]:
 
 def position_limit(backbone: PreTrainedModel) -> int | None:
     """The number of positions of a backbone; None = no limit (relative positions)."""
-    limit = getattr(backbone.config, "max_position_embeddings", None)
+    limit: int | None = getattr(backbone.config, "max_position_embeddings", None)
     if not limit or limit < 0:
         return None
     for module in backbone.modules():  # RoBERTa and its kin count positions from padding_idx + 1: 514 hold 512

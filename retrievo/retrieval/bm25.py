@@ -221,7 +221,7 @@ def _checked_tokens(folder: Path, given: int) -> int:
         twice = given - java_class("MultiTerms").getTerms(reader, ID).size()
         if twice:
             raise RetrievoError("documents", f"{twice:,} of {given:,} have the id of another", "each id once")
-        return max(0, reader.getSumTotalTermFreq(CONTENTS))
+        return max(0, int(reader.getSumTotalTermFreq(CONTENTS)))
 
 
 def _analyzer(language: str) -> Any:
@@ -278,7 +278,7 @@ class BM25Index:
         self.folder = folder
         with ONE_PYTHON_THREAD, java_errors(folder, "opening the index"):
             self._reader = _open(folder)
-            self._documents = self._reader.numDocs()
+            self._documents: int = self._reader.numDocs()
             self._searcher = java_class("IndexSearcher")(self._reader)
             self.language = self._language(language)
             self._analyzer = _analyzer(self.language)
@@ -490,7 +490,8 @@ class _Kept:
             return np.zeros(len(ids), bool)
         hashes = _hashes(ids)
         place = np.searchsorted(self._hashes, hashes)
-        return self._hashes[np.minimum(place, len(self._hashes) - 1)] == hashes
+        found: np.ndarray = self._hashes[np.minimum(place, len(self._hashes) - 1)] == hashes
+        return found
 
 
 def _hashes(ids: pa.Array) -> np.ndarray:

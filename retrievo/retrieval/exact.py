@@ -122,7 +122,8 @@ def _check_queries(queries: np.ndarray, first: int) -> None:
 
 def _norms(vectors: np.ndarray) -> np.ndarray:
     """Norms [n] in float64."""
-    return np.linalg.norm(vectors.astype(np.float64), axis=1)
+    norms: np.ndarray = np.linalg.norm(vectors.astype(np.float64), axis=1)
+    return norms
 
 
 @contextlib.contextmanager

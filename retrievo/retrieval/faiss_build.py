@@ -220,8 +220,9 @@ def bytes_per_vector(faiss: Any, index: Any) -> int | None:
         stored = bytes_per_vector(faiss, faiss.downcast_index(index.storage))
         return None if stored is None else stored + 4 * links + 4 + 12
     if isinstance(index, faiss.IndexIVF):
-        return index.code_size + 8
-    return getattr(index, "code_size", None)
+        return int(index.code_size) + 8
+    size: int | None = getattr(index, "code_size", None)
+    return size
 
 
 def _announce(maker: _Maker, name: str, rows: int, largest: int, sample: int) -> None:

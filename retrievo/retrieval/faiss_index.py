@@ -51,7 +51,8 @@ class FaissIndex:
     def __init__(self, path: Path):
         self.path, self.manifest = path, Manifest.read(path, "faiss-index")
         stats = self.manifest.stats
-        self.dim, self.rows, self.type = stats["dim"], stats["rows"], stats["type"]
+        self.dim: int = stats["dim"]
+        self.rows, self.type = stats["rows"], stats["type"]
         self.similarity, self.role = stats["similarity"], stats["role"]
         self.knob: str | None = stats.get("knob")
         self.lists: int = stats.get("lists", 0)
@@ -119,7 +120,8 @@ def _flat_vectors(index: Any) -> np.ndarray:
     """The vectors [n, D] of a flat index as a view of its memory."""
     if not index.ntotal:
         return np.empty((0, index.d), np.float32)
-    return load_faiss().rev_swig_ptr(index.get_xb(), index.ntotal * index.d).reshape(index.ntotal, index.d)
+    values: np.ndarray = load_faiss().rev_swig_ptr(index.get_xb(), index.ntotal * index.d)
+    return values.reshape(index.ntotal, index.d)
 
 
 def _open_ids(path: Path) -> list[pa.Array]:
@@ -127,4 +129,4 @@ def _open_ids(path: Path) -> list[pa.Array]:
         column = pa.ipc.open_file(pa.memory_map(str(path))).read_all().column("id")
     except (FileNotFoundError, KeyError, pa.ArrowInvalid) as error:
         raise RetrievoError(path, f"can't be read: {error}", "the ids of the index", "build it again") from None
-    return column.chunks
+    return list(column.chunks)

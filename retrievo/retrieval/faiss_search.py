@@ -196,7 +196,8 @@ def _search_shard(
 
     def call(first: int) -> tuple[np.ndarray, np.ndarray]:
         faiss.omp_set_num_threads(1)  # of this thread
-        return shard.search(queries[first : first + at_once], count, **chosen)
+        score, row = shard.search(queries[first : first + at_once], count, **chosen)
+        return score, row
 
     if not count:
         return _nothing(len(queries))

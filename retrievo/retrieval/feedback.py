@@ -21,12 +21,14 @@ def average(query: np.ndarray, documents: np.ndarray, weight: float) -> np.ndarr
     """(q + d_1 + ... + d_n) / (n + 1) (Li et al. 2023, "Pseudo Relevance Feedback with Deep Language Models and Dense
     Retrievers", section 3.2, vector PRF, average); the weight is not looked at.
     """
-    return (query + documents.sum(axis=0)) / (len(documents) + 1)
+    mean: np.ndarray = (query + documents.sum(axis=0)) / (len(documents) + 1)
+    return mean
 
 
 def rocchio(query: np.ndarray, documents: np.ndarray, weight: float) -> np.ndarray:
     """(1 - w) q + w (d_1 + ... + d_n) / n (Rocchio 1971 without its negative part; Li et al. 2023, section 3.2)."""
-    return (1 - weight) * query + weight * documents.mean(axis=0)
+    moved: np.ndarray = (1 - weight) * query + weight * documents.mean(axis=0)
+    return moved
 
 
 @dataclass(frozen=True)

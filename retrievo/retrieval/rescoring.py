@@ -75,4 +75,5 @@ class _Rescorer:
         score[unsure], error[unsure] = 0, np.inf
         certain = np.where(exists, score - error, -np.inf)
         kth = np.partition(certain, row.shape[1] - self.depth, axis=1)[:, -self.depth]
-        return exists & (score + error >= kth[:, None])
+        possible: np.ndarray = exists & (score + error >= kth[:, None])
+        return possible

@@ -25,7 +25,8 @@ class ErrorBound:
 
     def __call__(self, length: np.ndarray, query: np.ndarray | slice = slice(None)) -> np.ndarray:
         """For queries and documents of these lengths: their norms, or 1 for cosine."""
-        return self._relative[query] * length + self._underflow
+        bound: np.ndarray = self._relative[query] * length + self._underflow
+        return bound
 
 
 def norm_below(dim: int) -> np.float32:

@@ -59,7 +59,7 @@ class RunHits:
         if places.null_count and not self._some:
             stranger = ids.filter(places.is_null())[0].as_py()
             raise RetrievoError(self._run.path, f"has a query '{stranger}' that is not in the table of queries")
-        return places.fill_null(-1).to_numpy().astype(np.int64)
+        return np.asarray(places.fill_null(-1), np.int64)
 
     def _in_order(self) -> Iterator[Hits]:
         yield from (self._first(block) for block in self._run.blocks())

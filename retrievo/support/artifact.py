@@ -237,7 +237,8 @@ def _read_manifest_file(folder: Path) -> dict[str, Any]:
     if not (folder / MANIFEST).is_file():
         raise RetrievoError(folder, "is not an artifact of retrievo (it has no manifest.json)", None, "check the path")
     try:
-        return json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        values: dict[str, Any] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        return values
     except (ValueError, RecursionError) as error:  # not JSON, or not UTF-8
         fix = "make the artifact again, or check the path"
         raise RetrievoError(folder / MANIFEST, f"is not JSON: {error}", None, fix) from None
@@ -277,7 +278,8 @@ def _read_parquet_metadata(path: Path, kinds: Sequence[str]) -> dict[str, Any]:
     if METADATA_KEY not in metadata:
         expected = " or ".join(kinds) or "a table made by retrievo"
         raise RetrievoError(path, "carries no record of how it was made", expected, "check the path")
-    return json.loads(metadata[METADATA_KEY])
+    values: dict[str, Any] = json.loads(metadata[METADATA_KEY])
+    return values
 
 
 class Output:

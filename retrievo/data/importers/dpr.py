@@ -76,7 +76,8 @@ def _literal(member: Member, line: int, text: str) -> list[str]:
         answers = None
     if not isinstance(answers, list) or not all(isinstance(answer, str) for answer in answers):
         raise member.error(line, f"its answers are {text[:60]}", "a list such as ['Paris', 'the city of Paris']")
-    return whole(answers, member)
+    parsed: list[str] = whole(answers, member)
+    return parsed
 
 
 def _read_examples(part: Part, store: DatasetWriter, has_corpus: bool) -> None:

@@ -171,7 +171,7 @@ def need(record: Record, key: str, where: str) -> Any:
     return record[key]
 
 
-def need_list(record: Record, key: str, where: str) -> list:
+def need_list(record: Record, key: str, where: str) -> list[Any]:
     """The list under a key; empty where the key is absent or null.
 
     Raises: RetrievoError where the value is not a list.

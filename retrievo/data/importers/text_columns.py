@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 from retrievo.data.tables import TEXTS
 from retrievo.support.errors import RetrievoError
 
-Column: TypeAlias = list | pa.ChunkedArray
+Column: TypeAlias = list[Any] | pa.ChunkedArray
 Place: TypeAlias = Callable[[int], str]  # from a row to its place, for messages
 _NO_TEXT = (pa.ArrowInvalid, pa.ArrowTypeError, UnicodeEncodeError)
 

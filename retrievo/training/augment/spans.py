@@ -81,7 +81,8 @@ def without(tokens: np.ndarray, offsets: np.ndarray, gone: np.ndarray) -> tuple[
 def inside(offsets: np.ndarray, starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     """Whether each token of flat rows is in the span of its row [T] bool; starts [n] count within the row."""
     position = np.arange(offsets[-1]) - np.repeat(offsets[:-1] + starts, np.diff(offsets))
-    return (position >= 0) & (position < np.repeat(lengths, np.diff(offsets)))
+    within: np.ndarray = (position >= 0) & (position < np.repeat(lengths, np.diff(offsets)))
+    return within
 
 
 def _below(bounds: np.ndarray, stream: int, keys: np.ndarray) -> np.ndarray:
@@ -115,5 +116,6 @@ def whole_sentences(
     first[rows[final[::-1]]] = final[::-1]
     first, last = np.where(opening, offsets[:-1] - 1, first), np.where(closing, offsets[1:] - 1, last)
     position = np.arange(len(tokens))
-    kept = (position > first[rows]) & (position <= last[rows])
-    return kept | (last - first < LEAST_SPAN)[rows]
+    kept: np.ndarray = (position > first[rows]) & (position <= last[rows])
+    kept |= (last - first < LEAST_SPAN)[rows]
+    return kept

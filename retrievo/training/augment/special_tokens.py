@@ -36,7 +36,7 @@ def frame(tokenization: Tokenization) -> Frame:
 
     def tokens(text: str, special: bool) -> list[int]:
         plain = dataclasses.replace(tokenization, max_length=None, prefix="", special_tokens=special)
-        return plain.tokenize([text]).tokens.tolist()
+        return list(map(int, plain.tokenize([text]).tokens))
 
     bare, whole = tokens("a", False), tokens("a", True)
     first = next(i for i in range(len(whole)) if whole[i : i + len(bare)] == bare)

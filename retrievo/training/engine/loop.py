@@ -109,7 +109,7 @@ def fit(
     return start
 
 
-def _check_so_far(log: Log, device: torch.device, feed: Feed, called: Sequence[tuple[int, Callback]]) -> None:
+def _check_so_far(log: Log, device: torch.device, feed: object, called: Sequence[tuple[int, Callback]]) -> None:
     """Before a measure; a feed that is a callback itself will bring other batches."""
     if called and all(callback is not feed for _, callback in called):
         log.contrast.check(log.path.parent, device, ends=False)

@@ -154,7 +154,8 @@ class TrainingData:
     @cached_property
     def empty(self) -> np.ndarray:
         """Whether each document is empty for the model [N]."""
-        return self.corpus.identities.whole == EMPTY
+        empty: np.ndarray = self.corpus.identities.whole == EMPTY
+        return empty
 
     @cached_property
     def themselves(self) -> Ragged:

@@ -81,7 +81,8 @@ class PretrainingCorpus:
     def lengths(self, most: int = 100_000) -> np.ndarray:
         """The number of tokens of each document; of at most `most` evenly spaced documents of a larger corpus."""
         some = self.rows[:: max(1, len(self.rows) // most)].astype(np.int64)
-        return self.tokens.offsets[some + 1] - self.tokens.offsets[some]
+        lengths: np.ndarray = self.tokens.offsets[some + 1] - self.tokens.offsets[some]
+        return lengths
 
 
 class Epoch(NamedTuple):

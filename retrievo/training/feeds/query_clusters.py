@@ -38,7 +38,8 @@ def cluster_queries(vectors: RowVectors, rows: np.ndarray, count: int, seed: int
     folder = cached(
         f"query-clusters-{FORMAT}/{vectors.input.fingerprint}-{key}-{count}-{seed}", build, [vectors.input.path]
     )
-    return np.load(folder / "query_clusters.npy")
+    clusters: np.ndarray = np.load(folder / "query_clusters.npy")
+    return clusters
 
 
 def k_means(read: Read, rows: int, clusters: int, *, seed: int, tick: console.Tick | None = None) -> np.ndarray:
@@ -77,7 +78,7 @@ def _nearest(vectors: np.ndarray, centers: np.ndarray) -> np.ndarray:
     scores = _products(queries, longer)  # [n, K]
     unsure = 2 * ErrorBound(norms, longer.shape[1], "dot")(lengths.max(keepdims=True))  # [n]
     reaching = scores >= (scores.max(axis=1) - unsure)[:, None]
-    nearest = scores.argmax(axis=1)
+    nearest: np.ndarray = scores.argmax(axis=1)
     for row in np.flatnonzero(reaching.sum(axis=1) > 1):
         candidates = np.flatnonzero(reaching[row])
         nearest[row] = candidates[exact_scores(queries[row], longer[candidates]).argmax()]
@@ -86,7 +87,8 @@ def _nearest(vectors: np.ndarray, centers: np.ndarray) -> np.ndarray:
 
 def _products(queries: np.ndarray, centers: np.ndarray) -> np.ndarray:
     """Float32 inner products [n, K]; their last bits depend on the number of threads."""
-    return queries @ centers.T
+    products: np.ndarray = queries @ centers.T
+    return products
 
 
 def _add(sums: np.ndarray, counts: np.ndarray, nearest: np.ndarray, vectors: np.ndarray) -> None:

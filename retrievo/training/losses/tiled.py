@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -27,7 +27,7 @@ def contrastive_loss(
 
     The gradient flows to the query vectors, the document vectors and a temperature that is a tensor.
     """
-    total, sums, correct, learned = TiledLoss.apply(
+    total, sums, correct, learned = _tiled_loss(
         candidates.queries, candidates.documents, temperature, candidates, dict(weights), settings
     )
     by_name = (dict(zip(weights, values.unbind(), strict=True)) for values in (sums, learned))
@@ -81,6 +81,9 @@ class TiledLoss(torch.autograd.Function):
     def backward(ctx: Any, upstream: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         gradients = (None if gradient is None else upstream * gradient for gradient in ctx.saved_tensors)
         return (*gradients, None, None, None)
+
+
+_tiled_loss: Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]] = TiledLoss.apply
 
 
 def _tiles(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -98,7 +99,7 @@ class MomentumContrast(InBatchContrast):
         if not len(negatives):
             self._hits += len(own)  # without negatives every query counts as correct
             return 0 * own.sum()
-        others, highest = LogSumExp.apply(queries, negatives)
+        others, highest = _log_sum_exp(queries, negatives)
         self._hits += (own.detach() > highest).sum()
         loss = functional.softplus(others - own)
         if self.config.label_smoothing:
@@ -159,3 +160,6 @@ class LogSumExp(torch.autograd.Function):
     def backward(ctx: Any, upstream: Tensor, _: Tensor) -> tuple[Tensor, None]:
         (gradient,) = ctx.saved_tensors
         return upstream[:, None] * gradient, None
+
+
+_log_sum_exp: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] = LogSumExp.apply

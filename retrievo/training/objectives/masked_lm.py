@@ -59,7 +59,8 @@ class SpanCollator:
 
     def expected_lengths(self, lengths: np.ndarray) -> np.ndarray:
         """Number of tokens of a span, for documents of these lengths [n]."""
-        return np.minimum(lengths // self.spans, self.longest)
+        spans: np.ndarray = np.minimum(lengths // self.spans, self.longest)
+        return spans
 
     def __call__(self, items: Sequence[Document]) -> Batch:
         keys = np.array([item.key for item in items], np.uint64)

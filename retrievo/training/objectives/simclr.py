@@ -66,7 +66,8 @@ class CropCollator:
     def expected_lengths(self, lengths: np.ndarray) -> np.ndarray:
         """The average number of tokens of a view, for documents of these lengths [n]."""
         low, high = crop_lengths(np.minimum(lengths, self.window), self.shortest, self.longest)
-        return (low + high) / 2 * (1 - self.corruption.delete)
+        average: np.ndarray = (low + high) / 2 * (1 - self.corruption.delete)
+        return average
 
     def __call__(self, items: Sequence[Document]) -> Batch:
         keys = np.array([item.key for item in items], np.uint64)
@@ -98,7 +99,8 @@ class ClozeCollator(CropCollator):
         """The average of the span's and the rest's number of tokens; `keep_query` of the rests include the span."""
         windows, span = np.minimum(lengths, self.window), super().expected_lengths(lengths)
         left = 1 - self.corruption.delete
-        return (left * windows + self.keep_query * span) / 2
+        average: np.ndarray = (left * windows + self.keep_query * span) / 2
+        return average
 
     def views(self, texts: Sequence[np.ndarray], windows: Spans, keys: np.ndarray) -> dict[str, Flat]:
         spans = cut_query(windows, self.shortest, self.longest, random_keys(_CROP, keys))
