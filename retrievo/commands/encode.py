@@ -23,6 +23,7 @@ from retrievo.data.options import (
     threads_option,
 )
 from retrievo.distributed.environment import started_together
+from retrievo.models.compute import Computes
 from retrievo.models.options import (
     chunk_tokens_option,
     device_option,
@@ -48,7 +49,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EncodeConfig(Options):
+class EncodeConfig(Computes, Options):
     """Options of `retrievo encode`."""
 
     model: str = model_option(affects_output=False)
@@ -106,6 +107,7 @@ def encode(config: EncodeConfig) -> Manifest:
 
     Raises: RetrievoError for a model or a table that can't be read.
     """
+    from retrievo.data.shards import shard_bounds
     from retrievo.data.tables import CORPUS, QUERIES, Table
     from retrievo.distributed.collectives import barrier, process_group, rank
     from retrievo.models.devices import prepare_cpu, resolve_device
@@ -113,7 +115,8 @@ def encode(config: EncodeConfig) -> Manifest:
     prepare_cpu(config.threads)
     table = Table(config.corpus, CORPUS) if config.corpus else Table(_required(config.queries), QUERIES)
     table.check_not_empty()
-    if (processes := _processes(config, table)) > 1:
+    shards = len(shard_bounds(table.rows))
+    if (processes := _processes(config.processes, resolve_device(config.device), shards)) > 1:
         return _encode_together(config, table, processes)
     with process_group(resolve_device(config.device)) as device:
         output = _output(config, table, device)
@@ -121,23 +124,19 @@ def encode(config: EncodeConfig) -> Manifest:
         return finished or _encode_shards(config, table, output, device)
 
 
-def _processes(config: EncodeConfig, table: Table) -> int:
+def _processes(wanted: int | None, device: str, shards: int) -> int:
     """The number of processes to start; 1 = this process encodes, alone or as one of those that torchrun started.
 
     Raises: UsageError for more processes than GPUs.
     """
     import torch
 
-    from retrievo.data.shards import shard_bounds
-    from retrievo.models.devices import resolve_device
-
     if started_together() > 1:
         return 1
-    on_cuda = resolve_device(config.device) == "cuda"
-    accelerators = torch.cuda.device_count() if on_cuda else 1
-    if on_cuda and (config.processes or 1) > accelerators:
-        raise UsageError("--processes", f"found {config.processes:,}", f"at most {accelerators:,}, one for each GPU")
-    return min(config.processes or accelerators, len(shard_bounds(table.rows)))
+    accelerators = torch.cuda.device_count() if device == "cuda" else 1
+    if device == "cuda" and wanted is not None and wanted > accelerators:
+        raise UsageError("--processes", f"found {wanted:,}", f"at most {accelerators:,}, one for each GPU")
+    return min(wanted or accelerators, shards)
 
 
 def _encode_together(config: EncodeConfig, table: Table, processes: int) -> Manifest:
@@ -162,14 +161,15 @@ def _required(path: Path | None) -> Path:
 
 
 def _output(config: EncodeConfig, table: Table, device: torch.device) -> Output:
-    from retrievo.models.inference import computing_record
+    from retrievo.models.inference import compute_record
     from retrievo.models.model_reference import model_record
     from retrievo.retrieval.embeddings import ANY_SHARD
     from retrievo.support.artifact import Output
 
     model_config, model_inputs = model_record(config.model, config.revision)
-    record = config.record() | model_config | {"role": config.role, "pooling": _pooling(config)}
-    record |= computing_record(config.dtype, device, config.chunk_tokens)
+    record = config.record() | model_config | {"role": config.role}
+    record["pooling"] = _pooling(config.model, config.revision, config.pooling)
+    record |= compute_record(config.compute, device)
     inputs = model_inputs | {"corpus" if config.corpus else "queries": table.input}
     return Output(
         config.output,
@@ -183,7 +183,7 @@ def _output(config: EncodeConfig, table: Table, device: torch.device) -> Output:
     )
 
 
-def _pooling(config: EncodeConfig) -> str:
+def _pooling(model: str, revision: str | None, given: str | None) -> str:
     """The pooling of the vectors: as the folder states it, as a flag sets it, or as the opened model has it by default.
 
     It is recorded because vectors are compatible only with the same pooling, and queries are encoded with it.
@@ -192,10 +192,9 @@ def _pooling(config: EncodeConfig) -> str:
     from retrievo.models.encoder import Encoder
     from retrievo.models.loading import read_folder
 
-    chosen = ("pooling",) if config.pooling else ()
-    stated = read_folder(locate(config.model, config.revision), config.model, chosen).stated
-    known = stated.get("pooling") or config.pooling
-    return str(known or Encoder.load(config.model, config.revision, notify=lambda notice: None).spec.pooling)
+    stated = read_folder(locate(model, revision), model, ("pooling",) if given else ()).stated
+    known = stated.get("pooling") or given
+    return str(known or Encoder.load(model, revision, notify=lambda notice: None).spec.pooling)
 
 
 def _encode_shards(config: EncodeConfig, table: Table, output: Output, device: torch.device) -> Manifest:
@@ -220,7 +219,7 @@ def _encode_shards(config: EncodeConfig, table: Table, output: Output, device: t
         encoder = prepared(encoder, config.dtype, device)
         encoder.truncate(config.truncate_dim)
         own = list(enumerate(shard_bounds(table.rows)))[rank() :: world_size()]
-        _encode_missing(config, table, encoder, device, folder, own)
+        _encode_missing(config, table, encoder, folder, own)
         barrier()
         if rank() != 0:
             return output.manifest({})
@@ -234,7 +233,7 @@ def _encode_shards(config: EncodeConfig, table: Table, output: Output, device: t
         without = sum(int(shard.get(WITHOUT_TOKENS, 0)) for shard in shards)
         warn_of_texts_without_tokens(table.path, without, config.role)
         manifest = output.finish(stats)
-    _summary(config, manifest, encoder.spec.max_length(config.role))
+    _summary(config.output, manifest, encoder.spec.max_length(config.role))
     return manifest
 
 
@@ -242,7 +241,6 @@ def _encode_missing(
     config: EncodeConfig,
     table: Table,
     encoder: Encoder,
-    device: torch.device,
     folder: Path,
     own: list[tuple[int, tuple[int, int]]],
 ) -> None:
@@ -251,28 +249,28 @@ def _encode_missing(
     Every shard begins with the token budget of the config, even if chunks of an earlier shard did not fit in memory:
     the result depends on the shard's rows and the memory alone, not on the shards that this process encoded before.
     """
-    from retrievo.models.inference import computing
     from retrievo.models.splits import noted_splits
     from retrievo.models.vectors import encode_tokens
     from retrievo.retrieval.embeddings import CHUNK_TOKENS, EMPTY, TRUNCATED, WITHOUT_TOKENS, shard_name, write_shard
 
     missing = [(number, bounds) for number, bounds in own if not (folder / shard_name(number)).exists()]
     total = sum(end - first for _, (first, end) in own)
-    settled, storage = computing(config.dtype, device, config.chunk_tokens), config.storage_dtype
     there = total - sum(end - first for _, (first, end) in missing)
     with console.progress("encoding", total, "texts", there) as tick, ThreadPoolExecutor(1) as writer:
         written = None
         shards = _ahead(_tokenized(table, encoder, config.role, [bounds for _, bounds in missing]))
         for (number, _), (ids, rows, empty) in zip(missing, shards, strict=True):
             with noted_splits() as splits:
-                vectors = encode_tokens(encoder, config.role, rows.tokens, rows.offsets, tick=tick, **settled)
+                vectors = encode_tokens(encoder, config.role, rows.tokens, rows.offsets, config.compute, tick)
             if written is not None:
                 written.result()
             counts = {EMPTY: empty, WITHOUT_TOKENS: rows.without_tokens}
             metadata = {TRUNCATED: str(rows.truncated)} | {name: str(count) for name, count in counts.items() if count}
             if splits.tokens:
                 metadata[CHUNK_TOKENS] = str(splits.tokens[0])
-            written = writer.submit(write_shard, folder / shard_name(number), ids, vectors.astype(storage), metadata)
+            written = writer.submit(
+                write_shard, folder / shard_name(number), ids, vectors.astype(config.storage_dtype), metadata
+            )
         if written is not None:
             written.result()
 
@@ -302,13 +300,13 @@ def _ahead(items: Iterator[tuple[pa.Array, Tokenized, int]]) -> Iterator[tuple[p
             yield item
 
 
-def _summary(config: EncodeConfig, manifest: Manifest, max_length: int) -> None:
-    rows, seconds = manifest.stats["rows"], manifest.seconds or 0.0
+def _summary(output: Path, manifest: Manifest, max_length: int) -> None:
+    rows, role, seconds = manifest.stats["rows"], manifest.stats["role"], manifest.seconds or 0.0
     share = manifest.stats["truncated"] / max(1, rows)
     facts = {
-        "output": f"{config.output} ({rows:,} {config.role} vectors of {manifest.stats['dim']} dimensions)",
+        "output": f"{output} ({rows:,} {role} vectors of {manifest.stats['dim']} dimensions)",
         "truncated": f"{share:.1%} of the texts, at {max_length} tokens",
         "took": f"{console.seconds(seconds)} ({rows / max(seconds, 1e-9):,.0f} texts/s)",
     }
-    following = f"retrievo search --index {config.output} --queries QUERIES --output run.parquet"
-    console.summary("encoded", facts, following if config.role == "document" else None)
+    following = f"retrievo search --index {output} --queries QUERIES --output run.parquet"
+    console.summary("encoded", facts, following if role == "document" else None)

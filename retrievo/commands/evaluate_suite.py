@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ from retrievo.commands.index import IndexConfig, index
 from retrievo.commands.search.config import SearchConfig
 from retrievo.commands.search.run import search
 from retrievo.data.options import output_option, threads_option
+from retrievo.models.compute import Computes
 from retrievo.models.options import chunk_tokens_option, device_option, dtype_option, model_option, revision_option
 from retrievo.support import console
 from retrievo.support.conditions import only_with, only_without
@@ -34,7 +35,7 @@ _MAKES_RUNS = only_without("run")  # options for making runs do not apply to exi
 
 
 @dataclass(frozen=True, kw_only=True)
-class SweepConfig(EvaluateConfig):
+class SweepConfig(Computes, EvaluateConfig):
     """Options of `retrievo evaluate`: those for runs, and those for whole datasets."""
 
     suite: Path | None = option(
@@ -119,22 +120,22 @@ def sweep(config: SweepConfig) -> Suite:
     for name in config.exclude_self_of:
         if name not in datasets:
             raise UsageError("--exclude-self-of", f"found '{name}'", f"one of {', '.join(datasets)}")
-    notes = _warn(config)
+    notes = _warnings(config.known_item)
     with console.inner_steps():
         found = {name: _evaluate(config, name, path) for name, path in datasets.items()}
     suite = Suite(found, notes)
     if config.report:
-        title = f"{_label(config)} and BM25 on {config.suite or config.corpus}"
+        title = f"{_label(config.model)} and BM25 on {config.suite or config.corpus}"
         with atomic_path(config.report) as temporary:
             temporary.write_text(suite.report(title), encoding="utf-8")
         console.note(f"wrote {config.report}")
     return suite
 
 
-def _warn(config: SweepConfig) -> tuple[str, ...]:
+def _warnings(known_item: str | None) -> tuple[str, ...]:
     from retrievo.evaluation.known_item import WARNING
 
-    if config.known_item is None:
+    if known_item is None:
         return ()
     console.warn(WARNING)
     return (WARNING,)
@@ -167,27 +168,26 @@ def _is_dataset(path: Path) -> bool:
     return tables and any(found for split in ("test", "dev") for found in (path / "qrels").glob(f"{split}*.parquet"))
 
 
-def _label(config: SweepConfig) -> str:
+def _label(model: str | None) -> str:
     """The name of the model's runs: the last part of its path or name, as typed, without following links."""
-    label = os.path.basename(os.path.abspath(config.model or ""))
+    label = os.path.basename(os.path.abspath(model or ""))
     return f"{label}-model" if label == BM25 else label
 
 
 def _evaluate(config: SweepConfig, name: str, dataset: Path) -> Evaluation:
     """Indexes, encodes, searches and evaluates one dataset."""
     console.note(f"{name}:")
-    home, label = config.output / name, _label(config)
+    home, label, compute = config.output / name, _label(config.model), asdict(config.compute)
     machine: dict[str, Any] = {"threads": config.threads, "force": config.force}
-    computing: dict[str, Any] = {option: getattr(config, option) for option in ("dtype", "chunk_tokens", "device")}
     runs = {run: home / "runs" / f"{run}.parquet" for run in (BM25, label)}
-    asked: dict[str, Any] = {"queries": dataset, "judged": dataset, "depth": config.depth, **machine}
+    asked: dict[str, Any] = {"queries": dataset, "judged": dataset, "depth": config.depth}
     index(IndexConfig(type=BM25, corpus=dataset, output=home / BM25, **machine))
-    search(SearchConfig(index=(home / BM25,), output=runs[BM25], **asked))
+    search(SearchConfig(index=(home / BM25,), output=runs[BM25], **asked, **machine))
     assert config.model is not None
     vectors = home / f"embeddings-{label}"
     model: dict[str, Any] = {"model": config.model, "revision": config.revision}
-    encode(EncodeConfig(corpus=dataset, output=vectors, **model, **computing, **machine))
-    search(SearchConfig(index=(vectors,), output=runs[label], **asked, **computing))
+    encode(EncodeConfig(corpus=dataset, output=vectors, force=config.force, **model, **compute))
+    search(SearchConfig(index=(vectors,), output=runs[label], force=config.force, **asked, **compute))
     own = {spec.name: getattr(config, spec.name) for spec in fields(EvaluateConfig)}
     own |= {"run": tuple(runs.values()), "baseline": runs[BM25], "qrels": dataset, "report": None, "corpus": dataset}
     if name in config.exclude_self_of:

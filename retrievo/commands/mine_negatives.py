@@ -10,7 +10,7 @@ import contextlib
 import dataclasses
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -38,6 +38,7 @@ from retrievo.data.options import (
     threads_option,
     title_template_option,
 )
+from retrievo.models.compute import Computes
 from retrievo.models.options import chunk_tokens_option, device_option, dtype_option, model_option, revision_option
 from retrievo.support import console
 from retrievo.support.conditions import only_with
@@ -84,7 +85,7 @@ class NegativeSource(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class MineConfig(Options):
+class MineConfig(Computes, Options):
     """Options of `retrievo mine-negatives`."""
 
     stages: tuple[str, ...] = option(
@@ -267,7 +268,8 @@ def mine_negatives(config: MineConfig) -> Manifest:
     titles = shows_titles(config.model, None if config.model else config.title_template)
     corpus, queries, qrels = Corpus(config.corpus, titles=titles), Queries(config.queries), Qrels.read(config.qrels)
     model_config, model_inputs = model_record(config.model, config.revision) if config.model else ({}, {})
-    inputs = {"corpus": corpus.input, "queries": queries.input, "qrels": qrels.input, **model_inputs, **_drawn(config)}
+    inputs = {"corpus": corpus.input, "queries": queries.input, "qrels": qrels.input, **model_inputs}
+    inputs |= _drawn(config.index, config.run, config.teacher)
     record = config.record() | model_config
     beside = {DROPPED_FILE: config.output.with_suffix(".dropped.parquet")}
     beside[AUDIT_FILE] = config.output.with_suffix(".audit.md")
@@ -288,30 +290,30 @@ def mine_negatives(config: MineConfig) -> Manifest:
         with output.build() as folder, console.inner_steps():
             work = _Work(config, corpus, _judged_queries(queries, pairs, folder), pairs, folder, vectors)
             manifest = output.finish(work.write(output))
-        _summary(config, manifest, output.elapsed)
+        following = f"{config.stages[2]}" if config.stages else f"... --negatives {config.output}"
+        _summary(config.output, manifest, output.elapsed, f"retrievo train {following}")
     if config.stages and console.is_lead():
         tables = {name: inputs[name] for name in ("corpus", "queries", "qrels")}
         write_stage(Path(config.stages[0]), Path(config.stages[2]), tables)
     return manifest
 
 
-def _drawn(config: MineConfig) -> dict[str, Input]:
+def _drawn(indexes: Sequence[Path], runs: Sequence[Path], teacher: Path | None) -> dict[str, Input]:
     """The indexes and runs to read, as inputs for the manifest."""
     from retrievo.data.finding import table_files
     from retrievo.support.artifact import Input
 
-    named = {f"run-{number}": path for number, path in enumerate(config.run, start=1)}
-    named |= {"teacher": config.teacher} if config.teacher else {}
-    runs = {name: Input.of(path, table_files(path, "run")) for name, path in named.items()}
-    return {f"index-{number}": Input.of(path) for number, path in enumerate(config.index, start=1)} | runs
+    named = {f"run-{number}": path for number, path in enumerate(runs, start=1)}
+    named |= {"teacher": teacher} if teacher else {}
+    read = {name: Input.of(path, table_files(path, "run")) for name, path in named.items()}
+    return {f"index-{number}": Input.of(path) for number, path in enumerate(indexes, start=1)} | read
 
 
-def _called(config: MineConfig) -> dict[Path, str]:
+def _called(paths: Sequence[Path]) -> dict[Path, str]:
     """The name of each index and run in the table of negatives: its own name, or its path where names collide."""
     from retrievo.data.run_files import run_name
     from retrievo.evaluation.comparison import run_names
 
-    paths = (*config.index, *config.run, *(Path(source.name) for source in config.sources))
     return dict(zip(paths, run_names(paths, [run_name(path) for path in paths]), strict=True))
 
 
@@ -378,7 +380,8 @@ class _Work:
         """Makes the miners in their order; the runs that they search are kept in the work folder."""
         from retrievo.mining.candidates import RandomMiner, RunMiner, in_order
 
-        config, called = self.config, _called(self.config)
+        config = self.config
+        called = _called([*config.index, *config.run, *(Path(source.name) for source in config.sources)])
         for name, quota in config.sources:
             wanted = quota or config.samples
             if name == RANDOM:
@@ -405,8 +408,8 @@ class _Work:
         config, run = self.config, self.searched / f"{name}.parquet"
         if run.exists() and Manifest.read(run, "run").inputs["index"]["fingerprint"] != Input.of(index).fingerprint:
             remove(run)  # the index has changed since
-        shared = {"queries": self.table, "depth": config.depth, "threads": config.threads, **_computing(config)}
-        searched(SearchConfig(index=(index,), output=run, **shared, **bm25), alone=True)  # type: ignore[arg-type]
+        shared = asdict(config.compute) | bm25
+        searched(SearchConfig(index=(index,), queries=self.table, output=run, depth=config.depth, **shared), alone=True)
         return run
 
     def write(self, output: Output) -> dict[str, Any]:
@@ -472,15 +475,17 @@ def _bm25_index(config: MineConfig, corpus: Corpus) -> Path:
 
     key = hash_texts([f"{config.language}\0{config.title_template}"])[0]
     path = cache_folder() / "bm25" / f"{corpus.input.fingerprint}-{key:016x}"
-    options = {"language": config.language, "title_template": config.title_template, "threads": config.threads}
+    made = IndexConfig(
+        type=BM25,
+        corpus=config.corpus,
+        output=path,
+        language=config.language,
+        title_template=config.title_template,
+        threads=config.threads,
+    )
     with made_by_verb(path, MANIFEST):
-        index(IndexConfig(type=BM25, corpus=config.corpus, output=path, **options))  # type: ignore[arg-type]
+        index(made)
     return path
-
-
-def _computing(config: MineConfig) -> dict[str, Any]:
-    """The options of computing with a model."""
-    return {name: getattr(config, name) for name in ("dtype", "chunk_tokens", "device")}
 
 
 def _embeddings(config: MineConfig, corpus: Corpus, model: Mapping[str, Input]) -> Path:
@@ -491,38 +496,40 @@ def _embeddings(config: MineConfig, corpus: Corpus, model: Mapping[str, Input]) 
     from retrievo.data.cache import cache_folder, made_by_verb
     from retrievo.data.ids import hash_texts
     from retrievo.models.devices import resolve_device
-    from retrievo.models.inference import computing_record
+    from retrievo.models.inference import compute_record
     from retrievo.support.artifact import MANIFEST, has_manifest
 
     assert config.model is not None
     made_by = model["model"].fingerprint if model else "nothing"  # which encode refuses
     home = Path(config.model) if has_manifest(Path(config.model)) else cache_folder()
-    record = computing_record(config.dtype, resolve_device(config.device), config.chunk_tokens)
+    record = compute_record(config.compute, resolve_device(config.device))
     path = home / "embeddings" / f"{corpus.input.fingerprint}-{made_by}-{hash_texts([json.dumps(record)])[0]:016x}"
-    given: dict[str, Any] = {"model": config.model, "revision": config.revision, "corpus": config.corpus}
     # the lead process waits for another command before it meets the others of its own in `encode`
     with made_by_verb(path, MANIFEST) if console.is_lead() else contextlib.nullcontext():
-        encode(EncodeConfig(output=path, threads=config.threads, **given, **_computing(config)))
+        encode(
+            EncodeConfig(
+                model=config.model,
+                revision=config.revision,
+                corpus=config.corpus,
+                output=path,
+                **asdict(config.compute),
+            )
+        )
     return path
 
 
-def _summary(config: MineConfig, manifest: Manifest, seconds: float) -> None:
+def _summary(output: Path, manifest: Manifest, seconds: float, following: str) -> None:
     from retrievo.data.text_identity import self_retrieval
 
     stats = manifest.stats
     by_source = ", ".join(f"{count:,} {name}" for name, count in stats["kept"].items())
     dropped = ", ".join(f"{count:,} {rule}" for rule, count in stats["dropped"].items())
     facts = {
-        "output": f"{config.output} ({stats['negatives']:,} negatives of {stats['queries']:,} queries: {by_source})",
+        "output": f"{output} ({stats['negatives']:,} negatives of {stats['queries']:,} queries: {by_source})",
         "dropped": dropped or "nothing",
         "short": f"{stats['short']:,} queries have fewer than requested, {stats['without']:,} of them none",
         **self_retrieval(stats.get("queries_that_are_documents", 0), stats["queries"]),
-        "audit": config.output.with_suffix(".audit.md"),
+        "audit": output.with_suffix(".audit.md"),
         "took": console.seconds(seconds),
     }
-    following = (
-        f"retrievo train {config.stages[2]}"
-        if config.stages
-        else "retrievo train ... --negatives " + str(config.output)
-    )
     console.summary("mined", facts, following)

@@ -28,6 +28,7 @@ from retrievo.data.options import (
 )
 from retrievo.data.run_files import check_run_suffix
 from retrievo.data.shards import PAIRS_PER_SHARD
+from retrievo.models.compute import Computes
 from retrievo.models.options import chunk_tokens_option, device_option, dtype_option, model_option, revision_option
 from retrievo.models.splits import Splits, noted_splits
 from retrievo.support import console
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     import torch
 
     from retrievo.data.corpus import Corpus, Queries
+    from retrievo.data.run import Run
     from retrievo.data.token_cache import TokenCache
     from retrievo.support.artifact import Input, Manifest, Output
 
@@ -50,7 +52,7 @@ UNITS = {"Identity": "logits", "Sigmoid": "probabilities"}  # what a cross-encod
 
 
 @dataclass(frozen=True, kw_only=True)
-class RerankConfig(Options):
+class RerankConfig(Computes, Options):
     """Options of `retrievo rerank`."""
 
     run: Path = option("Run to rerank, or a table of negatives to score.", group="Data")
@@ -138,7 +140,7 @@ def rerank(config: RerankConfig) -> Manifest:
     prepare_cpu(config.threads)
     corpus, queries, run = Corpus(config.corpus), Queries(config.queries), Run.open(config.run)
     qrels = Qrels.read(config.qrels) if config.qrels else None
-    _check_made_from(config, corpus, queries)
+    _check_made_from(config.run, corpus, queries)
     inputs = {"run": run.input, "corpus": corpus.input, "queries": queries.input}
     inputs |= {"qrels": qrels.input} if qrels else {}
     with process_group(resolve_device(config.device)) as device:
@@ -148,24 +150,25 @@ def rerank(config: RerankConfig) -> Manifest:
             if rank() == 0 and scores.holds_same_work():  # a run that was killed when it had published its output
                 discard(scores.path)
             return finished
-        pairs = _pairs(config, run.table, qrels.table if qrels else None, corpus, queries)
+        relevant = qrels.relevant(config.min_relevance) if qrels else None
+        pairs = _pairs(run, config.depth, relevant, corpus, queries)
         scorer = _EncoderScorer if _is_encoder(config) else _CrossEncoderScorer
         return _rerank(config, corpus, queries, pairs, scorer, output, scores, device)
 
 
-def _check_made_from(config: RerankConfig, corpus: Corpus, queries: Queries) -> None:
+def _check_made_from(run: Path, corpus: Corpus, queries: Queries) -> None:
     """Raises RetrievoError where the run ranks documents of another corpus, whose ids may mean other texts."""
     from retrievo.data.origin import CORPUS, Origin, mixes_corpora, named, origins, part_of, warn_of_others
     from retrievo.support.errors import RetrievoError
 
-    ranked = origins(config.run, CORPUS)
-    if mixes_corpora(config.run):
+    ranked = origins(run, CORPUS)
+    if mixes_corpora(run):
         found, fix = f"ranks documents of several corpora ({named(ranked)})", "search with --rerank --across-corpora"
-        raise RetrievoError(config.run, found, "one corpus", fix)
+        raise RetrievoError(run, found, "one corpus", fix)
     if ranked and not part_of(ranked, [Origin.of(CORPUS, corpus.input)]):
-        found = f"was made from another corpus ({named(ranked)}) than {config.corpus}"
-        raise RetrievoError(config.run, found, None, f"pass --corpus {ranked[0]}")
-    warn_of_others(config.run, queries=queries.input)
+        found = f"was made from another corpus ({named(ranked)}) than {corpus.path}"
+        raise RetrievoError(run, found, None, f"pass --corpus {ranked[0]}")
+    warn_of_others(run, queries=queries.input)
 
 
 def _is_encoder(config: RerankConfig) -> bool:
@@ -186,12 +189,12 @@ def _is_encoder(config: RerankConfig) -> bool:
 
 def _outputs(config: RerankConfig, inputs: dict[str, Input], device: torch.device) -> tuple[Output, Output]:
     """The outputs: the run, and a folder of scores beside it, which is removed once the run is finished."""
-    from retrievo.models.inference import computing_record
+    from retrievo.models.inference import compute_record
     from retrievo.models.model_reference import model_record
     from retrievo.support.artifact import Output
 
     model_config, model_inputs = model_record(config.model, config.revision)
-    record = config.record() | model_config | computing_record(config.dtype, device, config.chunk_tokens)
+    record = config.record() | model_config | compute_record(config.compute, device)
     inputs = model_inputs | inputs
     beside = config.output.with_name(config.output.name + ".scores")
     output = Output(config.output, "run", record, inputs, force=config.force, restart=config.restart, single_file=True)
@@ -202,21 +205,20 @@ def _outputs(config: RerankConfig, inputs: dict[str, Input], device: torch.devic
     return output, scores
 
 
-def _pairs(config: RerankConfig, run: pa.Table, qrels: pa.Table | None, corpus: Corpus, queries: Queries) -> Pairs:
+def _pairs(run: Run, depth: int | None, relevant: pa.Table | None, corpus: Corpus, queries: Queries) -> Pairs:
     """The pairs in the order of the query table; within a query in the order of the run, then missing relevant ones."""
     import numpy as np
-    import pyarrow.compute as pc
 
     from retrievo.data.ids import IdMap
     from retrievo.data.ordering import first_ranked
 
-    known = IdMap(queries.table)
-    query, document = known.rows(run["query_id"]), corpus.id_map.rows(run["doc_id"])
-    _check_known(config, run, query, document)
-    order = first_ranked(query, run["score"].to_numpy(), run["doc_id"], config.depth or len(query))
+    known, table = IdMap(queries.table), run.table
+    query, document = known.rows(table["query_id"]), corpus.id_map.rows(table["doc_id"])
+    _check_known(run, "query_id", query, queries.path, "--queries")
+    _check_known(run, "doc_id", document, corpus.path, "--corpus")
+    order = first_ranked(query, table["score"].to_numpy(), table["doc_id"], depth or len(query))
     query, document = query[order], document[order]
-    if qrels is not None:
-        relevant = qrels.filter(pc.greater_equal(qrels["relevance"], config.min_relevance))
+    if relevant is not None:
         more = known.rows(relevant["query_id"]), corpus.id_map.rows(relevant["doc_id"])
         there = np.isin(more[0], query) & (more[1] >= 0)  # of the queries of the run
         query, document = np.concatenate([query, more[0][there]]), np.concatenate([document, more[1][there]])
@@ -226,19 +228,16 @@ def _pairs(config: RerankConfig, run: pa.Table, qrels: pa.Table | None, corpus: 
     return Pairs(query[kept], document[kept])
 
 
-def _check_known(config: RerankConfig, run: pa.Table, query: np.ndarray, document: np.ndarray) -> None:
-    """Raises RetrievoError where the tables lack the query or the document of a pair."""
+def _check_known(run: Run, column: str, rows: np.ndarray, texts: Path, flag: str) -> None:
+    """Raises RetrievoError where the table of texts lacks an id of a run; rows: those of the ids, -1 where it does."""
     import numpy as np
 
     from retrievo.support.errors import RetrievoError
 
-    for rows, column, path, flag in (
-        (query, "query_id", config.queries, "--queries"),
-        (document, "doc_id", config.corpus, "--corpus"),
-    ):
-        if len(missing := np.flatnonzero(rows < 0)):
-            found = f"{len(missing):,} of its rows have a {column} that {path} lacks ('{run[column][int(missing[0])]}')"
-            raise RetrievoError(config.run, found, None, f"check {flag}")
+    if len(missing := np.flatnonzero(rows < 0)):
+        stranger = run.table[column][int(missing[0])]
+        found = f"{len(missing):,} of its rows have a {column} that {texts} lacks ('{stranger}')"
+        raise RetrievoError(run.path, found, None, f"check {flag}")
 
 
 def _rerank(
@@ -275,10 +274,10 @@ def _rerank(
         for name, places in shards:
             values[places] = np.load(scores.path / name)
         more_stats = _splits(scores.path, shards) | ({"scores": unit} if unit else {})
-        stats = _write_run(config, corpus, queries, pairs, values, folder / config.output.name, output, more_stats)
+        stats = _write_run(corpus, queries, pairs, values, folder / config.output.name, output, more_stats)
         manifest = output.finish(stats)
     discard(scores.path)
-    _summary(config, manifest, output.elapsed)
+    _summary(config.output, manifest, output.elapsed)
     return manifest
 
 
@@ -330,12 +329,12 @@ class _CrossEncoderScorer:
     def __init__(self, config: RerankConfig, corpus: Corpus, queries: Queries, pairs: Pairs, device: torch.device):
         from retrievo.data.token_cache import TokenCache
         from retrievo.models.cross_encoder import CrossEncoder
-        from retrievo.models.inference import computing, prepared
+        from retrievo.models.inference import prepared
 
         activation = ACTIVATIONS[config.activation] if config.activation else None
         model = CrossEncoder.load(config.model, config.revision, max_length=config.max_length, activation=activation)
         self.model, self.tokenization = prepared(model, config.dtype, device), model.tokenization
-        self.computing = computing(config.dtype, device, config.chunk_tokens)
+        self.compute = config.compute
         self.queries = TokenCache(queries.table, self.tokenization.query)
         self.documents = TokenCache(corpus.table, self.tokenization.document)
         self.splits = Splits()  # of vectors of queries, which there are none
@@ -354,7 +353,7 @@ class _CrossEncoderScorer:
         tokens, offsets = self.tokenization.rows(rows)
         if lost := int((offsets[1:] == offsets[:-1]).sum()):
             console.warn(f"{lost:,} pairs have no token for this model; their logit is 0")
-        return self.model.scores(tokens, offsets, tick=tick, **self.computing)
+        return self.model.scores(tokens, offsets, self.compute, tick)
 
 
 class _EncoderScorer:
@@ -367,10 +366,10 @@ class _EncoderScorer:
 
         from retrievo.data.token_cache import TokenCache
         from retrievo.models.encoder import Encoder
-        from retrievo.models.inference import computing, prepared
+        from retrievo.models.inference import prepared
 
         self.encoder = prepared(Encoder.load(config.model, config.revision, as_stated=True), config.dtype, device)
-        self.computing = computing(config.dtype, device, config.chunk_tokens)
+        self.compute = config.compute
         self.documents = TokenCache(corpus.table, self.encoder.tokenization("document"))
         self.asked = np.unique(pairs.query)
         own = TokenCache(queries.table, self.encoder.tokenization("query"))
@@ -406,7 +405,7 @@ class _EncoderScorer:
         tokens, offsets = cache.rows(rows)
         lost = int((offsets[1:] == offsets[:-1]).sum())
         warn_of_texts_without_tokens("--model", lost, role)
-        return encode_tokens(self.encoder, role, tokens, offsets, tick=tick, **self.computing)
+        return encode_tokens(self.encoder, role, tokens, offsets, self.compute, tick)
 
 
 def _in_pairs(tick: console.Tick, documents: int, pairs: int) -> console.Tick:
@@ -422,7 +421,6 @@ def _in_pairs(tick: console.Tick, documents: int, pairs: int) -> console.Tick:
 
 
 def _write_run(
-    config: RerankConfig,
     corpus: Corpus,
     queries: Queries,
     pairs: Pairs,
@@ -444,16 +442,16 @@ def _write_run(
     query_ids = taken(queries.ids, query)
     answered = len(np.unique(query))
     stats = {"queries": len(queries), "without_results": len(queries) - answered, "rows": len(query), **more_stats}
-    with RunWriter(path, format_of=config.output) as writer:
+    with RunWriter(path, format_of=output.path) as writer:
         writer.write(query_ids, doc_ids.take(pa.array(order)), values[order], ranks(query))
         writer.close(output.manifest(stats))
     return stats
 
 
-def _summary(config: RerankConfig, manifest: Manifest, seconds: float) -> None:
+def _summary(output: Path, manifest: Manifest, seconds: float) -> None:
     rows = manifest.stats["rows"]
     facts = {
-        "output": f"{config.output} ({rows:,} pairs)",
+        "output": f"{output} ({rows:,} pairs)",
         "took": f"{console.seconds(seconds)} ({rows / max(seconds, 1e-9):,.0f} pairs/s)",
     }
-    console.summary("reranked", facts, f"retrievo evaluate --run {config.output} --qrels QRELS")
+    console.summary("reranked", facts, f"retrievo evaluate --run {output} --qrels QRELS")

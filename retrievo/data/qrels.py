@@ -44,6 +44,10 @@ class Qrels:
         qrels._check_pairs()
         return qrels
 
+    def relevant(self, min_relevance: int) -> pa.Table:
+        """The rows of at least this grade."""
+        return self.table.filter(pc.greater_equal(self.table["relevance"], min_relevance))
+
     def _check_pairs(self) -> None:
         pairs = self.table.group_by(["query_id", "doc_id"]).aggregate([([], "count_all")])
         if pairs.num_rows < self.table.num_rows:

@@ -18,9 +18,10 @@ from retrievo.data.given import checked_titles, text_list
 from retrievo.data.options import TITLE_TEMPLATE
 from retrievo.data.shards import PAIRS_PER_SHARD
 from retrievo.models import checkpoints, loading
+from retrievo.models.compute import ComputeOptions
 from retrievo.models.encoder import position_limit, seen_tokens
 from retrievo.models.encoder_spec import CROSS_ENCODER_FILE
-from retrievo.models.inference import Computing, compute_rows, ready
+from retrievo.models.inference import ComputeKeywords, compute_rows, prepare
 from retrievo.models.model_card import cross_encoder_card
 from retrievo.models.pairs import PairTokenization
 from retrievo.models.saving import move_into_place, write_tokenizer
@@ -89,25 +90,33 @@ class CrossEncoder(nn.Module):
             tokenizer_json, spec.max_length, spec.title_template, self.type_stride, spec.query_prefix
         )
 
-    def scores(self, tokens: npt.ArrayLike, offsets: npt.ArrayLike, **options: Any) -> np.ndarray:
-        """Scores float32 [n] of n rows of flat tokens, in their order; options as in `compute_rows`."""
+    def scores(
+        self,
+        tokens: npt.ArrayLike,
+        offsets: npt.ArrayLike,
+        compute: ComputeOptions,
+        tick: console.Tick | None = None,
+    ) -> np.ndarray:
+        """Scores float32 [n] of n rows of flat tokens, in their order; compute and tick as in `compute_rows`."""
         logits = torch.empty(len(np.asarray(offsets)) - 1, device=self.model.device)
-        compute_rows(self, self, tokens, offsets, logits, pad_id=self.pad_id, **options)
+        compute_rows(self, self, tokens, offsets, logits, compute, pad_id=self.pad_id, tick=tick)
         return ACTIVATIONS[self.spec.activation](logits).cpu().numpy()
 
     def score(
         self,
         pairs: Iterable[tuple[str, str]],
         titles: Iterable[str | None] | None = None,
-        **computing: Unpack[Computing],
+        **compute: Unpack[ComputeKeywords],
     ) -> np.ndarray:
         """Scores float32 [n] of pairs (query, text of a document), as `retrievo rerank` gives them.
 
-        titles: of the documents, one for each pair; None is none. computing: see `Computing`.
+        titles: of the documents, one for each pair; None is none. compute: the fields of `ComputeOptions`.
         """
         queries, texts = _both(pairs)
         shown = None if titles is None else checked_titles(titles, len(texts), "score()")
-        tokenization, settled = self.tokenization, ready(self, computing)
+        options = ComputeOptions(**compute)
+        prepare(self, options)
+        tokenization = self.tokenization
         scores, without = np.empty(len(texts), np.float32), 0
         for first in range(0, len(texts), PAIRS_PER_SHARD):
             part = slice(first, first + PAIRS_PER_SHARD)
@@ -115,7 +124,7 @@ class CrossEncoder(nn.Module):
             read = tokenization.document.tokenize(texts[part], shown and shown[part])
             rows = [(asked.row(place), read.row(place)) for place in range(len(texts[part]))]
             tokens, offsets = tokenization.rows(rows)
-            scores[part] = self.scores(tokens, offsets, **settled)
+            scores[part] = self.scores(tokens, offsets, options)
             without += int((offsets[1:] == offsets[:-1]).sum())
         if without:
             console.warn(f"{without:,} pairs have no token for this model; their logit is 0")

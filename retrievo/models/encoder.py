@@ -17,8 +17,9 @@ from torch.nn import functional
 from retrievo.data.given import checked_titles, text_list
 from retrievo.data.shards import shard_bounds
 from retrievo.models import checkpoints, loading
+from retrievo.models.compute import ComputeOptions
 from retrievo.models.encoder_spec import POOLINGS, ROLES, EncoderSpec
-from retrievo.models.inference import Computing, compute_rows, evaluating, ready
+from retrievo.models.inference import ComputeKeywords, compute_rows, evaluating, prepare
 from retrievo.models.saving import write_folder
 from retrievo.models.tokens import Tokenization, bare, warn_of_texts_without_tokens
 from retrievo.support import console
@@ -81,39 +82,49 @@ class Encoder(nn.Module):
             raise RetrievoError("--truncate-dim", f"found {dim}", f"at most {self.dim}, as the model's vectors have")
         self.dim = dim or self.dim
 
-    def vectors(self, role: str, tokens: npt.ArrayLike, offsets: npt.ArrayLike, **options: Any) -> np.ndarray:
-        """Vectors float32 `[n, D]` of n rows of flat tokens, in their order; options as in `compute_rows`."""
+    def vectors(
+        self,
+        role: str,
+        tokens: npt.ArrayLike,
+        offsets: npt.ArrayLike,
+        compute: ComputeOptions,
+        tick: console.Tick | None = None,
+    ) -> np.ndarray:
+        """Vectors float32 `[n, D]` of n rows of flat tokens, in their order; compute and tick as in `compute_rows`."""
         vectors = torch.empty(len(np.asarray(offsets)) - 1, self.dim, device=self.backbone.device)
-        compute_rows(self, partial(self.encode, role), tokens, offsets, vectors, pad_id=self.pad_id, **options)
+        forward = partial(self.encode, role)
+        compute_rows(self, forward, tokens, offsets, vectors, compute, pad_id=self.pad_id, tick=tick)
         return vectors.cpu().numpy()
 
-    def encode_queries(self, texts: Iterable[str], **computing: Unpack[Computing]) -> np.ndarray:
+    def encode_queries(self, texts: Iterable[str], **compute: Unpack[ComputeKeywords]) -> np.ndarray:
         """Vectors float32 `[n, D]` of queries: what `retrievo encode --queries --storage-dtype float32` writes.
 
-        texts: a list, or a column of a table. computing: see `Computing`.
+        texts: a list, or a column of a table. compute: the fields of `ComputeOptions`.
         """
-        return self._encoded("query", text_list(texts, "encode_queries()"), None, computing)
+        return self._encoded("query", text_list(texts, "encode_queries()"), None, ComputeOptions(**compute))
 
     def encode_documents(
-        self, texts: Iterable[str], titles: Iterable[str | None] | None = None, **computing: Unpack[Computing]
+        self, texts: Iterable[str], titles: Iterable[str | None] | None = None, **compute: Unpack[ComputeKeywords]
     ) -> np.ndarray:
         """Vectors float32 `[n, D]` of documents: what `retrievo encode --corpus --storage-dtype float32` writes.
 
-        texts, titles: lists, or columns of a table; a title of None is none. computing: see `Computing`.
+        texts, titles: lists, or columns of a table; a title of None is none. compute: the fields of
+        `ComputeOptions`.
         """
         listed = text_list(texts, "encode_documents()")
         shown = None if titles is None else checked_titles(titles, len(listed), "encode_documents()")
-        return self._encoded("document", listed, shown, computing)
+        return self._encoded("document", listed, shown, ComputeOptions(**compute))
 
     def _encoded(
-        self, role: str, texts: Sequence[str], titles: Sequence[str | None] | None, chosen: Computing
+        self, role: str, texts: Sequence[str], titles: Sequence[str | None] | None, compute: ComputeOptions
     ) -> np.ndarray:
         """In the shards of `retrievo encode`, so that the bytes are its bytes."""
-        tokenization, settled = self.tokenization(role), ready(self, chosen)
+        prepare(self, compute)
+        tokenization = self.tokenization(role)
         vectors, without = np.empty((len(texts), self.dim), np.float32), 0
         for first, end in shard_bounds(len(texts)):
             rows = tokenization.tokenize(texts[first:end], titles and titles[first:end])
-            vectors[first:end] = self.vectors(role, rows.tokens, rows.offsets, **settled)
+            vectors[first:end] = self.vectors(role, rows.tokens, rows.offsets, compute)
             without += rows.without_tokens
         warn_of_texts_without_tokens("encoder", without, role)
         return vectors

@@ -7,7 +7,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypedDict, TypeVar
+from typing import TypedDict, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from retrievo.distributed.collectives import is_shard
 from retrievo.models.attention import PlainAttention
 from retrievo.models.chunks import cut_chunks, pad
+from retrievo.models.compute import ComputeOptions
 from retrievo.models.devices import prepare_cpu, resolve_device, return_freed_memory, sent
 from retrievo.models.dtypes import recorded_dtype, resolve_dtype
 from retrievo.models.splits import begin_call, say_halved
@@ -28,14 +29,14 @@ _MANY = 16  # number of chunks from which returning freed memory to the system i
 Module = TypeVar("Module", bound=nn.Module)
 
 
-def computing(dtype: str, device: str | torch.device, chunk_tokens: int | str = "auto") -> dict[str, Any]:
-    """The `dtype` and `chunk_tokens` of `compute_rows`, with `auto` resolved for a device.
+def resolve_chunk_tokens(chunk_tokens: int | str, device: str | torch.device) -> int:
+    """The most tokens of a chunk, with `auto` resolved for a device.
 
     A core is fastest on chunks that fit its cache; an accelerator needs larger ones.
     """
-    auto = 1024 if torch.device(device).type == "cpu" else 4096
-    tokens = chunk_tokens if isinstance(chunk_tokens, int) else auto
-    return {"dtype": resolve_dtype(dtype, device), "chunk_tokens": tokens}
+    if isinstance(chunk_tokens, int):
+        return chunk_tokens
+    return 1024 if torch.device(device).type == "cpu" else 4096
 
 
 def prepared(module: Module, dtype: str, device: str | torch.device) -> Module:
@@ -55,14 +56,8 @@ def prepared(module: Module, dtype: str, device: str | torch.device) -> Module:
         raise RetrievoError(device, "has no room for the weights of the model", None, fix) from None
 
 
-class Computing(TypedDict, total=False):
-    """How a model computes, in the values of the command line's options.
-
-    dtype:        `auto` (bfloat16 if the hardware multiplies it fast, else float32), `float32`, `bfloat16`, `float16`.
-    device:       `auto` (the accelerator if there is one), `cpu` or `cuda`.
-    chunk_tokens: the most tokens that are computed at once, or `auto`.
-    threads:      the number of CPU threads; None keeps torch's.
-    """
+class ComputeKeywords(TypedDict, total=False):
+    """The fields of `ComputeOptions` as keywords of a call."""
 
     dtype: str
     device: str
@@ -70,24 +65,24 @@ class Computing(TypedDict, total=False):
     threads: int | None
 
 
-def ready(module: nn.Module, chosen: Computing) -> dict[str, Any]:
-    """Prepares a loaded model in place for inference, and returns the options of `compute_rows`.
+def prepare(module: nn.Module, compute: ComputeOptions) -> None:
+    """Prepares a loaded model in place for inference.
 
     Raises: UsageError where a model that was already rounded to bfloat16 is to compute in another format.
     """
-    prepare_cpu(chosen.get("threads"))
-    dtype, device = chosen.get("dtype", "auto"), resolve_device(chosen.get("device", "auto"))
+    prepare_cpu(compute.threads)
+    device = resolve_device(compute.device)
     rounded = next(module.parameters()).dtype == torch.bfloat16
-    if rounded and resolve_dtype(dtype, device) != torch.bfloat16:
-        raise UsageError("--dtype", f"found '{dtype}', but this model was rounded to bfloat16", None, "load it again")
-    prepared(module, dtype, device)
-    return computing(dtype, device, chosen.get("chunk_tokens", "auto"))
+    if rounded and resolve_dtype(compute.dtype, device) != torch.bfloat16:
+        found = f"found '{compute.dtype}', but this model was rounded to bfloat16"
+        raise UsageError("--dtype", found, None, "load it again")
+    prepared(module, compute.dtype, device)
 
 
-def computing_record(dtype: str, device: str | torch.device, chunk_tokens: int | str) -> dict[str, Any]:
+def compute_record(compute: ComputeOptions, device: str | torch.device) -> dict[str, int | str]:
     """The dtype and chunk size for a manifest, since they affect the bytes of vectors."""
-    tokens = computing(dtype, device, chunk_tokens)["chunk_tokens"]
-    return {"chunk_tokens": tokens, "computed_in": recorded_dtype(dtype, device)}
+    tokens = resolve_chunk_tokens(compute.chunk_tokens, device)
+    return {"chunk_tokens": tokens, "computed_in": recorded_dtype(compute.dtype, device)}
 
 
 def compute_rows(
@@ -96,10 +91,9 @@ def compute_rows(
     tokens: npt.ArrayLike,
     offsets: npt.ArrayLike,
     out: Tensor,
+    compute: ComputeOptions,
     *,
     pad_id: int,
-    chunk_tokens: int,
-    dtype: torch.dtype = torch.float32,
     tick: Tick | None = None,
 ) -> None:
     """out[rows] = forward(input_ids [n, L], attention_mask [n, L]) for all rows, cut by `cut_chunks`; dropout is off.
@@ -108,14 +102,14 @@ def compute_rows(
 
     On a CPU, each thread computes chunks of its own: on two cores, 1.2 x as fast as all threads sharing a chunk.
 
-    module:       the model, on the device of `out` [N, ...].
-    tokens:       flat token ids [T], with offsets [N + 1].
-    chunk_tokens: the most rows x longest row of a chunk.
-    dtype:        the number format of matrix products.
-    tick:         called with the number of rows just computed; negative for rows that have to be recomputed.
+    module:  the model, on the device of `out` [N, ...].
+    tokens:  flat token ids [T], with offsets [N + 1].
+    compute: the number format of matrix products, and the most rows x longest row of a chunk.
+    tick:    called with the number of rows just computed; negative for rows that have to be recomputed.
     Raises: RetrievoError where one row alone does not fit.
     """
-    splits, budget = begin_call(), chunk_tokens
+    splits, budget = begin_call(), resolve_chunk_tokens(compute.chunk_tokens, out.device)
+    dtype = resolve_dtype(compute.dtype, out.device)
     while full := _compute(module, forward, tokens, offsets, out, pad_id, budget, dtype, tick):
         if min(full) == 1 or _is_cut(module):  # processes that compute each chunk together would have to agree
             found = "has no room for one text" if min(full) == 1 else f"has no room for chunks of {budget:,} tokens"

@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 
 from retrievo.data.corpus import Queries as QueryTable
 from retrievo.data.ordering import flat_strings
+from retrievo.models.compute import ComputeOptions
 from retrievo.models.model_reference import FIXED_DOCUMENTS, check_same_model, model_record, unchanged_model
 from retrievo.retrieval.embeddings import Embeddings, StoredQueries, Vectors, together
 from retrievo.retrieval.snippets import same_words
@@ -26,13 +27,10 @@ if TYPE_CHECKING:
 
 
 class Encoders:
-    """The models behind some indexes: each is opened once, and encodes the same texts once.
+    """The models behind some indexes: each is opened once, and encodes the same texts once."""
 
-    dtype, device, chunk_tokens: as `retrievo encode` has them.
-    """
-
-    def __init__(self, dtype: str = "auto", device: str = "auto", chunk_tokens: int | str = "auto"):
-        self.dtype, self.device, self.chunk_tokens = dtype, device, chunk_tokens
+    def __init__(self, compute: ComputeOptions | None = None):
+        self.compute = compute or ComputeOptions()
         self._opened: dict[Hashable, Encoder] = {}
         self._encoded: dict[Hashable, tuple[Sequence[str], np.ndarray]] = {}  # the last texts of each model
 
@@ -41,7 +39,7 @@ class Encoders:
         """The device, with `auto` settled."""
         from retrievo.models.devices import resolve_device
 
-        return resolve_device(self.device)
+        return resolve_device(self.compute.device)
 
     def encode(self, index: IndexFolder, texts: Sequence[str]) -> np.ndarray:
         """Vectors [Q, D] of queries by the model that made the embeddings of an index.
@@ -65,17 +63,15 @@ class Encoders:
 
         encoder = Encoder.load(name, revision, pooling=pooling)
         encoder.truncate(dim)
-        return prepared(encoder, self.dtype, self.place)
+        return prepared(encoder, self.compute.dtype, self.place)
 
     def _encode(self, encoder: Encoder, texts: Sequence[str]) -> np.ndarray:
-        from retrievo.models.inference import computing
         from retrievo.models.tokens import warn_of_texts_without_tokens
         from retrievo.models.vectors import encode_tokens
 
-        settled = computing(self.dtype, encoder.backbone.device, self.chunk_tokens)
         rows = encoder.tokenization("query").tokenize(texts)
         warn_of_texts_without_tokens("queries", rows.without_tokens, "query")
-        return encode_tokens(encoder, "query", rows.tokens, rows.offsets, **settled)
+        return encode_tokens(encoder, "query", rows.tokens, rows.offsets, self.compute)
 
 
 class DenseSearcher:

@@ -14,6 +14,7 @@ from retrievo.data.corpus import Corpus, first_found
 from retrievo.data.given import PathLike, TextsLike, has_ids, text_list, text_table
 from retrievo.data.ordering import ranks
 from retrievo.data.tables import QUERIES
+from retrievo.models.compute import ComputeOptions
 from retrievo.retrieval import searcher
 from retrievo.retrieval.dense import Encoders
 from retrievo.retrieval.hits import Hits, Queries, joined
@@ -107,4 +108,4 @@ def open_index(
 
     Raises: RetrievoError for a folder that is no index; UsageError for a setting that has no meaning for this one.
     """
-    return Index(searcher.open_index(Path(path), Encoders(dtype, device, chunk_tokens), **settings))
+    return Index(searcher.open_index(Path(path), Encoders(ComputeOptions(dtype, device, chunk_tokens)), **settings))

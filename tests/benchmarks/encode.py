@@ -18,8 +18,9 @@ import torch
 from torch.nn import functional
 
 from retrievo.data.corpus import Corpus
+from retrievo.models.compute import ComputeOptions
 from retrievo.models.encoder import Encoder
-from retrievo.models.inference import computing, prepared
+from retrievo.models.inference import prepared
 from retrievo.models.vectors import encode_texts
 
 
@@ -63,8 +64,8 @@ def _contenders(model: str, chunk_tokens: int | str) -> dict[str, Callable[[list
     theirs_bf16 = SentenceTransformer(model, device="cpu", model_kwargs={"dtype": torch.bfloat16})
 
     def encode(dtype: str) -> Callable[[list[str]], object]:
-        ours, settled = prepared(Encoder.load(model), dtype, "cpu"), computing(dtype, "cpu", chunk_tokens)
-        return lambda batch: encode_texts(ours, "document", batch, **settled)
+        ours, compute = prepared(Encoder.load(model), dtype, "cpu"), ComputeOptions(dtype, "cpu", chunk_tokens)
+        return lambda batch: encode_texts(ours, "document", batch, compute)
 
     return {
         "retrievo bfloat16": encode("bfloat16"),

@@ -19,6 +19,7 @@ import torch
 from safetensors.torch import load_file
 
 from retrievo.data.qrels import Qrels
+from retrievo.models.compute import ComputeOptions
 from retrievo.support.artifact import Manifest
 from retrievo.support.errors import RetrievoError
 from retrievo.training.engine.chunk_size import ChunkTokens
@@ -42,6 +43,8 @@ FLAGS = [
 ROUNDS = ["--negatives-per-query", 2, "--epochs", 6]
 
 MEAN = ["--dtype", "fp32", "--pooling", "mean"]
+
+FLOAT32 = ComputeOptions("float32")
 
 
 def tables(dataset: Path) -> list[object]:
@@ -330,7 +333,7 @@ def test_the_model_opens_in_sentence_transformers_with_the_same_vectors(two_roun
     theirs = library.SentenceTransformer(str(two_rounds / "stage-2"), device="cpu", local_files_only=True).encode_query(
         texts
     )
-    ours = encode_texts(Encoder.load(two_rounds / "stage-2"), "query", texts, chunk_tokens=256)
+    ours = encode_texts(Encoder.load(two_rounds / "stage-2"), "query", texts, FLOAT32)
     np.testing.assert_allclose(theirs, ours, atol=1e-5)
 
 
@@ -353,7 +356,7 @@ def test_a_decoder_learns_from_its_last_token_and_opens_in_sentence_transformers
     library = pytest.importorskip("sentence_transformers", minversion="6")
     texts = pq.read_table(toy_dataset / "queries.parquet")["text"].to_pylist()[:20]
     theirs = library.SentenceTransformer(str(tmp_path / "m"), device="cpu", local_files_only=True).encode_query(texts)
-    np.testing.assert_allclose(theirs, encode_texts(encoder, "query", texts, chunk_tokens=256), atol=1e-5)
+    np.testing.assert_allclose(theirs, encode_texts(encoder, "query", texts, FLOAT32), atol=1e-5)
 
 
 def test_adapters_learn_and_leave_a_plain_model(

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from retrievo.models.compute import ComputeOptions
 from retrievo.models.encoder import Encoder
 from retrievo.models.vectors import encode_tokens
 
@@ -153,7 +154,7 @@ def load(notices):
 
 def vectors_of(encoder: Encoder, role: str, texts: list[str]) -> np.ndarray:
     tokenized = encoder.tokenization(role).tokenize(texts)
-    return encode_tokens(encoder, role, tokenized.tokens, tokenized.offsets, chunk_tokens=512)
+    return encode_tokens(encoder, role, tokenized.tokens, tokenized.offsets, ComputeOptions("float32"))
 
 
 @pytest.fixture(name="vectors_of")

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from retrievo.models.bidirectional import attend_both_ways
+from retrievo.models.compute import ComputeOptions
 from retrievo.models.encoder import Encoder
 from retrievo.models.vectors import encode_texts
 from retrievo.support.errors import RetrievoError
@@ -44,12 +45,12 @@ def test_the_folder_opens_with_the_same_vectors_here_and_in_sentence_transformer
 ) -> None:
     library = pytest.importorskip("sentence_transformers", minversion="6")
     encoder = load(tiny_decoder)
-    causal = encode_texts(encoder, "query", TEXTS, chunk_tokens=64)
+    causal = encode_texts(encoder, "query", TEXTS, ComputeOptions("float32", chunk_tokens=64))
     attend_both_ways(encoder)
-    both_ways = encode_texts(encoder, "query", TEXTS, chunk_tokens=64)
+    both_ways = encode_texts(encoder, "query", TEXTS, ComputeOptions("float32", chunk_tokens=64))
     assert np.abs(both_ways - causal).max() > 1e-3
     encoder.save(tmp_path / "saved")
-    again = encode_texts(Encoder.load(tmp_path / "saved"), "query", TEXTS, chunk_tokens=64)
+    again = encode_texts(Encoder.load(tmp_path / "saved"), "query", TEXTS, ComputeOptions("float32", chunk_tokens=64))
     np.testing.assert_array_equal(again, both_ways)
     theirs = library.SentenceTransformer(str(tmp_path / "saved"), device="cpu", local_files_only=True)
     np.testing.assert_allclose(theirs.encode_query(TEXTS), both_ways, atol=1e-5)

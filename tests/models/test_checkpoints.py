@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from retrievo.models.compute import ComputeOptions
 from retrievo.models.condenser import MaskedEncoder
 from retrievo.models.cross_encoder import CrossEncoder
 from retrievo.models.model_reference import model_record
@@ -117,7 +118,7 @@ def test_a_head_that_only_the_adapter_has_makes_a_cross_encoder(
     model = CrossEncoder.load(folder, notify=lambda text: None).eval()
     tokenization = model.tokenization
     query, document = tokenization.query.tokenize(["a short one"]), tokenization.document.tokenize(["dense retrieval"])
-    scores = model.scores(*tokenization.rows([(query.row(0), document.row(0))]), chunk_tokens=99)
+    scores = model.scores(*tokenization.rows([(query.row(0), document.row(0))]), ComputeOptions("float32"))
     with torch.no_grad():
         np.testing.assert_allclose(scores, torch.sigmoid(theirs(**pair).logits[:, 0]), atol=1e-5)
 

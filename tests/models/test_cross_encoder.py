@@ -13,6 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from retrievo.models.compute import ComputeOptions
 from retrievo.models.cross_encoder import CrossEncoder
 from retrievo.models.encoder import Encoder
 from retrievo.models.pairs import kept_lengths
@@ -25,7 +26,7 @@ def pairs_of(texts: list[str]) -> list[tuple[str, str]]:
     return [(query, text) for query in QUERIES for text in texts]
 
 
-def scores_of(model: CrossEncoder, pairs: list[tuple[str, str]], **options: int) -> np.ndarray:
+def scores_of(model: CrossEncoder, pairs: list[tuple[str, str]], chunk_tokens: int = 300) -> np.ndarray:
     tokenization = model.tokenization
     queries, documents = (
         tokenization.query.tokenize([q for q, _ in pairs]),
@@ -36,7 +37,7 @@ def scores_of(model: CrossEncoder, pairs: list[tuple[str, str]], **options: int)
         return made.tokens[made.offsets[place] : made.offsets[place + 1]]
 
     tokens, offsets = tokenization.rows([(row(queries, n), row(documents, n)) for n in range(len(pairs))])
-    return model.scores(tokens, offsets, **{"chunk_tokens": 300, **options})
+    return model.scores(tokens, offsets, ComputeOptions("float32", chunk_tokens=chunk_tokens))
 
 
 @pytest.fixture(params=["bert", "roberta"])

@@ -11,8 +11,9 @@ import pytest
 import torch
 from torch import nn
 
+from retrievo.models.compute import ComputeOptions
 from retrievo.models.encoder import Encoder
-from retrievo.models.inference import compute_rows, computing, computing_record, prepared
+from retrievo.models.inference import compute_record, compute_rows, prepared, resolve_chunk_tokens
 from retrievo.models.splits import noted_splits, say_halved
 from retrievo.models.vectors import encode_tokens
 from retrievo.support.errors import RetrievoError
@@ -41,18 +42,18 @@ class Sums(nn.Module):
         return (input_ids * mask).sum(1).float() * self.weight
 
 
-def sums(module, **options):
+def sums(module, chunk_tokens=1, tick=None):
     out = torch.full((len(ROWS[1]) - 1,), -1.0)
-    compute_rows(module, module, *ROWS, out, pad_id=0, **{"chunk_tokens": 1, **options})
+    compute_rows(module, module, *ROWS, out, ComputeOptions("float32", chunk_tokens=chunk_tokens), pad_id=0, tick=tick)
     return out
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_any_number_of_threads_gives_the_same_bytes(bert_folder, threads, dtype):
     encoder, found = Encoder.load(bert_folder, pooling="mean", normalize=True), []
     for count in (1, 2, 5):
         threads(count)
-        found.append(encode_tokens(encoder, "document", *ROWS, chunk_tokens=60, dtype=dtype).tobytes())
+        found.append(encode_tokens(encoder, "document", *ROWS, ComputeOptions(dtype, chunk_tokens=60)).tobytes())
     assert found[0] == found[1] == found[2]
 
 
@@ -151,9 +152,10 @@ def test_weights_for_which_there_is_no_room_are_told(monkeypatch):
 
 
 def test_auto_is_settled_for_the_device_and_recorded():
-    assert computing("bf16", "cpu") == {"chunk_tokens": 1024, "dtype": torch.bfloat16}
-    assert computing("bf16", torch.device("cuda", 1), "auto")["chunk_tokens"] == 4096
-    assert computing_record("bf16", "cpu", 77) == {"chunk_tokens": 77, "computed_in": "bfloat16"}
+    assert resolve_chunk_tokens("auto", "cpu") == 1024
+    assert resolve_chunk_tokens("auto", torch.device("cuda", 1)) == 4096
+    recorded = compute_record(ComputeOptions("bf16", chunk_tokens=77), "cpu")
+    assert recorded == {"chunk_tokens": 77, "computed_in": "bfloat16"}
 
 
 def test_prepared_weights_are_in_bfloat16_and_buffers_keep_their_precision(bert_folder):
@@ -174,8 +176,8 @@ def test_weights_in_bfloat16_give_float32_vectors_close_to_those_of_float32_weig
     found = []
     encoder = Encoder.load(bert_folder, pooling="mean", normalize=True)
     for weights in (encoder, prepared(Encoder.load(bert_folder, pooling="mean", normalize=True), "bfloat16", "cpu")):
-        found.append(encode_tokens(weights, "document", *ROWS, **computing("bfloat16", "cpu")))
-    exact = encode_tokens(encoder, "document", *ROWS, chunk_tokens=100)
+        found.append(encode_tokens(weights, "document", *ROWS, ComputeOptions("bfloat16")))
+    exact = encode_tokens(encoder, "document", *ROWS, ComputeOptions("float32", chunk_tokens=100))
     assert {vectors.dtype for vectors in found} == {np.dtype(np.float32)}
     assert all((vectors * exact).sum(axis=1).min() > 0.999 for vectors in found)
     np.testing.assert_allclose(np.linalg.norm(found[1], axis=1), 1, atol=1e-6)

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from retrievo.models import loading
+from retrievo.models.compute import ComputeOptions
 from retrievo.models.saving import write_tokenizer
 from retrievo.models.vectors import encode_tokens
 from retrievo.support.errors import RetrievoError, UsageError
@@ -251,7 +252,7 @@ def test_all_minilm_gives_the_vectors_of_sentence_transformers(load, real_data, 
     encoder = load(folder)
     assert (encoder.spec.pooling, encoder.spec.normalize, encoder.spec.document_max_length) == ("mean", True, 256)
     tokenized = encoder.tokenization("document").tokenize([row["text"] for row in rows], [row["title"] for row in rows])
-    ours = encode_tokens(encoder, "document", tokenized.tokens, tokenized.offsets, chunk_tokens=2048)
+    ours = encode_tokens(encoder, "document", tokenized.tokens, tokenized.offsets, ComputeOptions("float32"))
     theirs = open_theirs(folder).encode([f"{row['title']} {row['text']}".strip() for row in rows])
     np.testing.assert_allclose(ours, theirs, atol=1e-5)
 

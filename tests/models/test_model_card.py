@@ -7,6 +7,7 @@ import re
 import numpy as np
 import pytest
 
+from retrievo.models.compute import ComputeOptions
 from retrievo.models.encoder import Encoder
 from retrievo.models.encoder_spec import EncoderSpec
 from retrievo.models.model_card import model_card
@@ -26,7 +27,9 @@ def test_the_code_of_the_card_gives_our_vectors(bert_folder, tmp_path, pooling, 
     encoder = Encoder.load(bert_folder, tied=tied, **chosen).eval()
     encoder.save(tmp_path / "ours")
     tokenized = encoder.tokenization("query").tokenize([QUERY])
-    expected = encode_tokens(encoder, "query", tokenized.tokens, tokenized.offsets, chunk_tokens=64)
+    expected = encode_tokens(
+        encoder, "query", tokenized.tokens, tokenized.offsets, ComputeOptions("float32", chunk_tokens=64)
+    )
     theirs, plain = ({}, {})
     for code, names in zip(code_blocks((tmp_path / "ours" / "README.md").read_text()), (theirs, plain), strict=True):
         exec(code.replace("FOLDER", str(tmp_path / "ours")), names)

@@ -25,6 +25,7 @@ from retrievo.data.options import (
 )
 from retrievo.data.run_files import check_run_suffix
 from retrievo.evaluation.names import check_metric
+from retrievo.models.compute import Computes
 from retrievo.models.options import chunk_tokens_option, device_option, dtype_option
 from retrievo.retrieval.aggregation import AGGREGATIONS
 from retrievo.retrieval.feedback import FEEDBACKS
@@ -48,7 +49,7 @@ _OF_BM25, _DENSE, _APPROXIMATE = "BM25 indexes", "dense indexes", "approximate i
 
 
 @dataclass(frozen=True, kw_only=True)
-class SearchConfig(Options):
+class SearchConfig(Computes, Options):
     """Options of `retrievo search`."""
 
     question: str | None = option(
@@ -344,9 +345,14 @@ class SearchConfig(Options):
         return max(self.first_depth, FUSED_DEPTH) if self.sources > 1 else self.first_depth
 
     @property
+    def places(self) -> tuple[Path, ...]:
+        """The indexes and runs whose results are fused."""
+        return (*self.index, *self.run)
+
+    @property
     def sources(self) -> int:
         """How many results are fused."""
-        return len(self.index) + len(self.run)
+        return len(self.places)
 
     def _check_fusion(self) -> None:
         if not self.sources:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -44,7 +44,7 @@ def find_sources(config: SearchConfig) -> Sources:
     indexes = [index_folder(path) for path in config.index]
     check_meaning(config, indexes)
     if config.across_corpora:
-        shelves = Shelves.of([*config.index, *config.run])
+        shelves = Shelves.of(config.places)
     else:
         shelves = None
         check_corpora(config)
@@ -57,12 +57,11 @@ def open_indexes(config: SearchConfig, indexes: Sequence[IndexFolder]) -> list[S
     """All indexes, open for search; those of one model share it."""
     from retrievo.retrieval.dense import Encoders
 
-    encoders = Encoders(config.dtype, config.device, config.chunk_tokens)
-    return [_open(config, index, encoders) for index in indexes]
+    encoders, settings = Encoders(config.compute), _settings(config)
+    return [_open(index, encoders, settings) for index in indexes]
 
 
-def _open(config: SearchConfig, index: IndexFolder, encoders: Encoders) -> Searcher:
-    settings = _settings(config)
+def _open(index: IndexFolder, encoders: Encoders, settings: Mapping[str, Any]) -> Searcher:
     return open_folder(index, encoders, **{name: settings[name] for name in settings if takes(index.manifest, name)})
 
 
@@ -102,7 +101,7 @@ def accompanied(config: SearchConfig, indexes: Sequence[IndexFolder]) -> Abstrac
     def vectors_of(path: Path) -> Vectors:
         from retrievo.retrieval.dense import DenseSearcher, Encoders
 
-        searcher = _open(config, next(index for index in indexes if index.path == path), Encoders())
+        searcher = _open(next(index for index in indexes if index.path == path), Encoders(), _settings(config))
         assert isinstance(searcher, DenseSearcher)
         return searcher.vectors
 
@@ -119,20 +118,22 @@ def check_corpora(config: SearchConfig) -> None:
     """
     from retrievo.data.origin import CORPUS, named, origins, same
 
-    places = [*config.index, *config.run]
-    known = [(place, found) for place in places if (found := origins(place, CORPUS))]
+    known = [(place, found) for place in config.places if (found := origins(place, CORPUS))]
     for place, found in known[1:]:
         if not same(found, known[0][1]):
             problem = f"was made from another corpus ({named(found)}) than {known[0][0]} ({named(known[0][1])})"
             raise RetrievoError(place, problem, "one corpus", "search them apart, or pass --across-corpora")
-    if len(places) > 1:
-        for place in [place for place in places if place not in dict(known)]:
+    if config.sources > 1:
+        for place in [place for place in config.places if place not in dict(known)]:
             console.note(f"{place} does not say of which corpus it is; that it is that of the others can't be checked")
-    _check_given_corpus(config, known)
+    if config.corpus is not None and known:
+        _check_given_corpus(config.corpus, *known[0], scored=config.rerank is not None)
 
 
-def _check_given_corpus(config: SearchConfig, known: Sequence[tuple[Path, Sequence[Origin]]]) -> None:
+def _check_given_corpus(corpus: Path, place: Path, found: Sequence[Origin], *, scored: bool) -> None:
     """Refuses a --corpus that is not the one searched where a cross-encoder reads it, and warns of it elsewhere.
+
+    place, found: the first index or run that knows its corpora, and these. scored: whether a cross-encoder reads them.
 
     Raises: RetrievoError that names both corpora.
     """
@@ -140,16 +141,13 @@ def _check_given_corpus(config: SearchConfig, known: Sequence[tuple[Path, Sequen
     from retrievo.data.origin import CORPUS, Origin, named, part_of
     from retrievo.support.artifact import Input
 
-    if config.corpus is None or not known:
-        return
-    given = Origin.of(CORPUS, Input.of(config.corpus, table_files(config.corpus, CORPUS)))
-    place, found = known[0]
-    if part_of([given], found) or config.corpus.resolve() in {one.path.resolve() for one in found}:
+    given = Origin.of(CORPUS, Input.of(corpus, table_files(corpus, CORPUS)))
+    if part_of([given], found) or corpus.resolve() in {one.path.resolve() for one in found}:
         return  # where it was and has changed since: who names it knows that
     problem = f"is another corpus than {place} was made from ({named(found)})"
-    if config.rerank is not None:
-        raise RetrievoError(config.corpus, problem, None, "pass that one to --corpus, or leave it out")
-    console.warn(f"{config.corpus}: {problem}; the texts may be those of other documents")
+    if scored:
+        raise RetrievoError(corpus, problem, None, "pass that one to --corpus, or leave it out")
+    console.warn(f"{corpus}: {problem}; the texts may be those of other documents")
 
 
 def warn_of_changed_texts(indexes: Sequence[IndexFolder]) -> None:
@@ -164,12 +162,12 @@ def warn_of_changed_texts(indexes: Sequence[IndexFolder]) -> None:
                 console.warn(f"{index.path}: its input 'corpus' has changed since; build the index again")
 
 
-def open_corpora(config: SearchConfig, indexes: Sequence[IndexFolder]) -> list[Corpus]:
-    """The corpus of --corpus, else those that the first index which knows its own was made from."""
+def open_corpora(given: Path | None, indexes: Sequence[IndexFolder]) -> list[Corpus]:
+    """The corpus that was given, else those that the first index which knows its own was made from."""
     from retrievo.data.corpus import Corpus
 
-    if config.corpus is not None:
-        return [Corpus(config.corpus)]
+    if given is not None:
+        return [Corpus(given)]
     for index in indexes:
         if paths := index.corpora():
             return [Corpus(path) for path in paths]

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 from retrievo.commands.search.across import plain_id
 from retrievo.commands.search.indexes import open_corpora
-from retrievo.commands.search.pipeline import Pipeline
 from retrievo.commands.search.queries import typed
 from retrievo.data.corpus import first_found
 from retrievo.retrieval.hits import joined
@@ -18,23 +17,25 @@ from retrievo.retrieval.searcher import KINDS
 from retrievo.support.errors import RetrievoError
 
 if TYPE_CHECKING:
-    from retrievo.commands.search.config import SearchConfig
+    from pathlib import Path
+
     from retrievo.commands.search.indexes import Sources
+    from retrievo.commands.search.pipeline import Pipeline
     from retrievo.data.corpus import Corpus, Document
     from retrievo.retrieval.index_folder import IndexFolder
     from retrievo.retrieval.searcher import Searcher
 
 
 class Asker:
-    """Answers questions, one after another, from indexes that are opened once.
+    """Answers questions, one after another, from indexes that are open.
 
-    Raises: RetrievoError where an index can't be opened.
+    corpus: the texts to show; None = those of the corpora that the indexes were made from.
     """
 
-    def __init__(self, config: SearchConfig, sources: Sources):
-        self.pipeline, self.shelves = Pipeline(config, sources), sources.shelves
+    def __init__(self, pipeline: Pipeline, sources: Sources, corpus: Path | None):
+        self.pipeline, self.shelves = pipeline, sources.shelves
         self.texts = self.shelves.open() if self.shelves else None
-        self.corpora = [] if self.shelves else _corpora(config, sources.indexes)
+        self.corpora = [] if self.shelves else _corpora(corpus, sources.indexes)
         self.names = _names(sources.indexes)
 
     def answer(self, question: str) -> Answer:
@@ -76,12 +77,12 @@ def _whole(question: str) -> str:
     return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
-def _corpora(config: SearchConfig, indexes: Sequence[IndexFolder]) -> list[Corpus]:
+def _corpora(given: Path | None, indexes: Sequence[IndexFolder]) -> list[Corpus]:
     """The corpus that was typed, else one that the indexes know and that is still there: texts are an extra."""
     try:
-        return open_corpora(config, indexes)
+        return open_corpora(given, indexes)
     except RetrievoError:
-        if config.corpus is not None:
+        if given is not None:
             raise
         return []
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from retrievo.commands.search.across import check_distinct, own_hits, with_mark, without_mark
 from retrievo.commands.search.config import DEFAULT_FUSION, FUSED, OWN
-from retrievo.commands.search.indexes import Sources, open_indexes
+from retrievo.commands.search.indexes import Sources, open_corpora, open_indexes
 from retrievo.commands.search.rerank import Reranker, reranked
 from retrievo.data.ordering import first_ranked, flat_strings
 from retrievo.retrieval.aggregation import documents_of
@@ -53,9 +53,12 @@ class Pipeline:
 
     def __init__(self, config: SearchConfig, sources: Sources):
         self.config, self.shelves = config, sources.shelves
-        self.reranker = Reranker(config, sources) if config.rerank is not None else None
+        self.reranker = None
+        if config.rerank is not None:
+            corpora = [] if sources.shelves else open_corpora(config.corpus, sources.indexes)
+            self.reranker = Reranker(config.rerank, config.compute, sources.shelves, corpora)
         self.searchers = open_indexes(config, sources.indexes)
-        self.marks = [self.shelves.mark[path] if self.shelves else "" for path in (*config.index, *config.run)]
+        self.marks = [self.shelves.mark[place] if self.shelves else "" for place in config.places]
 
     def search(self, asked: Asked) -> Search:
         """A search for these queries."""
@@ -206,7 +209,7 @@ class Search:
         qrels = Qrels.read(config.tune_on).table
         tuned = cross_validated(self._judged(held, qrels), qrels, config.tune_metric)
         if last:
-            best = advice([*config.index, *config.run], tuned.overall.tolist())
+            best = advice(config.places, tuned.overall.tolist())
             console.note(f"weights by cross-validation on {config.tune_metric}; best on all: {best}")
         return held, tuned.weights
 

@@ -9,9 +9,10 @@ from retrievo.support import console
 from retrievo.support.errors import RetrievoError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import pyarrow as pa
 
-    from retrievo.commands.search.config import SearchConfig
     from retrievo.data.corpus import Queries
     from retrievo.retrieval.embeddings import Embeddings
     from retrievo.support.artifact import Input
@@ -39,8 +40,8 @@ class Asked(NamedTuple):
         raise RetrievoError(self.given.path, "holds vectors", "texts with --rerank", "pass the table of queries")
 
 
-def read_queries(config: SearchConfig) -> Asked:
-    """The queries of --queries, or those of them that are judged.
+def read_queries(path: Path, judged: Path | None) -> Asked:
+    """The queries of a table or embeddings folder, or those of a table that these judgments are about.
 
     Raises: RetrievoError for what holds no queries.
     """
@@ -49,18 +50,16 @@ def read_queries(config: SearchConfig) -> Asked:
     from retrievo.retrieval.embeddings import Embeddings
     from retrievo.support.artifact import Input, Manifest, has_manifest
 
-    path = config.queries
-    assert path is not None
     if has_manifest(path) and Manifest.read(path).kind == "embeddings":
-        if config.judged:
+        if judged:
             raise RetrievoError(path, "holds vectors", "texts with --judged", "pass the table of queries")
         vectors = Embeddings(path)
         return Asked(vectors.ids(), vectors, Input.of(path))
     queries = Queries(path)
     if empty := sum(not text.strip() for text in queries.texts):
         console.warn(f"{path}: {empty:,} queries have no text; they are kept")
-    if config.judged:
-        queries = queries.among(Qrels.read(config.judged).table["query_id"])
+    if judged:
+        queries = queries.among(Qrels.read(judged).table["query_id"])
     return Asked(queries.ids, queries, queries.input)
 
 

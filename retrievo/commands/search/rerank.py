@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from retrievo.commands.search.across import plain_id
-from retrievo.commands.search.indexes import Sources, open_corpora
 from retrievo.data.corpus import Document, first_found
 from retrievo.retrieval.hits import Hits, joined
 from retrievo.support.errors import RetrievoError
@@ -14,30 +13,29 @@ from retrievo.support.errors import RetrievoError
 if TYPE_CHECKING:
     import numpy as np
 
-    from retrievo.commands.search.config import SearchConfig
+    from retrievo.commands.search.across import Shelves
+    from retrievo.data.corpus import Corpus
+    from retrievo.models.compute import ComputeOptions
     from retrievo.support.console import Tick
 
 PAIRS_AT_ONCE = 8_192  # tokens of so many pairs are in memory
 
 
 class Reranker:
-    """A cross-encoder beside the texts of the documents.
+    """A cross-encoder beside the texts of the documents: of corpora that are ranked together, else of some corpora.
 
     Raises: RetrievoError for a model that is no cross-encoder, and where no corpus is known.
     """
 
-    def __init__(self, config: SearchConfig, sources: Sources):
+    def __init__(self, model: str, compute: ComputeOptions, shelves: Shelves | None, corpora: Sequence[Corpus]):
         from retrievo.models.cross_encoder import CrossEncoder
         from retrievo.models.devices import resolve_device
         from retrievo.models.inference import prepared
 
-        assert config.rerank is not None
-        self.config = config
-        self.texts = sources.shelves.open() if sources.shelves else None
-        self.corpora = [] if sources.shelves else open_corpora(config, sources.indexes)
-        if not sources.shelves and not self.corpora:
+        self.texts, self.corpora, self.compute = shelves.open() if shelves else None, corpora, compute
+        if not shelves and not corpora:
             raise RetrievoError("--rerank", "no texts to read: the index knows no corpus", None, "pass --corpus")
-        self.model = prepared(CrossEncoder.load(config.rerank), config.dtype, resolve_device(config.device))
+        self.model = prepared(CrossEncoder.load(model), compute.dtype, resolve_device(compute.device))
 
     def scores(
         self, queries: Sequence[str], query: np.ndarray, doc_ids: Sequence[str], tick: Tick | None = None
@@ -49,16 +47,13 @@ class Reranker:
         """
         import numpy as np
 
-        from retrievo.models.inference import computing
-
         asked, query_of = np.unique(query, return_inverse=True)
         known, document_of = np.unique(np.asarray(doc_ids, dtype=object), return_inverse=True)
         documents, pairs = self._documents(known.tolist()), self.model.tokenization
         first = pairs.query.tokenize([queries[number] for number in asked])
         second = pairs.document.tokenize([one.text for one in documents], [one.title for one in documents])
         rows = pairs.rows([(first.row(q), second.row(d)) for q, d in zip(query_of, document_of, strict=True)])
-        settled = computing(self.config.dtype, self.model.model.device, self.config.chunk_tokens)
-        return self.model.scores(*rows, tick=tick, **settled)
+        return self.model.scores(*rows, self.compute, tick)
 
     def _documents(self, ids: Sequence[str]) -> list[Document]:
         """Documents by id, from the first corpus that has them; of several corpora each from its own."""

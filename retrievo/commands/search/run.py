@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from retrievo.commands.search.config import SearchConfig
 from retrievo.commands.search.indexes import Sources, accompanied, find_sources
@@ -17,6 +17,7 @@ from retrievo.support.verbs import verb
 
 if TYPE_CHECKING:
     from retrievo.commands.search.interactive import Asker
+    from retrievo.commands.search.pipeline import Pipeline
     from retrievo.data.run import RunWriter
     from retrievo.retrieval.search_results import Answer
     from retrievo.support.artifact import Input
@@ -46,7 +47,8 @@ def searched(config: SearchConfig, *, alone: bool = False) -> Answer | None:
         if leads and config.question is not None:
             return _asker(config, sources).answer(config.question)
         if leads:
-            _write_run(config, sources, read_queries(config))
+            assert config.queries is not None
+            _write_run(config, sources, read_queries(config.queries, config.judged))
     return None
 
 
@@ -64,11 +66,13 @@ def converse(config: SearchConfig, questions: Iterable[str]) -> Iterator[Answer]
 
 def _asker(config: SearchConfig, sources: Sources) -> Asker:
     from retrievo.commands.search.interactive import Asker
+    from retrievo.commands.search.pipeline import Pipeline
 
-    return Asker(config, sources)
+    return Asker(Pipeline(config, sources), sources, config.corpus)
 
 
 def _write_run(config: SearchConfig, sources: Sources, asked: Asked) -> None:
+    from retrievo.commands.search.pipeline import Pipeline
     from retrievo.data.origin import QUERIES, read_now, warn_of_other_judgments
     from retrievo.data.qrels import Qrels
     from retrievo.data.run import RunWriter
@@ -84,7 +88,7 @@ def _write_run(config: SearchConfig, sources: Sources, asked: Asked) -> None:
     judged = {name: Qrels.read(path).input for name, path in qrels.items() if path is not None}
     read = model_record(config.rerank, None)[1] if config.rerank else {}
     inputs = indexes | runs | judged | {"queries": asked.input} | ({"ranker": read["model"]} if read else {})
-    inputs |= _corpora([*config.index, *config.run])
+    inputs |= _corpora(config.places)
     for qrels_read in judged.values():
         warn_of_other_judgments(qrels_read, config.queries, read_now(QUERIES, asked.input))
     record = config.record() | {"depth": config.run_depth}
@@ -93,8 +97,8 @@ def _write_run(config: SearchConfig, sources: Sources, asked: Asked) -> None:
         return
     with output.build() as folder:
         with RunWriter(folder / config.output.name, format_of=config.output) as writer:
-            with noted_splits() as splits:
-                stats = _write_hits(config, sources, asked, writer)
+            with noted_splits() as splits, closing(Pipeline(config, sources)) as pipeline:
+                stats = _write_hits(pipeline, asked, writer)
             stats |= splits.stats()
             writer.close(output.manifest(stats))
         output.finish(stats)
@@ -115,16 +119,14 @@ def _corpora(places: Sequence[Path]) -> dict[str, Input]:
     return {name: Input(one.path, one.fingerprint) for name, one in zip(names, found.values(), strict=False)}
 
 
-def _write_hits(config: SearchConfig, sources: Sources, asked: Asked, writer: RunWriter) -> dict[str, Any]:
+def _write_hits(pipeline: Pipeline, asked: Asked, writer: RunWriter) -> dict[str, int]:
     import numpy as np
 
-    from retrievo.commands.search.pipeline import Pipeline
     from retrievo.data.columns import taken
     from retrievo.data.ordering import ranks
 
     rows = answered = 0
-    with closing(Pipeline(config, sources)) as pipeline:
-        for hits in pipeline.search(asked).hits():
-            writer.write(taken(asked.ids, hits.query), hits.ids(), hits.score, ranks(hits.query))
-            rows, answered = rows + len(hits.query), answered + len(np.unique(hits.query))
+    for hits in pipeline.search(asked).hits():
+        writer.write(taken(asked.ids, hits.query), hits.ids(), hits.score, ranks(hits.query))
+        rows, answered = rows + len(hits.query), answered + len(np.unique(hits.query))
     return {"queries": len(asked.ids), "without_results": len(asked.ids) - answered, "rows": rows}

@@ -24,8 +24,8 @@ from retrievo.distributed.collectives import barrier, rank, world_size
 from retrievo.mining.candidates import Judged, VectorMiner
 from retrievo.mining.choice import Tally, Window, choose
 from retrievo.mining.rules import Filters, Rules
+from retrievo.models.compute import ComputeOptions
 from retrievo.models.encoder import Encoder
-from retrievo.models.inference import computing
 from retrievo.models.vectors import encode_tokens
 from retrievo.retrieval.embeddings import (
     Vectors,
@@ -173,8 +173,7 @@ class RefreshingFeed:
         return stored_vectors(folder, embeddings_stats(rows, self.encoder.dim, _STORAGE, "document", similarity))
 
     def _vectors(self, role: str, texts: TokenCache, rows: np.ndarray) -> np.ndarray:
-        device = self.encoder.backbone.device
-        return encode_tokens(self.encoder, role, *texts.rows(rows), **computing(self.dtype, device))
+        return encode_tokens(self.encoder, role, *texts.rows(rows), ComputeOptions(self.dtype))
 
     def _mine(self, vectors: Vectors, part: Path) -> None:
         """Writes the negatives of this rank's queries: all documents that the search finds and no rule drops."""

@@ -25,8 +25,8 @@ from retrievo.distributed.collectives import as_rank_0_says, barrier, rank
 from retrievo.distributed.fsdp import is_sharded
 from retrievo.evaluation.names import Metric
 from retrievo.evaluation.scoring import evaluate
+from retrievo.models.compute import ComputeOptions
 from retrievo.models.encoder import Encoder
-from retrievo.models.inference import computing
 from retrievo.models.vectors import encode_tokens
 from retrievo.support import console
 from retrievo.support.errors import RetrievoError
@@ -51,7 +51,7 @@ class Pool:
         self.inputs |= {"dev-queries": table.input} if config.dev_queries else {}
         warn_of_others(config.dev_run, corpus=corpus.input, queries=table.input)
         warn_of_other_judgments(judged.input, queries, read_now("queries", table.input))
-        relevant = judged.table.filter(pc.greater_equal(judged.table["relevance"], min_relevance))
+        relevant = judged.relevant(min_relevance)
         self.query_ids = pc.unique(flat_strings(relevant["query_id"]))
         rows = pc.index_in(self.query_ids, value_set=flat_strings(table.ids))
         if rows.null_count:
@@ -159,11 +159,8 @@ class Validation:
     def measure(self) -> float:
         """The mean of the metric over the queries of the pool."""
         pool, metric = self.pool, Metric.parse(self.metric)
-        settled = computing(self.dtype, next(self.module.parameters()).device)
         sides = (("query", self._queries.tokens, self._queries.offsets), ("document", *self._documents))
-        queries, documents = (
-            encode_tokens(self.encoder, role, tokens, offsets, **settled) for role, tokens, offsets in sides
-        )
+        queries, documents = (encode_tokens(self.encoder, *side, ComputeOptions(self.dtype)) for side in sides)
         bounds = np.searchsorted(pool.query, np.arange(len(queries) + 1))
         scores = [
             exact_similarities(self.encoder.spec.similarity, query, documents[pool.document[low:high]])

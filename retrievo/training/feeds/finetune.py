@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from retrievo.data.corpus import Corpus, Queries
 from retrievo.data.ids import IdMap
@@ -68,7 +67,7 @@ class TrainingData:
         warn_of_other_judgments(judged.input, config.queries, read_now("queries", self.queries.input))
         for path in config.negatives:
             self._warn_of_others(path)
-        relevant = judged.table.filter(pc.greater_equal(judged.table["relevance"], min_relevance))
+        relevant = judged.relevant(min_relevance)
         self.positives, self.lost_judgments = self.by_query(relevant)
         tables = (self.queries.table, self._query_ids), (self.corpus.table, self.corpus.id_map)
         self.negatives, self.lost_negatives = mapped_pools([pool.source for pool in pools], *tables, self.empty)

@@ -16,6 +16,7 @@ from retrievo.data.corpus import Corpus
 from retrievo.data.token_cache import TokenCache
 from retrievo.evaluation.names import Metric
 from retrievo.evaluation.scoring import evaluate
+from retrievo.models.compute import ComputeOptions
 from retrievo.models.encoder import Encoder
 from retrievo.models.vectors import encode_texts
 from retrievo.support.errors import RetrievoError, UsageError
@@ -69,7 +70,7 @@ def test_the_value_is_that_of_a_ranking_of_the_pool(given: Callable, tiny_model:
     assert encoder.training, "training goes on as it was"
     documents = [document.text for document in corpus.documents(pool.documents.tolist())]
     vectors = [
-        encode_texts(encoder, role, texts, chunk_tokens=64, dtype=torch.float32)
+        encode_texts(encoder, role, texts, ComputeOptions("float32", chunk_tokens=64))
         for role, texts in (("query", pool.texts), ("document", documents))
     ]
     scores = (vectors[0][pool.query] * vectors[1][pool.document]).sum(axis=1)

@@ -12,6 +12,7 @@ import torch
 from pretraining_ranks import FAMILIES, model, texts
 
 from retrievo.data.sampling import random_keys
+from retrievo.models.compute import ComputeOptions
 from retrievo.models.condenser import HEAD_FILE, MaskedEncoder
 from retrievo.models.encoder import Encoder
 from retrievo.models.vectors import encode_tokens
@@ -109,7 +110,7 @@ def test_what_was_pretrained_opens_everywhere_with_the_same_vectors(family: str,
     given = texts(6)
     ours = Encoder.load(tmp_path).eval()
     tokenized = ours.tokenization("document").tokenize(given)
-    vectors = encode_tokens(ours, "document", tokenized.tokens, tokenized.offsets, chunk_tokens=100)
+    vectors = encode_tokens(ours, "document", tokenized.tokens, tokenized.offsets, ComputeOptions("float32"))
     theirs = library.SentenceTransformer(str(tmp_path), device="cpu", local_files_only=True).encode(given)
     np.testing.assert_allclose(vectors, theirs, atol=1e-4)
     again = MaskedEncoder.load(tmp_path)
