@@ -122,36 +122,14 @@ def _fit(
 ) -> Manifest:
     """Trains in every process; the lead process begins the folder, exports the model and finishes the output."""
     from retrievo.distributed.collectives import barrier, rank
-    from retrievo.distributed.fsdp import shard
     from retrievo.models.lora import merge_adapters
-    from retrievo.training.engine.checkpoints import latest_step
-    from retrievo.training.engine.logs import Course, in_words
-    from retrievo.training.engine.loop import every_n_steps, fit
+    from retrievo.training.engine.logs import Course
 
     if config.draws_from_pools:
         for data_set in data:
             data_set.check_contrast(config.loss)
     with output.build_together(lead=rank() == 0, barrier=barrier) as folder:
-        model, objective, feed = model_objective_feed(config, data)
-        planned = dataclasses.replace(config, epochs=None, max_steps=_steps(config, feed.batches_per_epoch))
-        if rank() == 0:
-            _say(data, objective)
-        validation = _validation(config, pool, model, objective, feed, folder) if pool else None
-        if config.fsdp:
-            shard(objective, device)
-        every = every_n_steps(validation, planned.steps, config.validate_every) if validation else []
-        if config.refresh_every:
-            feed = _refreshing(planned, feed, model, folder)
-            every = [*every, (config.refresh_every, feed)]
-        enough = validation.is_enough if validation else lambda: False
-        with console.progress("training", planned.steps, "steps", latest_step(folder / CHECKPOINTS)) as tick:
-
-            def show(record: Record) -> None:
-                tick(1, in_words(record))
-
-            steps = fit(
-                objective, feed, planned, folder=folder, device=device, progress=show, every=every, enough=enough
-            )
+        model, objective, validation, steps = _trained(config, data, pool, folder, device)
         barrier()
         if rank() != 0:
             return output.manifest({})
@@ -167,6 +145,37 @@ def _fit(
         manifest = output.finish(stats | dim | Course.of(folder).stats)
     _summary(config, manifest)
     return manifest
+
+
+def _trained(
+    config: TrainConfig, data: Sequence[TrainingData], pool: Pool | None, folder: Path, device: torch.device
+) -> tuple[Any, Objective, Validation | None, int]:
+    """The model with its objective after training, its validation if there is one, and the number of steps."""
+    from retrievo.distributed.collectives import rank
+    from retrievo.distributed.fsdp import shard
+    from retrievo.training.engine.checkpoints import latest_step
+    from retrievo.training.engine.logs import in_words
+    from retrievo.training.engine.loop import every_n_steps, fit
+
+    model, objective, feed = model_objective_feed(config, data)
+    planned = dataclasses.replace(config, epochs=None, max_steps=_steps(config, feed.batches_per_epoch))
+    if rank() == 0:
+        _say(data, objective)
+    validation = _validation(config, pool, model, objective, feed, folder) if pool else None
+    if config.fsdp:
+        shard(objective, device)
+    every = every_n_steps(validation, planned.steps, config.validate_every) if validation else []
+    if config.refresh_every:
+        feed = _refreshing(planned, feed, model, folder)
+        every = [*every, (config.refresh_every, feed)]
+    enough = validation.is_enough if validation else lambda: False
+    with console.progress("training", planned.steps, "steps", latest_step(folder / CHECKPOINTS)) as tick:
+
+        def show(record: Record) -> None:
+            tick(1, in_words(record))
+
+        steps = fit(objective, feed, planned, folder=folder, device=device, progress=show, every=every, enough=enough)
+    return model, objective, validation, steps
 
 
 def _say(data: Sequence[TrainingData], objective: Objective) -> None:

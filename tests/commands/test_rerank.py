@@ -375,9 +375,9 @@ def test_an_encoder_reads_each_text_once(
     monkeypatch.setattr(verb, "PAIRS_PER_SHARD", 300)
     encode, texts = vectors.encode_tokens, {"query": 0, "document": 0}
 
-    def counting(model: Any, role: str, tokens: Any, offsets: Any, **options: Any) -> Any:
+    def counting(model: Any, role: str, tokens: Any, offsets: Any, *options: Any) -> Any:
         texts[role] += len(offsets) - 1
-        return encode(model, role, tokens, offsets, **options)
+        return encode(model, role, tokens, offsets, *options)
 
     monkeypatch.setattr(vectors, "encode_tokens", counting)
     assert retrievo(*reranking(home, toy_dataset, tmp_path / "run.parquet", "--model", encoder)).code == 0

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import torch
-from torch.optim import Optimizer
 
 from retrievo.distributed.collectives import as_rank_0_says, broadcast_state, gather_counts
 from retrievo.models.dtypes import resolve_dtype
@@ -71,48 +70,19 @@ def fit(
     clock: seconds, by which checkpoints are written where `save_every` is None. Returns the number of finished steps.
     Raises: RetrievoError where the loss is not finite, nothing was learned, or the checkpoint belongs to another run.
     """
-    objective.to(device)
-    broadcast_state(objective)
-    optimizer = OPTIMIZERS[config.optimizer](config, objective)
-    if config.gradient_checkpointing:
-        checkpoint_activations(objective)
-    means = _Means.of(config, device)
-    start, changed = _resume(folder / CHECKPOINTS, objective, optimizer, feed, config, restart, means)
-    log = _log(folder, start, changed, config)
-    tick, saved = time.perf_counter(), clock()
-    if start >= config.steps or (start and enough()):
-        log.close(device)  # a run killed after its last checkpoint has not drawn its plot
-        return start
-    for step, batch in prefetched(feed.batch, range(start, config.steps), config.prefetch, [n for n, _ in every]):
-        waited = time.perf_counter() - tick
-        rate = learning_rate(config, step - restart, config.steps - restart)
-        stats = _update(objective, optimizer, batch, config, step, rate, means)
-        record = _record(step, feed, stats, rate, waited, time.perf_counter() - tick, device)
-        record |= means.record()
-        log.write(record)
-        progress(record)
-        called = [callback for n, callback in every if (step + 1) % n == 0]
-        _check_so_far(log, device, feed, every if called else ())
-        for callback in called:  # before the checkpoint, so that a run killed here calls them again
-            if values := callback(step + 1):
-                log.write({"step": step + 1, **values})
-        ends = step + 1 == config.steps or (bool(called) and enough())
-        if ends:
-            log.close(device)
-        if ends or _is_due(config, step + 1, clock() - saved, device):
-            state = _state(feed, config, step + 1, restart) | means.state()
-            checkpoints.save(folder / CHECKPOINTS, step + 1, objective, optimizer, state, config.keep_checkpoints)
-            saved = clock()
+    run = _Run(objective, feed, config, folder, device, restart, clock)
+    if run.start >= config.steps or (run.start and enough()):
+        run.log.close(device)  # a run killed after its last checkpoint has not drawn its plot
+        return run.start
+    pauses = [n for n, _ in every]
+    for step, batch in prefetched(feed.batch, range(run.start, config.steps), config.prefetch, pauses):
+        progress(run.update(step, batch))
+        called = run.call_back(every, step + 1)  # before the checkpoint, so that a run killed there calls them again
+        ends = step + 1 == config.steps or (called and enough())
+        run.keep(step + 1, ends=ends)
         if ends:
             return step + 1
-        tick = time.perf_counter()
-    return start
-
-
-def _check_so_far(log: Log, device: torch.device, feed: object, called: Sequence[tuple[int, Callback]]) -> None:
-    """Before a measure; a feed that is a callback itself will bring other batches."""
-    if called and all(callback is not feed for _, callback in called):
-        log.contrast.check(log.path.parent, device, ends=False)
+    return run.start
 
 
 def every_n_steps(callback: Callback, steps: int, often: int | None = None) -> list[tuple[int, Callback]]:
@@ -168,50 +138,152 @@ class _Means(NamedTuple):
         return self.chunks.restore(saved["chunks"])
 
 
-def _update(
-    objective: Objective,
-    optimizer: Optimizer,
-    batch: Batch,
-    config: FitConfig,
-    step: int,
-    rate: float,
-    means: _Means,
-) -> Stats:
-    """One step of the optimizer, which may ask for several gradients; returns the metrics of the first one."""
-    metrics: list[Stats] = []
-    dtype, chunks, scale = means
+class _Run:
+    """One call of `fit`: what is trained, with which means, and where its state is kept."""
 
-    def attempt() -> Stats | None:
+    def __init__(
+        self,
+        objective: Objective,
+        feed: Feed,
+        config: FitConfig,
+        folder: Path,
+        device: torch.device,
+        restart: int,
+        clock: Callable[[], float],
+    ):
+        objective.to(device)
+        broadcast_state(objective)
+        self.objective, self.feed, self.config, self.device = objective, feed, config, device
+        self.checkpoints, self.restart, self.clock = folder / CHECKPOINTS, restart, clock
+        self.optimizer = OPTIMIZERS[config.optimizer](config, objective)
+        if config.gradient_checkpointing:
+            checkpoint_activations(objective)
+        self.means = _Means.of(config, device)
+        self.start, changed = self._resume()
+        self.log = Log(folder, self.start, tensorboard=config.tensorboard)
+        if changed and self.start != config.steps:
+            _note_changes(self.log, self.start, changed)
+        self._tick, self._saved = time.perf_counter(), clock()
+
+    def update(self, step: int, batch: Batch) -> Record:
+        """Makes a step of the optimizer; returns the line of the log."""
+        waited = time.perf_counter() - self._tick
+        rate = learning_rate(self.config, step - self.restart, self.config.steps - self.restart)
+        stats = self._optimize(step, batch, rate)
+        record = _record(step, self.feed, stats, rate, waited, time.perf_counter() - self._tick, self.device)
+        record |= self.means.record()
+        self.log.write(record)
+        return record
+
+    def _optimize(self, step: int, batch: Batch, rate: float) -> Stats:
+        """One step of the optimizer, which may ask for several gradients; returns the metrics of the first one."""
+        metrics: list[Stats] = []
+
+        def gradient() -> float:
+            stats = self._gradient(step, batch)
+            _check_finite(stats, step)  # before the optimizer moves any weight by it
+            metrics.append(stats)
+            return 0.0  # torch expects a number, which is not used
+
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.objective.train()  # a callback may have left it in another mode
+        self.optimizer.step(gradient)
+        self.objective.after_step()
+        self.means.scale.after_step()
+        return metrics[0]
+
+    def _gradient(self, step: int, batch: Batch) -> Stats:
+        """The gradient of a batch, again in smaller chunks where memory runs out, and again where float16 overflows."""
+        while (stats := self._attempt(step, batch)) is None or not self.means.scale.accepts(stats["gradient_norm"]):
+            if stats is None:
+                self.means.chunks.shrink(batch)
+        return stats
+
+    def _attempt(self, step: int, batch: Batch) -> Stats | None:
+        dtype, chunks, scale = self.means
         try:
             return gradient_step(
-                objective,
+                self.objective,
                 batch,
                 step=step,
-                seed=config.seed,
-                chunk_tokens=chunks.measure(objective, batch, dtype),
+                seed=self.config.seed,
+                chunk_tokens=chunks.measure(self.objective, batch, dtype),
                 keep_graphs=chunks.graphs,
                 dtype=dtype,
-                max_grad_norm=config.max_grad_norm,
+                max_grad_norm=self.config.max_grad_norm,
                 loss_scale=scale.value,
             )
         except torch.OutOfMemoryError:
             return None  # leaving the handler frees what the step holds, before another try
 
-    def gradient() -> float:
-        while (stats := attempt()) is None or not scale.accepts(stats["gradient_norm"]):
-            if stats is None:
-                chunks.shrink(batch)
-        _check_finite(stats, step)  # before the optimizer moves any weight by it
-        metrics.append(stats)
-        return 0.0  # torch expects a number, which is not used
+    def call_back(self, every: Sequence[tuple[int, Callback]], finished: int) -> bool:
+        """Calls what is due after `finished` steps, and logs what it returns; returns whether anything was due."""
+        due = [callback for n, callback in every if finished % n == 0]
+        feed: object = self.feed  # one that is a callback itself will bring other batches
+        if due and all(callback is not feed for _, callback in every):
+            self.log.contrast.check(self.log.path.parent, self.device, ends=False)
+        for callback in due:
+            if values := callback(finished):
+                self.log.write({"step": finished, **values})
+        return bool(due)
 
-    for group in optimizer.param_groups:
-        group["lr"] = rate
-    objective.train()  # a callback may have left it in another mode
-    optimizer.step(gradient)
-    objective.after_step()
-    scale.after_step()
-    return metrics[0]
+    def keep(self, finished: int, *, ends: bool) -> None:
+        """Writes a checkpoint after `finished` steps where it is due, and closes the log at the end."""
+        if ends:
+            self.log.close(self.device)
+        if ends or self._is_due(finished):
+            state = self._state(finished) | self.means.state()
+            limit = self.config.keep_checkpoints
+            checkpoints.save(self.checkpoints, finished, self.objective, self.optimizer, state, limit)
+            self._saved = self.clock()
+        self._tick = time.perf_counter()
+
+    def _is_due(self, finished: int) -> bool:
+        """Whether to write a checkpoint after `finished` steps; the same on all ranks."""
+        if self.config.save_every is not None:
+            return finished % self.config.save_every == 0
+        return as_rank_0_says(self.clock() - self._saved >= SAVE_SECONDS, self.device)
+
+    def _state(self, finished: int) -> dict[str, Any]:
+        """The state that must be the same for a run to resume from a checkpoint exactly."""
+        config = self.config
+        schedule = {"name": config.schedule, "warmup": config.warmup_ratio, "max_steps": config.steps}
+        schedule["restart"] = self.restart
+        return {"seed": config.seed, "schedule": schedule, "data": self.feed.position(finished)}
+
+    def _resume(self) -> tuple[int, dict[str, list[Any]]]:
+        """Restores all state from the latest checkpoint; returns the number of finished steps and changed options."""
+        folder = self.checkpoints
+        checkpoints.remove_unfinished(folder)
+        checkpoint = checkpoints.latest(folder)
+        saved: dict[str, Any] = {"step": 0}
+        if checkpoint:
+            saved = checkpoints.load(checkpoint, self.objective, self.optimizer)
+        step: int = saved["step"]
+        found = gather_counts(step, next(self.objective.parameters()).device)
+        if len(set(found)) > 1:
+            raise RetrievoError(
+                folder, f"ranks see checkpoints of steps {found}", "the same on all", "share the folder"
+            )
+        if step < self.restart:
+            expected = f"step {self.restart}, from which training shall continue"
+            raise RetrievoError(folder, f"reaches step {step}", expected)
+        for name, value in self._state(step).items():
+            begins_anew = name == "schedule" and step == self.restart
+            if checkpoint and saved[name] != value and not begins_anew:
+                fix = "give the same options, or choose another --output"
+                raise RetrievoError(checkpoint, f"{name} was {saved[name]}, now it is {value}", None, fix)
+        return step, self.means.restore(saved) if checkpoint else {}
+
+
+def _note_changes(log: Log, start: int, changed: Mapping[str, list[Any]]) -> None:
+    """The log and the console state the options of memory that changed when the run was resumed."""
+    for name, (before, now) in changed.items():
+        console.note(f"from step {start + 1:,} on, {flag_of(name)} is {now}; it was {before}")
+    if changed.keys() & {"chunk_tokens", "gradient_checkpointing"}:
+        console.note("from there on, dropout draws other numbers than in a run without the change")
+    log.write({"step": start, "changed": changed})
 
 
 def _check_finite(stats: Stats, step: int) -> None:
@@ -248,56 +320,3 @@ def _peak_memory(device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024  # bytes there, KiB elsewhere
-
-
-def _is_due(config: FitConfig, finished: int, seconds: float, device: torch.device) -> bool:
-    """Whether to write a checkpoint after `finished` steps, `seconds` after the last one; the same on all ranks."""
-    if config.save_every is not None:
-        return finished % config.save_every == 0
-    return as_rank_0_says(seconds >= SAVE_SECONDS, device)
-
-
-def _state(feed: Feed, config: FitConfig, step: int, restart: int) -> dict[str, Any]:
-    """The state that must be the same for a run to resume from a checkpoint exactly."""
-    schedule = {"name": config.schedule, "warmup": config.warmup_ratio, "max_steps": config.steps, "restart": restart}
-    return {"seed": config.seed, "schedule": schedule, "data": feed.position(step)}
-
-
-def _resume(
-    folder: Path,
-    objective: Objective,
-    optimizer: Optimizer,
-    feed: Feed,
-    config: FitConfig,
-    restart: int,
-    means: _Means,
-) -> tuple[int, dict[str, list[Any]]]:
-    """Restores all state from the latest checkpoint; returns the number of finished steps and changed options."""
-    checkpoints.remove_unfinished(folder)
-    checkpoint = checkpoints.latest(folder)
-    saved: dict[str, Any] = checkpoints.load(checkpoint, objective, optimizer) if checkpoint else {"step": 0}
-    step: int = saved["step"]
-    found = gather_counts(step, next(objective.parameters()).device)
-    if len(set(found)) > 1:
-        raise RetrievoError(folder, f"ranks see checkpoints of steps {found}", "the same on all", "share the folder")
-    if step < restart:
-        raise RetrievoError(folder, f"reaches step {step}", f"step {restart}, from which training shall continue")
-    for name, value in _state(feed, config, step, restart).items():
-        begins_anew = name == "schedule" and step == restart
-        if checkpoint and saved[name] != value and not begins_anew:
-            fix = "give the same options, or choose another --output"
-            raise RetrievoError(checkpoint, f"{name} was {saved[name]}, now it is {value}", None, fix)
-    return step, means.restore(saved) if checkpoint else {}
-
-
-def _log(folder: Path, start: int, changed: Mapping[str, list[Any]], config: FitConfig) -> Log:
-    """Opens the log; it and the console state the options of memory that changed when the run was resumed."""
-    log = Log(folder, start, tensorboard=config.tensorboard)
-    if not changed or start == config.steps:
-        return log
-    for name, (before, now) in changed.items():
-        console.note(f"from step {start + 1:,} on, {flag_of(name)} is {now}; it was {before}")
-    if changed.keys() & {"chunk_tokens", "gradient_checkpointing"}:
-        console.note("from there on, dropout draws other numbers than in a run without the change")
-    log.write({"step": start, "changed": changed})
-    return log
