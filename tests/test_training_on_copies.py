@@ -20,7 +20,7 @@ from retrievo.models.encoder import Encoder
 from retrievo.support.artifact import Manifest
 from retrievo.training.feeds.dataset_config import DataSetConfig
 from retrievo.training.feeds.finetune import TrainingData, TrainingFeed
-from retrievo.training.feeds.samplers import Draw
+from retrievo.training.feeds.samplers import Draw, Drawing
 from retrievo.training.objectives.finetune import Finetune
 from retrievo.training.objectives.table import FinetuneConfig
 from tests.copies import COPIES, PLAIN
@@ -89,7 +89,7 @@ def test_training_takes_no_copy_of_a_relevant_document(title: str, text: str, tm
     told = DataSetConfig(**{name: tmp_path / "data" / f"{name}.parquet" for name in ("corpus", "queries", "qrels")})
     data, encoder = TrainingData(told, 1), Encoder.load(tiny_model, pooling="mean")
     objective = Finetune(FinetuneConfig(), encoder)
-    feed = TrainingFeed(data, encoder, objective.collator(), batch_size=1, negatives_per_query=1, seed=0)
+    feed = TrainingFeed(data, encoder, objective.collator(), Drawing(batch_size=1, negatives_per_query=1, seed=0))
     batch = feed.collated([Draw(0, np.array([0, 1]))])
     vectors = {"query": torch.ones(1, 4), "document": torch.ones(2, 4)}  # as good as the positive: log 2 were it one
     loss, stats = objective.contrast(vectors, batch)

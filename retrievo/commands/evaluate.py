@@ -194,7 +194,8 @@ def measured(
     for line in evaluation.notes:
         console.note(line)
     if config.report:
-        _write_report(config, evaluation)
+        judge = config.qrels or config.answers or config.reference_run
+        _write_report(config.report, evaluation, f"{', '.join(evaluation.runs)} on {judge}")
     if config.per_query:
         _write_per_query(config, evaluation, {name: run.input for name, run in given.items()} | inputs)
     return evaluation
@@ -224,8 +225,9 @@ def _warn_of_pairs(config: EvaluateConfig, runs: Sequence[Run]) -> None:
             if not fits(noun, found, known[0][1]):
                 first = f"{known[0][0]} of {named(known[0][1])}"
                 console.warn(f"{path}: is a run of another {noun} ({named(found)}) than {first}".replace(*_PLURAL))
-        for path, found in known if noun == CORPUS and config.corpus is not None else ():
-            _check_corpus(config, path, found)
+        if noun == CORPUS and config.corpus is not None:
+            for path, found in known:
+                _check_corpus(config.corpus, path, found, searched=config.answers is not None)
     for run in runs:
         depth = _depth(run)
         deeper = [typed for typed in config.metrics if depth and (Metric.parse(typed).cutoff or 0) > depth]
@@ -236,21 +238,24 @@ def _warn_of_pairs(config: EvaluateConfig, runs: Sequence[Run]) -> None:
 _PLURAL = ("another queries", "other queries")
 
 
-def _check_corpus(config: EvaluateConfig, run: Path, found: Sequence[Origin]) -> None:
-    """Warns where --corpus is not the corpus of a run; raises RetrievoError where answers depend on it."""
+def _check_corpus(corpus: Path, run: Path, found: Sequence[Origin], *, searched: bool) -> None:
+    """Warns where --corpus is not the corpus of a run.
+
+    searched: whether answers are searched for in its texts.
+    Raises: RetrievoError where they are.
+    """
     from retrievo.data.finding import table_files
     from retrievo.data.origin import CORPUS, Origin, mixes_corpora, named, part_of
     from retrievo.support.artifact import Input
     from retrievo.support.errors import RetrievoError
 
-    assert config.corpus is not None
-    given = Input.of(config.corpus, table_files(config.corpus, CORPUS))
+    given = Input.of(corpus, table_files(corpus, CORPUS))
     if part_of(found, [Origin.of(CORPUS, given)]) and not mixes_corpora(run):
         return
     problem = f"is another corpus than {run} was made from ({named(found)})"
-    if config.answers is not None:
-        raise RetrievoError(config.corpus, problem, None, "pass that one to --corpus, or leave it out")
-    console.warn(f"{config.corpus}: {problem}; the texts may be those of other documents")
+    if searched:
+        raise RetrievoError(corpus, problem, None, "pass that one to --corpus, or leave it out")
+    console.warn(f"{corpus}: {problem}; the texts may be those of other documents")
 
 
 def _depth(run: Run) -> int | None:
@@ -292,25 +297,27 @@ def _standard(
         reference = JudgedRun.of(first, Judgments.of(None), depth=depth, name="reference run")
     answers = None
     if any(metric.needs_answers for metric in metrics):
-        answers = _answers(config, runs, judgments, inputs)
+        assert config.answers is not None
+        answers = _answers(config.answers, config.corpus, runs, judgments, inputs)
     return Standard(metrics, judgments, config.rules, config.min_relevance, reference, answers), inputs
 
 
-def _answers(config: EvaluateConfig, runs: Sequence[Run], judgments: Judgments, inputs: dict[str, Input]) -> Answers:
-    """Reads the answers and the corpus from which the runs were made."""
+def _answers(
+    given: Path, texts: Path | None, runs: Sequence[Run], judgments: Judgments, inputs: dict[str, Input]
+) -> Answers:
+    """Reads the answers, and the corpus from which the runs were made where no texts are given."""
     from retrievo.data.corpus import Corpus
     from retrievo.data.origin import QUERIES, origins, warn_of_other_judgments
     from retrievo.data.tables import ANSWERS, Table
     from retrievo.evaluation.answers import Answers
     from retrievo.evaluation.texts import corpus_of
 
-    assert config.answers is not None
-    path = config.corpus or corpus_of(runs)
+    path = texts or corpus_of(runs)
     if path is None:
         raise UsageError("--answers", "no texts to look for answers in", None, "pass --corpus")
-    beside = config.answers / "queries.parquet"  # of a dataset whose queries carry their answers
-    alone = beside.is_file() and not (config.answers / "answers.parquet").is_file()
-    table, corpus = Table(beside if alone else config.answers, ANSWERS), Corpus(path)
+    beside = given / "queries.parquet"  # of a dataset whose queries carry their answers
+    alone = beside.is_file() and not (given / "answers.parquet").is_file()
+    table, corpus = Table(beside if alone else given, ANSWERS), Corpus(path)
     inputs |= {"answers": table.input, "corpus": corpus.input}
     if any(file.name == "queries.parquet" for file in table.files):  # a table of answers alone has no texts to compare
         for run in runs:
@@ -318,16 +325,14 @@ def _answers(config: EvaluateConfig, runs: Sequence[Run], judgments: Judgments, 
     return Answers.read(table, corpus, judgments.query_ids)
 
 
-def _write_report(config: EvaluateConfig, evaluation: Evaluation) -> None:
+def _write_report(path: Path, evaluation: Evaluation, title: str) -> None:
     """Writes the report, replacing an earlier one, which can always be made again."""
     from retrievo.evaluation.report import report
     from retrievo.support.files import atomic_path
 
-    assert config.report is not None
-    title = f"{', '.join(evaluation.runs)} on {config.qrels or config.answers or config.reference_run}"
-    with atomic_path(config.report) as temporary:
+    with atomic_path(path) as temporary:
         temporary.write_text(report(evaluation, title), encoding="utf-8")
-    console.note(f"wrote {config.report}")
+    console.note(f"wrote {path}")
 
 
 def _write_per_query(config: EvaluateConfig, evaluation: Evaluation, inputs: dict[str, Input]) -> None:

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from retrievo.data.importers import FORMATS
 from retrievo.data.options import force_option, output_option
@@ -175,9 +175,10 @@ def import_dataset(config: ImportConfig) -> Manifest:
     with output.build():
         store = DatasetWriter(output, parts)
         with source.progress(parts):
-            reader.read(parts, store, **_own_options(config))
+            own = {name: getattr(config, name) for name in FORMATS[config.format].options}
+            reader.read(parts, store, **own)
         manifest = output.finish(store.finish())
-    _summary(config, manifest, store.found)
+    _summary(config.source, config.output, manifest, store.found)
     return manifest
 
 
@@ -195,11 +196,6 @@ def _import_vectors(config: ImportConfig) -> Manifest:
     return manifest
 
 
-def _own_options(config: ImportConfig) -> dict[str, Any]:
-    """The options that this format has, by name: the keywords of its `read`."""
-    return {name: getattr(config, name) for name in FORMATS[config.format].options}
-
-
 def _note_unread_files(source: ImportSource, parts: Sequence[Part]) -> None:
     used = {part.member for part in parts}
     left = [member.path for member in source.members if member not in used]
@@ -212,19 +208,19 @@ def _few(names: Sequence[str]) -> str:
     return ", ".join(names[:_SHOWN]) + more
 
 
-def _summary(config: ImportConfig, manifest: Manifest, found: dict[Part, Counter[str]]) -> None:
+def _summary(source: Path, output: Path, manifest: Manifest, found: dict[Part, Counter[str]]) -> None:
     """Prints the rows read from each file, and the next command."""
     facts: dict[str, object] = {}
     if len(found) <= _SHOWN:
         facts = {part.member.path: _counted(counts) for part, counts in found.items()}
     total: Counter[str] = sum(found.values(), Counter())
     facts["together"] = f"{_counted(total)}; files: {len(found):,}"
-    facts["output"] = f"{config.output} in {console.seconds(manifest.seconds or 0.0)}"
+    facts["output"] = f"{output} in {console.seconds(manifest.seconds or 0.0)}"
     next_command = None
-    if (config.output / "corpus.parquet").exists():
-        folder = shlex.quote(str(config.output))
+    if (output / "corpus.parquet").exists():
+        folder = shlex.quote(str(output))
         next_command = f"retrievo index --data {folder} --output {folder}/bm25"
-    console.summary(f"imported {config.source}", facts, next_command)
+    console.summary(f"imported {source}", facts, next_command)
 
 
 def _counted(counts: Counter[str]) -> str:

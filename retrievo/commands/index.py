@@ -127,7 +127,7 @@ def index_texts(config: IndexConfig) -> Manifest:
         if stats["empty"]:
             console.warn(f"{config.corpus}: {stats['empty']:,} documents have no text; they are kept and never found")
         manifest = output.finish(stats)
-    _summary(config, manifest, f"{stats['documents']:,} documents")
+    _summary(config.output, manifest, f"{stats['documents']:,} documents")
     return manifest
 
 
@@ -155,7 +155,7 @@ def index_vectors(config: IndexConfig) -> Manifest:
         manifest = _build_by_module(kind, embeddings, output)
     else:
         manifest = faiss_build.build(embeddings, output, config.type, shards=config.shards, threads=config.threads)
-    _summary(config, manifest, f"{embeddings.rows:,} vectors of {embeddings.dim} dimensions")
+    _summary(config.output, manifest, f"{embeddings.rows:,} vectors of {embeddings.dim} dimensions")
     return manifest
 
 
@@ -190,7 +190,7 @@ def _add_vectors(config: IndexConfig, embeddings: Embeddings, given: Input) -> M
     if finished := output.already_finished():
         return finished
     manifest = faiss_build.add(index, embeddings, output, threads=config.threads)
-    _summary(config, manifest, f"{index.rows:,} vectors and {embeddings.rows:,} new ones")
+    _summary(config.output, manifest, f"{index.rows:,} vectors and {embeddings.rows:,} new ones")
     return manifest
 
 
@@ -214,9 +214,9 @@ def _check_alike(new: Embeddings, old: Embeddings) -> None:
         console.note(f"documents of another corpus are added: of {named(corpora[0])} to those of {named(corpora[1])}")
 
 
-def _summary(config: IndexConfig, manifest: Manifest, content: str) -> None:
+def _summary(output: Path, manifest: Manifest, content: str) -> None:
     facts = {
-        "output": f"{config.output} ({manifest.config['type']}, {content})",
+        "output": f"{output} ({manifest.config['type']}, {content})",
         "took": console.seconds(manifest.seconds or 0.0),
     }
-    console.summary("indexed", facts, f'retrievo search "..." --index {config.output}')
+    console.summary("indexed", facts, f'retrievo search "..." --index {output}')

@@ -219,7 +219,7 @@ def pretrain(config: PretrainConfig) -> Manifest | None:
         return None
     console.note(f"pre-training with {config.objective} into {config.output}")
     with process_group(resolve_device(config.device)) as device:
-        restart = _restart(config) if config.continue_ else 0
+        restart = _restart(config.output, config.max_steps) if config.continue_ else 0
         output = _output(config, corpora, device, restart)
         finished = output.already_finished(lead=rank() == 0, barrier=barrier)
         return finished or _train(config, corpora, output, device, restart)
@@ -251,23 +251,23 @@ def _output(config: PretrainConfig, corpora: Sequence[Corpus], device: torch.dev
     )
 
 
-def _restart(config: PretrainConfig) -> int:
+def _restart(folder: Path, max_steps: int | None) -> int:
     """The step from which a finished run continues.
 
     Raises: RetrievoError where there is no finished run; UsageError where --max-steps is not more than its steps.
     """
     from retrievo.support.artifact import recorded_work
 
-    recorded, stats = recorded_work(config.output, "model")
-    if recorded.get("max_steps") == config.max_steps and "continued_from" in recorded:
+    recorded, stats = recorded_work(folder, "model")
+    if recorded.get("max_steps") == max_steps and "continued_from" in recorded:
         return int(recorded["continued_from"])  # this very continuation, killed or finished
     if "steps" not in stats:
-        raise RetrievoError(config.output, "is unfinished", "a finished run to continue", "leave --continue out")
+        raise RetrievoError(folder, "is unfinished", "a finished run to continue", "leave --continue out")
     steps = int(stats["steps"])
-    assert config.max_steps is not None
-    if config.max_steps <= steps:
-        raise UsageError("--max-steps", f"found {config.max_steps}", f"more than the {steps} steps that were made")
-    console.note(f"{config.output} goes on from step {steps}; the learning rate warms up again")
+    assert max_steps is not None
+    if max_steps <= steps:
+        raise UsageError("--max-steps", f"found {max_steps}", f"more than the {steps} steps that were made")
+    console.note(f"{folder} goes on from step {steps}; the learning rate warms up again")
     return steps
 
 
@@ -292,7 +292,7 @@ def _train(
         stats = {"steps": steps[-1], "condenser_steps": sum(steps[:-1]), "dim": encoder.dim}
         stats |= {"documents": sum(map(len, corpora))}
         manifest = output.finish(stats | Course.of(folder).stats)
-    _summary(config, manifest)
+    _summary(config.output, config.objective, config.corpus[0], manifest)
     return manifest
 
 
@@ -307,13 +307,11 @@ def _load(config: PretrainConfig, corpora: Sequence[Corpus], restart: int) -> En
         name, revision = str(scratch_folder(name, corpora, config.seed)), None
     kept = ("title_template", "query_max_length", "document_max_length")
     options = {name: getattr(config, name) for name in kept}
-    return (_plain if config.objective in CONTRASTIVE else _masked)(config, name, revision, options)
-
-
-def _masked(config: PretrainConfig, name: str, revision: str | None, options: dict[str, Any]) -> Encoder:
-    """A backbone with its heads; coCondenser trains [CLS] vectors compared by inner product (eq. 6)."""
+    if config.objective in CONTRASTIVE:
+        return _plain(config, name, revision, options)
     from retrievo.models.condenser import MaskedEncoder
 
+    # a backbone with its heads; coCondenser trains [CLS] vectors compared by inner product (eq. 6)
     return MaskedEncoder.load(name, revision, pooling="cls", normalize=False, similarity="dot", **options)
 
 
@@ -386,7 +384,8 @@ class _Work:
         if rank() == 0:
             self.feed.say_counts()
         planned = dataclasses.replace(self.config, epochs=None, continue_=False, max_steps=self.steps)
-        watch = _CollapseWatch(planned, self.stage.restart)
+        left = self.steps - self.stage.restart
+        watch = _CollapseWatch(self.stage.restart + round(self.config.warmup_ratio * left))
         held_out = self.config.held_out
         every = every_n_steps(self.validate, self.steps, self.config.validate_every) if held_out else []
         done = latest_step(self.stage.folder / CHECKPOINTS)
@@ -427,16 +426,15 @@ class _Work:
 class _CollapseWatch:
     """Warns once if all vectors have become nearly equal, which the loss may not show.
 
-    It ignores the warm-up, since the vectors of a random model are nearly equal too.
+    It ignores the steps up to `warm`, since the vectors of a random model are nearly equal too.
     """
 
-    def __init__(self, config: PretrainConfig, restart: int):
-        self.first = restart + round(config.warmup_ratio * (config.steps - restart))
-        self.warned = False
+    def __init__(self, warm: int):
+        self.warm, self.warned = warm, False
 
     def __call__(self, record: Record) -> None:
         spread = record.get("vector_std", 1.0)
-        if self.warned or record["step"] <= self.first or spread >= COLLAPSED:
+        if self.warned or record["step"] <= self.warm or spread >= COLLAPSED:
             return
         self.warned = True
         console.warn(
@@ -458,18 +456,16 @@ def _show_views(config: PretrainConfig, corpora: Sequence[Corpus]) -> None:
         print("\n".join(f"  {name}: {text}" for name, text in views))
 
 
-def _summary(config: PretrainConfig, manifest: Manifest) -> None:
+def _summary(output: Path, objective: str, corpus: Path, manifest: Manifest) -> None:
     from retrievo.training.engine.logs import Course
 
     stats = manifest.stats
     before = f"{stats['condenser_steps']:,} steps of condenser, then " if stats["condenser_steps"] else ""
     facts = {
-        "output": f"{config.output} ({before}{stats['steps']:,} steps of {config.objective})",
-        **Course.of(config.output).facts,
-        "log": f"{config.output}/metrics.jsonl",
+        "output": f"{output} ({before}{stats['steps']:,} steps of {objective})",
+        **Course.of(output).facts,
+        "log": f"{output}/metrics.jsonl",
         "took": console.seconds(manifest.seconds or 0.0),
     }
-    following = (
-        f"retrievo train --model {config.output} --corpus {config.corpus[0]} --queries Q --qrels R --output stage-1"
-    )
+    following = f"retrievo train --model {output} --corpus {corpus} --queries Q --qrels R --output stage-1"
     console.summary("pre-trained", facts, following)

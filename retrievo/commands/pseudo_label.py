@@ -89,8 +89,8 @@ def pseudo_label(config: PseudoLabelConfig) -> Manifest:
     if qrels:
         warn_of_other_judgments(qrels.input, config.run, origins(config.run, QUERIES))
     recorded = _recorded(config.run)
-    config = dataclasses.replace(config, scores=_unit(config, run, recorded))
-    texts, read = _texts(config, recorded)
+    config = dataclasses.replace(config, scores=_unit(config.scores, run, recorded))
+    texts, read = _texts(config.corpus, config.queries, recorded)
     inputs = {"run": run.input} | ({"qrels": qrels.input} if qrels else {}) | read
     output = Output(config.output, "labels", config.record(), inputs, force=config.force)
     if not console.is_lead():
@@ -114,7 +114,7 @@ def _recorded(run: Path) -> Manifest | None:
         return None
 
 
-def _unit(config: PseudoLabelConfig, run: Run, recorded: Manifest | None) -> str:
+def _unit(given: str | None, run: Run, recorded: Manifest | None) -> str:
     """The unit of the scores: as the run's manifest or the user states it, or a guess with a warning.
 
     Raises: RetrievoError where they are not a cross-encoder's scores, or have another unit than the user states.
@@ -124,26 +124,26 @@ def _unit(config: PseudoLabelConfig, run: Run, recorded: Manifest | None) -> str
     from retrievo.support.errors import RetrievoError
 
     known = recorded.stats.get("scores") if recorded else None
-    if known is not None and known != (config.scores or known):
-        raise RetrievoError(
-            "--scores", f"found {config.scores}", f"{known}, as {config.run} says", "leave --scores out"
-        )
+    if known is not None and known != (given or known):
+        raise RetrievoError("--scores", f"found {given}", f"{known}, as {run.path} says", "leave --scores out")
     if known not in (None, LOGITS, PROBABILITIES):
-        raise RetrievoError(config.run, f"holds {known}", "scores of a cross-encoder", "retrievo rerank --model RANKER")
-    if unit := known or config.scores:
+        raise RetrievoError(run.path, f"holds {known}", "scores of a cross-encoder", "retrievo rerank --model RANKER")
+    if unit := known or given:
         return unit
     bounds = [pc.min_max(batch["score"]).as_py() for batch in run.batches() if batch.num_rows]
     low, high = min((b["min"] for b in bounds), default=0.0), max((b["max"] for b in bounds), default=0.0)
     unit = PROBABILITIES if 0 <= low <= high <= 1 else LOGITS
     other = LOGITS if unit == PROBABILITIES else PROBABILITIES
     console.warn(
-        f"{config.run} does not say what its scores are; they lie between {low:g} and {high:g} and are taken for "
+        f"{run.path} does not say what its scores are; they lie between {low:g} and {high:g} and are taken for "
         f"{unit}: pass --scores {unit}, or {other}"
     )
     return unit
 
 
-def _texts(config: PseudoLabelConfig, recorded: Manifest | None) -> tuple[Judged | None, dict[str, Input]]:
+def _texts(
+    corpus: Path | None, queries: Path | None, recorded: Manifest | None
+) -> tuple[Judged | None, dict[str, Input]]:
     """Reads queries and corpus, to find documents that are queries themselves; returns them and their inputs."""
     import pyarrow as pa
 
@@ -152,9 +152,9 @@ def _texts(config: PseudoLabelConfig, recorded: Manifest | None) -> tuple[Judged
     from retrievo.mining.candidates import Judged
     from retrievo.support.errors import RetrievoError
 
-    given = {"corpus": config.corpus, "queries": config.queries}
+    given = {"corpus": corpus, "queries": queries}
     try:
-        if config.corpus is None and recorded and given.keys() <= recorded.inputs.keys():
+        if corpus is None and recorded and given.keys() <= recorded.inputs.keys():
             given = {name: recorded.input_path(name, f"--{name}") for name in given}
     except RetrievoError as error:
         console.warn(str(error))
@@ -164,10 +164,10 @@ def _texts(config: PseudoLabelConfig, recorded: Manifest | None) -> tuple[Judged
             "--queries Q"
         )
         return None, {}
-    corpus, queries = Corpus(given["corpus"]), Queries(given["queries"])
+    documents, asked = Corpus(given["corpus"]), Queries(given["queries"])
     none = pa.table({"query_id": pa.array([], pa.string()), "doc_id": pa.array([], pa.string())})
-    texts = Judged(corpus, flat_strings(queries.ids), queries.texts, none)
-    return texts, {"corpus": corpus.input, "queries": queries.input}
+    texts = Judged(documents, flat_strings(asked.ids), asked.texts, none)
+    return texts, {"corpus": documents.input, "queries": asked.input}
 
 
 def _write(
@@ -194,26 +194,26 @@ def _write(
             labels = label(run, block, bounds, judged, tally, texts)
             judgments.write(labels.positives)
             negatives.write(labels.negatives)
-        _check(config, tally)
+        _check(run.path, tally, config.scores, config.positive_above)
         stats = _stats(tally, len(qrels.table) if qrels else 0)
         output.record(JUDGMENTS, judgments.close())
         output.record(NEGATIVES, negatives.close(dataclasses.replace(output.manifest(stats), kind="negatives")))
     return stats
 
 
-def _check(config: PseudoLabelConfig, tally: Tally) -> None:
+def _check(run: Path, tally: Tally, scores: str | None, positive_above: float) -> None:
     """Raises RetrievoError where the scores contradict --scores, and where no query was labeled."""
     from retrievo.support.errors import RetrievoError
 
     found = f"its scores lie between {tally.lowest:g} and {tally.highest:g}"
-    if config.scores == PROBABILITIES and (tally.lowest < 0 or tally.highest > 1):
-        raise RetrievoError(config.run, found, "0 to 1", "pass --scores logits, or rerank with --activation sigmoid")
+    if scores == PROBABILITIES and (tally.lowest < 0 or tally.highest > 1):
+        raise RetrievoError(run, found, "0 to 1", "pass --scores logits, or rerank with --activation sigmoid")
     if not tally.labeled:
         found = (
             f"no query gets a label: {tally.judged:,} are judged, {tally.unsure:,} have no document above "
-            f"{config.positive_above:g}"
+            f"{positive_above:g}"
         )
-        raise RetrievoError(config.run, found, None, "lower --positive-above, or label other queries")
+        raise RetrievoError(run, found, None, "lower --positive-above, or label other queries")
 
 
 def _stats(tally: Tally, judgments: int) -> dict[str, Any]:

@@ -18,16 +18,21 @@ from retrievo.distributed.environment import started_together
 from retrievo.support import console
 from retrievo.support.errors import UsageError
 from retrievo.support.verbs import verb
-from retrievo.training.engine.config import CHECKPOINTS, DEVELOPMENT, MEMORY_OPTIONS, MODEL_FILES, WORKING_FILES
+from retrievo.training.engine.config import (
+    CHECKPOINTS,
+    DEVELOPMENT,
+    MEMORY_OPTIONS,
+    MODEL_FILES,
+    REFRESH_DEPTH,
+    WORKING_FILES,
+)
 from retrievo.training.objectives.table import CROSS_ENCODER, DENSE
 
 if TYPE_CHECKING:
     import torch
 
-    from retrievo.models.encoder import Encoder
     from retrievo.support.artifact import Manifest, Output
     from retrievo.training.batch import Batch
-    from retrievo.training.engine.ance import RefreshingFeed
     from retrievo.training.engine.loop import Record
     from retrievo.training.engine.validation import Pool, Validation
     from retrievo.training.feeds.finetune import TrainingData
@@ -106,7 +111,7 @@ def _output(config: TrainConfig, data: Sequence[TrainingData], pool: Pool | None
         config.folder,
         "model" if config.kind == DENSE else CROSS_ENCODER,
         config.record() | model_config | {"computed_in": dtype},
-        model_inputs | inputs_of(config, data) | (pool.inputs if pool else {}),
+        model_inputs | inputs_of(data, config.extra_dataset) | (pool.inputs if pool else {}),
         force=config.force,
         restart=config.restart,
         in_place=True,
@@ -153,21 +158,32 @@ def _trained(
     """The model with its objective after training, its validation if there is one, and the number of steps."""
     from retrievo.distributed.collectives import rank
     from retrievo.distributed.fsdp import shard
+    from retrievo.training.engine.ance import RefreshingFeed
     from retrievo.training.engine.checkpoints import latest_step
     from retrievo.training.engine.logs import in_words
     from retrievo.training.engine.loop import every_n_steps, fit
+    from retrievo.training.engine.validation import Validation
 
     model, objective, feed = model_objective_feed(config, data)
-    planned = dataclasses.replace(config, epochs=None, max_steps=_steps(config, feed.batches_per_epoch))
+    planned = dataclasses.replace(
+        config, epochs=None, max_steps=_steps(config.max_steps, config.epochs, feed.batches_per_epoch)
+    )
     if rank() == 0:
         _say(data, objective)
-    validation = _validation(config, pool, model, objective, feed, folder) if pool else None
+    validation = None
+    if pool:
+        console.note(f"validation: {len(pool):,} candidates of {len(pool.query_ids):,} queries, {config.dev_metric}")
+        tokens = feed.document_tokens
+        validation = Validation(config, pool, model, objective, tokens, folder=folder, dtype=config.dtype)
     if config.fsdp:
         shard(objective, device)
     every = every_n_steps(validation, planned.steps, config.validate_every) if validation else []
     if config.refresh_every:
-        feed = _refreshing(planned, feed, model, folder)
-        every = [*every, (config.refresh_every, feed)]
+        often, depth = config.refresh_every, config.refresh_depth or REFRESH_DEPTH
+        feed = RefreshingFeed(
+            feed, model, every=often, depth=depth, folder=folder, steps=planned.steps, dtype=config.dtype
+        )
+        every = [*every, (often, feed)]
     enough = validation.is_enough if validation else lambda: False
     with console.progress("training", planned.steps, "steps", latest_step(folder / CHECKPOINTS)) as tick:
 
@@ -187,21 +203,6 @@ def _say(data: Sequence[TrainingData], objective: Objective) -> None:
     if isinstance(objective, Finetune) and objective.dims:
         *cut, last = map(str, objective.dims)
         console.note(f"vectors of {', '.join(cut)} and {last} dimensions are trained")
-
-
-def _validation(
-    config: TrainConfig, pool: Pool, encoder: Encoder, objective: Objective, feed: Any, folder: Path
-) -> Validation:
-    from retrievo.training.engine.validation import Validation
-
-    console.note(f"validation: {len(pool):,} candidates of {len(pool.query_ids):,} queries, {config.dev_metric}")
-    return Validation(config, pool, encoder, objective, feed.document_tokens, folder=folder, dtype=config.dtype)
-
-
-def _refreshing(config: TrainConfig, feed: Any, encoder: Encoder, folder: Path) -> RefreshingFeed:
-    from retrievo.training.engine.ance import RefreshingFeed
-
-    return RefreshingFeed(config, feed, encoder, folder=folder, steps=config.steps, dtype=config.dtype)
 
 
 def _in_one_piece(config: TrainConfig, data: Sequence[TrainingData], folder: Path) -> tuple[Any, Objective]:
@@ -228,10 +229,8 @@ def _best(validation: Validation | None, objective: Objective) -> dict[str, Any]
     return {"best_step": step, validation.key: value}
 
 
-def _steps(config: TrainConfig, batches_per_epoch: int) -> int:
-    if config.max_steps is not None:
-        return config.max_steps
-    return max(1, round((config.epochs or DEFAULT_EPOCHS) * batches_per_epoch))
+def _steps(max_steps: int | None, epochs: float | None, batches_per_epoch: int) -> int:
+    return max_steps or max(1, round((epochs or DEFAULT_EPOCHS) * batches_per_epoch))
 
 
 def _development(stats: Mapping[str, Any]) -> dict[str, str]:

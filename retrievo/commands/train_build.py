@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -13,11 +14,14 @@ from retrievo.training.feeds.dataset_config import STAGE_SETTINGS
 from retrievo.training.objectives.table import CROSS_ENCODER, objective_class
 
 if TYPE_CHECKING:
-    from retrievo.models.encoder import Encoder
+    from pathlib import Path
+
+    from retrievo.data.corpus import Corpus
     from retrievo.retrieval.embeddings import Embeddings
     from retrievo.support.artifact import Input
-    from retrievo.training.feeds.finetune import GroupFeed, TrainingData, TrainingFeed
+    from retrievo.training.feeds.finetune import GroupFeed, TrainingData
     from retrievo.training.feeds.mixed import MixedFeed
+    from retrievo.training.feeds.samplers import Drawing
     from retrievo.training.objectives.objective import Objective
 
 
@@ -45,40 +49,40 @@ def data_sets(config: TrainConfig) -> list[TrainingData]:
     titles = shows_titles(config.model, config.title_template)
     data = [TrainingData(data_set, config.min_relevance, titles=titles) for data_set in chosen]
     if config.document_embeddings is not None:
-        data[0].inputs[FIXED_DOCUMENTS] = Input.of(_fixed_documents(config, data[0]).path)
+        path = _fixed_documents(config.document_embeddings, config.model, config.revision, data[0].corpus).path
+        data[0].inputs[FIXED_DOCUMENTS] = Input.of(path)
     return data
 
 
-def _fixed_documents(config: TrainConfig, data: TrainingData) -> Embeddings:
-    """Opens the fixed vectors of the documents.
+def _fixed_documents(path: Path, model: str, revision: str | None, corpus: Corpus) -> Embeddings:
+    """Opens the fixed vectors of the documents of a corpus.
 
     Raises: RetrievoError where they are of another corpus or model, or are truncated.
     """
     from retrievo.models.model_reference import model_name, model_record
     from retrievo.retrieval.embeddings import Embeddings
 
-    assert config.document_embeddings is not None
-    found = Embeddings(config.document_embeddings)
-    _, read = model_record(config.model, config.revision)
+    found = Embeddings(path)
+    _, read = model_record(model, revision)
     prints = {name: recorded["fingerprint"] for name, recorded in found.manifest.inputs.items()}
-    fix = f"retrievo encode --model {config.model} --corpus {config.corpus} --output EMBEDDINGS"
-    if found.role != "document" or prints.get("corpus") != data.corpus.input.fingerprint:
-        raise RetrievoError(found.path, "does not hold the documents of this corpus", str(config.corpus), fix)
+    fix = f"retrievo encode --model {model} --corpus {corpus.path} --output EMBEDDINGS"
+    if found.role != "document" or prints.get("corpus") != corpus.input.fingerprint:
+        raise RetrievoError(found.path, "does not hold the documents of this corpus", str(corpus.path), fix)
     if not read or prints.get("model") != read["model"].fingerprint:
         problem = f"was not made by the model that is trained, but by {model_name(found.manifest)}"
-        raise RetrievoError(found.path, problem, config.model, fix)
+        raise RetrievoError(found.path, problem, model, fix)
     if found.manifest.config.get("truncate_dim") is not None:
         raise RetrievoError(found.path, f"has vectors truncated to {found.dim} dimensions", "untruncated vectors", fix)
     return found
 
 
-def inputs_of(config: TrainConfig, data: Sequence[TrainingData]) -> dict[str, Input]:
+def inputs_of(data: Sequence[TrainingData], extra: Sequence[Path]) -> dict[str, Input]:
     """The inputs by name, including settings files of data sets, since they set prefixes of texts."""
     from retrievo.support.artifact import Input
     from retrievo.training.feeds.dataset_config import settings_of
 
     inputs = dict(data[0].inputs)
-    for number, (path, data_set) in enumerate(zip(config.extra_dataset, data[1:], strict=True), start=1):
+    for number, (path, data_set) in enumerate(zip(extra, data[1:], strict=True), start=1):
         inputs |= {f"extra-dataset-{number}-{name}": found for name, found in data_set.inputs.items()}
         settings = settings_of(path)
         inputs |= {f"extra-dataset-{number}": Input.of(settings)} if settings.is_file() else {}
@@ -97,9 +101,11 @@ def _encoder(config: TrainConfig, data: Sequence[TrainingData]) -> tuple[Any, Ob
     from retrievo.models.bidirectional import attend_both_ways
     from retrievo.models.encoder import Encoder
     from retrievo.models.lora import add_adapters
+    from retrievo.training.feeds.finetune import TrainingFeed
     from retrievo.training.objectives.finetune import Finetune
 
-    name, options = _start(config, data), {name: getattr(config, name) for name in OF_THE_MODEL}
+    name = _start(config.model, data, config.seed)
+    options = {name: getattr(config, name) for name in OF_THE_MODEL}
     if name != config.model:
         options["pooling"] = config.pooling or "cls"
     encoder = Encoder.load(name, config.revision, **options)
@@ -108,16 +114,11 @@ def _encoder(config: TrainConfig, data: Sequence[TrainingData]) -> tuple[Any, Ob
     if config.lora_rank:
         add_adapters(encoder, config.lora_rank, config.lora_alpha or 2 * config.lora_rank, config.seed)
     objective = Finetune(config, encoder)
-    feeds = [_feed(config, data_set, encoder, objective) for data_set in data]
-    return encoder, objective, _mixed(config, feeds)
-
-
-def _feed(config: TrainConfig, data: TrainingData, encoder: Encoder, objective: Any) -> TrainingFeed:
-    """The batches of one data set."""
-    from retrievo.training.feeds.finetune import TrainingFeed
-
-    query_clusters = data.clusters_of_queries(config.query_cluster_count, config.seed)
-    return TrainingFeed(data, encoder, objective.collator(), query_clusters=query_clusters, **_drawing(config))
+    drawing, collator, feeds = _drawing(config), objective.collator(), []
+    for data_set in data:
+        clusters = data_set.clusters_of_queries(config.query_cluster_count, config.seed)
+        feeds.append(TrainingFeed(data_set, encoder, collator, drawing, clusters))
+    return encoder, objective, _mixed(feeds, config.mix, config.seed)
 
 
 def _query_encoder(config: TrainConfig, data: Sequence[TrainingData]) -> tuple[Any, Objective, Any]:
@@ -127,15 +128,16 @@ def _query_encoder(config: TrainConfig, data: Sequence[TrainingData]) -> tuple[A
     from retrievo.training.feeds.finetune import TrainingFeed
     from retrievo.training.objectives.adore import FixedDocuments
 
-    vectors = _fixed_documents(config, data[0])
+    assert config.document_embeddings is not None
+    vectors = _fixed_documents(config.document_embeddings, config.model, config.revision, data[0].corpus)
     options = {name: getattr(config, name) for name in OF_THE_QUERY} | {"tied": False}
     encoder = Encoder.load(config.model, config.revision, **options, pooling=vectors.manifest.config.get("pooling"))
     if config.lora_rank:
         add_adapters(encoder, config.lora_rank, config.lora_alpha or 2 * config.lora_rank, config.seed)
     documents = FixedDocuments(vectors, data[0].corpus.identities.whole, data[0].empty.nonzero()[0])
     objective = objective_class("adore")(config, encoder, documents)
-    drawing = _drawing(config) | {"negatives_per_query": 0}
-    return encoder, objective, TrainingFeed(data[0], encoder, objective.collator(), **drawing)
+    drawing = dataclasses.replace(_drawing(config), negatives_per_query=0)
+    return encoder, objective, TrainingFeed(data[0], encoder, objective.collator(), drawing)
 
 
 def _cross_encoder(config: TrainConfig, data: Sequence[TrainingData]) -> tuple[Any, Objective, Any]:
@@ -144,29 +146,36 @@ def _cross_encoder(config: TrainConfig, data: Sequence[TrainingData]) -> tuple[A
     from retrievo.training.feeds.pairs import PairFeed
 
     options: dict[str, Any] = {"max_length": config.max_length, "title_template": config.title_template}
-    model = CrossEncoder.load(_start(config, data), config.revision, train=True, **options)
+    model = CrossEncoder.load(_start(config.model, data, config.seed), config.revision, train=True, **options)
     objective = objective_class(f"{CROSS_ENCODER}-{config.pair_loss}")(config, model)
-    feeds = [PairFeed(data_set, model, objective.collator(), **_drawing(config)) for data_set in data]
-    return model, objective, _mixed(config, feeds)
+    feeds = [PairFeed(data_set, model, objective.collator(), _drawing(config)) for data_set in data]
+    return model, objective, _mixed(feeds, config.mix, config.seed)
 
 
-def _mixed(config: TrainConfig, feeds: Sequence[GroupFeed]) -> GroupFeed | MixedFeed:
+def _mixed(feeds: Sequence[GroupFeed], mix: str, seed: int) -> GroupFeed | MixedFeed:
     """The only feed, or a mix of several feeds."""
     from retrievo.training.feeds.mixed import MixedFeed
 
-    return MixedFeed(feeds, config.mix, config.seed) if len(feeds) > 1 else feeds[0]
+    return MixedFeed(feeds, mix, seed) if len(feeds) > 1 else feeds[0]
 
 
-def _start(config: TrainConfig, data: Sequence[TrainingData]) -> str:
+def _start(model: str, data: Sequence[TrainingData], seed: int) -> str:
     """The model from which training starts: an existing one, or a random one with a vocabulary of this corpus."""
     from retrievo.models.scratch import scratch_folder, scratch_size
 
-    if scratch_size(config.model) is None:
-        return config.model
-    return str(scratch_folder(config.model, [data_set.corpus for data_set in data], config.seed))
+    if scratch_size(model) is None:
+        return model
+    return str(scratch_folder(model, [data_set.corpus for data_set in data], seed))
 
 
-def _drawing(config: TrainConfig) -> dict[str, Any]:
-    """The options that determine the groups of a step."""
-    names = ("batch_size", "negatives_per_query", "seed", "hard_negative_ratio", "balanced_margins")
-    return {name: getattr(config, name) for name in names}
+def _drawing(config: TrainConfig) -> Drawing:
+    """How the groups of a step are drawn."""
+    from retrievo.training.feeds.samplers import Drawing
+
+    return Drawing(
+        config.batch_size,
+        config.negatives_per_query,
+        config.seed,
+        config.hard_negative_ratio,
+        config.balanced_margins,
+    )

@@ -109,6 +109,7 @@ def work(given: argparse.Namespace) -> None:
     from retrievo.training.engine.gradient_cache import GraphMemory, gradient_step
     from retrievo.training.feeds.dataset_config import DataSetConfig
     from retrievo.training.feeds.finetune import TrainingData, TrainingFeed
+    from retrievo.training.feeds.samplers import Drawing
     from retrievo.training.objectives.finetune import Finetune
     from retrievo.training.objectives.table import FinetuneConfig
 
@@ -116,7 +117,7 @@ def work(given: argparse.Namespace) -> None:
     lengths = {"query_max_length": given.max_length, "document_max_length": given.max_length}
     objective = Finetune(FinetuneConfig(temperature=0.05), encoder := Encoder.load(given.model, **lengths)).train()
     data = TrainingData(DataSetConfig(corpus=given.dataset, queries=given.dataset, qrels=given.qrels), 1)
-    feed = TrainingFeed(data, encoder, objective.collator(), batch_size=given.batch_size, negatives_per_query=0, seed=0)
+    feed = TrainingFeed(data, encoder, objective.collator(), Drawing(given.batch_size, 0, seed=0))
     optimizer = torch.optim.AdamW(objective.parameters(), lr=1e-5, fused=True)
     graphs = GraphMemory(bytes_of("--activation-memory", "1GB"))
     batch = feed.batch(0)

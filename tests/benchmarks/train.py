@@ -27,6 +27,7 @@ from retrievo.training.batch import Batch
 from retrievo.training.engine.gradient_cache import GraphMemory, gradient_step
 from retrievo.training.feeds.dataset_config import DataSetConfig
 from retrievo.training.feeds.finetune import TrainingData, TrainingFeed
+from retrievo.training.feeds.samplers import Drawing
 from retrievo.training.objectives.finetune import Finetune
 from retrievo.training.objectives.table import FinetuneConfig
 
@@ -106,7 +107,7 @@ def _ours(given: argparse.Namespace, dtype: torch.dtype) -> Callable[[int, int],
     objective = Finetune(FinetuneConfig(temperature=0.05), encoder).train().to(given.device)
     data = TrainingData(DataSetConfig(corpus=given.dataset, queries=given.dataset, qrels=given.qrels), 1)
     feeds = {
-        size: TrainingFeed(data, encoder, objective.collator(), batch_size=size, negatives_per_query=0, seed=0)
+        size: TrainingFeed(data, encoder, objective.collator(), Drawing(batch_size=size, negatives_per_query=0, seed=0))
         for size in (16, given.batch_size)
     }
     optimizer = torch.optim.AdamW(objective.parameters(), lr=1e-5, fused=True)

@@ -38,7 +38,7 @@ from retrievo.support import console
 from retrievo.support.files import remove
 from retrievo.training.batch import Batch
 from retrievo.training.engine import checkpoints
-from retrievo.training.engine.config import CHECKPOINTS, REFRESH_DEPTH, REFRESHED, RefreshConfig
+from retrievo.training.engine.config import CHECKPOINTS, REFRESHED
 from retrievo.training.feeds.finetune import GroupFeed
 from retrievo.training.feeds.samplers import Ragged, share
 
@@ -60,16 +60,16 @@ class RefreshingFeed:
 
     def __init__(
         self,
-        config: RefreshConfig,
         feed: GroupFeed,
         encoder: Encoder,
         *,
+        every: int,
+        depth: int,
         folder: Path,
         steps: int,
         dtype: str,
     ):
-        assert config.refresh_every is not None
-        self.every, self.depth = config.refresh_every, config.refresh_depth or REFRESH_DEPTH
+        self.every, self.depth = every, depth
         self.feed, self.encoder, self.data = feed, encoder, feed.data
         self.home, self.checkpoints, self.steps = folder / REFRESHED, folder / CHECKPOINTS, steps
         self.dtype = dtype

@@ -36,7 +36,7 @@ from retrievo.training.feeds.dense_teacher import BatchTeacher
 from retrievo.training.feeds.pools import mapped_pools
 from retrievo.training.feeds.query_clusters import cluster_queries
 from retrievo.training.feeds.row_vectors import RowVectors
-from retrievo.training.feeds.samplers import Draw, GroupSampler, Ragged
+from retrievo.training.feeds.samplers import Draw, Drawing, GroupSampler, Ragged
 from retrievo.training.losses.losses import GROUPED
 from retrievo.training.objectives.finetune import Example, FinetuneCollator
 from retrievo.training.objectives.table import QUERIES_PER_TOPIC
@@ -230,12 +230,7 @@ class GroupFeed:
         data: TrainingData,
         tokenizations: tuple[Tokenization, Tokenization],
         collator: Callable[[Sequence[Any]], Batch],
-        *,
-        batch_size: int,
-        negatives_per_query: int,
-        seed: int,
-        hard_negative_ratio: float | None = None,
-        balanced_margins: int | None = None,
+        drawing: Drawing,
         query_clusters: np.ndarray | None = None,
     ):
         self.data, self.collator = data, collator
@@ -251,14 +246,10 @@ class GroupFeed:
         self.sampler = GroupSampler(
             positives,
             negatives,
+            **dataclasses.asdict(drawing),
             documents=len(data.corpus),
-            batch_size=batch_size,
-            negatives_per_query=negatives_per_query,
-            seed=seed,
-            hard_negative_ratio=hard_negative_ratio,
             empty=np.flatnonzero(data.empty | no_document),
             query_clusters=query_clusters,
-            balanced_margins=balanced_margins,
             teacher=data.teacher,
         )
 
@@ -301,8 +292,16 @@ def _of(data: TrainingData, encoder: Encoder, role: str) -> Tokenization:
 class TrainingFeed(GroupFeed):
     """Groups for an encoder, with the identities from which false negatives are found."""
 
-    def __init__(self, data: TrainingData, encoder: Encoder, collator: FinetuneCollator, **drawing: Any):
-        super().__init__(data, (_of(data, encoder, "query"), _of(data, encoder, "document")), collator, **drawing)
+    def __init__(
+        self,
+        data: TrainingData,
+        encoder: Encoder,
+        collator: FinetuneCollator,
+        drawing: Drawing,
+        query_clusters: np.ndarray | None = None,
+    ):
+        tokenizations = _of(data, encoder, "query"), _of(data, encoder, "document")
+        super().__init__(data, tokenizations, collator, drawing, query_clusters)
 
     def collated(self, draws: Sequence[Draw]) -> Batch:
         batch, teacher = super().collated(draws), self.data.batch_teacher

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -12,7 +13,7 @@ import torch
 from retrievo.models.cross_encoder import CrossEncoder
 from retrievo.training.batch import Batch, Rows
 from retrievo.training.feeds.finetune import GroupFeed, TrainingData
-from retrievo.training.feeds.samplers import Draw
+from retrievo.training.feeds.samplers import Draw, Drawing
 
 PAIR = "pair"
 
@@ -51,20 +52,13 @@ class PairFeed(GroupFeed):
         data: TrainingData,
         model: CrossEncoder,
         collator: PairCollator,
-        *,
-        hard_negative_ratio: float | None = None,
-        **drawing: Any,
+        drawing: Drawing,
     ):
         self.tokenization = tokenization = model.tokenization
-        # with a ratio, a pool that is too small is filled up with random documents
-        hard_negative_ratio = 1.0 if hard_negative_ratio is None else hard_negative_ratio
-        super().__init__(
-            data,
-            (tokenization.query, tokenization.document),
-            collator,
-            hard_negative_ratio=hard_negative_ratio,
-            **drawing,
-        )
+        if drawing.hard_negative_ratio is None:
+            # with a ratio, a pool that is too small is filled up with random documents
+            drawing = dataclasses.replace(drawing, hard_negative_ratio=1.0)
+        super().__init__(data, (tokenization.query, tokenization.document), collator, drawing)
 
     def example(self, draw: Draw) -> Group:
         query, (positive, *others) = self.query_tokens.row(draw.query), draw.documents

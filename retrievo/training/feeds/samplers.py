@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -49,6 +50,17 @@ def share(total: int, rank: int, ranks: int) -> slice:
     small, larger = divmod(total, ranks)
     start = rank * small + min(rank, larger)
     return slice(start, start + small + (rank < larger))
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """How groups of a query, one positive and some negatives are drawn: see `GroupSampler`."""
+
+    batch_size: int
+    negatives_per_query: int
+    seed: int
+    hard_negative_ratio: float | None = None
+    balanced_margins: int | None = None
 
 
 class GroupSampler:

@@ -20,9 +20,10 @@ from retrievo.models.encoder import Encoder
 from retrievo.support.errors import UsageError
 from retrievo.training.engine.ance import RefreshingFeed
 from retrievo.training.engine.checkpoints import save
-from retrievo.training.engine.config import REFRESHED, RefreshConfig
+from retrievo.training.engine.config import REFRESHED
 from retrievo.training.feeds.dataset_config import open_data_set
 from retrievo.training.feeds.finetune import TrainingData, TrainingFeed
+from retrievo.training.feeds.samplers import Drawing
 from retrievo.training.objectives.finetune import Finetune
 from retrievo.training.objectives.table import FinetuneConfig
 
@@ -84,9 +85,8 @@ def feed(tiny_model: Path, toy_dataset: Path, tmp_path: Path) -> Callable[[], Re
         data = TrainingData(open_data_set(toy_dataset), 1)
         encoder = Encoder.load(str(tiny_model), pooling="mean")
         collator = Finetune(FinetuneConfig(), encoder).collator()
-        plain = TrainingFeed(data, encoder, collator, batch_size=16, negatives_per_query=3, seed=0)
-        config = RefreshConfig(refresh_every=2, refresh_depth=DEPTH)
-        return RefreshingFeed(config, plain, encoder, folder=tmp_path, steps=8, dtype="float32")
+        plain = TrainingFeed(data, encoder, collator, Drawing(batch_size=16, negatives_per_query=3, seed=0))
+        return RefreshingFeed(plain, encoder, every=2, depth=DEPTH, folder=tmp_path, steps=8, dtype="float32")
 
     return made
 
