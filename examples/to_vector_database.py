@@ -65,7 +65,9 @@ def load(client: Any, embeddings: Embeddings, corpus: Corpus | None) -> None:
 
 
 def payloads_of(ids: list[str], corpus: Corpus | None) -> Iterator[dict[str, str]]:
-    for doc_id, document in zip(ids, corpus.find(ids) if corpus else [None] * len(ids), strict=True):
+    found = corpus.find(ids) if corpus else {}
+    for doc_id in ids:
+        document = found.get(doc_id)
         yield {"doc_id": doc_id} | ({"title": document.title, "text": document.text} if document else {})
 
 
