@@ -21,30 +21,23 @@ if TYPE_CHECKING:
 RRF_K = 60  # as in the paper
 
 
-class Ranking(NamedTuple):
-    """One run as flat columns [n] in the order of the ordering rule; a query is known by its number."""
-
-    query: np.ndarray  # int64, ascending
-    rank: np.ndarray  # int32, from 1 within the query
-    score: np.ndarray  # float32
-    queries: int  # Q: numbers of all runs, with results here or not
-
-
 class Shares(NamedTuple):
-    """What a run says of the documents that it has, and what of the others."""
+    """What a run says of the documents that it has, and of a query's others."""
 
-    present: np.ndarray  # float64 [n]
+    present: np.ndarray  # float64 [H]
     absent: np.ndarray  # float64 [Q]
 
 
-def reciprocal_ranks(run: Ranking) -> Shares:
+def reciprocal_ranks(run: Hits, queries: int) -> Shares:
     """1 / (k + rank) with k = 60, 0 for documents that the run lacks (Cormack, Clarke & Buettcher 2009, RRFscore)."""
     import numpy as np
 
-    return Shares(1 / (RRF_K + run.rank.astype(np.float64)), np.zeros(run.queries))
+    from retrievo.data.ordering import ranks
+
+    return Shares(1 / (RRF_K + ranks(run.query).astype(np.float64)), np.zeros(queries))
 
 
-def z_scores(run: Ranking) -> Shares:
+def z_scores(run: Hits, queries: int) -> Shares:
     """(score - mean) / standard deviation over the run's documents of a query.
 
     A document that the run lacks gets the lowest value of the query: it scored no higher than the last one found.
@@ -53,44 +46,53 @@ def z_scores(run: Ranking) -> Shares:
     """
     import numpy as np
 
-    score, first = run.score.astype(np.float64), np.flatnonzero(run.rank == 1)
-    last = np.append(first[1:], len(score)) - 1 if len(first) else first
-    size = np.maximum(np.bincount(run.query, minlength=run.queries), 1)
-    mean = np.bincount(run.query, score, run.queries) / size
+    score, (first, last) = run.score.astype(np.float64), _ends(run.query)
+    size = np.maximum(np.bincount(run.query, minlength=queries), 1)
+    mean = np.bincount(run.query, score, queries) / size
     centered = score - mean[run.query]
-    deviation = np.sqrt(np.bincount(run.query, centered**2, run.queries) / size)
-    flat = np.zeros(run.queries, bool)
+    deviation = np.sqrt(np.bincount(run.query, centered**2, queries) / size)
+    flat = np.zeros(queries, bool)
     flat[run.query[first]] = score[first] == score[last]  # of which the deviation may be off from 0 by a rounding
     deviation[flat | (deviation == 0)] = 1
     normalized = np.where(flat[run.query], 1.0, centered / deviation[run.query])
-    lowest = np.zeros(run.queries)
+    lowest = np.zeros(queries)
     lowest[run.query[last]] = np.where(flat[run.query[last]], -1.0, normalized[last])
     return Shares(normalized, lowest)
 
 
-def min_max(run: Ranking) -> Shares:
+def min_max(run: Hits, queries: int) -> Shares:
     """(score - lowest) / (highest - lowest) of the run's documents of a query, 1 where all of them score the same.
 
     A document that the run lacks gets 0, as the lowest one found.
     """
     import numpy as np
 
-    score, first = run.score.astype(np.float64), np.flatnonzero(run.rank == 1)
-    last = np.append(first[1:], len(score)) - 1 if len(first) else first
-    lowest, width = np.zeros(run.queries), np.zeros(run.queries)
+    score, (first, last) = run.score.astype(np.float64), _ends(run.query)
+    lowest, width = np.zeros(queries), np.zeros(queries)
     lowest[run.query[first]] = score[last]
     width[run.query[first]] = score[first] - score[last]
     flat = width[run.query] == 0
     scaled = (score - lowest[run.query]) / np.where(flat, 1, width[run.query])
-    return Shares(np.where(flat, 1.0, scaled), np.zeros(run.queries))
+    return Shares(np.where(flat, 1.0, scaled), np.zeros(queries))
+
+
+def _ends(query: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The places of the first and of the last hit of each query that has any."""
+    import numpy as np
+
+    first = np.flatnonzero(np.diff(query, prepend=-1))
+    return first, np.append(first[1:], len(query))[: len(first)] - 1
 
 
 @dataclass(frozen=True)
 class Fusion:
-    """One way to fuse: what each run says of a document; this is weighted and summed over the runs."""
+    """One way to fuse: what each run says of a document; this is weighted and summed over the runs.
+
+    shares: of hits in the order of the ordering rule, and of the number of all queries, with hits or not.
+    """
 
     help: str
-    shares: Callable[[Ranking], Shares]
+    shares: Callable[[Hits, int], Shares]
 
 
 FUSIONS = {
@@ -191,8 +193,8 @@ def share_hits(method: str, query_ids: pa.Array, runs: Sequence[Hits]) -> Shared
     query, document = np.divmod(pairs, max(1, space.rows))
     shares = np.empty((len(runs), len(pairs)))  # [R, P]
     for row, hits in enumerate(runs):
-        ranking, order = _ranking(hits, query_ids, f"run {row + 1}")
-        present, absent = FUSIONS[method].shares(ranking)
+        order = _order(hits, query_ids, f"run {row + 1}")
+        present, absent = FUSIONS[method].shares(hits.at(order), len(query_ids))
         shares[row] = absent[query]
         shares[row, np.searchsorted(pairs, keys[row][order])] = present
     return Shared(query_ids, query, flat_strings(space.ids(document)), shares)
@@ -237,15 +239,16 @@ def _numbered(
     return [place.to_numpy().astype("int64") for place in places], ids
 
 
-def _ranking(hits: Hits, query_ids: pa.Array, where: str) -> tuple[Ranking, np.ndarray]:
-    """A run in order, and the permutation that puts it so."""
-    from retrievo.data.ordering import ranked, ranks, repeated
+def _order(hits: Hits, query_ids: pa.Array, where: str) -> np.ndarray:
+    """The permutation [H] that puts a run in the order of the ordering rule.
+
+    Raises: RetrievoError for a document that a query has twice.
+    """
+    from retrievo.data.ordering import ranked, repeated
 
     ids = hits.ids()
     if twice := repeated(hits.query, ids):
         query_id, doc_id = query_ids[int(hits.query[twice[0]])].as_py(), ids[twice[0]].as_py()
         found = f"has document '{doc_id}' twice for query '{query_id}'"
         raise RetrievoError(where, found, "each document once for a query")
-    order = ranked(hits.query, hits.score, ids)
-    query = hits.query[order]
-    return Ranking(query, ranks(query), hits.score[order], len(query_ids)), order
+    return ranked(hits.query, hits.score, ids)
