@@ -96,6 +96,21 @@ def splits(folder: Path) -> Path:
     return folder
 
 
+def dataset(folder: Path, *split: str) -> Path:
+    """A dataset folder with judgments of these splits."""
+    table(folder / "data" / "corpus.parquet", id=["d"], text=["x"])
+    table(folder / "data" / "queries.parquet", id=["q"], text=["x"])
+    for name in split:
+        path = folder / "data" / "qrels" / f"{name}.parquet"
+        table(path, query_id=["q"], doc_id=["d"], relevance=pa.array([1], pa.int32()))
+    return folder / "data"
+
+
+def on_data(folder: Path, *typed: object) -> list[object]:
+    """A search for queries of a dataset."""
+    return ["search", "--index", HOUSE / "bm25", "--output", folder / "out.trec", "--data", *typed]
+
+
 HOUSE = Path("HOUSE")  # stands for the fixture's folder in the table below
 INDEX = ["index", "--type", "bm25", "--corpus"]
 TABLES = ["--corpus", HOUSE, "--queries", HOUSE, "--qrels", HOUSE]
@@ -165,12 +180,88 @@ CASES: dict[str, tuple[Make, int, str]] = {
     "corpus that is not there": (
         lambda f: ["index", "--type", "bm25", "--corpus", f / "no.parquet", "--output", f / "out"],
         1,
-        "no.parquet: no such file; expected the corpus",
+        "no.parquet: no such file or folder; expected the corpus",
     ),
     "folder without tables": (
         lambda f: ["index", "--type", "bm25", "--corpus", f, "--output", f / "out"],
         1,
-        "holds no Parquet file for the corpus; import the data first, or pass another --corpus",
+        "holds no Parquet file for the corpus; import the data first, or pass another path",
+    ),
+    # a dataset folder
+    "search of a dataset without judgments": (
+        lambda f: on_data(f, dataset(f)),
+        1,
+        "data: is a dataset without relevance judgments; pass --queries ",
+    ),
+    "search of a dataset with other splits": (
+        lambda f: on_data(f, dataset(f, "train")),
+        1,
+        "qrels: has neither test.parquet nor dev.parquet (it holds train.parquet); name another split or file",
+    ),
+    "split that is not there": (
+        lambda f: on_data(f, dataset(f, "dev", "test"), "--split", "validation"),
+        1,
+        "validation.parquet: no such file; ",
+    ),
+    "dataset that is not there": (
+        lambda f: on_data(f, f / "no"),
+        1,
+        "no: no such file or folder; expected the queries; check the path",
+    ),
+    "file where a dataset is meant": (
+        lambda f: on_data(f, dataset(f, "test") / "queries.parquet"),
+        2,
+        "queries.parquet', which is a file; expected a dataset folder; pass --data ",
+    ),
+    "foreign file where a dataset is meant": (
+        lambda f: ["index", "--data", text(f / "c.jsonl", "{}"), "--output", f / "out"],
+        2,
+        "c.jsonl', which is a file; expected a dataset folder; import it first: retrievo import jsonl ",
+    ),
+    "dataset that was not imported": (
+        lambda f: ["index", "--data", text(f / "beir" / "corpus.jsonl", "{}").parent, "--output", f / "out"],
+        1,
+        "holds no Parquet file for the corpus; import the data first: retrievo import beir ",
+    ),
+    "index where a dataset is meant": (
+        lambda f: ["index", "--data", HOUSE / "bm25", "--output", f / "out"],
+        1,
+        "bm25: is of kind 'bm25-index'; expected the corpus; check the path",
+    ),
+    "index where a run is meant": (
+        lambda f: ["evaluate", "--run", HOUSE / "bm25", "--data", HOUSE],
+        1,
+        "bm25: is of kind 'bm25-index'; expected the run; check the path",
+    ),
+    "index of nothing": (
+        lambda f: ["index", "--output", f / "out"],
+        2,
+        "index: nothing to index; pass --data DATASET to index texts (BM25), or --embeddings FOLDER to index vectors",
+    ),
+    "vectors of a dataset where texts are": (
+        lambda f: ["index", "--data", dataset(f), "--type", "flat", "--output", f / "out"],
+        2,
+        "--type flat: needs vectors; pass --embeddings FOLDER, or --type bm25",
+    ),
+    "training where there is only a test split": (
+        lambda f: ["train", "--data", dataset(f, "test"), "--model", f, "--output", f / "out"],
+        1,
+        "pass a file of judgments, or --split test where nothing is evaluated on it",
+    ),
+    "training without judgments": (
+        lambda f: ["train", "--data", dataset(f), "--model", f, "--output", f / "out"],
+        1,
+        "has corpus.parquet, queries.parquet and no relevance judgments; pass a file of judgments",
+    ),
+    "evaluation of a dataset without judgments": (
+        lambda f: ["evaluate", "--data", dataset(f), "--run", HOUSE / "run.trec"],
+        1,
+        "data: holds no Parquet file for the qrels (it holds corpus.parquet, queries.parquet); ",
+    ),
+    "question beside a dataset": (
+        lambda f: ["search", "a question", "--index", HOUSE / "bm25", "--data", dataset(f)],
+        2,
+        "--data: applies only without a QUESTION",
     ),
     # runs and judgments
     "a folder of several splits where one table of judgments is meant": (
@@ -200,7 +291,7 @@ CASES: dict[str, tuple[Make, int, str]] = {
     "run that is not there": (
         lambda f: ["evaluate", "--run", f / "no.trec", "--qrels", HOUSE],
         1,
-        "no.trec: no such file; expected the run",
+        "no.trec: no such file or folder; expected the run",
     ),
     "pair judged twice": (
         lambda f: evaluate(f, "q1 Q0 d1 1 2 x\n", "q1 0 d1 1\nq1 0 d1 2\n"),
@@ -270,7 +361,7 @@ CASES: dict[str, tuple[Make, int, str]] = {
     "answers that are not there": (
         lambda f: answered(f, ["q1"], "--corpus", HOUSE, "--answers", f / "no.parquet"),
         1,
-        "no.parquet: no such file; expected the answers; check the path",
+        "no.parquet: no such file or folder; expected the answers; check the path",
     ),
     "report that is no page": (
         lambda f: evaluate(f, "q1 Q0 d1 1 2 x\n", "q1 0 d1 1\n", "--report", "r.pdf"),

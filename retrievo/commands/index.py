@@ -93,6 +93,9 @@ class IndexConfig(Options):
     def check(self) -> None:
         if self.type == BM25 and self.corpus is None:
             raise UsageError("--type bm25", "needs texts", None, "pass --corpus CORPUS")
+        if self.corpus is None and self.embeddings is None:
+            fix = "pass --data DATASET to index texts (BM25), or --embeddings FOLDER to index vectors"
+            raise UsageError("index", "nothing to index", None, fix)
         if self.type != BM25 and self.embeddings is None:
             raise UsageError(f"--type {self.type}", "needs vectors", None, "pass --embeddings FOLDER, or --type bm25")
 

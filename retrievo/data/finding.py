@@ -11,11 +11,13 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from retrievo.support.artifact import kind_of
 from retrievo.support.errors import RetrievoError
 from retrievo.support.publishing import is_manifest_beside
 
 NOUNS = ("corpus", "queries", "qrels", "run", "negatives", "answers")
 _APART = ("qrels", "run")  # kinds of which a folder may hold several independent tables
+_FOREIGN = {".jsonl": "jsonl", ".json": "squad", ".tsv": "tsv", ".csv": "csv", ".gz": "jsonl", ".zip": "beir"}
 
 
 def table_files(path: Path, noun: str) -> list[Path]:
@@ -32,7 +34,7 @@ def table_files(path: Path, noun: str) -> list[Path]:
         if not files and noun == "qrels" and path.parent.name == "qrels":
             raise _no_split(path)
         if not files:
-            raise RetrievoError(path, "no such file", f"the {noun}", "check the path")
+            raise RetrievoError(path, "no such file or folder", f"the {noun}", "check the path")
         return files
     if (path / f"{noun}.parquet").is_file():
         return [path / f"{noun}.parquet"]
@@ -46,10 +48,24 @@ def _no_split(path: Path) -> RetrievoError:
     folder = path.parent.parent
     splits = sorted(file.stem for file in path.parent.glob("*.parquet"))
     there = sorted(file.name for file in folder.glob("*.parquet"))
-    found = f"no such file; {folder} has the splits {', '.join(splits)}" if splits else "no such file"
-    if not splits and there:
-        found += f"; {folder} has {', '.join(there)} and no relevance judgments"
-    return RetrievoError(path, found, None, f"pass --split {splits[0]}" if splits else "pass --qrels FILE")
+    if splits:
+        fix = f"pass --split {splits[0]}"
+        if path.stem == "train":  # a model that has seen what it is evaluated on would be measured too high
+            fix = f"pass a file of judgments, or {fix[5:]} where nothing is evaluated on it"
+        return RetrievoError(path, f"no such file; {folder} has the splits {', '.join(splits)}", None, fix)
+    has = f"; {folder} has {', '.join(there)} and no relevance judgments" if there else ""
+    return RetrievoError(path, f"no such file{has}", None, "pass a file of judgments")
+
+
+def import_command(path: Path) -> str | None:
+    """The line that imports a file or folder of another format; None for what is none by its name."""
+    if path.is_file():
+        format = _FOREIGN.get(path.suffix)
+        return format and f"retrievo import {format} {path} --output DIR"
+    if (path / "corpus.jsonl").is_file():
+        return f"retrievo import beir {path} --output DIR"
+    files = sorted(file for file in path.glob("*") if file.suffix in _FOREIGN)
+    return import_command(files[0]) if files else None
 
 
 def _of_folder(path: Path, noun: str) -> list[Path]:
@@ -79,10 +95,13 @@ def _is_named(file: Path, noun: str) -> bool:
 
 
 def _none_found(path: Path, noun: str, others: Sequence[Path]) -> RetrievoError:
+    if (kind := kind_of(path)) not in (None, "dataset"):
+        return RetrievoError(path, f"is of kind '{kind}'", f"the {noun}", "check the path")
     found = f"holds no Parquet file for the {noun}"
     if others:
         found += f" (it holds {', '.join(file.name for file in others[:5])})"
-    fix = f"import the data first, or pass another --{noun}"
+    command = None if others else import_command(path)
+    fix = f"import the data first{f': {command}' if command else ''}, or pass another path"
     if inside := sorted((path / noun).glob("*.parquet")):  # a dataset whose queries are split into several tables
         fix = f"pass --{noun} {' or '.join(map(str, inside[:5]))}"
     return RetrievoError(path, found, None, fix)
@@ -112,4 +131,6 @@ def _default_split(folder: Path) -> list[Path]:
         files = sorted(folder.glob(f"{split}*.parquet"), key=lambda path: path.stem)  # test before test-hard
         if files:
             return _tables(files)[0]
-    raise RetrievoError(folder, "has neither test.parquet nor dev.parquet", None, "name the qrels file")
+    others = ", ".join(sorted(file.name for file in folder.glob("*.*")))
+    has = f" (it holds {others})" if others else ""
+    raise RetrievoError(folder, f"has neither test.parquet nor dev.parquet{has}", None, "name another split or file")

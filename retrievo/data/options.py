@@ -25,7 +25,18 @@ def data_option(*parts: str, **declared: Any) -> Any:
     listed = " and ".join(filter(None, [", ".join(flags[:-1]), flags[-1]]))
     help = f"Dataset folder, as retrievo import writes it. The folder stands for {listed}."
     shared = {"affects_output": False, "shown": True, "group": "Data", "stands_for": parts}
-    return option(help, default=None, **{**shared, **declared})
+    return option(help, default=None, check=_check_folder, **{**shared, **declared})
+
+
+def _check_folder(path: Path | str) -> None:
+    """Raises UsageError for a file; a folder that is not there may be made before it is read."""
+    from retrievo.data.finding import import_command
+
+    if not Path(path).is_file():
+        return
+    command = import_command(Path(path))
+    fix = f"import it first: {command}" if command else f"pass --data {Path(path).parent}"
+    raise UsageError("--data", f"found '{path}', which is a file", "a dataset folder", fix)
 
 
 def split_option(default: str | None = None) -> Any:

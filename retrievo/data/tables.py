@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from retrievo.data.finding import table_files
+from retrievo.data.finding import import_command, table_files
 from retrievo.support import console
 from retrievo.support.artifact import METADATA_KEY, Input, Manifest
 from retrievo.support.errors import RetrievoError
@@ -233,9 +233,8 @@ def as_noun(table: pa.Table, schema: Schema, where: str) -> pa.Table:
 
 
 def _import_hint(file: Path, error: Exception) -> str:
-    kinds = {".jsonl": "jsonl", ".json": "squad", ".tsv": "tsv", ".csv": "csv", ".gz": "jsonl", ".zip": "beir"}
-    if file.suffix in kinds:
-        return f"import it first: retrievo import {kinds[file.suffix]} {file} --output DIR"
+    if command := import_command(file):
+        return f"import it first: {command}"
     return f"make it again ({' '.join(str(error).split())[:120]})"
 
 

@@ -165,12 +165,17 @@ def has_manifest(folder: Path) -> bool:
     return (folder / MANIFEST).is_file() and _is_from_retrievo(_read_manifest_file(folder))
 
 
-def is_of_kind(path: Path, kind: str) -> bool:
-    """Whether a path holds a finished artifact of this kind; anything else, such as a user's own table, is none."""
+def kind_of(path: Path) -> str | None:
+    """The kind of the finished artifact at a path; None for anything else, such as a user's own table."""
     try:
-        return Manifest.read(path).kind == kind
+        return Manifest.read(path).kind
     except RetrievoError:
-        return False
+        return None
+
+
+def is_of_kind(path: Path, kind: str) -> bool:
+    """Whether a path holds a finished artifact of this kind."""
+    return kind_of(path) == kind
 
 
 def _is_from_retrievo(values: Any) -> bool:

@@ -69,7 +69,7 @@ def test_a_table_that_nothing_gives_is_named_with_both_ways_to_give_it() -> None
     [
         ("index --data d --embeddings e --output o", "--data: applies only without --embeddings"),
         ("index --corpus c --embeddings e --output o", "is given together with --"),
-        ("search question --index i --data d", "--data: applies only without --question"),
+        ("search question --index i --data d", "--data: applies only without a QUESTION"),
         ("encode --model m --data d --queries q --output o", "--data: applies only without --queries"),
         ("train --model m --split dev --output o", "--split: applies only with --data"),
     ],

@@ -385,7 +385,7 @@ def test_unfinished_work_of_other_options_is_begun_anew(
          2, "[defaults]: no step knows the key 'sed'; did you mean 'seed'?"),
         ('[steps.x]\ncommand = "index"\ntype = "bm25"\n', 2, "--type bm25: needs texts; pass --corpus CORPUS"),
         ('[steps.x]\ncommand = "index"\ntype = "bm25"\ncorpus = "c"\nheap = 3\n', 2, "heap: found 3; expected text"),
-        ('[steps.x]\ncommand = "index"\ntype = "bm25"\ncorpus = "c.parquet"\n', 1, "c.parquet: no such file"),
+        ('[steps.x]\ncommand = "index"\ntype = "bm25"\ncorpus = "c.parquet"\n', 1, "c.parquet: no such file or folder"),
         ("[steps.x\n", 1, "is not TOML"),
     ],
 )  # fmt: skip

@@ -84,7 +84,7 @@ def test_a_pattern_is_its_files_in_order_without_the_manifests_beside_them(tmp_p
 
 
 def test_what_is_not_there_is_named_with_what_is(tmp_path: Path) -> None:
-    with pytest.raises(RetrievoError, match="no such file; expected the corpus"):
+    with pytest.raises(RetrievoError, match="no such file or folder; expected the corpus"):
         table_files(tmp_path / "nowhere", "corpus")
     with pytest.raises(RetrievoError, match=r"holds no Parquet file for the corpus \(it holds queries.parquet\)"):
         table_files(folder(tmp_path, "queries.parquet"), "corpus")

@@ -77,7 +77,12 @@ class SearchConfig(Computes, Options):
     run: tuple[Path, ...] = option(
         "Run to fuse with the results of the indexes.", default=(), applies=_OF_TABLE, group="Fusion"
     )
-    data: Path | None = data_option("queries", "judged", applies=only_without("question") & only_without("interactive"))
+    data: Path | None = data_option(
+        "queries",
+        "judged",
+        applies=only_where("without a QUESTION", "question", holds=lambda question: question is None)
+        & only_without("interactive"),
+    )
     split: str | None = split_option()
     queries: Path | None = queries_option(default=None, alternative="queries", shown=True)
     judged: Path | None = qrels_option(

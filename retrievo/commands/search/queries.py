@@ -59,6 +59,9 @@ def read_queries(path: Path, judged: Path | None) -> Asked:
     if empty := sum(not text.strip() for text in queries.texts):
         console.warn(f"{path}: {empty:,} queries have no text; they are kept")
     if judged:
+        if judged == path and not any(path.glob("qrels*")):
+            fix = f"pass --queries {path} instead of --data, to search for all of its queries"
+            raise RetrievoError(path, "is a dataset without relevance judgments", None, fix)
         queries = queries.among(Qrels.read(judged).table["query_id"])
     return Asked(queries.ids, queries, queries.input)
 
