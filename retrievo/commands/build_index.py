@@ -14,6 +14,7 @@ from retrievo.retrieval.index_types import BM25
 from retrievo.support import console
 from retrievo.support.errors import UsageError, did_you_mean
 from retrievo.support.options import Options, options_of
+from retrievo.support.values import Values
 
 if TYPE_CHECKING:
     import numpy as np
@@ -76,7 +77,7 @@ def _index(place: Path, **fields: Any) -> Path:
     return place
 
 
-def _options(fields: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+def _options(fields: Mapping[str, Any]) -> tuple[Values, Values]:
     """Those of `encode` and those of `index`.
 
     Raises: UsageError for others.

@@ -27,6 +27,7 @@ from retrievo.support import console
 from retrievo.support.commandline import as_typed
 from retrievo.support.options import Options, option
 from retrievo.support.settings import Layer, resolve
+from retrievo.support.values import Values
 from retrievo.support.verbs import verb
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ CLAIMS = (  # (better, worse) in mrr@10
     ("stage-2", "stage-1"),
     ("fusion", "bm25"),
 )
-SPEC: dict[str, Any] = {
+SPEC: Values = {
     "similarity": "cosine",
     "normalize": True,
     "query_max_length": 24,
@@ -196,7 +197,7 @@ def _run_file(home: Path, name: str) -> Path:
     return home / "runs" / f"{name}.parquet"
 
 
-def _write(home: Path, found: dict[str, Any]) -> None:
+def _write(home: Path, found: Values) -> None:
     """Settings for commands that are typed in the folder, and the mark that all is there."""
     import tomli_w
 
@@ -216,11 +217,11 @@ class _Road:
 
     def __init__(self, config: DemoConfig, plan: Plan):
         self.config, self.plan, self.home = config, plan, config.home
-        self.again: dict[str, Any] = {"force": config.force}
-        self.machine: dict[str, Any] = {"device": config.device, "threads": config.threads}
+        self.again: Values = {"force": config.force}
+        self.machine: Values = {"device": config.device, "threads": config.threads}
         dataset = self.home / DATASET
         self.corpus, self.dataset = dataset / "corpus.parquet", dataset
-        self.training: dict[str, Any] = {
+        self.training: Values = {
             "corpus": self.corpus,
             "queries": dataset / "queries" / "train.parquet",
             "qrels": dataset / "qrels" / "train.parquet",
@@ -395,7 +396,7 @@ class _Road:
         train(options)
         self.dense("stage-2", stage)
 
-    def resolved(self, config: Any, typed: dict[str, Any]) -> Any:
+    def resolved(self, config: Any, typed: Values) -> Any:
         """A Config as the command line makes it of flags and of what lies on disk."""
         given = {name: value for name, value in typed.items() if value is not None}
         layers = [Layer("flag", given, typed=True), *config.layers(given), *config.manifest_layers(given)]

@@ -28,6 +28,7 @@ from retrievo.data.text_identity import canonical
 from retrievo.support import console
 from retrievo.support.artifact import Manifest, Output
 from retrievo.support.errors import RetrievoError
+from retrievo.support.values import Values
 
 # import name -> distribution, of packages that come with retrievo and are read in a second or two each (torch and
 # transformers together take a minute; half of sympy's docstrings are formulas)
@@ -238,7 +239,7 @@ def _query_id(docstring: Docstring) -> str:
     return f"q:{docstring.name}"
 
 
-def _stats(documents: Sequence[Docstring], tables: Mapping[str, pa.Table], left_out: Counter[str]) -> dict[str, Any]:
+def _stats(documents: Sequence[Docstring], tables: Mapping[str, pa.Table], left_out: Counter[str]) -> Values:
     return {
         "documents": len(documents),
         "queries": tables["queries.parquet"].num_rows,

@@ -11,6 +11,7 @@ from retrievo.commands.evaluate import EvaluateConfig
 from retrievo.commands.evaluate_suite import evaluate_any
 from retrievo.evaluation.names import DEFAULT_METRICS
 from retrievo.support.errors import UsageError, did_you_mean
+from retrievo.support.values import Values
 from retrievo.support.verbs import config_of
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ def evaluate(
     return runs_evaluated.measured(config, given, _qrels(qrels), baseline)
 
 
-def _by_name(run: Any) -> dict[str, Any]:
+def _by_name(run: Any) -> Values:
     """Runs by name, of one run too: documents have numbers, and runs have not."""
     from retrievo.data.given import is_path
     from retrievo.data.run_files import run_name

@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from retrievo.commands.encode import EncodeConfig, encode
 from retrievo.commands.evaluate import EvaluateConfig, evaluate
@@ -24,6 +24,7 @@ from retrievo.support import console
 from retrievo.support.conditions import only_with, only_without
 from retrievo.support.errors import RetrievoError, UsageError
 from retrievo.support.options import option
+from retrievo.support.values import Values
 
 if TYPE_CHECKING:
     from retrievo.evaluation.comparison import Evaluation
@@ -178,14 +179,14 @@ def _evaluate(config: SweepConfig, name: str, dataset: Path) -> Evaluation:
     """Indexes, encodes, searches and evaluates one dataset."""
     console.note(f"{name}:")
     home, label, compute = config.output / name, _label(config.model), asdict(config.compute)
-    machine: dict[str, Any] = {"threads": config.threads, "force": config.force}
+    machine: Values = {"threads": config.threads, "force": config.force}
     runs = {run: home / "runs" / f"{run}.parquet" for run in (BM25, label)}
-    asked: dict[str, Any] = {"queries": dataset, "judged": dataset, "depth": config.depth}
+    asked: Values = {"queries": dataset, "judged": dataset, "depth": config.depth}
     index(IndexConfig(type=BM25, corpus=dataset, output=home / BM25, **machine))
     search(SearchConfig(index=(home / BM25,), output=runs[BM25], **asked, **machine))
     assert config.model is not None
     vectors = home / f"embeddings-{label}"
-    model: dict[str, Any] = {"model": config.model, "revision": config.revision}
+    model: Values = {"model": config.model, "revision": config.revision}
     encode(EncodeConfig(corpus=dataset, output=vectors, force=config.force, **model, **compute))
     search(SearchConfig(index=(vectors,), output=runs[label], force=config.force, **asked, **compute))
     own = {spec.name: getattr(config, spec.name) for spec in fields(EvaluateConfig)}

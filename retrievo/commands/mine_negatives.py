@@ -45,6 +45,7 @@ from retrievo.support.conditions import only_with
 from retrievo.support.errors import UsageError, did_you_mean
 from retrievo.support.options import Options, option
 from retrievo.support.settings import Layer
+from retrievo.support.values import Values
 from retrievo.support.verbs import verb
 from retrievo.training.feeds.dataset_config import TABLES
 
@@ -273,7 +274,7 @@ def mine_negatives(config: MineConfig) -> Manifest:
     record = config.record() | model_config
     beside = {DROPPED_FILE: config.output.with_suffix(".dropped.parquet")}
     beside[AUDIT_FILE] = config.output.with_suffix(".audit.md")
-    ways: dict[str, Any] = {"force": config.force, "single_file": True, "resumes": True, "companions": beside}
+    ways: Values = {"force": config.force, "single_file": True, "resumes": True, "companions": beside}
     output = Output(config.output, "negatives", record, inputs, **ways)
     manifest = output.already_finished(lead=console.is_lead())
     if manifest is None:
@@ -412,7 +413,7 @@ class _Work:
         searched(SearchConfig(index=(index,), queries=self.table, output=run, depth=config.depth, **shared), alone=True)
         return run
 
-    def write(self, output: Output) -> dict[str, Any]:
+    def write(self, output: Output) -> Values:
         """Writes negatives, dropped candidates and audit into the folder; returns the stats for the manifest."""
         import pyarrow as pa
 
@@ -457,7 +458,7 @@ class _Work:
             console.warn(f"the teacher has no score for {tally.unscored:,} candidates, which are kept")
 
 
-def _stats(tally: Tally, negatives: int, judged: Judged) -> dict[str, Any]:
+def _stats(tally: Tally, negatives: int, judged: Judged) -> Values:
     """The stats of the manifest."""
     from retrievo.mining.rules import RULES
 

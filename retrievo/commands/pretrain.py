@@ -30,6 +30,7 @@ from retrievo.support import console
 from retrievo.support.conditions import only_where, only_with
 from retrievo.support.errors import RetrievoError, UsageError
 from retrievo.support.options import option, worked_out
+from retrievo.support.values import Values
 from retrievo.support.verbs import verb
 from retrievo.training.engine.config import (
     CHECKPOINTS,
@@ -315,14 +316,14 @@ def _load(config: PretrainConfig, corpora: Sequence[Corpus], restart: int) -> En
     return MaskedEncoder.load(name, revision, pooling="cls", normalize=False, similarity="dot", **options)
 
 
-def _plain(config: PretrainConfig, name: str, revision: str | None, options: dict[str, Any]) -> Encoder:
+def _plain(config: PretrainConfig, name: str, revision: str | None, options: Values) -> Encoder:
     """A backbone without heads, with the pooling and similarity that its folder states, else Contriever's."""
     from retrievo.models.bidirectional import attend_both_ways
     from retrievo.models.checkpoints import locate
     from retrievo.models.encoder import Encoder
     from retrievo.models.loading import read_folder
 
-    chosen: dict[str, Any] = {"pooling": config.pooling}
+    chosen: Values = {"pooling": config.pooling}
     if config.normalize is not None:
         chosen |= {"normalize": config.normalize, "similarity": "cosine" if config.normalize else "dot"}
     stated = read_folder(locate(name, revision), name).stated

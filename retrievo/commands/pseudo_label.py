@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from retrievo.data.options import corpus_option, force_option, output_option, queries_option
 from retrievo.support import console
 from retrievo.support.errors import UsageError
 from retrievo.support.options import Options, option
+from retrievo.support.values import Values
 from retrievo.support.verbs import verb
 
 if TYPE_CHECKING:
@@ -172,7 +173,7 @@ def _texts(
 
 def _write(
     config: PseudoLabelConfig, run: Run, qrels: Qrels | None, texts: Judged | None, folder: Path, output: Output
-) -> dict[str, Any]:
+) -> Values:
     """Writes both tables, with the existing judgments before the labels; returns the stats for the manifest."""
     import pyarrow as pa
     import pyarrow.compute as pc
@@ -216,7 +217,7 @@ def _check(run: Path, tally: Tally, scores: str | None, positive_above: float) -
         raise RetrievoError(run, found, None, "lower --positive-above, or label other queries")
 
 
-def _stats(tally: Tally, judgments: int) -> dict[str, Any]:
+def _stats(tally: Tally, judgments: int) -> Values:
     hidden = ("lowest", "highest", *(("query_text",) if not tally.query_text else ()))
     counts = {name: value for name, value in vars(tally).items() if name not in hidden}
     return {**counts, "judgments": judgments}

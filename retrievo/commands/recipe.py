@@ -25,6 +25,7 @@ from retrievo.support.commandline import as_typed
 from retrievo.support.errors import RetrievoError, UsageError, did_you_mean
 from retrievo.support.options import Option, Options, options_of
 from retrievo.support.settings import Layer, read_toml, relative_to, resolve
+from retrievo.support.values import Values
 from retrievo.support.verbs import verb
 
 COMMANDS = {name: command for name, command in table.COMMANDS.items() if command.suffix is not None}
@@ -110,13 +111,13 @@ def read_recipe(config: RunConfig) -> list[Step]:
     return reader.steps
 
 
-def _table(path: Path, name: str, value: Any) -> dict[str, Any]:
+def _table(path: Path, name: str, value: Any) -> Values:
     if not isinstance(value, dict):
         raise UsageError(path, f"{name} is {json.dumps(value, default=str)}", f"a section [{name}]")
     return value
 
 
-def _given(config: RunConfig, variables: Mapping[str, Any]) -> dict[str, Any]:
+def _given(config: RunConfig, variables: Mapping[str, Any]) -> Values:
     """The values of `--set`, read as TOML, else as text; a path that exists is made absolute."""
 
     def meant(text: str) -> Any:
@@ -140,7 +141,7 @@ class _Reader:
         self.path, self.home, self.variables, self.defaults = path, home, variables, defaults
         self.steps: list[Step] = []
 
-    def add(self, name: str, values: dict[str, Any]) -> None:
+    def add(self, name: str, values: Values) -> None:
         where = f"{self.path} [steps.{name}]"
         if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name) or name in self.variables:
             raise UsageError(where, "is no name for a step", "letters, digits, - and _, and no variable of this name")
@@ -168,7 +169,7 @@ class _Reader:
                 console.warn(warning)
         self.steps.append(Step(name, command, resolved.config, output, tuple(dict.fromkeys(needs))))
 
-    def _shared(self, known: Mapping[str, Option], own: Mapping[str, Any]) -> dict[str, Any]:
+    def _shared(self, known: Mapping[str, Option], own: Mapping[str, Any]) -> Values:
         """The defaults for options that a step does not set itself; among alternatives the first one counts."""
         groups = {name: option.declaration.alternative for name, option in known.items()}
         found = dict(own)
@@ -177,7 +178,7 @@ class _Reader:
                 found.setdefault(name, value)
         return {name: value for name, value in found.items() if name not in own}
 
-    def _filled(self, where: str, values: Mapping[str, Any], needs: list[str]) -> dict[str, Any]:
+    def _filled(self, where: str, values: Mapping[str, Any], needs: list[str]) -> Values:
         """Values with their names in braces replaced; a variable that stands alone keeps its type."""
         outputs = {step.name: step.output for step in self.steps}
 
@@ -305,7 +306,7 @@ def _forbidden(config: RunConfig, chosen: Sequence[Step]) -> RetrievoError | Non
     return _stopped(config, surely, perhaps) if surely or perhaps else None
 
 
-def _known_work(step: Step) -> dict[str, Any] | None:
+def _known_work(step: Step) -> Values | None:
     """The work of a step; None where an input does not exist yet."""
     try:
         return _work(step)
@@ -382,12 +383,12 @@ def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _read_mark(step: Step) -> dict[str, Any]:
+def _read_mark(step: Step) -> Values:
     from retrievo.support.artifact import in_force
 
     if not step.mark.is_file():
         return {}
-    mark: dict[str, Any] = json.loads(step.mark.read_text(encoding="utf-8"))
+    mark: Values = json.loads(step.mark.read_text(encoding="utf-8"))
     for record in filter(None, (mark, mark.get("before"))):
         # an earlier version may have written more options, all off
         record["work"]["config"] = in_force(record["work"]["config"])
@@ -402,7 +403,7 @@ def _made_of(step: Step) -> str | None:
         return None
 
 
-def _work(step: Step, *, fetch: bool = True) -> dict[str, Any]:
+def _work(step: Step, *, fetch: bool = True) -> Values:
     """What decides the output of a step: the options that affect it, and the fingerprints of all inputs.
 
     fetch: whether hub models that the local cache lacks are fetched.

@@ -33,6 +33,7 @@ from retrievo.models.options import chunk_tokens_option, device_option, dtype_op
 from retrievo.models.splits import Splits, noted_splits
 from retrievo.support import console
 from retrievo.support.options import Options, option
+from retrievo.support.values import Values
 from retrievo.support.verbs import verb
 
 if TYPE_CHECKING:
@@ -308,7 +309,7 @@ def _beside(shard: Path) -> Path:
     return shard.with_suffix(".json")
 
 
-def _splits(folder: Path, shards: Sequence[Shard]) -> dict[str, Any]:
+def _splits(folder: Path, shards: Sequence[Shard]) -> Values:
     """The shards whose chunks were halved, for the manifest; empty if there are none."""
     files = [_beside(folder / name) for name, _ in shards]
     halved = {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in files if file.is_file()}
@@ -428,7 +429,7 @@ def _write_run(
     path: Path,
     output: Output,
     more_stats: Mapping[str, Any],
-) -> dict[str, Any]:
+) -> Values:
     import numpy as np
     import pyarrow as pa
 

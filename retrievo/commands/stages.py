@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from retrievo.commands.train_config import STAGE_NEGATIVES, TrainConfig
 from retrievo.support import console
 from retrievo.support.options import options_of
+from retrievo.support.values import Values
 from retrievo.training.engine.config import ValidationConfig
 from retrievo.training.feeds.dataset_config import STAGE_SETTINGS, open_data_set, settings_of
 
@@ -86,7 +87,7 @@ def write_stage(stage: Path, following: Path, mined: Mapping[str, Input]) -> Non
     manifest = trained_stage(stage)
     model, revision = recorded_model(manifest, "--model")
     whose = _whose(manifest, mined)
-    tables: dict[str, Any] = {name: _from(following, found.path) for name, found in mined.items()}
+    tables: Values = {name: _from(following, found.path) for name, found in mined.items()}
     beside, pools = _beside(manifest, whose, following)
     started_from = {"model": _from(following, Path(model)) if Path(model).exists() else model}
     if revision:
@@ -120,7 +121,7 @@ def _is_same(manifest: Manifest, name: str, given: Input) -> bool:
     return recorded["fingerprint"] == given.fingerprint or place == os.path.abspath(given.path)
 
 
-def _beside(manifest: Manifest, whose: str | None, following: Path) -> tuple[dict[str, Any], list[str]]:
+def _beside(manifest: Manifest, whose: str | None, following: Path) -> tuple[Values, list[str]]:
     """The other inputs of a data set, such as teachers, query clusters and validation tables; and its pools."""
     if whose is None:
         return {}, []
@@ -130,7 +131,7 @@ def _beside(manifest: Manifest, whose: str | None, following: Path) -> tuple[dic
 
     own = [name.removeprefix(whose) for name in manifest.inputs if name.startswith(whose)]
     named = ("teacher", "query-clusters", "dev-qrels", "dev-run", "dev-queries")
-    tables: dict[str, Any] = {name.replace("-", "_"): found(name) for name in named if name in own}
+    tables: Values = {name.replace("-", "_"): found(name) for name in named if name in own}
     if dense := [name for name in own if name.startswith("batch-teacher-")]:
         tables["batch_teacher"] = [found(name) for name in dense]
     return tables, [found(name) for name in own if name.startswith("negatives-")]
@@ -140,7 +141,7 @@ def _beside(manifest: Manifest, whose: str | None, following: Path) -> tuple[dic
 _NOT_GIVEN_ON = ("model", "revision", "mix", "dynamic_negatives")
 
 
-def _given(manifest: Manifest) -> dict[str, Any]:
+def _given(manifest: Manifest) -> Values:
     """The options of a training run that differ from the defaults."""
     known = {option.name: option.default for option in options_of(TrainConfig) if option.default is not MISSING}
     plain = {name: list(value) if isinstance(value, tuple) else value for name, value in known.items()}
@@ -148,7 +149,7 @@ def _given(manifest: Manifest) -> dict[str, Any]:
     return {name: value for name, value in recorded.items() if value is not None and value != plain[name]}
 
 
-def _given_elsewhere(manifest: Manifest, whose: str | None, beside: Mapping[str, Any]) -> dict[str, Any]:
+def _given_elsewhere(manifest: Manifest, whose: str | None, beside: Mapping[str, Any]) -> Values:
     """The options for a data set other than the first one, with the prefixes of its settings file."""
     apart = {known.name for known in options_of(ValidationConfig)} | {"query_prefix", "document_prefix"}
     apart |= set() if "query_clusters" in beside else {"query_cluster_count"}

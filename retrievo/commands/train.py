@@ -17,6 +17,7 @@ from retrievo.commands.train_config import DEFAULT_EPOCHS, STAGE_FILES, TrainCon
 from retrievo.distributed.environment import started_together
 from retrievo.support import console
 from retrievo.support.errors import UsageError
+from retrievo.support.values import Values
 from retrievo.support.verbs import verb
 from retrievo.training.engine.config import (
     CHECKPOINTS,
@@ -214,7 +215,7 @@ def _in_one_piece(config: TrainConfig, data: Sequence[TrainingData], folder: Pat
     return model, objective
 
 
-def _best(validation: Validation | None, objective: Objective) -> dict[str, Any]:
+def _best(validation: Validation | None, objective: Objective) -> Values:
     """Restores the best weights; returns their step and value for the manifest."""
     if validation is None:
         return {}

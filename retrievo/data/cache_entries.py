@@ -11,13 +11,14 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from retrievo.data.cache import ABOUT, DONE, cache_folder, folder_bytes, lock_of
 from retrievo.support import console
 from retrievo.support.artifact import MANIFEST
 from retrievo.support.locks import Holder, take
 from retrievo.support.sizes import format_size
+from retrievo.support.values import Values
 
 if TYPE_CHECKING:
     from filelock import MarkerSoftFileLock
@@ -58,7 +59,7 @@ class Entry:
         used = time.strftime("%Y-%m-%d %H:%M", time.localtime(self.used)) if self.whole else "unfinished"
         return self.kind, format_size(self.bytes), used, " ".join(self.made_of) or "unknown", str(self.path)
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> Values:
         used = time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(self.used))
         return {**vars(self), "path": str(self.path), "used": used, "made_of": list(self.made_of)}
 

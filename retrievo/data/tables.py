@@ -27,6 +27,7 @@ from retrievo.support import console
 from retrievo.support.artifact import METADATA_KEY, Input, Manifest
 from retrievo.support.errors import RetrievoError
 from retrievo.support.files import HashingFile
+from retrievo.support.values import Values
 
 ROWS_PER_GROUP = 8_192  # random access decodes one row group at a time: a few MB of text
 BYTES_PER_GROUP = 16 << 20
@@ -340,7 +341,7 @@ class TableWriter:
         rest = waiting.slice(start)
         self._waiting, self._waiting_rows = ([rest] if rest.num_rows else []), rest.num_rows
 
-    def close(self, manifest: Manifest | None = None) -> dict[str, Any]:
+    def close(self, manifest: Manifest | None = None) -> Values:
         """Closes the file and returns its record (size, content hash) for the manifest of its folder.
 
         manifest: the manifest that a single-file table stores in its own metadata.
@@ -400,9 +401,9 @@ class RowCache:
                 self._starts.append((first, number, group))
                 first += part.metadata.row_group(group).num_rows
 
-    def rows(self, positions: Sequence[int]) -> list[dict[str, Any]]:
+    def rows(self, positions: Sequence[int]) -> list[Values]:
         """Returns the rows at these positions, in this order."""
-        found: dict[int, dict[str, Any]] = {}
+        found: dict[int, Values] = {}
         for position in sorted(positions):  # each row group is decoded once
             index = bisect.bisect_right(self._starts, (position, len(self._starts), 0)) - 1
             found[position] = self._group(index).slice(position - self._starts[index][0], 1).to_pylist()[0]

@@ -21,6 +21,7 @@ from retrievo.models.saving import write_folder
 from retrievo.support import console
 from retrievo.support.errors import RetrievoError
 from retrievo.support.files import atomic_path
+from retrievo.support.values import Values
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -93,7 +94,7 @@ class CondenserHead(nn.Module):
         normed: Tensor = self.norm(hidden)
         return normed
 
-    def _beside(self, kind: str, hidden: Tensor, attention_mask: Tensor) -> dict[str, Any]:
+    def _beside(self, kind: str, hidden: Tensor, attention_mask: Tensor) -> Values:
         """The arguments, besides the token vectors, for layers with a kind of attention."""
         from transformers import masking_utils as masks
 

@@ -28,6 +28,7 @@ from retrievo.models.saving import move_into_place, write_tokenizer
 from retrievo.support import console
 from retrievo.support.errors import RetrievoError
 from retrievo.support.files import remove
+from retrievo.support.values import Values
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -223,7 +224,7 @@ def _open_classifier(folder: Path, name: str, *, fresh_head: bool) -> PreTrained
     """A sequence classifier with one label in float32."""
     from transformers import AutoModelForSequenceClassification
 
-    def arguments(config: Any) -> dict[str, Any]:
+    def arguments(config: Any) -> Values:
         has_head = any(kind.endswith("ForSequenceClassification") for kind in config.architectures or ())
         if fresh_head or not has_head:  # as sentence-transformers does
             config.num_labels = 1

@@ -24,6 +24,7 @@ from retrievo.models.saving import write_folder
 from retrievo.models.tokens import Tokenization, bare, warn_of_texts_without_tokens
 from retrievo.support import console
 from retrievo.support.errors import RetrievoError, UsageError
+from retrievo.support.values import Values
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -258,7 +259,7 @@ def _complete(
     return EncoderSpec(**{**stated, **overrides})
 
 
-def _assume_lengths(stated: dict[str, Any], longest: int, limit: int | None) -> None:
+def _assume_lengths(stated: Values, longest: int, limit: int | None) -> None:
     if longest > 1_000_000:  # transformers' way to say that the tokenizer has no limit
         longest = limit or EncoderSpec.document_max_length
     for role in ROLES:
@@ -267,7 +268,7 @@ def _assume_lengths(stated: dict[str, Any], longest: int, limit: int | None) -> 
 
 
 def _assume_meaning(
-    name: str, stated: dict[str, Any], overrides: Mapping[str, Any], backbone: PreTrainedModel, notices: list[str]
+    name: str, stated: Values, overrides: Mapping[str, Any], backbone: PreTrainedModel, notices: list[str]
 ) -> None:
     if "pooling" not in stated and "pooling" not in overrides:
         stated["pooling"] = "cls" if sees_later_tokens(backbone) else "last"

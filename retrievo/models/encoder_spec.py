@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from retrievo.data.options import TITLE_TEMPLATE
 from retrievo.support.errors import RetrievoError, did_you_mean
+from retrievo.support.values import Values
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -115,7 +116,7 @@ class EncoderSpec:
         return cls(**values)
 
 
-def _check_types(values: dict[str, Any], where: object) -> None:
+def _check_types(values: Values, where: object) -> None:
     expected = {field.name: type(field.default) for field in fields(EncoderSpec)}
     for name, value in values.items():
         if name not in expected:

@@ -23,12 +23,13 @@ from retrievo.models.checkpoints import (
 from retrievo.models.encoder_spec import CROSS_ENCODER_FILE, ROLES, SPEC_FILE, EncoderSpec
 from retrievo.support.artifact import is_unfinished
 from retrievo.support.errors import RetrievoError
+from retrievo.support.values import Values
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 # properties that are in the authors' model cards but not in the folders, by the last part of the model's name
-MODEL_CARDS: dict[str, dict[str, Any]] = {
+MODEL_CARDS: dict[str, Values] = {
     r"contriever(-msmarco)?|mcontriever(-msmarco)?": {"pooling": "mean"},
     r"(multilingual-)?e5-(small|base|large)(-v2|-unsupervised)?": {
         "pooling": "mean",
@@ -62,7 +63,7 @@ class Reading:
     """The content of a model folder: stated fields of an EncoderSpec, folders of backbones, notices for the user."""
 
     backbones: dict[str, Path]  # role -> folder of a Hugging Face checkpoint; a tied encoder has "document" only
-    stated: dict[str, Any] = field(default_factory=dict)
+    stated: Values = field(default_factory=dict)
     max_length: int | None = None  # of both roles, where none is stated for a role
     lowercase: bool = False
     own: bool = False
@@ -154,7 +155,7 @@ def _read_own(folder: Path) -> Reading:
     return Reading(backbones, stated=vars(spec).copy(), own=True)
 
 
-def assumed(folder: Path, name: str) -> dict[str, Any]:
+def assumed(folder: Path, name: str) -> Values:
     """The properties from the card of a model with this name that its folder does not state."""
     if any((folder / own).is_file() for own in (SPEC_FILE, CROSS_ENCODER_FILE)):
         return {}
@@ -166,7 +167,7 @@ def assumed(folder: Path, name: str) -> dict[str, Any]:
     return {key: value for key, value in facts.items() if key not in stated}
 
 
-def _card(name: str) -> dict[str, Any]:
+def _card(name: str) -> Values:
     last = name.rstrip("/").rsplit("/", 1)[-1]
     return next((facts for pattern, facts in MODEL_CARDS.items() if re.fullmatch(pattern, last, re.IGNORECASE)), {})
 
@@ -237,7 +238,7 @@ def _kind(module: str) -> str:
     return module.rsplit(".", 1)[-1] if module.startswith("sentence_transformers.") else module
 
 
-def _modules(folder: Path) -> list[dict[str, Any]]:
+def _modules(folder: Path) -> list[Values]:
     modules = read_json(folder / "modules.json")
     if not isinstance(modules, list) or not all(isinstance(m, dict) and {"type", "path"} <= m.keys() for m in modules):
         raise RetrievoError(folder / "modules.json", "no list of modules", "what sentence-transformers writes")
@@ -340,7 +341,7 @@ def open_backbone(folder: Path, name: str | None = None) -> PreTrainedModel:
     """
     from transformers import MODEL_MAPPING, AutoModel
 
-    def arguments(config: Any) -> dict[str, Any]:
+    def arguments(config: Any) -> Values:
         _refuse_unfit(folder, config)
         return {"add_pooling_layer": False} if _takes_pooler(MODEL_MAPPING.get(type(config), None)) else {}
 

@@ -20,6 +20,7 @@ from retrievo.models.loading import assumed
 from retrievo.models.scratch import PREFIX
 from retrievo.support.artifact import BEGIN, MANIFEST, Input, Manifest
 from retrievo.support.errors import RetrievoError
+from retrievo.support.values import Values
 
 FIXED_DOCUMENTS = "fixed-documents"  # input of a model: the vectors that its query encoder was trained against
 WEIGHTS = ("*.safetensors", "*.json", "vocab.*", "merges.txt", "*.model")
@@ -28,7 +29,7 @@ _SAMPLE, _SAMPLES = 64 << 10, 64  # bytes of each place that is read in a large 
 IMPORTED = "no model that is known (the vectors were imported)"
 
 
-def model_record(name: str, revision: str | None, *, fetch: bool = True) -> tuple[dict[str, Any], dict[str, Input]]:
+def model_record(name: str, revision: str | None, *, fetch: bool = True) -> tuple[Values, dict[str, Input]]:
     """What the `config` and the `inputs` of a manifest say of a model: the one of `scratch:` names, the other of all.
 
     fetch: whether a hub model that is not in the local cache is fetched; where not, its name must do.

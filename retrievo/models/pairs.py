@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from retrievo.models.tokens import Tokenization
+from retrievo.support.values import Values
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -83,7 +84,7 @@ class PairTokenization:
         segments = (types[start], int(types[first[0]]), types[middle], int(types[second[0]]), types[end])
         return Frame((ids[start], ids[middle], ids[end]), segments)
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> Values:
         return {field.name: vars(self)[field.name] for field in fields(self)}
 
 

@@ -15,6 +15,7 @@ from retrievo.models.loading import POOLING_FLAGS, POOLING_NAMES
 from retrievo.models.model_card import model_card
 from retrievo.models.tokens import bare
 from retrievo.support.files import atomic_path, remove
+from retrievo.support.values import Values
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -98,7 +99,7 @@ def _write_sentence_transformers(folder: Path, spec: EncoderSpec, dim: int) -> N
         keys = {"module_input_name": "sentence_embedding", "module_output_name": "sentence_embedding"}
         _dump(folder / "2_Normalize" / "config.json", keys)
     lengths = {role: spec.max_length(role) for role in ROLES}
-    config: dict[str, Any] = {"max_seq_length": max(lengths.values()), "do_lower_case": False}
+    config: Values = {"max_seq_length": max(lengths.values()), "do_lower_case": False}
     if len(set(lengths.values())) > 1:  # read since sentence-transformers 6; an older one refuses rather than differ
         config |= {f"{role}_length": length for role, length in lengths.items()}
     _dump(folder / "sentence_bert_config.json", config)
@@ -130,7 +131,7 @@ def _write_router(folder: Path, spec: EncoderSpec) -> None:
     _write_prompts(folder, spec)
 
 
-def _module(index: int, path: str, name: str) -> dict[str, Any]:
+def _module(index: int, path: str, name: str) -> Values:
     return {"idx": index, "name": str(index), "path": path, "type": f"sentence_transformers.models.{name}"}
 
 

@@ -6,9 +6,9 @@ import contextlib
 import functools
 from collections.abc import Iterator
 from contextvars import ContextVar
-from typing import Any
 
 from retrievo.support import console
+from retrievo.support.values import Values
 
 
 class Splits:
@@ -18,7 +18,7 @@ class Splits:
         self.calls = 0
         self.tokens: dict[int, int] = {}  # of the call of this number, from 0
 
-    def stats(self, name: str = "chunk_tokens_of_calls") -> dict[str, Any]:
+    def stats(self, name: str = "chunk_tokens_of_calls") -> Values:
         """The entry for a manifest; empty where no chunk was halved."""
         return {name: {str(call): tokens for call, tokens in self.tokens.items()}} if self.tokens else {}
 

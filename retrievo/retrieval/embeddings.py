@@ -17,6 +17,7 @@ from retrievo.support import console
 from retrievo.support.artifact import Input, Manifest, Output
 from retrievo.support.errors import RetrievoError, UsageError, did_you_mean
 from retrievo.support.files import HashingFile, atomic_path
+from retrievo.support.values import Values
 
 TRUNCATED = "truncated"  # key of a shard's metadata: how many of its texts were cut at the maximal length
 WITHOUT_TOKENS = "without-tokens"  # the same: how many of its texts have no token, whose vectors are zero
@@ -36,7 +37,7 @@ def shard_name(number: int) -> str:
     return f"shard-{number:05d}.arrow"
 
 
-def embeddings_stats(rows: int, dim: int, dtype: str, role: str, similarity: str) -> dict[str, Any]:
+def embeddings_stats(rows: int, dim: int, dtype: str, role: str, similarity: str) -> Values:
     """The part of the manifest's `stats` that a reader of embeddings relies on.
 
     Raises: UsageError where role, similarity or dtype is not a known name.
@@ -50,9 +51,7 @@ def embeddings_stats(rows: int, dim: int, dtype: str, role: str, similarity: str
     return {"rows": rows, "dim": dim, "dtype": dtype, "role": role, "similarity": similarity, "shards": shards}
 
 
-def write_shard(
-    path: Path, ids: pa.Array, vectors: np.ndarray, metadata: dict[str, str] | None = None
-) -> dict[str, Any]:
+def write_shard(path: Path, ids: pa.Array, vectors: np.ndarray, metadata: dict[str, str] | None = None) -> Values:
     """Writes one shard atomically and returns its record (bytes, content hash); equal rows give equal bytes.
 
     ids: strings [n]. vectors: float16 or float32 [n, D], finite. metadata: facts of this shard, kept in its schema.
@@ -236,7 +235,7 @@ class Embeddings(Vectors):
         if self.rows != stats["rows"]:
             raise RetrievoError(path, f"its shards hold {self.rows:,} rows", f"{stats['rows']:,}", "make it again")
 
-    def write_array(self, path: Path, tick: console.Tick | None = None) -> dict[str, Any]:
+    def write_array(self, path: Path, tick: console.Tick | None = None) -> Values:
         """Writes all vectors as one `.npy` [N, D], a block at a time; returns the record of the file."""
         header = {"descr": self.dtype.newbyteorder("<").str, "fortran_order": False, "shape": (self.rows, self.dim)}
         with HashingFile(path) as file:
@@ -247,7 +246,7 @@ class Embeddings(Vectors):
                     tick(len(block))
             return file.record()
 
-    def write_ids(self, path: Path) -> dict[str, Any]:
+    def write_ids(self, path: Path) -> Values:
         """Writes all ids, one per line; returns the record of the file.
 
         Raises: RetrievoError for an id that holds the end of a line.
@@ -294,7 +293,7 @@ def stored_vectors(folder: Path, stats: Mapping[str, Any]) -> Vectors:
     return Vectors(**_opened(folder, stats))
 
 
-def _opened(folder: Path, stats: Mapping[str, Any]) -> dict[str, Any]:
+def _opened(folder: Path, stats: Mapping[str, Any]) -> Values:
     """The shards of a folder as `Vectors` takes them."""
     files = [folder / shard_name(number) for number in range(stats["shards"])]
     opened = [_open_shard(file, stats["dim"], stats["dtype"]) for file in files]
@@ -350,7 +349,7 @@ class ForeignVectors:
         self.ids = _read_ids(ids, len(self.vectors), array)
         self.dtype = "float16" if self.vectors.dtype.itemsize == 2 else "float32"
 
-    def write(self, output: Output, *, role: str, similarity: str) -> dict[str, Any]:
+    def write(self, output: Output, *, role: str, similarity: str) -> Values:
         """Writes the shards into an output that is being built, and returns the stats for its manifest."""
         rows, dim = self.vectors.shape
         stats = embeddings_stats(rows, dim, self.dtype, role, similarity)

@@ -23,6 +23,7 @@ from retrievo.support import console
 from retrievo.support.artifact import Manifest, Output
 from retrievo.support.errors import RetrievoError, UsageError
 from retrievo.support.files import HashingFile
+from retrievo.support.values import Values
 
 TRAINED = "trained.faiss"  # an empty trained index, so that documents added later meet the same centroids
 _BLOCK_VALUES = 1 << 24  # 64 MiB of float32 added at a time
@@ -173,7 +174,7 @@ class _Maker:
         vectors = np.ascontiguousarray(vectors, np.float32)
         return unit_length(vectors) if self.similarity == "cosine" and not self.exact else vectors
 
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> Values:
         """What a search must know of the shards: which knob they have, and how far it turns."""
         index = self.empty()
         if lists := _lists(self.faiss, index):
@@ -289,7 +290,7 @@ def _link(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
 
 
-def _write_ids(path: Path, columns: Sequence[pa.ChunkedArray]) -> dict[str, Any]:
+def _write_ids(path: Path, columns: Sequence[pa.ChunkedArray]) -> Values:
     schema = pa.schema([("id", pa.string())])
     with HashingFile(path) as file:
         with pa.ipc.new_file(file, schema) as writer:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from retrievo.retrieval.snippets import Snippet
 from retrievo.support.console import json_text, plain
+from retrievo.support.values import Values
 
 _NO_TEXT = Snippet("(the text is not at hand: pass --corpus)", ())
 
@@ -31,7 +31,7 @@ class Hit:
         """Its rank in each index, as a person reads it."""
         return ", ".join(f"{name} {rank or '-'}" for name, rank in self.ranks.items())
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> Values:
         """What `--json` prints; the corpus only where there are several."""
         fields = {**vars(self), "snippet": self.snippet.text, "ranks": dict(self.ranks)}
         return {name: value for name, value in fields.items() if name != "corpus" or value}

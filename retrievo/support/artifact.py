@@ -29,6 +29,7 @@ from retrievo.support.errors import RetrievoError
 from retrievo.support.files import file_record, fingerprint, full_disk, is_parquet, remove, sync, write_json
 from retrievo.support.locks import LOCK_INSIDE, hold
 from retrievo.support.publishing import Place, discard, manifest_beside
+from retrievo.support.values import Values
 
 MANIFEST, BEGIN = publishing.MANIFEST, publishing.BEGIN
 METADATA_KEY = b"retrievo"
@@ -81,7 +82,7 @@ class Input:
         return cls(path, own[0]["blake2b"] if len(own) == 1 else _digest(own), files)
 
 
-def _own_record(path: Path) -> dict[str, Any] | None:
+def _own_record(path: Path) -> Values | None:
     """The record of a file in the manifest of its folder, if the file still has the recorded size."""
     if not (path.parent / MANIFEST).is_file():
         return None
@@ -105,10 +106,10 @@ class Manifest:
     format: int
     created_by: str
     command: str
-    config: dict[str, Any]
+    config: Values
     inputs: dict[str, dict[str, str]]
-    stats: dict[str, Any] = field(default_factory=dict)
-    files: dict[str, dict[str, Any]] = field(default_factory=dict)
+    stats: Values = field(default_factory=dict)
+    files: dict[str, Values] = field(default_factory=dict)
     seconds: float | None = None
     options: int = 1  # version of the option names in `config`; absent from the file for version 1
     home: Path = Path()  # the folder that relative input paths refer to; not written to the file
@@ -135,7 +136,7 @@ class Manifest:
             raise RetrievoError(path, f"has format {manifest.format} of '{manifest.kind}'", None, _upgrade())
         return manifest
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> Values:
         """The values that are written; fields that are None are omitted."""
         return {name: value for name, value in vars(self).items() if name != "home" and value is not None}
 
@@ -209,7 +210,7 @@ def _has(values: Mapping[str, Any], needed: Mapping[str, type]) -> bool:
     return all(isinstance(values.get(key), kind) for key, kind in needed.items())
 
 
-def recorded_work(folder: Path, kind: str) -> tuple[dict[str, Any], dict[str, Any]]:
+def recorded_work(folder: Path, kind: str) -> tuple[Values, Values]:
     """The config and stats of a finished output, or the config and empty stats of an unfinished one.
 
     Raises: RetrievoError where the folder is neither, or is of another kind.
@@ -225,7 +226,7 @@ def is_unfinished(folder: Path) -> bool:
     return (folder / BEGIN).is_file() and not (folder / MANIFEST).is_file()
 
 
-def in_force(config: Mapping[str, Any]) -> dict[str, Any]:
+def in_force(config: Mapping[str, Any]) -> Values:
     """The options that are not off: an older manifest lacks options that were added later, which equals off."""
     return {name: value for name, value in config.items() if not is_off(value) and value != []}
 
@@ -234,7 +235,7 @@ def _upgrade() -> str:
     return f"this is retrievo {retrievo.__version__}; install the version that wrote it"
 
 
-def _read_manifest_file(folder: Path) -> dict[str, Any]:
+def _read_manifest_file(folder: Path) -> Values:
     if not folder.exists():
         raise RetrievoError(folder, "no such file or folder", None, "check the path")
     if is_unfinished(folder):
@@ -242,20 +243,20 @@ def _read_manifest_file(folder: Path) -> dict[str, Any]:
     if not (folder / MANIFEST).is_file():
         raise RetrievoError(folder, "is not an artifact of retrievo (it has no manifest.json)", None, "check the path")
     try:
-        values: dict[str, Any] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        values: Values = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         return values
     except (ValueError, RecursionError) as error:  # not JSON, or not UTF-8
         fix = "make the artifact again, or check the path"
         raise RetrievoError(folder / MANIFEST, f"is not JSON: {error}", None, fix) from None
 
 
-def _read_single_file(path: Path, kinds: Sequence[str]) -> dict[str, Any]:
+def _read_single_file(path: Path, kinds: Sequence[str]) -> Values:
     """The manifest in a Parquet file's metadata or beside another file; JSON of other programs is refused."""
     beside = manifest_beside(path)
     if is_parquet(path) or not beside.is_file():
         return _read_parquet_metadata(path, kinds)
     try:
-        values: dict[str, Any] = json.loads(beside.read_text(encoding="utf-8"))
+        values: Values = json.loads(beside.read_text(encoding="utf-8"))
         recorded = list(values["files"].values())  # a single entry, under the name that the file had when written
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         raise RetrievoError(
@@ -267,12 +268,12 @@ def _read_single_file(path: Path, kinds: Sequence[str]) -> dict[str, Any]:
 
 
 @functools.lru_cache(maxsize=64)
-def _content(path: Path, stamp: object, size: int) -> dict[str, Any]:
+def _content(path: Path, stamp: object, size: int) -> Values:
     """The size and hash of a file, cached until the file's stamp or size changes."""
     return file_record(path)
 
 
-def _read_parquet_metadata(path: Path, kinds: Sequence[str]) -> dict[str, Any]:
+def _read_parquet_metadata(path: Path, kinds: Sequence[str]) -> Values:
     import pyarrow
     import pyarrow.parquet
 
@@ -283,7 +284,7 @@ def _read_parquet_metadata(path: Path, kinds: Sequence[str]) -> dict[str, Any]:
     if METADATA_KEY not in metadata:
         expected = " or ".join(kinds) or "a table made by retrievo"
         raise RetrievoError(path, "carries no record of how it was made", expected, "check the path")
-    values: dict[str, Any] = json.loads(metadata[METADATA_KEY])
+    values: Values = json.loads(metadata[METADATA_KEY])
     return values
 
 
@@ -336,7 +337,7 @@ class Output:
         self.resumes = resumes or in_place
         self.beside, self.volatile, self.unfinished, self.continues = beside, volatile, unfinished, continues
         self.adjustable = adjustable
-        self.records: dict[str, dict[str, Any]] = {}
+        self.records: dict[str, Values] = {}
         self.start = time.monotonic()
         self.place = Place(path, single_file, companions or {})
         self.folder = path if in_place else self.place.partial  # `already_finished` may settle it otherwise
@@ -447,7 +448,7 @@ class Output:
                 if place.is_relative_to(here) and place.relative_to(here).parts[0] not in self.beside:
                     raise RetrievoError(self.path, f"holds an input ({name})", None, "choose another --output")
 
-    def _carried(self, manifest: Manifest) -> dict[str, Any]:
+    def _carried(self, manifest: Manifest) -> Values:
         """The options of a finished output after it is continued with this config."""
         now = {name: self.config[name] for name in self.continues if name in self.config}
         return {name: value for name, value in manifest.config.items() if name not in self.continues} | now
@@ -596,7 +597,7 @@ class Output:
             barrier()
             yield folder
 
-    def _begin(self) -> dict[str, Any]:
+    def _begin(self) -> Values:
         """The content of `begin.json`, which identifies the work; it has no time, so that it can be compared."""
         kind = {"kind": self.kind, "format": KINDS.get(self.kind, 1), "options": OPTIONS}
         return kind | {"config": self.config, "inputs": self._inputs()}
@@ -610,7 +611,7 @@ class Output:
         """Seconds since this object was created."""
         return time.monotonic() - self.start
 
-    def record(self, name: str, record: dict[str, Any]) -> None:
+    def record(self, name: str, record: Values) -> None:
         """Records the size and content hash of a file of this output, computed while it was written."""
         self.records[name] = record
 
@@ -651,7 +652,7 @@ class Output:
         found = [path for path in sorted(self.folder.rglob("*")) if path.is_file()]
         return [path for path in found if path.relative_to(self.folder).parts[0] not in foreign]
 
-    def _record_of(self, path: Path) -> dict[str, Any]:
+    def _record_of(self, path: Path) -> Values:
         name = path.relative_to(self.folder)
         if name.parts[0] in self.volatile:
             return {"bytes": path.stat().st_size}
@@ -682,8 +683,8 @@ def _entries(folder: Path) -> list[str]:
     ]
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+def _read_json(path: Path) -> Values:
+    values: Values = json.loads(path.read_text(encoding="utf-8"))
     return values
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from retrievo.support.errors import RetrievoError
+from retrievo.support.values import Values
 
 MEBIBYTE = 1 << 20
 _PARQUET_MAGIC = b"PAR1"
@@ -51,7 +52,7 @@ class HashingFile:
             os.fsync(self._file.fileno())
             self._file.close()
 
-    def record(self) -> dict[str, Any]:
+    def record(self) -> Values:
         """The size in bytes and the content hash, as a manifest lists them."""
         return {"bytes": self.size, "blake2b": self._hash.hexdigest()}
 
@@ -130,7 +131,7 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def file_record(path: Path) -> dict[str, Any]:
+def file_record(path: Path) -> Values:
     """Size and content hash of a file written by somebody else's writer (Lucene, FAISS), by one full read."""
     digest = hashlib.blake2b(digest_size=16)
     with path.open("rb") as file:

@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 
 from retrievo.support.conditions import Condition, Rule, flag_of
 from retrievo.support.errors import UsageError, did_you_mean
+from retrievo.support.values import Values
 
 GROUPS = (  # the panels of the help, in their order
     "Data",
@@ -219,7 +220,7 @@ class Options:
         """Layers of settings below `retrievo.toml`, where a command takes defaults from a manifest."""
         return []
 
-    def record(self) -> dict[str, Any]:
+    def record(self) -> Values:
         """The options that affect the output and apply, as JSON values: what a manifest keeps and compares."""
         chosen = vars(self)
         return {

@@ -16,6 +16,7 @@ from typing import Any, Generic, TypeVar
 from retrievo.support.conditions import Rule
 from retrievo.support.errors import RetrievoError, UsageError, did_you_mean
 from retrievo.support.options import Option, Options, options_of, refuse
+from retrievo.support.values import Values
 
 SETTINGS_FILE = "retrievo.toml"
 Config = TypeVar("Config", bound=Options)
@@ -79,7 +80,7 @@ def resolve(config: type[Config], layers: Sequence[Layer]) -> Resolved[Config]:
     )
 
 
-def _worked_out(config: type[Options], chosen: Mapping[str, Any]) -> dict[str, Any]:
+def _worked_out(config: type[Options], chosen: Mapping[str, Any]) -> Values:
     """The chosen values with those that the recipe of a Config gives for unset ones, before any is checked."""
     draft = object.__new__(config)
     vars(draft).update(chosen)
@@ -136,7 +137,7 @@ def _does_not_apply(known: Option, rule: Rule, layer: Layer) -> str:
     return f"{layer.name}: {known.name} is ignored; it {rule.refused.found}"
 
 
-def read_toml(path: Path) -> dict[str, Any]:
+def read_toml(path: Path) -> Values:
     """A TOML file as a dictionary.
 
     Raises: RetrievoError where it is absent or is not TOML.
@@ -180,7 +181,7 @@ def _check_writes_nothing(config: type[Options], layer: Layer, path: Path) -> No
             raise UsageError(layer.name, what, "this from the command line only", fix)
 
 
-def relative_to(folder: Path, config: type[Options], values: Mapping[str, Any]) -> dict[str, Any]:
+def relative_to(folder: Path, config: type[Options], values: Mapping[str, Any]) -> Values:
     """Paths of a TOML file read relative to that file's folder."""
     known = {option.name: option for option in options_of(config)}
 

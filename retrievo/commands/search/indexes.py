@@ -15,6 +15,7 @@ from retrievo.support import console
 from retrievo.support.conditions import is_off
 from retrievo.support.errors import RetrievoError, UsageError
 from retrievo.support.options import options_of
+from retrievo.support.values import Values
 
 if TYPE_CHECKING:
     from retrievo.commands.search.across import Shelves
@@ -65,7 +66,7 @@ def _open(index: IndexFolder, encoders: Encoders, settings: Mapping[str, Any]) -
     return open_folder(index, encoders, **{name: settings[name] for name in settings if takes(index.manifest, name)})
 
 
-def _settings(config: SearchConfig) -> dict[str, Any]:
+def _settings(config: SearchConfig) -> Values:
     """The options that an index may take, as it takes them; None where the index has a default of its own."""
     from retrievo.retrieval.bm25 import Rm3
 

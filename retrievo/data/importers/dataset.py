@@ -23,6 +23,7 @@ from retrievo.support import console
 from retrievo.support.artifact import Output
 from retrievo.support.errors import RetrievoError
 from retrievo.support.settings import toml_string
+from retrievo.support.values import Values
 
 _CORPUS = pa.schema([("id", pa.string()), ("title", pa.string()), ("text", pa.string())])
 _QUERIES = pa.schema([("id", pa.string()), ("text", pa.string())])
@@ -192,7 +193,7 @@ class DatasetWriter:
 
     # -- the end -------------------------------------------------------------------------------------------------------
 
-    def finish(self) -> dict[str, Any]:
+    def finish(self) -> Values:
         """Completes the folder and returns the counts for its manifest.
 
         Raises: RetrievoError where an id occurs twice or nothing was found.
@@ -255,9 +256,9 @@ class DatasetWriter:
             if count:
                 console.warn(f"judgments ({split}) that came again with the same grade: {count:,}; left out")
 
-    def _stats(self, unknown: dict[str, dict[str, int]], negatives: dict[str, int]) -> dict[str, Any]:
+    def _stats(self, unknown: dict[str, dict[str, int]], negatives: dict[str, int]) -> Values:
         rows = {name: table.rows for name, table in self._tables.items()}
-        stats: dict[str, Any] = {
+        stats: Values = {
             "documents": rows.get("corpus.parquet", 0),
             "queries": rows.get("queries.parquet", 0),
             "qrels": {split: rows[f"qrels/{split}.parquet"] for split in self._splits()},

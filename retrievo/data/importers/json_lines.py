@@ -10,7 +10,7 @@ import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -19,8 +19,9 @@ import pyarrow.json
 from retrievo.data.importers.input_files import BLOCK, LONGEST, Block, Member, Part
 from retrievo.data.importers.text_columns import Column, json_kind
 from retrievo.support.errors import RetrievoError
+from retrievo.support.values import Values
 
-Record = dict[str, Any]
+Record: TypeAlias = Values
 Item = TypeVar("Item")
 ROWS = 8_192  # most rows of a batch, as of a row group
 _HALF = re.compile("[\ud800-\udfff]")

@@ -12,6 +12,7 @@ from retrievo.data.columns import rows_of, table_of, taken
 from retrievo.data.ordering import flat_strings
 from retrievo.data.tables import NEGATIVES, TableWriter
 from retrievo.support import console
+from retrievo.support.values import Values
 
 ROWS_PER_PASS = 1 << 19  # rows that are sorted in memory at a time
 MOST_FILES = 512  # most files open at a time: half of the usual limit of a process
@@ -47,7 +48,7 @@ class NegativesWriter:
         sources = pa.array(np.full(len(doc_ids), self._sources.index(source), np.int8))
         self._spill.write_batch(pa.record_batch([pa.array(queries), doc_ids, given, sources], schema=_SPILL))
 
-    def finish(self, path: Path) -> tuple[int, dict[str, Any]]:
+    def finish(self, path: Path) -> tuple[int, Values]:
         """Writes the table; returns its number of rows and its record for the manifest."""
         self._spill.close()
         names = pa.array(sorted(self._codes), pa.string())

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from retrievo.data.sampling import random_keys, uniform
 from retrievo.models.tokens import bare
 from retrievo.support.errors import RetrievoError
+from retrievo.support.values import Values
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -174,7 +175,7 @@ class _Scheme(NamedTuple):
         return _Piece(rest.decode(errors="ignore"), begins, ends)
 
 
-def _scheme(tokenizer: dict[str, Any]) -> _Scheme | None:
+def _scheme(tokenizer: Values) -> _Scheme | None:
     """How the vocabulary of a `tokenizer.json` marks word boundaries; None where it does not."""
     model = tokenizer["model"]
     parts = [tokenizer.get(name) for name in ("normalizer", "pre_tokenizer", "decoder")]

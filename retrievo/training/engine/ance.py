@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -36,6 +35,7 @@ from retrievo.retrieval.embeddings import (
 )
 from retrievo.support import console
 from retrievo.support.files import remove
+from retrievo.support.values import Values
 from retrievo.training.batch import Batch
 from retrievo.training.engine import checkpoints
 from retrievo.training.engine.config import CHECKPOINTS, REFRESHED
@@ -88,7 +88,7 @@ class RefreshingFeed:
         """The position of a step in the data."""
         return self.feed.position(step)
 
-    def __call__(self, step: int) -> dict[str, Any]:
+    def __call__(self, step: int) -> Values:
         """Mines the pool for the steps after the first `step` ones; returns values for the log."""
         if step >= self.steps:
             return {}

@@ -11,6 +11,7 @@ import torch
 from retrievo.distributed.collectives import rank, sum_over_ranks, world_size
 from retrievo.support import console
 from retrievo.support.errors import RetrievoError
+from retrievo.support.values import Values
 from retrievo.training.batch import Batch
 from retrievo.training.engine.gradient_cache import GraphMemory, Passes
 from retrievo.training.objectives.objective import Objective
@@ -28,7 +29,7 @@ class ChunkTokens:
     def __init__(self, tokens: int | None, graphs: GraphMemory, asked: Mapping[str, Any] | None = None):
         self.tokens, self.graphs, self.asked = tokens, graphs, dict(asked or {})
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> Values:
         """The state that a checkpoint keeps, since dropout depends on how a batch is cut."""
         return {"tokens": self.tokens, "graphs": self.graphs.budget, "asked": self.asked}
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from retrievo.distributed.collectives import rank
 from retrievo.support.errors import RetrievoError
 from retrievo.support.files import atomic_path
+from retrievo.support.values import Values
 from retrievo.training.engine.config import DEVELOPMENT, METRICS, PLOT, TENSORBOARD
 from retrievo.training.engine.contrast import NegativeCounts
 
@@ -157,12 +158,12 @@ def draw(log: Path, picture: Path) -> None:
         figure.savefig(temporary, format="png", dpi=120)
 
 
-def _shown(lines: list[dict[str, Any]], name: str) -> bool:
+def _shown(lines: list[Values], name: str) -> bool:
     """Whether a column exists and is not always 0."""
     return any(line.get(name) for line in lines)
 
 
-def _draw_line(axes: Any, lines: list[dict[str, Any]], name: str, color: str) -> None:
+def _draw_line(axes: Any, lines: list[Values], name: str, color: str) -> None:
     """Draws every value faintly and means of stretches in bold; values of validations as points."""
     points = [(line["step"], line[name]) for line in lines if name in line]
     steps, values = [step for step, _ in points], [value for _, value in points]

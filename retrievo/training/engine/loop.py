@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import torch
 
@@ -19,6 +19,7 @@ from retrievo.models.dtypes import resolve_dtype
 from retrievo.support import console
 from retrievo.support.conditions import flag_of
 from retrievo.support.errors import RetrievoError
+from retrievo.support.values import Values
 from retrievo.training.batch import Batch, Stats
 from retrievo.training.engine import checkpoints
 from retrievo.training.engine.chunk_size import ChunkTokens
@@ -32,7 +33,7 @@ from retrievo.training.objectives.objective import Objective
 
 SAVE_SECONDS = 300.0  # between checkpoints, where --save-every is not given: a killed run loses no more than this
 
-Record = dict[str, Any]
+Record: TypeAlias = Values
 Callback = Callable[[int], Mapping[str, Any] | None]  # number of finished steps -> values for the log
 
 
@@ -128,7 +129,7 @@ class _Means(NamedTuple):
         scale = {"loss_scale": self.scale.value} if self.dtype == torch.float16 else {}
         return {"chunk_tokens": self.chunks.tokens, "graph_bytes": self.chunks.graphs.budget, **scale}
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> Values:
         """The state that a checkpoint keeps."""
         return {"chunks": self.chunks.state(), "loss_scale": self.scale.state()}
 
@@ -245,7 +246,7 @@ class _Run:
             return finished % self.config.save_every == 0
         return as_rank_0_says(self.clock() - self._saved >= SAVE_SECONDS, self.device)
 
-    def _state(self, finished: int) -> dict[str, Any]:
+    def _state(self, finished: int) -> Values:
         """The state that must be the same for a run to resume from a checkpoint exactly."""
         config = self.config
         schedule = {"name": config.schedule, "warmup": config.warmup_ratio, "max_steps": config.steps}
@@ -257,7 +258,7 @@ class _Run:
         folder = self.checkpoints
         checkpoints.remove_unfinished(folder)
         checkpoint = checkpoints.latest(folder)
-        saved: dict[str, Any] = {"step": 0}
+        saved: Values = {"step": 0}
         if checkpoint:
             saved = checkpoints.load(checkpoint, self.objective, self.optimizer)
         step: int = saved["step"]

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
+
+from retrievo.support.values import Values
 
 _FIRST, _STEPS_TO_DOUBLE = 2.0**16, 2_000
 
@@ -22,11 +23,11 @@ class LossScale:
         self.value = _FIRST if dtype == torch.float16 else 1.0
         self._scales, self._steps = dtype == torch.float16, 0
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> Values:
         """The state that a checkpoint keeps."""
         return {"value": self.value, "steps": self._steps}
 
-    def restore(self, state: dict[str, Any]) -> None:
+    def restore(self, state: Values) -> None:
         """Restores a saved state."""
         self.value, self._steps = state["value"], state["steps"]
 

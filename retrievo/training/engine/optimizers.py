@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from retrievo.support.conditions import only_with
 from retrievo.support.options import Options, option
+from retrievo.support.values import Values
 
 if TYPE_CHECKING:
     from torch import nn
@@ -30,7 +31,7 @@ def asam(config: OptimizerConfig, module: nn.Module) -> Optimizer:
     return Asam(groups, rho=config.asam_rho, eta=config.asam_eta, **_constants(config, module))
 
 
-def _constants(config: OptimizerConfig, module: nn.Module) -> dict[str, Any]:
+def _constants(config: OptimizerConfig, module: nn.Module) -> Values:
     fused = all(parameter.device.type in ("cpu", "cuda") for parameter in module.parameters())
     betas = (config.beta1, config.beta2)
     return {"lr": config.learning_rate, "betas": betas, "eps": config.epsilon, "fused": fused}

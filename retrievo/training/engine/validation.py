@@ -7,7 +7,6 @@ import math
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -30,6 +29,7 @@ from retrievo.models.encoder import Encoder
 from retrievo.models.vectors import encode_tokens
 from retrievo.support import console
 from retrievo.support.errors import RetrievoError
+from retrievo.support.values import Values
 from retrievo.training.engine.checkpoints import latest_step, load_weights, save_weights
 from retrievo.training.engine.config import CHECKPOINTS, DEVELOPMENT, METRICS, ValidationConfig
 
@@ -131,7 +131,7 @@ class Validation:
         """The name of the value in the log."""
         return DEVELOPMENT + self.metric
 
-    def __call__(self, step: int) -> dict[str, Any]:
+    def __call__(self, step: int) -> Values:
         """The value of the metric after `step` steps."""
         lead, device = rank() == 0, next(self.module.parameters()).device
         value = self.measure() if lead or is_sharded(self.module) else -math.inf
