@@ -14,11 +14,12 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from retrievo.data.options import K1, B
 from retrievo.retrieval.jvm import (
     ONE_PYTHON_THREAD,
+    Java,
     JavaThreads,
     cast,
     chain,
@@ -124,7 +125,7 @@ def build(
 
 
 @contextlib.contextmanager
-def _writer(folder: Path, language: str, pool: JavaThreads) -> Iterator[Any]:
+def _writer(folder: Path, language: str, pool: JavaThreads) -> Iterator[Java]:
     """A Lucene index writer; merged to one segment and committed at the end, rolled back where the block fails."""
     folder.mkdir(parents=True, exist_ok=True)
     config = java_class("IndexWriterConfig")(_analyzer(language))
@@ -148,7 +149,7 @@ def _writer(folder: Path, language: str, pool: JavaThreads) -> Iterator[Any]:
 
 def _add_all(
     pool: JavaThreads,
-    writer: Any,
+    writer: Java,
     documents: Iterable[tuple[str, str]],
     term_vectors: bool,
     progress: Callable[[int], object],
@@ -159,7 +160,7 @@ def _add_all(
     generator = java_class("DefaultLuceneDocumentGenerator")(settings)
     given = empty = 0
 
-    def lists() -> Iterator[Any]:
+    def lists() -> Iterator[Java]:
         nonlocal given, empty
         for batch in _batches(documents):
             empties = [doc_id for doc_id, text in batch if not text.strip(_CONTROL)]
@@ -193,7 +194,7 @@ def _batches(documents: Iterable[tuple[str, str]]) -> Iterator[list[tuple[str, s
         yield batch
 
 
-def _add_function(writer: Any, generator: Any) -> Any:
+def _add_function(writer: Java, generator: Java) -> Java:
     """Java: a list of JSON documents -> the index, by Anserini's own reading of them."""
     generate = method("Document DefaultLuceneDocumentGenerator.createDocument(SourceDocument)").bindTo(generator)
     add = method("long IndexWriter.addDocument(Iterable)").bindTo(writer)
@@ -202,7 +203,7 @@ def _add_function(writer: Any, generator: Any) -> Any:
     return java_class("MethodHandles").iteratedLoop(None, None, each)
 
 
-def _add_empty(writer: Any, generator: Any, doc_id: str) -> None:
+def _add_empty(writer: Java, generator: Java, doc_id: str) -> None:
     """Adds a document that has an id only; Anserini would drop it."""
     document = generator.createDocument(java_class("JsonCollection$Document").fromFields(doc_id, "."))
     document.removeField(CONTENTS)
@@ -224,17 +225,17 @@ def _checked_tokens(folder: Path, given: int) -> int:
         return max(0, int(reader.getSumTotalTermFreq(CONTENTS)))
 
 
-def _analyzer(language: str) -> Any:
+def _analyzer(language: str) -> Java:
     analyzer = java_class(LANGUAGES[language])
     return cast("Analyzer", analyzer.newDefaultInstance() if language == "en" else analyzer())
 
 
-def _directory(folder: Path) -> Any:
+def _directory(folder: Path) -> Java:
     """A folder as Lucene opens it; Java stays in the working directory that it was started in."""
     return java_class("FSDirectory").open(java_class("Paths").get(os.path.abspath(folder)))
 
 
-def _open(folder: Path) -> Any:
+def _open(folder: Path) -> Java:
     """A Lucene reader of an index folder."""
     expected = "the folder of a BM25 index", "build one: retrievo index --type bm25"
     if not folder.is_dir():  # FSDirectory.open would make it
@@ -355,7 +356,7 @@ class BM25Index:
             find = functools.partial(_search_function, self._searcher, None if rm3 else own)
             return self._search(pool, find, asked, depth, depth + _SPARE_HITS, progress or (lambda count: None), kept)
 
-    def _grown(self, pool: JavaThreads, texts: Sequence[str], own: Any, rm3: Rm3, k1: float, b: float) -> list[Any]:
+    def _grown(self, pool: JavaThreads, texts: Sequence[str], own: Java, rm3: Rm3, k1: float, b: float) -> list[Java]:
         """The Lucene query of each text after RM3; its own where the first search finds nothing."""
         words = java_class("FieldInfos").getMergedFieldInfos(self._reader).fieldInfo(CONTENTS)
         if words is not None and not words.hasVectors():
@@ -372,8 +373,8 @@ class BM25Index:
     def _search(
         self,
         pool: JavaThreads,
-        find: Callable[[int], Any],
-        queries: Sequence[Any],
+        find: Callable[[int], Java],
+        queries: Sequence[object],
         depth: int,
         fetch: int,
         progress: Callable[[int], object],
@@ -413,13 +414,13 @@ def _java_text(text: str) -> str:
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
-def _query_function(analyzer: Any) -> Any:
+def _query_function(analyzer: Java) -> Java:
     """Java: the text of a query -> Lucene's query for any of its words."""
     query = method("Query BagOfWordsQueryGenerator.buildQuery(String, Analyzer, String)")
     return fill(query.bindTo(java_class("BagOfWordsQueryGenerator")()).bindTo(CONTENTS), 0, analyzer)
 
 
-def _weighted_query(weights: Any) -> Any:
+def _weighted_query(weights: Java) -> Java:
     """Lucene's query for any of the words of a Java map, each with its weight; None without words."""
     if weights is None or weights.isEmpty():
         return None
@@ -430,7 +431,7 @@ def _weighted_query(weights: Any) -> Any:
     return builder.build()
 
 
-def _search_function(searcher: Any, to_query: Any, count: int) -> Any:
+def _search_function(searcher: Java, to_query: Java, count: int) -> Java:
     """Java: a query, or what `to_query` makes one of -> its `count` best hits in Anserini's order: score descending,
     doc_id ascending.
     """
@@ -440,7 +441,7 @@ def _search_function(searcher: Any, to_query: Any, count: int) -> Any:
     return chain(*([to_query] if to_query else []), search, hits, _pack_function(count))
 
 
-def _pack_function(count: int) -> Any:
+def _pack_function(count: int) -> Java:
     """Java: hits -> [their ids, each after a NUL; their scores as big-endian float32 in a buffer of `count`].
 
     Ids and scores are the sort values that Lucene gives with each hit. Reading stored documents, as Anserini does to
@@ -465,7 +466,7 @@ def _pack_function(count: int) -> Any:
     return handles.permuteArguments(both, method_type("List", "Iterable"), 0, 0)
 
 
-def _read_top(packed: Any) -> tuple[list[str], np.ndarray]:
+def _read_top(packed: Java) -> tuple[list[str], np.ndarray]:
     """Ids and scores of one ranking from the JVM."""
     import numpy as np
 
@@ -555,7 +556,7 @@ def _lower_ties(scores: np.ndarray, query: np.ndarray) -> np.ndarray:
             return lowered
 
 
-def _tokens(analyzer: Any, text: str) -> Iterator[tuple[str, int, int]]:
+def _tokens(analyzer: Java, text: str) -> Iterator[tuple[str, int, int]]:
     """Analyzed words with their places (start, end) in the text, in UTF-16 units."""
     stream = analyzer.tokenStream(CONTENTS, text)
     try:

@@ -9,7 +9,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -17,7 +16,7 @@ import pyarrow as pa
 from retrievo.data.ordering import repeated
 from retrievo.data.shards import shard_bounds
 from retrievo.retrieval.embeddings import Embeddings, unit_length
-from retrievo.retrieval.faiss_index import IDS, FaissIndex, load_faiss, shard_name
+from retrievo.retrieval.faiss_index import IDS, Faiss, FaissIndex, load_faiss, shard_name
 from retrievo.retrieval.index_types import IndexType, type_named
 from retrievo.support import console
 from retrievo.support.artifact import Manifest, Output
@@ -107,14 +106,14 @@ class _Maker:
     trained: file of the empty trained index, of types that are trained.
     """
 
-    faiss: Any
+    faiss: Faiss
     factory: str
     dim: int
     exact: bool
     similarity: str
     trained: Path | None = None
 
-    def empty(self) -> Any:
+    def empty(self) -> Faiss:
         """An index without documents, trained where it has to be.
 
         Raises: UsageError where FAISS can't make one of the factory string.
@@ -182,7 +181,7 @@ class _Maker:
         return {"knob": "ef_search"} if _graph(self.faiss, index) else {}
 
 
-def _prepare_rotation(faiss: Any, index: Any) -> None:
+def _prepare_rotation(faiss: Faiss, index: Faiss) -> None:
     """Trains the rotation of OPQ for codes of as many bits as the index has, in fewer rounds."""
     if not isinstance(index, faiss.IndexPreTransform):
         return
@@ -195,20 +194,20 @@ def _prepare_rotation(faiss: Any, index: Any) -> None:
             index.referenced_objects = [codes]  # they live as long as the rotation may use them
 
 
-def _lists(faiss: Any, index: Any) -> int:
+def _lists(faiss: Faiss, index: Faiss) -> int:
     """Inverted lists of an index; 0 where it has none."""
     inverted = faiss.try_extract_index_ivf(index)
     return inverted.nlist if inverted else 0
 
 
-def _graph(faiss: Any, index: Any) -> Any:
+def _graph(faiss: Faiss, index: Faiss) -> Faiss:
     """The HNSW graph that an index is, or None."""
     while isinstance(index, (faiss.IndexPreTransform, faiss.IndexIDMap)):
         index = faiss.downcast_index(index.index)
     return index if isinstance(index, faiss.IndexHNSW) else None
 
 
-def bytes_per_vector(faiss: Any, index: Any) -> int | None:
+def bytes_per_vector(faiss: Faiss, index: Faiss) -> int | None:
     """What FAISS keeps of each vector; None where it does not say.
 
     Lists: the code and an id of 8 bytes. HNSW with M neighbors: 2 M links of 4 bytes in the lowest layer, M in each

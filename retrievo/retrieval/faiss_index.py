@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -16,10 +16,11 @@ from retrievo.retrieval.index_types import IndexType, type_named
 from retrievo.support.artifact import Manifest
 from retrievo.support.errors import RetrievoError, UsageError
 
+Faiss: TypeAlias = Any  # the library, or an index of it: SWIG makes both without types
 IDS = "ids.arrow"
 
 
-def load_faiss(threads: int | None = None) -> Any:
+def load_faiss(threads: int | None = None) -> Faiss:
     """The faiss module, set to this number of CPU threads.
 
     Raises: RetrievoError where neither faiss-cpu nor faiss-gpu is installed.
@@ -80,7 +81,7 @@ class FaissIndex:
         """The ids of these rows, or of all."""
         return self._ids if rows is None else pa.chunked_array([taken(self._ids, rows)])
 
-    def open_shard(self, number: int, *, mapped: bool = True) -> Any:
+    def open_shard(self, number: int, *, mapped: bool = True) -> Faiss:
         """A shard as a faiss index, in the memory map or in memory of its own.
 
         Raises: RetrievoError where the file is missing, spoilt, or not of this index.
@@ -116,7 +117,7 @@ def _known_type(path: Path, name: str) -> IndexType:
         raise RetrievoError(path, f"is of type '{name}'", None, error.fix) from None
 
 
-def _flat_vectors(index: Any) -> np.ndarray:
+def _flat_vectors(index: Faiss) -> np.ndarray:
     """The vectors [n, D] of a flat index as a view of its memory."""
     if not index.ntotal:
         return np.empty((0, index.d), np.float32)

@@ -19,7 +19,7 @@ import torch
 
 from retrievo.data.ordering import first_ranked
 from retrievo.retrieval.embeddings import QueryVectors, Vectors, unit_length
-from retrievo.retrieval.faiss_index import FaissIndex, load_faiss
+from retrievo.retrieval.faiss_index import Faiss, FaissIndex, load_faiss
 from retrievo.retrieval.hits import Hits, joined
 from retrievo.retrieval.index_types import EF_SEARCH, PROBED_SHARE
 from retrievo.retrieval.rescoring import rescored
@@ -148,16 +148,16 @@ class Shards:
 
     def __init__(self, index: FaissIndex, effort: Effort, memory: int | None = None):
         self.index, self.effort, self.kept = index, effort, not _is_streamed(index, memory)
-        self._open: dict[int, Any] = {}
+        self._open: dict[int, Faiss] = {}
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Iterator[Faiss]:
         for number in range(len(self.index.files)):
             shard = self._open.get(number) or self._opened(number)
             if self.kept:
                 self._open[number] = shard
             yield shard
 
-    def _opened(self, number: int) -> Any:
+    def _opened(self, number: int) -> Faiss:
         shard = self.index.open_shard(number, mapped=self.kept)
         if self.index.knob:
             name = {"nprobe": "nprobe", "ef_search": "efSearch"}[self.index.knob]
@@ -188,7 +188,7 @@ def _candidates(
 
 
 def _search_shard(
-    shards: Shards, shard: Any, queries: np.ndarray, count: int, allowed: np.ndarray | None, pool: ThreadPoolExecutor
+    shards: Shards, shard: Faiss, queries: np.ndarray, count: int, allowed: np.ndarray | None, pool: ThreadPoolExecutor
 ) -> tuple[np.ndarray, np.ndarray]:
     """Scores [Q, count], higher is better, and rows [Q, count] of one shard; -1 where it has no more."""
     faiss, at_once = load_faiss(), queries_of_a_call(shards.index)
@@ -206,7 +206,7 @@ def _search_shard(
     return (score if shard.metric_type == faiss.METRIC_INNER_PRODUCT else -score), row
 
 
-def _only(shards: Shards, shard: Any, allowed: np.ndarray) -> Any:
+def _only(shards: Shards, shard: Faiss, allowed: np.ndarray) -> Faiss:
     """FAISS's parameters of a search in the allowed [n] documents of a shard, with the knob where it stands.
 
     Raises: RetrievoError for a type of index that has none.

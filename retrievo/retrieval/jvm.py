@@ -15,11 +15,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from retrievo.support import console
 from retrievo.support.errors import RetrievoError, UsageError
 
+Java: TypeAlias = Any  # an object of Java: pyjnius finds its methods when they are called
 JAVA_VERSION = 21  # Anserini's
 
 _JVM_OPTIONS = (
@@ -184,14 +185,14 @@ _FULL_NAMES = {name.rpartition(".")[2]: name for name in _IMPORTS.split()}
 _PRIMITIVES = {"byte": "B", "float": "F", "int": "I", "long": "J", "void": "V"}
 
 
-def java_class(name: str) -> Any:
+def java_class(name: str) -> Java:
     """A Java class, by its short name where it is imported above."""
     from jnius import autoclass
 
     return autoclass(_FULL_NAMES.get(name, name))
 
 
-def cast(name: str, value: Any) -> Any:
+def cast(name: str, value: Java) -> Java:
     """A Java object seen as another class or interface of its own."""
     from jnius import cast
 
@@ -205,20 +206,20 @@ def _descriptor(name: str) -> str:
     return _PRIMITIVES.get(name) or f"L{_FULL_NAMES[name].replace('.', '/')};"
 
 
-def class_object(name: str) -> Any:
+def class_object(name: str) -> Java:
     """The `java.lang.Class` of a name, as reflection wants it."""
     from jnius import find_javaclass
 
     return find_javaclass(_descriptor(name).replace("/", ".") if name.endswith("[]") else _FULL_NAMES[name])
 
 
-def method_type(result: str, *parameters: str) -> Any:
+def method_type(result: str, *parameters: str) -> Java:
     """The `MethodType` of a result and parameters, by short names."""
     text = f"({''.join(map(_descriptor, parameters))}){_descriptor(result)}"
     return java_class("MethodType").fromMethodDescriptorString(text, None)
 
 
-def method(declaration: str) -> Any:
+def method(declaration: str) -> Java:
     """The Java function of a declaration such as `static List Arrays.asList(Object[])`."""
     match = re.fullmatch(r"(static )?(\S+) (\S+)\.(\w+)\((.*)\)", declaration)
     assert match, declaration
@@ -228,13 +229,13 @@ def method(declaration: str) -> Any:
     return find(class_object(owner), name, method_type(result, *parameters.split(", ") if parameters else ()))
 
 
-def field(declaration: str) -> Any:
+def field(declaration: str) -> Java:
     """The Java function that reads the field of a declaration such as `Object[] FieldDoc.fields`."""
     result, owner, name = re.split(r"[ .]", declaration)
     return java_class("MethodHandles").publicLookup().findGetter(class_object(owner), name, class_object(result))
 
 
-def fill(function: Any, position: int, value: Any) -> Any:
+def fill(function: Java, position: int, value: object) -> Java:
     """A Java function with one parameter filled in.
 
     pyjnius would make int[] of an int and String[] of a str here (and the JVM ends by SIGSEGV), so both are boxed.
@@ -244,7 +245,7 @@ def fill(function: Any, position: int, value: Any) -> Any:
     return java_class("MethodHandles").insertArguments(function, position, value)
 
 
-def chain(first: Any, *following: Any) -> Any:
+def chain(first: Java, *following: Java) -> Java:
     """The Java function that hands the result of each function to the next, cast to what that takes."""
     for function in following:
         result = cast("Class", first.type().returnType())
@@ -253,7 +254,7 @@ def chain(first: Any, *following: Any) -> Any:
     return first
 
 
-def _array_list(values: Sequence[Any]) -> Any:
+def _array_list(values: Sequence[object]) -> Java:
     result = java_class("ArrayList")(len(values))
     for value in values:
         result.add(value)
@@ -277,19 +278,19 @@ class JavaThreads:
     def __exit__(self, *_: object) -> None:
         self._pool.shutdownNow()
 
-    def start(self, function: Any, *arguments: Any) -> Any:
+    def start(self, function: Java, *arguments: object) -> Java:
         """A CompletableFuture of a call."""
         done = java_class("CompletableFuture").completedFuture
         stage = done(function).thenCombineAsync(done(_array_list(arguments)), self._invoke, self._pool)
         return stage.toCompletableFuture()
 
-    def run(self, function: Any, *arguments: Any) -> Any:
+    def run(self, function: Java, *arguments: object) -> Java:
         """The result of a call."""
         return _result(self.start(function, *arguments))
 
-    def map(self, function: Any, arguments: Iterable[Any]) -> Iterator[Any]:
+    def map(self, function: Java, arguments: Iterable[object]) -> Iterator[Java]:
         """Results of calls with one argument each, in order; two per thread are under way ahead of the reader."""
-        waiting: deque[Any] = deque()
+        waiting: deque[Java] = deque()
         for argument in arguments:
             waiting.append(self.start(function, argument))
             if len(waiting) > 2 * self.count:
@@ -298,7 +299,7 @@ class JavaThreads:
             yield _result(waiting.popleft())
 
 
-def _result(future: Any) -> Any:
+def _result(future: Java) -> Java:
     while not future.isDone():
         time.sleep(0.001)
     return future.join()
@@ -324,7 +325,7 @@ def java_errors_ignored() -> Iterator[None]:
         yield
 
 
-def _explained(error: Any, doing: str) -> tuple[str, None, str | None]:
+def _explained(error: Java, doing: str) -> tuple[str, None, str | None]:
     trace = [line.strip() for line in error.stacktrace or [str(error)]]
     causes = [trace[0], *(after for line, after in pairwise(trace) if line == "Caused by:")]
     if "OutOfMemoryError" in causes[-1]:
