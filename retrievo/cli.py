@@ -74,7 +74,7 @@ SHOWN: dict[str, Callable[[Any], None]] = {
 def _runner(name: str) -> Callable[[Any], None]:
     """What the command line calls with the options of a command."""
 
-    def run(config: Any) -> None:
+    def run(config: object) -> None:
         COMMANDS[name].function(config)
 
     return SHOWN.get(name, run)

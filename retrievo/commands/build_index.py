@@ -77,7 +77,7 @@ def _index(place: Path, **fields: Any) -> Path:
     return place
 
 
-def _options(fields: Mapping[str, Any]) -> tuple[Values, Values]:
+def _options(fields: Mapping[str, object]) -> tuple[Values, Values]:
     """Those of `encode` and those of `index`.
 
     Raises: UsageError for others.

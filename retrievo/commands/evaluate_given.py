@@ -43,7 +43,7 @@ def evaluate(
 
 
 def evaluate(
-    run: Any,
+    run: object,
     qrels: QrelsLike | None = None,
     metrics: Sequence[str] | str = DEFAULT_METRICS,
     *,
@@ -72,7 +72,7 @@ def evaluate(
     return runs_evaluated.measured(config, given, _qrels(qrels), baseline)
 
 
-def _by_name(run: Any) -> Values:
+def _by_name(run: object) -> Values:
     """Runs by name, of one run too: documents have numbers, and runs have not."""
     from retrievo.data.given import is_path
     from retrievo.data.run_files import run_name
@@ -82,7 +82,7 @@ def _by_name(run: Any) -> Values:
     return {run_name(Path(run)) if is_path(run) else ONLY_RUN: run}
 
 
-def _is_ranking(found: Any) -> bool:
+def _is_ranking(found: object) -> bool:
     """Whether this is {document: score}."""
     return isinstance(found, Mapping) and not any(isinstance(value, Mapping) for value in found.values())
 

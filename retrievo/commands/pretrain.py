@@ -290,7 +290,7 @@ def _train(
             return output.manifest({})
         facts = {"pre-trained with": config.objective, "steps": " + ".join(map(str, steps))}
         encoder.save(folder, facts)
-        stats = {"steps": steps[-1], "condenser_steps": sum(steps[:-1]), "dim": encoder.dim}
+        stats: dict[str, float] = {"steps": steps[-1], "condenser_steps": sum(steps[:-1]), "dim": encoder.dim}
         stats |= {"documents": sum(map(len, corpora))}
         manifest = output.finish(stats | Course.of(folder).stats)
     _summary(config.output, config.objective, config.corpus[0], manifest)

@@ -111,13 +111,13 @@ def read_recipe(config: RunConfig) -> list[Step]:
     return reader.steps
 
 
-def _table(path: Path, name: str, value: Any) -> Values:
+def _table(path: Path, name: str, value: object) -> Values:
     if not isinstance(value, dict):
         raise UsageError(path, f"{name} is {json.dumps(value, default=str)}", f"a section [{name}]")
     return value
 
 
-def _given(config: RunConfig, variables: Mapping[str, Any]) -> Values:
+def _given(config: RunConfig, variables: Mapping[str, object]) -> Values:
     """The values of `--set`, read as TOML, else as text; a path that exists is made absolute."""
 
     def meant(text: str) -> Any:
@@ -137,7 +137,7 @@ def _given(config: RunConfig, variables: Mapping[str, Any]) -> Values:
 class _Reader:
     """Turns the sections of a recipe into steps; `{name}` is the output of an earlier step, or a variable."""
 
-    def __init__(self, path: Path, home: Path, variables: Mapping[str, Any], defaults: Mapping[str, Any]):
+    def __init__(self, path: Path, home: Path, variables: Mapping[str, object], defaults: Mapping[str, object]):
         self.path, self.home, self.variables, self.defaults = path, home, variables, defaults
         self.steps: list[Step] = []
 
@@ -169,7 +169,7 @@ class _Reader:
                 console.warn(warning)
         self.steps.append(Step(name, command, resolved.config, output, tuple(dict.fromkeys(needs))))
 
-    def _shared(self, known: Mapping[str, Option], own: Mapping[str, Any]) -> Values:
+    def _shared(self, known: Mapping[str, Option], own: Mapping[str, object]) -> Values:
         """The defaults for options that a step does not set itself; among alternatives the first one counts."""
         groups = {name: option.declaration.alternative for name, option in known.items()}
         found = dict(own)
@@ -178,11 +178,11 @@ class _Reader:
                 found.setdefault(name, value)
         return {name: value for name, value in found.items() if name not in own}
 
-    def _filled(self, where: str, values: Mapping[str, Any], needs: list[str]) -> Values:
+    def _filled(self, where: str, values: Mapping[str, object], needs: list[str]) -> Values:
         """Values with their names in braces replaced; a variable that stands alone keeps its type."""
         outputs = {step.name: step.output for step in self.steps}
 
-        def fill(value: Any) -> Any:
+        def fill(value: object) -> Any:
             if isinstance(value, list):
                 return [fill(item) for item in value]
             if not isinstance(value, str):
@@ -249,7 +249,7 @@ def _allows(config: RunConfig, step: Step) -> bool:
     return config.force or step.name in config.redo
 
 
-def _replaces(step: Step, work: Mapping[str, Any]) -> bool:
+def _replaces(step: Step, work: Mapping[str, object]) -> bool:
     """Whether running a step would replace its own output of other options or inputs.
 
     Raises: RetrievoError where something else stands there.
@@ -347,7 +347,7 @@ def _check_needs(steps: Sequence[Step], chosen: Sequence[Step]) -> None:
                 raise RetrievoError(other.name, f"needs {step.name}, which is not finished ({state})", None, fix)
 
 
-def _state(step: Step, work: Mapping[str, Any]) -> str:
+def _state(step: Step, work: Mapping[str, object]) -> str:
     """The state of a step: finished, or why it is not."""
     mark = _read_mark(step)
     if not mark:
@@ -498,7 +498,7 @@ def print_results(found: Mapping[str, Results]) -> None:
         console.print_table([name, *columns], rows)
 
 
-def _shown(values: Mapping[str, Any]) -> Iterator[str]:
+def _shown(values: Mapping[str, object]) -> Iterator[str]:
     """The columns to show: means, and the p-values of the randomization test after Holm's correction."""
     return (name for name in values if " " not in name or name.endswith(" p_holm"))
 

@@ -428,7 +428,7 @@ def _write_run(
     values: np.ndarray,
     path: Path,
     output: Output,
-    more_stats: Mapping[str, Any],
+    more_stats: Mapping[str, object],
 ) -> Values:
     import numpy as np
     import pyarrow as pa

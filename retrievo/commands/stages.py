@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import MISSING, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from retrievo.commands.train_config import STAGE_NEGATIVES, TrainConfig
 from retrievo.support import console
@@ -149,7 +149,7 @@ def _given(manifest: Manifest) -> Values:
     return {name: value for name, value in recorded.items() if value is not None and value != plain[name]}
 
 
-def _given_elsewhere(manifest: Manifest, whose: str | None, beside: Mapping[str, Any]) -> Values:
+def _given_elsewhere(manifest: Manifest, whose: str | None, beside: Mapping[str, object]) -> Values:
     """The options for a data set other than the first one, with the prefixes of its settings file."""
     apart = {known.name for known in options_of(ValidationConfig)} | {"query_prefix", "document_prefix"}
     apart |= set() if "query_clusters" in beside else {"query_cluster_count"}

@@ -234,7 +234,7 @@ def _steps(max_steps: int | None, epochs: float | None, batches_per_epoch: int) 
     return max_steps or max(1, round((epochs or DEFAULT_EPOCHS) * batches_per_epoch))
 
 
-def _development(stats: Mapping[str, Any]) -> dict[str, str]:
+def _development(stats: Mapping[str, object]) -> dict[str, str]:
     """What validation found, for the summary: the best step is the one whose model is kept."""
     if "best_step" not in stats:
         return {}

@@ -298,7 +298,7 @@ class TrainConfig(FitConfig, AdoreConfig, CrossEncoderConfig, ValidationConfig, 
         return [Layer(str(path), settings)]
 
 
-def _check_written_here(path: Path, settings: Mapping[str, Any]) -> None:
+def _check_written_here(path: Path, settings: Mapping[str, object]) -> None:
     """Raises UsageError where the settings of a stage name another folder to write to than the stage."""
     for name in ("output", "stage"):
         if name in settings and Path(str(settings[name])).resolve() != path.parent.resolve():

@@ -52,7 +52,7 @@ def rows_of(table: pa.Table, rows: np.ndarray) -> pa.Table:
     return pa.table(columns, names=table.column_names)
 
 
-def table_of(columns: Sequence[Any], schema: pa.Schema) -> pa.Table:
+def table_of(columns: Sequence[object], schema: pa.Schema) -> pa.Table:
     """Columns of any size as a table of this schema; a string column may have several chunks."""
     return pa.table([as_type(column, kind) for column, kind in zip(columns, schema.types, strict=True)], schema=schema)
 

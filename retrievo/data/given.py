@@ -151,14 +151,14 @@ def _pairs(given: Mapping[Any, Any], where: str, numbers: str) -> tuple[pa.Array
     return pa.array(queries, pa.string()), pa.array(documents, pa.string()), values
 
 
-def _numbers(values: Sequence[Any], kind: pa.DataType, where: str) -> pa.Array:
+def _numbers(values: Sequence[object], kind: pa.DataType, where: str) -> pa.Array:
     try:
         return pa.array(np.asarray(values)).cast(kind)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError) as error:
         raise RetrievoError(where, f"holds what is no number: {error}", str(kind)) from None
 
 
-def _arrow(given: Any, where: str) -> pa.Table:
+def _arrow(given: object, where: str) -> pa.Table:
     if isinstance(given, pa.Table):
         return given
     if not hasattr(given, "__arrow_c_stream__"):

@@ -235,7 +235,7 @@ def _check_same_tokenizer(reading: loading.Reading, tokenizer: PreTrainedTokeniz
         raise RetrievoError(reading.backbones["query"], "another tokenizer than that of document/", "the same one")
 
 
-def _refuse_contradictions(stated: Mapping[str, Any], overrides: Mapping[str, Any]) -> None:
+def _refuse_contradictions(stated: Mapping[str, object], overrides: Mapping[str, object]) -> None:
     for name, value in overrides.items():
         if name in stated and stated[name] != value:
             flag, expected = f"--{name.replace('_', '-')}", f"{stated[name]!r}, as the model folder says it"
@@ -245,7 +245,7 @@ def _refuse_contradictions(stated: Mapping[str, Any], overrides: Mapping[str, An
 def _complete(
     name: str,
     reading: loading.Reading,
-    overrides: Mapping[str, Any],
+    overrides: Mapping[str, object],
     backbone: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
 ) -> EncoderSpec:
@@ -268,7 +268,7 @@ def _assume_lengths(stated: Values, longest: int, limit: int | None) -> None:
 
 
 def _assume_meaning(
-    name: str, stated: Values, overrides: Mapping[str, Any], backbone: PreTrainedModel, notices: list[str]
+    name: str, stated: Values, overrides: Mapping[str, object], backbone: PreTrainedModel, notices: list[str]
 ) -> None:
     if "pooling" not in stated and "pooling" not in overrides:
         stated["pooling"] = "cls" if sees_later_tokens(backbone) else "last"

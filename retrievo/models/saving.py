@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from retrievo.models.checkpoints import quiet
 from retrievo.models.encoder_spec import ROLES, SPEC_FILE, EncoderSpec
@@ -135,6 +135,6 @@ def _module(index: int, path: str, name: str) -> Values:
     return {"idx": index, "name": str(index), "path": path, "type": f"sentence_transformers.models.{name}"}
 
 
-def _dump(path: Path, value: Any) -> None:
+def _dump(path: Path, value: object) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -288,7 +288,7 @@ class StoredQueries:
         return self.vectors.take(np.arange(*part.indices(self.vectors.rows)))
 
 
-def stored_vectors(folder: Path, stats: Mapping[str, Any]) -> Vectors:
+def stored_vectors(folder: Path, stats: Mapping[str, object]) -> Vectors:
     """The shards of a folder without a manifest, memory-mapped; stats: as `embeddings_stats` returns them."""
     return Vectors(**_opened(folder, stats))
 

@@ -94,7 +94,7 @@ def _own_record(path: Path) -> Values | None:
     return record if same else None
 
 
-def _digest(value: Any) -> str:
+def _digest(value: object) -> str:
     return hashlib.blake2b(json.dumps(value, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
@@ -179,7 +179,7 @@ def is_of_kind(path: Path, kind: str) -> bool:
     return kind_of(path) == kind
 
 
-def _is_from_retrievo(values: Any) -> bool:
+def _is_from_retrievo(values: object) -> bool:
     """Whether the content of a manifest was written by retrievo, in any version."""
     return isinstance(values, dict) and str(values.get("created_by")).startswith("retrievo") and "kind" in values
 
@@ -206,7 +206,7 @@ def _damaged(manifest: Manifest) -> str | None:
     return wrong[0] if wrong else None
 
 
-def _has(values: Mapping[str, Any], needed: Mapping[str, type]) -> bool:
+def _has(values: Mapping[str, object], needed: Mapping[str, type]) -> bool:
     return all(isinstance(values.get(key), kind) for key, kind in needed.items())
 
 
@@ -226,7 +226,7 @@ def is_unfinished(folder: Path) -> bool:
     return (folder / BEGIN).is_file() and not (folder / MANIFEST).is_file()
 
 
-def in_force(config: Mapping[str, Any]) -> Values:
+def in_force(config: Mapping[str, object]) -> Values:
     """The options that are not off: an older manifest lacks options that were added later, which equals off."""
     return {name: value for name, value in config.items() if not is_off(value) and value != []}
 
@@ -317,7 +317,7 @@ class Output:
         self,
         path: Path,
         kind: str,
-        config: Mapping[str, Any],
+        config: Mapping[str, object],
         inputs: Mapping[str, Input],
         *,
         force: bool = False,
@@ -430,7 +430,7 @@ class Output:
         begin = self.place.partial / BEGIN
         return not self.in_place or (not self.restart and begin.is_file() and self._is_same(_read_json(begin)))
 
-    def _is_same(self, recorded: Mapping[str, Any]) -> bool:
+    def _is_same(self, recorded: Mapping[str, object]) -> bool:
         return not self.differences(recorded)
 
     def holds_same_work(self) -> bool:
@@ -615,7 +615,7 @@ class Output:
         """Records the size and content hash of a file of this output, computed while it was written."""
         self.records[name] = record
 
-    def manifest(self, stats: Mapping[str, Any]) -> Manifest:
+    def manifest(self, stats: Mapping[str, object]) -> Manifest:
         """The manifest of this output without files and duration, as a single table has it in its metadata."""
         maker = f"retrievo {retrievo.__version__}"
         command = " ".join(["retrievo", *sys.argv[1:]]) if Path(sys.argv[0]).name == "retrievo" else "library call"
@@ -630,7 +630,7 @@ class Output:
             options=OPTIONS,
         )
 
-    def finish(self, stats: Mapping[str, Any]) -> Manifest:
+    def finish(self, stats: Mapping[str, object]) -> Manifest:
         """Writes the manifest, after which the work cannot be lost, and publishes the output."""
         manifest = self.manifest(stats)
         if not self.single_file:

@@ -62,7 +62,7 @@ def command_function(
     return command
 
 
-def _parameter(name: str, kind: Any, default: Any, info: Any) -> inspect.Parameter:
+def _parameter(name: str, kind: object, default: object, info: object) -> inspect.Parameter:
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, info])
 
 

@@ -33,7 +33,7 @@ class Rule:
     predicate: Callable[[Mapping[str, Any]], bool]
     refusal: Refusal | None = None
 
-    def holds(self, chosen: Mapping[str, Any]) -> bool:
+    def holds(self, chosen: Mapping[str, object]) -> bool:
         """Whether the option applies beside these values, as far as this rule goes."""
         return not all(name in chosen for name in self.needs) or self.predicate(chosen)
 
@@ -49,11 +49,11 @@ class Condition:
 
     rules: tuple[Rule, ...]
 
-    def broken(self, chosen: Mapping[str, Any]) -> Rule | None:
+    def broken(self, chosen: Mapping[str, object]) -> Rule | None:
         """The first rule that does not hold beside these values; None where the option applies."""
         return next((rule for rule in self.rules if not rule.holds(chosen)), None)
 
-    def holds(self, chosen: Mapping[str, Any]) -> bool:
+    def holds(self, chosen: Mapping[str, object]) -> bool:
         """Whether the option applies beside these values."""
         return self.broken(chosen) is None
 
@@ -105,14 +105,14 @@ def _said(preposition: str, name: str, values: tuple[str, ...] = ()) -> str:
     return f"{preposition} {flag_of(name)} {listed}".rstrip()
 
 
-def _meets(chosen: Any, values: tuple[str, ...]) -> bool:
+def _meets(chosen: object, values: tuple[str, ...]) -> bool:
     if not values:
         return not is_off(chosen) and chosen != ()
     items = chosen if isinstance(chosen, tuple) else (chosen,)
     return any(item in values or str(item).partition(":")[0] in values for item in items)
 
 
-def is_off(value: Any) -> bool:
+def is_off(value: object) -> bool:
     """Whether an option was not given; 0 is a value."""
     return value is None or value is False
 

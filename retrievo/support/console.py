@@ -15,7 +15,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -62,7 +62,7 @@ def prepare_streams() -> None:
             stream.reconfigure(errors=errors)
 
 
-def json_text(value: Any) -> str:
+def json_text(value: object) -> str:
     """A value as indented JSON; ASCII only, where the encoding of standard output is not a Unicode one."""
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
     return json.dumps(value, ensure_ascii=not codecs.lookup(encoding).name.startswith("utf"), indent=2)

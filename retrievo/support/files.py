@@ -108,7 +108,7 @@ def full_disk(path: Path, problem: BaseException) -> RetrievoError | None:
     return RetrievoError(path, f"the disk is full ({free:,.0f} MiB free)", None, fix)
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: object) -> None:
     """Writes JSON atomically, keys in the order given, numbers exact."""
     with atomic_path(path) as temporary:
         temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")

@@ -80,7 +80,7 @@ def resolve(config: type[Config], layers: Sequence[Layer]) -> Resolved[Config]:
     )
 
 
-def _worked_out(config: type[Options], chosen: Mapping[str, Any]) -> Values:
+def _worked_out(config: type[Options], chosen: Mapping[str, object]) -> Values:
     """The chosen values with those that the recipe of a Config gives for unset ones, before any is checked."""
     draft = object.__new__(config)
     vars(draft).update(chosen)
@@ -111,7 +111,7 @@ def _find(config: type[Options], layers: Sequence[Layer]) -> dict[str, tuple[Any
     return found
 
 
-def _parts(config: type[Options], values: Mapping[str, Any]) -> set[str]:
+def _parts(config: type[Options], values: Mapping[str, object]) -> set[str]:
     """The options that others stand for which have a value."""
     return {part for known in options_of(config) if values.get(known.name) for part in known.declaration.stands_for}
 
@@ -181,11 +181,11 @@ def _check_writes_nothing(config: type[Options], layer: Layer, path: Path) -> No
             raise UsageError(layer.name, what, "this from the command line only", fix)
 
 
-def relative_to(folder: Path, config: type[Options], values: Mapping[str, Any]) -> Values:
+def relative_to(folder: Path, config: type[Options], values: Mapping[str, object]) -> Values:
     """Paths of a TOML file read relative to that file's folder."""
     known = {option.name: option for option in options_of(config)}
 
-    def moved(value: Any, option: Option) -> Any:
+    def moved(value: object, option: Option) -> Any:
         if isinstance(value, list):
             return [moved(item, option) for item in value]
         is_path = option.kind is Path or (option.declaration.path_or_name and (folder / str(value)).exists())
@@ -194,7 +194,7 @@ def relative_to(folder: Path, config: type[Options], values: Mapping[str, Any]) 
     return {name: moved(value, known[name]) if name in known else value for name, value in values.items()}
 
 
-def _toml(value: Any) -> str:
+def _toml(value: object) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, tuple):

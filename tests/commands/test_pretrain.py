@@ -387,7 +387,7 @@ def test_weights_put_a_factor_before_each_term(
 def test_vectors_that_become_the_same_are_warned_about_once(said: Callable[[], str]) -> None:
     from retrievo.commands.pretrain import _CollapseWatch
 
-    watch = _CollapseWatch(PretrainConfig(corpus=Path("c"), max_steps=100, warmup_ratio=0.1), restart=0)
+    watch = _CollapseWatch(warm=10)
     for step, spread in ((5, 0.01), (11, 0.5), (12, 0.04), (13, 0.03)):
         watch({"step": step, "vector_std": spread})
     watch({"step": 14, "loss": 1.0})  # an objective without vectors

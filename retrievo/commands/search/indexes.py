@@ -7,7 +7,7 @@ import functools
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from retrievo.data.options import parse_memory
 from retrievo.retrieval.searcher import KINDS, can, does_not_apply, index_folder, open_folder, takes
@@ -62,7 +62,7 @@ def open_indexes(config: SearchConfig, indexes: Sequence[IndexFolder]) -> list[S
     return [_open(index, encoders, settings) for index in indexes]
 
 
-def _open(index: IndexFolder, encoders: Encoders, settings: Mapping[str, Any]) -> Searcher:
+def _open(index: IndexFolder, encoders: Encoders, settings: Mapping[str, object]) -> Searcher:
     return open_folder(index, encoders, **{name: settings[name] for name in settings if takes(index.manifest, name)})
 
 

@@ -119,7 +119,13 @@ class DatasetWriter:
         self.found[self._part][f"judgments ({split})"] += table.num_rows
 
     def negatives(
-        self, positions: Sequence[int], name: str, source: str, query_ids: Column, doc_ids: Column, scores: Any = None
+        self,
+        positions: Sequence[int],
+        name: str,
+        source: str,
+        query_ids: Column,
+        doc_ids: Column,
+        scores: object = None,
     ) -> None:
         """Adds hard negatives to `negatives/<name>.parquet`; without scores, the score is the negated rank."""
         if not len(positions):

@@ -49,7 +49,7 @@ def batches(rows: Iterable[Item], size: Callable[[Item], int]) -> Iterator[list[
         yield batch
 
 
-def transposed(rows: list[Any], width: int) -> list[list[Any]]:
+def transposed(rows: Sequence[object], width: int) -> list[list[Any]]:
     """Turns rows into columns."""
     return [list(column) for column in zip(*rows, strict=True)] or [[] for _ in range(width)]
 
@@ -125,7 +125,7 @@ def parse_lines(block: Block) -> Iterator[tuple[int, Record]]:
         yield line, whole(record, block.member) if _ESCAPED_HALF.search(text) else record
 
 
-def whole(value: Any, member: Member) -> Any:
+def whole(value: object, member: Member) -> Any:
     """Replaces lone surrogates (halves of characters) in a JSON value by U+FFFD; the source counts such texts."""
     if isinstance(value, str):
         text, halves = _HALF.subn("\ufffd", value)
@@ -195,7 +195,7 @@ def need_objects(record: Record, key: str, where: str) -> list[Record]:
     return found
 
 
-def not_an_object(where: str, key: str, item: Any) -> RetrievoError:
+def not_an_object(where: str, key: str, item: object) -> RetrievoError:
     """The error for a list that should contain only objects."""
     return RetrievoError(where, f"'{key}' holds {json_kind(item)}", "objects", "mend the file")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -34,7 +33,7 @@ class NegativesWriter:
         self._sources: list[str] = []
         self._counts = np.zeros(0, np.int64)  # rows of each query
 
-    def add(self, query_ids: pa.Array, doc_ids: pa.Array, source: str, scores: Any = None) -> None:
+    def add(self, query_ids: pa.Array, doc_ids: pa.Array, source: str, scores: object = None) -> None:
         """Adds pairs from one source; `scores` may be None or contain nulls."""
         coded = query_ids.dictionary_encode()
         numbers = [self._codes.setdefault(name, len(self._codes)) for name in coded.dictionary.to_pylist()]

@@ -70,7 +70,7 @@ def _question(number: int, question: Record, doc_id: str, part: Part) -> _Questi
     return _Question(number, need(question, "id", place), need(question, "question", place), _once(answers), doc_id)
 
 
-def _answer(answer: Any, place: str) -> str:
+def _answer(answer: object, place: str) -> str:
     """The text of an answer, which may be an object with its position in the paragraph or plain text."""
     text = need(answer, "text", place) if isinstance(answer, dict) else answer
     if not isinstance(text, str):

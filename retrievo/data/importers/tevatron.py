@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 from retrievo.data.importers.dataset import DatasetWriter
 from retrievo.data.importers.examples import Example, Passage, write_examples
@@ -72,7 +71,7 @@ def _example(record: Record, line: int, where: str, has_answers: bool, has_corpu
     )
 
 
-def _passage(found: Any, key: str, source: str, where: str, has_corpus: bool) -> Passage:
+def _passage(found: object, key: str, source: str, where: str, has_corpus: bool) -> Passage:
     """Parses a passage: an object with id and text, or only an id if there is a corpus file."""
     if has_corpus and isinstance(found, (str, int)) and not isinstance(found, bool):
         return Passage(found, None, None, source)

@@ -39,7 +39,7 @@ def _array(values: Column, name: str, place: Place) -> pa.Array:
         return pa.array([_text(value, name, place, row) for row, value in enumerate(values)], pa.string())
 
 
-def _text(value: Any, name: str, place: Place, row: int) -> str | None:
+def _text(value: object, name: str, place: Place, row: int) -> str | None:
     """Converts one value to text or null."""
     if value is None or (type(value) is int and name.endswith("id")):
         return None if value is None else str(value)
@@ -66,7 +66,7 @@ def answers_array(answers: list[list[Any]], place: Place) -> pa.Array:
         return pa.array([[_text(a, "answer", place, row) for a in some] for row, some in enumerate(answers)], TEXTS)
 
 
-def json_kind(value: Any) -> str:
+def json_kind(value: object) -> str:
     """The kind of a JSON value, in words."""
     kinds = {dict: "an object", list: "a list", str: "text", bool: "true or false", type(None): "null"}
     return kinds.get(type(value), "a number")

@@ -191,7 +191,7 @@ class Passes:
             vectors, rest = self.objective.encode(Chunk(name, *arrays))
         return None if vectors is None else vectors.float(), rest
 
-    def local_loss(self, index: int, rest: Any) -> Tensor:
+    def local_loss(self, index: int, rest: object) -> Tensor:
         """The local loss of a chunk; its random numbers do not depend on whether the graph of `rest` was kept."""
         with self._random(index, _LOCAL_LOSS):
             loss = self.objective.local_loss(rest, self.batch).float()

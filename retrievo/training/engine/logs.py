@@ -53,7 +53,7 @@ class Log:
             self.contrast.add(record)
         return kept
 
-    def write(self, record: Mapping[str, Any]) -> None:
+    def write(self, record: Mapping[str, object]) -> None:
         """Adds a line, and its numbers as scalars to TensorBoard."""
         self.contrast.add(record)
         if rank() != 0:
