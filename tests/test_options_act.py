@@ -124,6 +124,7 @@ BASES = {
     "search-typed-of": "search --index {bm25} --depth 3",
     "import": "import csv {files}/table.csv --output {folder}/out",
     "import-jsonl": "import jsonl {files}/table.jsonl --output {folder}/out",
+    "import-pairs": "import pairs {files}/pairs.jsonl --output {folder}/out",
     "import-trec": "import trec {files}/trec --output {folder}/out",
     "import-text": "import text {files}/texts --output {folder}/out",
     "import-vectors": "import vectors {files}/cloud.npy {files}/cloud.txt --output {folder}/out",
@@ -186,6 +187,8 @@ def write_files(folder: Path) -> Path:
     (folder / "table.csv").write_text("id,title,text,more\n" + "".join(",".join(row) + "\n" for row in rows))
     names = ("id", "title", "text", "more")
     (folder / "table.jsonl").write_text("".join(json.dumps(dict(zip(names, row, strict=True))) + "\n" for row in rows))
+    names = ("more", "query", "answer", "neg")
+    (folder / "pairs.jsonl").write_text("".join(json.dumps(dict(zip(names, row, strict=True))) + "\n" for row in rows))
     (folder / "texts").mkdir()
     (folder / "texts" / "one.txt").write_text(" ".join(f"word{number}" for number in range(250)))
     (folder / "trec").mkdir()
@@ -967,6 +970,10 @@ PROBES: dict[str, dict[str, Probe]] = {
         "title_column": Acts("--title-column more"),
         "number_lines": Acts("--number-lines"),
         "header": Acts("--no-header", beside="--id-column 1 --text-column 3 --title-column 2"),
+        "query_column": Acts("--query-column more", base="import-pairs"),
+        "positive_column": Acts("--positive-column more", base="import-pairs"),
+        "negative_column": Acts("--negative-column more", base="import-pairs"),
+        "dev_ratio": Acts("--dev-ratio 0.5", base="import-pairs"),
         "topic_field": Acts("--topic-field narrative", base="import-trec"),
         "passage_words": Acts("--passage-words 60", base="import-text"),
         "stride": Acts("--stride 50", base="import-text"),

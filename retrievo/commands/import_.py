@@ -117,6 +117,37 @@ class ImportConfig(Options):
     header: bool = option(
         "Read the first line as the names of the columns.", default=True, applies=_of_format("header"), group="Data"
     )
+    query_column: str | None = option(
+        "Column of the queries, by name.",
+        default=None,
+        applies=_of_format("query_column"),
+        hidden_default="a column with a usual name, as query, anchor or question",
+        group="Data",
+    )
+    positive_column: str | None = option(
+        "Column of the texts that are relevant to the query, by name.",
+        default=None,
+        applies=_of_format("positive_column"),
+        hidden_default="a column with a usual name, as positive, answer or passage",
+        group="Data",
+    )
+    negative_column: str | None = option(
+        "Column of the hard negatives, by name.",
+        default=None,
+        applies=_of_format("negative_column"),
+        hidden_default="all columns with usual names, as negative, negative_1 or neg",
+        group="Data",
+    )
+    dev_ratio: float | None = option(
+        "Share of the queries to hold out as the split dev, as in 0.1. The text of a query decides where it belongs.",
+        default=None,
+        minimum=0,
+        maximum=1,
+        applies=_of_format("dev_ratio"),
+        hidden_default="none",
+        shown=True,
+        group="Data",
+    )
     topic_field: str = option(
         "Field of a TREC topic to use as the query.",
         default="title",
@@ -216,11 +247,17 @@ def _summary(source: Path, output: Path, manifest: Manifest, found: dict[Part, C
     total: Counter[str] = sum(found.values(), Counter())
     facts["together"] = f"{_counted(total)}; files: {len(found):,}"
     facts["output"] = f"{output} in {console.seconds(manifest.seconds or 0.0)}"
-    next_command = None
-    if (output / "corpus.parquet").exists():
-        folder = shlex.quote(str(output))
-        next_command = f"retrievo index --data {folder} --output {folder}/bm25"
-    console.summary(f"imported {source}", facts, next_command)
+    console.summary(f"imported {source}", facts, _next_command(output, manifest))
+
+
+def _next_command(output: Path, manifest: Manifest) -> str | None:
+    """What people do with such a dataset: train on pairs, index a corpus; None for queries or judgments alone."""
+    folder = shlex.quote(str(output))
+    if manifest.config["format"] == "pairs" and "train" in manifest.stats.get("qrels", {}):
+        tables = [f"{folder}/negatives/{shlex.quote(name)}.parquet" for name in manifest.stats.get("negatives", {})]
+        negatives = f" --negatives {' '.join(tables)}" if tables else ""
+        return f"retrievo train --model MODEL --data {folder}{negatives} --output {folder}/model"
+    return f"retrievo index --data {folder} --output {folder}/bm25" if (output / "corpus.parquet").exists() else None
 
 
 def _counted(counts: Counter[str]) -> str:

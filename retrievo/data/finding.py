@@ -11,13 +11,13 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from retrievo.data.foreign import import_command
 from retrievo.support.artifact import kind_of
 from retrievo.support.errors import RetrievoError
 from retrievo.support.publishing import is_manifest_beside
 
 NOUNS = ("corpus", "queries", "qrels", "run", "negatives", "answers")
 _APART = ("qrels", "run")  # kinds of which a folder may hold several independent tables
-_FOREIGN = {".jsonl": "jsonl", ".json": "squad", ".tsv": "tsv", ".csv": "csv", ".gz": "jsonl", ".zip": "beir"}
 
 
 def table_files(path: Path, noun: str) -> list[Path]:
@@ -55,17 +55,6 @@ def _no_split(path: Path) -> RetrievoError:
         return RetrievoError(path, f"no such file; {folder} has the splits {', '.join(splits)}", None, fix)
     has = f"; {folder} has {', '.join(there)} and no relevance judgments" if there else ""
     return RetrievoError(path, f"no such file{has}", None, "pass a file of judgments")
-
-
-def import_command(path: Path) -> str | None:
-    """The line that imports a file or folder of another format; None for what is none by its name."""
-    if path.is_file():
-        format = _FOREIGN.get(path.suffix)
-        return format and f"retrievo import {format} {path} --output DIR"
-    if (path / "corpus.jsonl").is_file():
-        return f"retrievo import beir {path} --output DIR"
-    files = sorted(file for file in path.glob("*") if file.suffix in _FOREIGN)
-    return import_command(files[0]) if files else None
 
 
 def _of_folder(path: Path, noun: str) -> list[Path]:

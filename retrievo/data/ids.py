@@ -31,6 +31,11 @@ def hash_texts(texts: Iterable[str]) -> np.ndarray:
     return np.frombuffer(joined, dtype="<u8")
 
 
+def text_id(text: str) -> str:
+    """An id that is made of a text: its hash in 16 hexadecimal digits, so that equal texts have equal ids."""
+    return f"{int(hash_texts([text])[0]):016x}"
+
+
 class IdMap:
     """Maps ids to rows, and rows to ids, of a table with an `id` column.
 

@@ -30,7 +30,7 @@ def data_option(*parts: str, **declared: Any) -> Any:
 
 def _check_folder(path: Path | str) -> None:
     """Raises UsageError for a file; a folder that is not there may be made before it is read."""
-    from retrievo.data.finding import import_command
+    from retrievo.data.foreign import import_command
 
     if not Path(path).is_file():
         return

@@ -22,7 +22,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from retrievo.data.finding import import_command, table_files
+from retrievo.data.finding import table_files
+from retrievo.data.foreign import are_pairs, import_command
 from retrievo.support import console
 from retrievo.support.artifact import METADATA_KEY, Input, Manifest
 from retrievo.support.errors import RetrievoError
@@ -247,9 +248,12 @@ def _find_column(schema: pa.Schema, column: Column, file: Path | str, noun: str)
             return name
     if column.optional:
         return None
-    raise RetrievoError(
-        file, f"has no column '{column.name}' (it has: {', '.join(schema.names)})", f"the {noun}", "rename a column"
+    fix = (
+        f"import the pairs first: {import_command(file, schema.names)}"
+        if are_pairs(schema.names)
+        else "rename a column"
     )
+    raise RetrievoError(file, f"has no column '{column.name}' (it has: {', '.join(schema.names)})", f"the {noun}", fix)
 
 
 @functools.cache

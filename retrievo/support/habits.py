@@ -86,6 +86,16 @@ HABITS: dict[str, tuple[str, ...]] = {
     "ms-marco": ("msmarco",),
     "numpy": ("vectors",),
     "npy": ("vectors",),
+    "pair": ("pairs",),
+    "triplet": ("pairs",),
+    "triplets": ("pairs",),
+    "flagembedding": ("pairs",),
+    "sentence-transformers": ("pairs",),
+    "held-out": ("dev-ratio",),
+    "test-size": ("dev-ratio",),
+    "dev-size": ("dev-ratio",),
+    "val-ratio": ("dev-ratio",),
+    "validation-split": ("dev-ratio",),
     # model
     "model-name-or-path": ("model",),
     "model-name": ("model",),
@@ -202,8 +212,8 @@ HABITS: dict[str, tuple[str, ...]] = {
 }
 
 _PAIRS = (
-    "import them first: retrievo import tevatron PAIRS.jsonl --output DATA, where each line has query_id, query and "
-    "positive_passages; then pass --data DATA"
+    "import them first: retrievo import pairs PAIRS.jsonl --output DATA, where each line has a query, a positive and, "
+    "if there are any, negatives; then pass --data DATA"
 )
 _PROCESSES = "start several processes with torchrun --nproc-per-node N -m retrievo"
 # what no option stands for -> what to do

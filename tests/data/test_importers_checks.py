@@ -599,6 +599,7 @@ WHOLE: dict[str, Any] = {
         "context": "x", "qas": [{"id": "1", "question": "q", "is_impossible": False, "answers": [{"text": "x"}]}],
     }]}]},
     "jsonl": [{"id": "1", "title": "t", "text": "x"}],
+    "pairs": [{"query": "q", "query_id": "1", "pos": ["x"], "pos_id": [1], "negative_1": "y"}],
 }  # fmt: skip
 ODD = [None, "x", 1, 1.5, True, [], {}, ["x"], [None], [1], [["x"]], {"a": 1}, [{"text": ["x"]}], "\ud83d"]
 

@@ -33,6 +33,11 @@ FORMATS = {
     "squad": Format("question answering JSON, versions 1 and 2", "retrievo.data.importers.squad"),
     "dpr": Format("passages TSV, questions with contexts in JSON, question-answer CSV", "retrievo.data.importers.dpr"),
     "tevatron": Format("JSON Lines with positive and negative passages", "retrievo.data.importers.tevatron"),
+    "pairs": Format(
+        "training pairs and triplets in JSON, CSV, TSV or Parquet",
+        "retrievo.data.importers.pairs",
+        ("query_column", "positive_column", "negative_column", "dev_ratio"),
+    ),
     "jsonl": Format(
         "JSON Lines, or an array of objects, with columns of your choice", "retrievo.data.importers.jsonl", _COLUMNS
     ),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from retrievo.data.foreign import are_pairs, import_command
 from retrievo.data.importers.dataset import DatasetWriter
 from retrievo.data.importers.input_files import ImportSource, Member, Part
 from retrievo.data.importers.text_columns import Column
@@ -59,9 +60,12 @@ class Choice:
 
     def _one(self, member: Member, columns: Sequence[str], what: str, wanted: str | None, usual: Sequence[str]) -> str:
         found = [name for name in usual if name in columns] if wanted is None else _named(wanted, columns)
-        has = [name if len(name) <= _SHOWN else f"{name[:_SHOWN]}..." for name in columns][:20]
+        has = shown_columns(columns)
         if not found and wanted is not None:
             raise RetrievoError(member, f"has no column '{wanted}'", None, did_you_mean(wanted, has))
+        if not found and wanted is None and are_pairs(columns):
+            fix = f"import them as training pairs: {import_command(member.source.path, columns)}"
+            raise RetrievoError(member, f"holds pairs of texts ({', '.join(has)})", f"a {self.role} in each row", fix)
         if not found:
             fix = "pass --no-header where the first line is a record, or " if self.header else "pass "
             fix += f"--{what}-column" + (", or --number-lines where there are no ids" if what == "id" else "")
@@ -70,6 +74,11 @@ class Choice:
         if list(columns).count(found[0]) > 1:
             raise RetrievoError(member, f"has two columns '{found[0]}'", "names that tell them apart", "rename one")
         return found[0]
+
+
+def shown_columns(columns: Sequence[str]) -> list[str]:
+    """The first columns, as a message names them."""
+    return [name if len(name) <= _SHOWN else f"{name[:_SHOWN]}..." for name in columns][:20]
 
 
 def _named(wanted: str, columns: Sequence[str]) -> list[str]:

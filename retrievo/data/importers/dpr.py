@@ -6,7 +6,7 @@ import ast
 import re
 from typing import Any
 
-from retrievo.data.ids import hash_texts
+from retrievo.data.ids import text_id
 from retrievo.data.importers.dataset import DatasetWriter
 from retrievo.data.importers.delimited import first_row, in_columns, read_csv
 from retrievo.data.importers.examples import Example, Passage, write_examples
@@ -109,7 +109,7 @@ def _passage(found: Record, source: str, where: str, has_corpus: bool) -> Passag
         if has_corpus:
             fix = "import the questions without the passages file: the contexts become the corpus"
             raise RetrievoError(where, "a context has no passage_id", "the id of a passage", fix)
-        id = f"{int(hash_texts([f'{title}{chr(0)}{text}'])[0]):016x}"  # equal passages get equal ids
+        id = text_id(f"{title}\0{text}")
     return Passage(id, title, text, source, _score(found.get("score")))
 
 

@@ -33,10 +33,15 @@ class Example(NamedTuple):
     negatives: list[Passage]
 
 
-def write_examples(examples: list[Example], part: Part, store: DatasetWriter, *, documents: bool) -> None:
-    """Writes queries, judgments of grade 1 and negatives; with `documents`, also writes each passage once."""
+def write_examples(
+    examples: list[Example], part: Part, store: DatasetWriter, *, documents: bool, merge: bool = False
+) -> None:
+    """Writes queries, judgments of grade 1 and negatives; with `documents`, also writes each passage once.
+
+    merge: a query may come again with the same text; it is written once.
+    """
     places, ids, texts, answers, _, _ = transposed(examples, 6)
-    store.queries(places, ids, texts, None if None in answers else answers)
+    store.queries(places, ids, texts, None if None in answers else answers, merge=merge)
     if documents:
         passages = [(e.place, p.id, p.title, p.text) for e in examples for p in (*e.positives, *e.negatives)]
         store.documents(*transposed(passages, 4), merge=True)

@@ -168,6 +168,11 @@ class Member:
         data = data.replace(b"\r\n", b"\n") if b"\r" in data else data
         return Block(self, data, line, data.count(b"\n") + (not data.endswith(b"\n")))
 
+    def is_parquet(self) -> bool:
+        """Whether the file begins as Parquet does."""
+        with self._read_errors(), self.open() as raw:
+            return raw.read(4) == b"PAR1"
+
     def lines(self) -> Iterator[tuple[int, str]]:
         """Yields all lines with their numbers."""
         for block in self.blocks():
@@ -292,7 +297,7 @@ def _is_hidden(path: str) -> bool:
     return any(part.startswith(".") or part == "__MACOSX" for part in PurePosixPath(path).parts)
 
 
-def split_of(name: str) -> str:
-    """The split that a file name indicates: train, dev or test; test if it indicates none."""
+def split_of(name: str, default: str = "test") -> str:
+    """The split that a file name indicates: train, dev or test; `default` if it indicates none."""
     found = re.search(r"(?<![a-z])(train|dev|valid|test)(ing|ation)?(?![a-z])", name.lower())
-    return found[1].replace("valid", "dev") if found else "test"
+    return found[1].replace("valid", "dev") if found else default
