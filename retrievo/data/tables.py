@@ -248,11 +248,9 @@ def _find_column(schema: pa.Schema, column: Column, file: Path | str, noun: str)
             return name
     if column.optional:
         return None
-    fix = (
-        f"import the pairs first: {import_command(file, schema.names)}"
-        if are_pairs(schema.names)
-        else "rename a column"
-    )
+    fix = "rename a column"
+    if isinstance(file, Path) and are_pairs(schema.names):
+        fix = f"import the pairs first: {import_command(file, schema.names)}"
     raise RetrievoError(file, f"has no column '{column.name}' (it has: {', '.join(schema.names)})", f"the {noun}", fix)
 
 
