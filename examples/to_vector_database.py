@@ -18,8 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from retrievo.data.corpus import Corpus
-from retrievo.retrieval.embeddings import Embeddings
+from retrievo import Corpus, Embeddings
 
 COLLECTION = "documents"
 POINTS_AT_ONCE = 1_000

@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from retrievo.data.given import read_run as read_run
     from retrievo.models.cross_encoder import CrossEncoder as CrossEncoder
     from retrievo.models.encoder import Encoder as Encoder
+    from retrievo.retrieval.embeddings import Embeddings as Embeddings
     from retrievo.retrieval.fuse_given import fuse as fuse
     from retrievo.retrieval.opened import Index as Index
     from retrievo.retrieval.opened import open_index as open_index
@@ -61,6 +62,7 @@ _HOMES = {
     "support.errors": ("RetrievoError",),
     "data.corpus": ("Corpus",),
     "data.given": ("read_corpus", "read_queries", "read_qrels", "read_run"),
+    "retrieval.embeddings": ("Embeddings",),
     "retrieval.opened": ("open_index", "Index"),
     "retrieval.fuse_given": ("fuse",),
     "commands.build_index": ("build_index",),

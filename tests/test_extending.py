@@ -19,6 +19,7 @@ SHOWN = {  # where a user finds the new name: a page of the copy, or a command
     "A loss": ("train --help-all", "hinge"),
     "An objective": ("pretrain --help-all", "neighbors"),
     "An index type": ("index --help-all", "hamming"),
+    "A scorer": ("rerank --help-all", "late-interaction"),
     "An importer": ("import --help-all", "anserini"),
 }
 

@@ -1229,7 +1229,7 @@ PROBES: dict[str, dict[str, Probe]] = {
         "depth": Acts("--depth 2"),
         "min_relevance": Acts("--min-relevance 2", beside="--qrels {small}/qrels/train.parquet"),
         "max_length": Acts("--max-length 9"),
-        "restart": begins_anew("retrievo.commands.rerank:_CrossEncoderScorer.scores"),
+        "restart": begins_anew("retrievo.commands.rerank:CrossEncoderScorer.scores"),
         "activation": Acts("--activation sigmoid"),
         "dtype": Acts("--dtype bf16"),
         "chunk_tokens": Counted("--chunk-tokens 64", "chunks"),

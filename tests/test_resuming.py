@@ -189,7 +189,7 @@ def test_reranking_with_force_is_gone_on_with_and_restart_is_not(
         return retrievo("rerank", "--run", tmp_path / "run.trec", *flags, "--output", tmp_path / "out.parquet", *more)
 
     scored: list[int] = []
-    score = verb._EncoderScorer.scores
+    score = verb.EncoderScorer.scores
 
     def scoring(self: Any, pairs: Any, tick: Any) -> Any:
         if scored and scored[0] == 0 and len(scored) == 3:
@@ -198,7 +198,7 @@ def test_reranking_with_force_is_gone_on_with_and_restart_is_not(
         return score(self, pairs, tick)
 
     monkeypatch.setattr(verb, "PAIRS_PER_SHARD", 4)
-    monkeypatch.setattr(verb._EncoderScorer, "scores", scoring)
+    monkeypatch.setattr(verb.EncoderScorer, "scores", scoring)
     assert rerank("--depth", 1).code == 0
     before = (tmp_path / "out.parquet").read_bytes()
     shards = 5

@@ -6,11 +6,12 @@ whichever process makes it. So a killed run goes on with the shards that are mis
 
 from __future__ import annotations
 
+import importlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from retrievo.data.options import (
     OF_DATA,
@@ -32,6 +33,7 @@ from retrievo.models.compute import Computes
 from retrievo.models.options import chunk_tokens_option, device_option, dtype_option, model_option, revision_option
 from retrievo.models.splits import Splits, noted_splits
 from retrievo.support import console
+from retrievo.support.conditions import flag_of
 from retrievo.support.options import Options, option
 from retrievo.support.values import Values
 from retrievo.support.verbs import verb
@@ -52,12 +54,46 @@ ACTIVATIONS = {"none": "Identity", "sigmoid": "Sigmoid"}
 UNITS = {"Identity": "logits", "Sigmoid": "probabilities"}  # what a cross-encoder's scores are, by its activation
 
 
+class ScorerKind(NamedTuple):
+    """A kind of model that scores pairs.
+
+    target:     "module:class" of its `Scorer`.
+    recognizes: whether a model folder is of this kind.
+    options:    the options of `RerankConfig` that only models of this kind have.
+    """
+
+    target: str
+    recognizes: Callable[[Path], bool]
+    options: tuple[str, ...] = ()
+
+
+def _says_encoder(folder: Path) -> bool:
+    from retrievo.models.loading import says_encoder
+
+    return says_encoder(folder)
+
+
+def _is_any_model(folder: Path) -> bool:
+    return True
+
+
+# by kind, of which the first that recognizes the folder counts
+SCORERS = {
+    "encoder": ScorerKind("retrievo.commands.rerank:EncoderScorer", _says_encoder),
+    "cross-encoder": ScorerKind(
+        "retrievo.commands.rerank:CrossEncoderScorer", _is_any_model, ("max_length", "activation")
+    ),
+}
+
+
 @dataclass(frozen=True, kw_only=True)
 class RerankConfig(Computes, Options):
     """Options of `retrievo rerank`."""
 
     run: Path = option("Run to rerank, or a table of negatives to score.", group="Data")
-    model: str = model_option(affects_output=False)
+    model: str = model_option(
+        more=f"The kinds of models that score pairs are {', '.join(SCORERS)}.", affects_output=False
+    )
     revision: str | None = revision_option()
     data: Path | None = data_option("corpus", "queries")
     corpus: Path = corpus_option(default=None, hidden_default=OF_DATA)
@@ -124,6 +160,26 @@ class Shard(NamedTuple):
     places: np.ndarray  # positions among the pairs
 
 
+class Scorer(Protocol):
+    """What scores pairs; it is made once in each process.
+
+    unit:   what the scores are, as in `logits`, for the manifest of the run.
+    splits: chunks of queries that were halved for want of memory while it was made.
+    """
+
+    unit: str
+    splits: Splits
+
+    def __init__(self, config: RerankConfig, corpus: Corpus, queries: Queries, pairs: Pairs, device: torch.device): ...
+
+    @staticmethod
+    def shards(pairs: Pairs) -> list[Shard]:
+        """The parts in which all pairs are scored, the same in every process."""
+
+    def scores(self, pairs: Pairs, tick: console.Tick) -> np.ndarray:
+        """Float32 scores, [n]: a function of these pairs alone, so that a killed run ends in the same bytes."""
+
+
 @verb(RerankConfig)
 def rerank(config: RerankConfig) -> Manifest:
     """Scores every pair, resumes a killed run, or finds the output finished.
@@ -153,8 +209,7 @@ def rerank(config: RerankConfig) -> Manifest:
             return finished
         relevant = qrels.relevant(config.min_relevance) if qrels else None
         pairs = _pairs(run, config.depth, relevant, corpus, queries)
-        scorer = _EncoderScorer if _is_encoder(config) else _CrossEncoderScorer
-        return _rerank(config, corpus, queries, pairs, scorer, output, scores, device)
+        return _rerank(config, corpus, queries, pairs, _scorer_of(config), output, scores, device)
 
 
 def _check_made_from(run: Path, corpus: Corpus, queries: Queries) -> None:
@@ -172,20 +227,23 @@ def _check_made_from(run: Path, corpus: Corpus, queries: Queries) -> None:
     warn_of_others(run, queries=queries.input)
 
 
-def _is_encoder(config: RerankConfig) -> bool:
-    """Whether the model folder states that it holds an encoder.
+def _scorer_of(config: RerankConfig) -> type[Scorer]:
+    """What scores pairs with the model of this folder.
 
-    Raises: UsageError for options that only a cross-encoder has.
+    Raises: UsageError for options that another kind of model has.
     """
     from retrievo.models.checkpoints import locate
-    from retrievo.models.loading import says_encoder
     from retrievo.support.errors import UsageError
 
-    found = says_encoder(locate(config.model, config.revision))
-    for flag, value in (("--max-length", config.max_length), ("--activation", config.activation)):
-        if found and value is not None:
-            raise UsageError(flag, f"does not apply to {config.model}, which is an encoder", None, f"leave {flag} out")
-    return found
+    folder = locate(config.model, config.revision)
+    kind, row = next((kind, row) for kind, row in SCORERS.items() if row.recognizes(folder))
+    for name in [name for other in SCORERS.values() for name in other.options if name not in row.options]:
+        if getattr(config, name) is not None:
+            flag, found = flag_of(name), f"does not apply to {config.model}, which is of kind '{kind}'"
+            raise UsageError(flag, found, None, f"leave {flag} out")
+    module, name = row.target.split(":")
+    scorer: type[Scorer] = getattr(importlib.import_module(module), name)
+    return scorer
 
 
 def _outputs(config: RerankConfig, inputs: dict[str, Input], device: torch.device) -> tuple[Output, Output]:
@@ -246,7 +304,7 @@ def _rerank(
     corpus: Corpus,
     queries: Queries,
     pairs: Pairs,
-    scorer: type[_CrossEncoderScorer | _EncoderScorer],
+    scorer: type[Scorer],
     output: Output,
     scores: Output,
     device: torch.device,
@@ -282,9 +340,7 @@ def _rerank(
     return manifest
 
 
-def _score_missing(
-    own: Sequence[Shard], pairs: Pairs, scorer: _CrossEncoderScorer | _EncoderScorer, folder: Path
-) -> None:
+def _score_missing(own: Sequence[Shard], pairs: Pairs, scorer: Scorer, folder: Path) -> None:
     """Scores the shards of this process that are missing."""
     import numpy as np
 
@@ -324,7 +380,7 @@ def _cut(places: np.ndarray, starts: np.ndarray) -> list[Shard]:
     return [Shard(f"shard-{number:05}.npy", part) for number, part in enumerate(parts)]
 
 
-class _CrossEncoderScorer:
+class CrossEncoderScorer:
     """Scores pairs with a cross-encoder, which reads both texts together; tokens come from two token caches."""
 
     def __init__(self, config: RerankConfig, corpus: Corpus, queries: Queries, pairs: Pairs, device: torch.device):
@@ -357,7 +413,7 @@ class _CrossEncoderScorer:
         return self.model.scores(tokens, offsets, self.compute, tick)
 
 
-class _EncoderScorer:
+class EncoderScorer:
     """Scores pairs with an encoder: each text of the run is encoded once, and pairs are scored as in exact search."""
 
     unit = "similarities"

@@ -113,9 +113,10 @@ class Evaluation:
     def __str__(self) -> str:
         """A table of the means, a line for each run."""
         rows = [[name, *(f"{mean:.4f}" for mean in found.values())] for name, found in self.means().items()]
-        lines = [["run", *self.metrics], *rows]
-        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-        return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
+        return text_table([["run", *self.metrics], *rows])
+
+    def __repr__(self) -> str:
+        return str(self)
 
     @property
     def first_metric(self) -> str:
@@ -130,6 +131,12 @@ class Evaluation:
     def table(self) -> pa.Table:
         """A table with one row per run and query: `run`, `query_id`, then a column for each metric."""
         return pa.concat_tables(_named(name, found, self.metrics) for name, found in self.runs.items())
+
+
+def text_table(lines: Sequence[Sequence[str]]) -> str:
+    """Lines of cells in columns of equal width; the first line has their names."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
 
 
 def run_names(paths: Sequence[Path], names: Sequence[str]) -> list[str]:

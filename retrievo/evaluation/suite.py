@@ -7,12 +7,15 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from html import escape
 
-from retrievo.evaluation.comparison import Evaluation
+import pyarrow as pa
+
+from retrievo.evaluation.comparison import Evaluation, text_table
 from retrievo.evaluation.formats import TABLE_STYLES, Titled, csv_text, number, p_value
 from retrievo.evaluation.report import best_cells, html_table, page, paragraphs, sections
 from retrievo.support import console
+from retrievo.support.errors import RetrievoError, did_you_mean
 
-TOLD = (
+LEGEND = (
     "Bold: the best of a row. Every dataset counts the same in the average. p: two-sided, of the paired randomization "
     "test over the queries of a dataset."
 )
@@ -25,8 +28,52 @@ class Suite:
     evaluations: dict[str, Evaluation]
     notes: tuple[str, ...] = ()
 
+    def __getitem__(self, dataset: str) -> Evaluation:
+        """The evaluation of one dataset.
+
+        Raises: RetrievoError for a dataset that the suite does not have.
+        """
+        if dataset not in self.evaluations:
+            raise RetrievoError("suite", f"has no dataset '{dataset}'", None, did_you_mean(dataset, self.evaluations))
+        return self.evaluations[dataset]
+
+    def keys(self) -> list[str]:
+        """The names of the datasets: `dict(suite)` is {dataset: evaluation}."""
+        return list(self.evaluations)
+
+    def means(self) -> dict[str, dict[str, dict[str, float]]]:
+        """The unrounded means: dataset -> run -> metric as typed -> mean; of a run without results 0."""
+        by_metric = {typed: self.values(typed) for typed in self.metrics}
+        runs = list(self.averages(self.metrics[0]))
+        return {
+            dataset: {run: {typed: found[dataset][run] for typed, found in by_metric.items()} for run in runs}
+            for dataset in self.evaluations
+        }
+
+    def table(self) -> pa.Table:
+        """A table with one row per dataset and run: `dataset`, `run`, then the mean of each metric."""
+        rows = [
+            {"dataset": dataset, "run": run, **values}
+            for dataset, runs in self.means().items()
+            for run, values in runs.items()
+        ]
+        return pa.Table.from_pylist(rows)
+
+    def __str__(self) -> str:
+        """A table of the means, a line for each dataset and run."""
+        rows = [
+            [dataset, run, *map(number, values.values())]
+            for dataset, runs in self.means().items()
+            for run, values in runs.items()
+        ]
+        return text_table([["dataset", "run", *self.metrics], *rows])
+
+    def __repr__(self) -> str:
+        return str(self)
+
     @property
     def metrics(self) -> list[str]:
+        """The metrics as typed."""
         return list(next(iter(self.evaluations.values())).metrics)
 
     def values(self, typed: str) -> dict[str, dict[str, float]]:
@@ -105,7 +152,7 @@ class Suite:
         parts = [
             *paragraphs(self.notes),
             f'<div class="beside">{tables}</div>',
-            *paragraphs([TOLD]),
+            *paragraphs([LEGEND]),
             f"<nav>{links}</nav>",
         ]
         for dataset, evaluation in self.evaluations.items():

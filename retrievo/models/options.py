@@ -12,12 +12,12 @@ from retrievo.support.options import option
 DEVICES = ("auto", "cpu", "cuda")
 
 
-def model_option(default: Any = MISSING, **declared: Any) -> Any:
-    """`--model`."""
+def model_option(default: Any = MISSING, more: str = "", **declared: Any) -> Any:
+    """`--model`; `more` is what the help adds for a command."""
     help = (
         "Model folder or Hugging Face name. Folders of retrievo, sentence-transformers and transformers can be loaded."
     )
-    return option(help, default=default, path_or_name=True, group="Model", **declared)
+    return option(f"{help} {more}".rstrip(), default=default, path_or_name=True, group="Model", **declared)
 
 
 def revision_option(**declared: Any) -> Any:

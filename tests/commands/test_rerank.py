@@ -359,7 +359,7 @@ def test_an_encoder_gives_pairs_the_scores_of_exact_search(
 def test_an_encoder_s_shards_hold_each_document_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(verb, "PAIRS_PER_SHARD", 3)
     documents = np.array([5, 1, 5, 2, 1, 5, 9, 5, 5, 0])
-    shards = verb._EncoderScorer.shards(verb.Pairs(np.arange(10), documents))
+    shards = verb.EncoderScorer.shards(verb.Pairs(np.arange(10), documents))
     assert sorted(np.concatenate([shard.places for shard in shards]).tolist()) == list(range(10))
     held = [set(documents[shard.places].tolist()) for shard in shards]
     assert len(shards) > 1
@@ -405,7 +405,10 @@ def test_options_of_cross_encoders_are_refused(
     flags: tuple[object, ...], encoder: Path, home: Path, toy_dataset: Path, tmp_path: Path, retrievo: Callable
 ) -> None:
     outcome = retrievo(*reranking(home, toy_dataset, tmp_path / "no.parquet", "--model", encoder, *flags))
-    assert (outcome.code, f"{flags[0]}: does not apply to {encoder}, which is an encoder" in outcome.err) == (2, True)
+    assert (outcome.code, f"{flags[0]}: does not apply to {encoder}, which is of kind 'encoder'" in outcome.err) == (
+        2,
+        True,
+    )
     assert list(tmp_path.iterdir()) == []
 
 

@@ -12,6 +12,7 @@ import pytest
 
 from retrievo.evaluation.names import STYLES, Rules
 from retrievo.evaluation.suite import Suite, print_suite
+from retrievo.support.errors import RetrievoError
 
 QRELS = [(f"q{n}", "good", 1) for n in range(4)]
 
@@ -30,6 +31,20 @@ def test_a_run_that_found_nothing_counts_as_zero_whatever_the_rules(suite: Suite
     assert suite.values("mrr@10")["d"] == {"bm25": 0, "model_1": 0.5}
     assert suite.averages("mrr@10") == {"bm25": (1 + 0.5) / 4, "model_1": (0.5 + 1 + 0.5) / 4}
     assert suite.best_on("mrr@10") == {"bm25": 2, "model_1": 3}  # both are best on c
+
+
+def test_a_suite_is_read_like_an_evaluation(suite: Suite) -> None:
+    assert dict(suite) == suite.evaluations
+    assert suite["d"] is suite.evaluations["d"]
+    with pytest.raises(RetrievoError, match=r"suite: has no dataset 'x'; known: .*\bd\b"):
+        suite["x"]
+    rows = suite.table().to_pylist()
+    assert rows[-1] == {"dataset": "d", "run": "model_1", **suite.means()["d"]["model_1"]}
+    assert len(rows) == 2 * len(suite.evaluations)
+    lines = repr(suite).splitlines()
+    assert lines[0].split() == ["dataset", "run", "mrr@10", "p@1"]
+    assert lines[-1].split()[:3] == ["d", "model_1", "0.5000"]
+    assert str(suite["d"]) == repr(suite["d"])
 
 
 def test_the_tables_end_in_averages_and_counts(suite: Suite) -> None:
