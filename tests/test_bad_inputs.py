@@ -661,7 +661,7 @@ CASES: dict[str, tuple[Make, int, str]] = {
     "cut weights with chunks of automatic size": (
         lambda f: ["train", *TABLES, "--model", f, "--output", f / "out", "--fsdp", "--chunk-tokens", "auto"],
         2,
-        "--chunk-tokens: auto can't be found out with --fsdp; pass --chunk-tokens N",
+        "--chunk-tokens: auto can't be determined with --fsdp; pass --chunk-tokens N",
     ),
     "verified gradients of cut weights": (
         lambda f: ["train", *TABLES, "--model", f, "--fsdp", "--verify-gradients"],

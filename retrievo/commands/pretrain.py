@@ -197,7 +197,7 @@ class Stage:
     objective: str
     folder: Path
     steps: int | None  # None: the number of epochs determines it
-    restart: int = 0  # step at which the schedule begins anew
+    restart: int = 0  # step at which the schedule starts over
 
 
 @verb(PretrainConfig)
@@ -268,7 +268,7 @@ def _restart(folder: Path, max_steps: int | None) -> int:
     assert max_steps is not None
     if max_steps <= steps:
         raise UsageError("--max-steps", f"found {max_steps}", f"more than the {steps} steps that were made")
-    console.note(f"{folder} goes on from step {steps}; the learning rate warms up again")
+    console.note(f"{folder} continues from step {steps}; the learning rate warms up again")
     return steps
 
 
@@ -330,7 +330,7 @@ def _plain(config: PretrainConfig, name: str, revision: str | None, options: Val
     if config.pooling is None and "pooling" not in stated:
         chosen["pooling"] = "mean"
     encoder = Encoder.load(name, revision, **options, **chosen)
-    if config.bidirectional and name != str(config.output):  # what goes on has its config.json
+    if config.bidirectional and name != str(config.output):  # a continued model has its config.json
         attend_both_ways(encoder)
     spec = encoder.spec
     console.note(f"vectors: {spec.pooling} of tokens, {'' if spec.normalize else 'not '}normalized, {spec.similarity}")

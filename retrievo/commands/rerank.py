@@ -1,7 +1,7 @@
 """`retrievo rerank`: score the pairs of a run with a cross-encoder or an encoder; the run that comes out also teaches.
 
-Scores are made shard by shard beside the output, each a pure function of its pairs, the model and the token budget,
-whichever process makes it. So a killed run goes on with the shards that are missing and ends in the same bytes.
+Scores are computed shard by shard beside the output. A shard is a pure function of its pairs, the model and the token
+budget, in whichever process, so a killed run resumes with the missing shards and ends in the same bytes.
 """
 
 from __future__ import annotations

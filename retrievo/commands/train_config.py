@@ -35,7 +35,7 @@ from retrievo.training.objectives.table import (
 )
 
 STAGE_NEGATIVES = "negatives.parquet"
-STAGE_FILES = (  # what may lie in a stage before it is trained, and is not the model's
+STAGE_FILES = (  # files of a stage before training, which are not the model's
     STAGE_SETTINGS,
     STAGE_NEGATIVES,
     "negatives.dropped.parquet",
@@ -53,7 +53,7 @@ _MINED_THERE_ARE = only_where(
     *("hard_negative_ratio", "negatives", "refresh_every"),
     holds=lambda ratio, pools, refresh: not ratio or pools or refresh,
 ).otherwise("is a share of no pool", "pass --negatives POOL")
-_OF_DOCUMENTS = _DENSE & _WITHOUT_FIXED  # of an encoder whose side of documents is trained
+_OF_DOCUMENTS = _DENSE & _WITHOUT_FIXED  # for encoders whose document side is trained
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -241,7 +241,7 @@ class TrainConfig(FitConfig, AdoreConfig, CrossEncoderConfig, ValidationConfig, 
         if self.extra_dataset:
             shares(self.mix, [1] * (1 + len(self.extra_dataset)))
         if self.fsdp and self.tokens_of_chunks is None:
-            raise UsageError("--chunk-tokens", "auto can't be found out with --fsdp", None, "pass --chunk-tokens N")
+            raise UsageError("--chunk-tokens", "auto can't be determined with --fsdp", None, "pass --chunk-tokens N")
         if self.kind == CROSS_ENCODER:
             self._check_cross_encoder()
 
@@ -264,24 +264,24 @@ class TrainConfig(FitConfig, AdoreConfig, CrossEncoderConfig, ValidationConfig, 
                 f"--loss {grouped[0]}", "learns from each query's own negatives, of which there are none", None, fix
             )
         if self.batch_size == 1 and not has_own and self.kind == DENSE and not self.extra_dataset:
-            found = "is 1, and a query has no negatives of its own: there is nothing to tell its document from"
+            found = "is 1, and a query has no negatives of its own: its document has nothing to be compared with"
             raise UsageError("--batch-size", found, "2 or more, or --negatives POOL")
 
     def _check_cross_encoder(self) -> None:
-        """A cross-encoder learns from groups, not from other documents of the batch."""
+        """Refuses a cross-encoder without negatives in its groups, since it uses no other documents of the batch."""
         if not self.negatives_per_query:
             found = "is 0: a cross-encoder learns from a group, which has no other documents"
             raise UsageError("--negatives-per-query", found, "at least 1")
 
     @property
     def draws_from_pools(self) -> bool:
-        """Whether all negatives are those of the pools and of the batch: no others are found or drawn on the way."""
+        """Whether all negatives come from the pools and the batch: none is mined or drawn at random during training."""
         fills = self.kind == CROSS_ENCODER or self.hard_negative_ratio is not None
         return not (fills or self.refresh_every or self.document_embeddings is not None)
 
     @property
     def folder(self) -> Path | None:
-        """Where the model goes."""
+        """The folder that the model is written to."""
         return self.output or self.stage
 
     @classmethod

@@ -151,7 +151,7 @@ def _fresh_layer(stack: nn.Module, config: Any, from_end: int) -> nn.Module:
 
 
 def _attention(layer: nn.Module) -> str:
-    """Its kind of attention, as transformers names it."""
+    """The kind of attention of a layer, as transformers names it."""
     return getattr(layer, "attention_type", "full_attention")
 
 

@@ -260,7 +260,7 @@ def _read_own_spec(folder: Path) -> CrossEncoderSpec:
 def _their_spec(
     reading: loading.Reading, folder: Path, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel
 ) -> CrossEncoderSpec:
-    """What a foreign folder says: the length of its settings or its tokenizer, its prompt, its activation."""
+    """The spec of a foreign folder: the length in its settings or its tokenizer, its prompt and its activation."""
     length = min(reading.max_length or tokenizer.model_max_length, position_limit(model) or sys.maxsize)
     return CrossEncoderSpec(
         max_length=length if length < UNLIMITED else DEFAULT_LENGTH,
@@ -270,7 +270,7 @@ def _their_spec(
 
 
 def _activation(folder: Path, model: PreTrainedModel, stated: str | None) -> str:
-    """As sentence-transformers finds it: beside its modules, or in the config by one of two names, else a sigmoid."""
+    """The activation as sentence-transformers finds it: beside its modules, else in the config, else a sigmoid."""
     settings = getattr(model.config, "sentence_transformers", None) or {}
     old = getattr(model.config, "sbert_ce_default_activation_function", None)
     named = str(stated or settings.get("activation_fn") or old or "torch.nn.Sigmoid")

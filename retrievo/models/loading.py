@@ -96,11 +96,11 @@ def read_folder(folder: Path, name: str, chosen: Collection[str] = ()) -> Readin
 
 
 def read_cross_encoder(folder: Path, name: str, *, fresh_head: bool) -> Reading:
-    """Reads what the folder of a cross-encoder says: where its checkpoint is, and how it reads pairs.
+    """Reads the folder of a cross-encoder: where its checkpoint is, and how it reads pairs.
 
-    fresh_head: an encoder will do, of which nothing but the checkpoint and its tokenizer's settings counts.
+    fresh_head: whether the folder may also hold an encoder, of which only the checkpoint and tokenizer are used.
 
-    Raises: RetrievoError for a folder that is no model, or means something that a cross-encoder here can't do.
+    Raises: RetrievoError for a folder that is no model, or has settings that a cross-encoder does not support.
     """
     if (folder / CROSS_ENCODER_FILE).is_file():
         return Reading({"document": folder}, own=True)
@@ -284,7 +284,7 @@ def _read_prompts(path: Path, prompts: Mapping[str, str], reading: Reading) -> N
 
 
 def _read_transformer(folder: Path, reading: Reading, task: str) -> None:
-    """Lengths and lower-casing out of a Transformer module's settings, of which none that counts is passed over."""
+    """Reads lengths and lower-casing from a Transformer module's settings; unknown settings are refused."""
     found = sorted(folder.glob("sentence_*_config.json"))  # sentence_bert_config.json, in old ones sentence_roberta_...
     if not found:
         return

@@ -24,15 +24,15 @@ from retrievo.support.values import Values
 
 FIXED_DOCUMENTS = "fixed-documents"  # input of a model: the vectors that its query encoder was trained against
 WEIGHTS = ("*.safetensors", "*.json", "vocab.*", "merges.txt", "*.model")
-_ASIDE = {MANIFEST, BEGIN, "trainer_state.json", "generation_config.json"}  # which make no vector
+_ASIDE = {MANIFEST, BEGIN, "trainer_state.json", "generation_config.json"}  # which do not affect vectors
 _SAMPLE, _SAMPLES = 64 << 10, 64  # bytes of each place that is read in a large file, and how many places
 IMPORTED = "no model that is known (the vectors were imported)"
 
 
 def model_record(name: str, revision: str | None, *, fetch: bool = True) -> tuple[Values, dict[str, Input]]:
-    """What the `config` and the `inputs` of a manifest say of a model: the one of `scratch:` names, the other of all.
+    """The entries of a manifest for a model: in `config` for a `scratch:` name, in `inputs` for every other model.
 
-    fetch: whether a hub model that is not in the local cache is fetched; where not, its name must do.
+    fetch: whether to fetch a hub model that is not in the local cache; without it, the entry is its name alone.
     Raises: RetrievoError where there is no such model.
     """
     if name.startswith(PREFIX):
@@ -51,7 +51,7 @@ def model_record(name: str, revision: str | None, *, fetch: bool = True) -> tupl
 
 
 def _parts(folder: Path) -> Iterator[Path]:
-    """A model folder and those below it that its modules and its two roles lie in; not checkpoints or exports."""
+    """A model folder and its subfolders for modules and roles, without checkpoints and exports."""
     yield folder
     for module in _modules(folder):
         part = folder / str(module.get("path", ""))
@@ -101,7 +101,7 @@ def _fingerprint(folder: Path, files: tuple[Path, ...], name: str) -> str:
 
 
 def _bases(folder: Path) -> Iterator[Path]:
-    """Where the weights are that adapters in a model folder belong to, if not beside them."""
+    """Yields the folders of base weights for adapters in a model folder, where they are elsewhere."""
     for part in _parts(folder):
         with contextlib.suppress(RetrievoError):  # whoever opens the model says what is wrong with it
             if (base := base_folder(part)) is not None:

@@ -89,10 +89,10 @@ class PairTokenization:
 
 
 def kept_lengths(first: int, second: int, room: int) -> tuple[int, int]:
-    """How many tokens of two texts stay where both have `room`: the longer one is cut, to the length of the other.
+    """The numbers of tokens kept of two texts in `room` tokens together: the longer text is truncated first.
 
-    Where both are longer than half of the room, the first keeps room // 2 of it and the second the rest, but for a
-    first that is the longer one: then the halves change places (the rule of the `tokenizers` library).
+    Where both are longer than half of the room, the shorter text keeps room // 2 tokens and the longer one the rest
+    (`longest_first` of the `tokenizers` library).
     """
     if first + second <= room:
         return first, second

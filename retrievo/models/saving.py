@@ -48,7 +48,7 @@ def write_folder(
 
 
 def move_into_place(staging: Path, folder: Path, last: str) -> None:
-    """Moves each file of a finished folder into another one; `last` names the file that says all are there."""
+    """Moves each file of a finished folder into another one; `last` names the file that marks it complete."""
     files = [path for path in staging.rglob("*") if path.is_file()]
     for path in sorted(files, key=lambda path: (path == staging / last, path)):
         shutil.copymode(staging / last, path)  # safetensors writes files that only their owner reads

@@ -25,8 +25,8 @@ PREFIX = "scratch:"
 POSITIONS = 512  # tokens, as BERT
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 MOST_PIECES = 30_522  # as bert-base-uncased
-FEWEST_TIMES = 20  # that a piece occurs when it is made: rarer ones are met too seldom to learn a vector
-MOST_CHARACTERS = 1 << 27  # of text that a vocabulary is made of; an eighth of it takes 6 s on one core
+FEWEST_TIMES = 20  # a new piece occurs at least this often; rarer pieces are too rare to learn a vector
+MOST_CHARACTERS = 1 << 27  # of text from which a vocabulary is built; an eighth of it takes 6 s on one core
 LONGEST_WORD = 100  # characters; to a BERT tokenizer longer ones are [UNK]
 RAREST_LETTER = 1_000_000  # one in so many characters is kept; a word with a rarer one is [UNK]
 _FORMAT = 1
@@ -138,7 +138,7 @@ def count_words(texts: Iterable[str], tokenizer: Tokenizer) -> dict[str, int]:
         for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(chunk):
             words[word] += times
     if not words:
-        raise RetrievoError("the corpus", "holds no words", "texts to make a vocabulary of")
+        raise RetrievoError("the corpus", "holds no words", "texts to build a vocabulary from")
     rare = _rare_letters(words)
     return {word: words[word] for word in sorted(words) if len(word) <= LONGEST_WORD and rare.isdisjoint(word)}
 
@@ -167,9 +167,9 @@ def _spread(texts: Iterable[str], most: int) -> list[str]:
 
 
 def word_pieces(words: Mapping[str, int], most: int = MOST_PIECES, fewest: int = FEWEST_TIMES) -> list[str]:
-    """A WordPiece vocabulary of counted words in order of ids: special tokens, letters, then pieces as they are made.
+    """A WordPiece vocabulary of counted words in order of ids: special tokens, letters, then pieces as they are merged.
 
-    Again and again the two neighboring pieces that occur together most often become one (byte-pair encoding; Sennrich
+    Repeatedly, the two neighboring pieces that occur together most often are merged (byte-pair encoding; Sennrich
     et al. 2016, algorithm 1), which is how the `tokenizers` library trains WordPiece too. Its trainer numbers the
     letters inside words in the random order of a hash map and breaks ties by these numbers, so that each training ends
     in another vocabulary; here they are sorted, and the smaller pair wins a tie.
@@ -185,7 +185,7 @@ def word_pieces(words: Mapping[str, int], most: int = MOST_PIECES, fewest: int =
 class _Merging:
     """Words cut into pieces, with a count of each pair of neighbors that is kept while pairs become pieces.
 
-    queue: (-count, pair) of every pair, with its count of now or a higher one of before.
+    queue: (-count, pair) of every pair, with its present count or a higher earlier one.
     """
 
     def __init__(self, words: Mapping[str, int]):
@@ -220,7 +220,7 @@ class _Merging:
         return None
 
     def merge(self, pair: tuple[int, int]) -> None:
-        """Makes a pair one piece in all words; it may be a piece already, made of another pair."""
+        """Merges a pair into one piece in all words; the piece may exist already, from another pair."""
         piece = self.pieces[pair[0]] + self.pieces[pair[1]].removeprefix("##")
         new = self.ids.setdefault(piece, len(self.pieces))
         if new == len(self.pieces):

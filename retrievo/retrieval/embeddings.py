@@ -107,7 +107,7 @@ class Vectors:
     shards: float16 or float32 arrays [n, D] of one dtype, at least one; ids: strings [n] for each of them.
     names:  what error messages call each shard; owner: what must live as long as the shards.
     mapped: whether the shards lie in a memory map of files, whose pages can be read again.
-    sparing: to be set where pages that were read shall leave memory at once (`--memory`).
+    sparing: whether pages leave memory as soon as they were read (`--memory`).
     """
 
     sparing = False

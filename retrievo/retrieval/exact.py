@@ -87,7 +87,7 @@ def search_batches(
     for first in range(0, len(queries), size):
         batch = np.ascontiguousarray(queries[first : first + size], np.float32)
         _check_queries(batch, first)
-        # In its threads torch computes on one: they are as many as there shall be.
+        # each worker thread runs torch on one thread
         with (
             _full_precision(place, threads) as count,
             ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,)) as pool,

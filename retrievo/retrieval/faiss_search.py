@@ -120,7 +120,7 @@ def queries_of_a_call(index: FaissIndex) -> int:
 
 
 def queries_of_a_batch(index: FaissIndex, found: int, memory: int | None) -> int:
-    """How many queries, in whole calls, have so many candidates each that memory holds them at a time."""
+    """The number of queries, in whole calls, whose candidates fit in memory at a time."""
     room, call = _BATCH_CANDIDATES if memory is None else memory // 4 // _CANDIDATE_BYTES, queries_of_a_call(index)
     return max(call, room // max(1, found) // call * call)
 

@@ -38,7 +38,7 @@ _ENOUGH_QUERIES = 1 << 12  # at once: more make no search quicker
 
 
 class Wanted(NamedTuple):
-    """How hard a search shall try, as far as that was said, and what it may use."""
+    """The requested effort of a search, None where it was not given, and the resources that it may use."""
 
     nprobe: int | None = None
     ef_search: int | None = None

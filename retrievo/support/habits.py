@@ -226,8 +226,8 @@ ADVICE = {
     "n-gpus": _PROCESSES,
     "num-gpus": _PROCESSES,
     "gpus": _PROCESSES,
-    "resume": "type the same command again: it goes on by itself",
-    "resume-from-checkpoint": "type the same command again: it goes on by itself",
+    "resume": "run the same command again: it resumes by itself",
+    "resume-from-checkpoint": "run the same command again: it resumes by itself",
     "gradient-accumulation-steps": "raise --batch-size: --chunk-tokens bounds the memory, whatever the batch",
     "grad-cache": "leave it out: every batch goes through the gradient cache",
 }

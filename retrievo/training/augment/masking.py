@@ -151,7 +151,7 @@ class _Scheme(NamedTuple):
     """How the pieces of a vocabulary mark word boundaries; without any marker each piece is a word."""
 
     beginning: str = ""  # on a piece that begins a word, in place of a space
-    inside: str = ""  # on a piece that goes on with a word
+    inside: str = ""  # on a piece that continues a word
     end: str = ""  # on a piece that ends a word
     spells_bytes: bool = False
 
@@ -171,7 +171,7 @@ class _Scheme(NamedTuple):
         rest = read.strip()
         alone = bool(rest) and all(byte < 0x80 and not chr(byte).isalnum() for byte in rest)
         begins = read[:1].isspace() or alone or b"\xe3" <= read[:1] <= b"\xe9"  # UTF-8 of U+3000 ... U+9FFF
-        ends = alone or (not rest and not read.endswith(b" "))  # a line break; a lone space goes on with the next piece
+        ends = alone or (not rest and not read.endswith(b" "))  # a line break; a lone space belongs to the next piece
         return _Piece(rest.decode(errors="ignore"), begins, ends)
 
 

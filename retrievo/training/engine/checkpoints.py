@@ -88,7 +88,7 @@ def load(checkpoint: Path, module: nn.Module, optimizer: Optimizer) -> dict[str,
     """
     manifest = _read_json(checkpoint / MANIFEST)
     if manifest["format"] != FORMAT:
-        fix = "upgrade retrievo" if manifest["format"] > FORMAT else "pass --restart to begin anew"
+        fix = "upgrade retrievo" if manifest["format"] > FORMAT else "pass --restart to start over"
         raise RetrievoError(checkpoint, f"has format {manifest['format']}", f"{FORMAT}", fix)
     load_weights(checkpoint / WEIGHTS, module)
     _load_optimizer(checkpoint, module, optimizer)

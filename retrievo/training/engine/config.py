@@ -199,7 +199,7 @@ _MINES_WHILE_TRAINING = (
 
 @dataclass(frozen=True, kw_only=True)
 class RefreshConfig(Options):
-    """Hard negatives that are mined anew while training."""
+    """Options of mining hard negatives again during training (ANCE)."""
 
     refresh_every: int | None = option(
         "Mine new hard negatives with the current model after this number of steps (ANCE).",

@@ -67,7 +67,7 @@ def fit(
     progress: called with each line. every: (n, callback) pairs, called on all ranks after each n-th step; a callback
     may change the batches that `feed` gives from the next step on, and its return value is logged.
     enough: tells whether to stop early; called after the callbacks, and before the first step of a resumed run.
-    restart: number of finished steps after which the learning-rate schedule begins anew.
+    restart: number of finished steps after which the learning-rate schedule starts over.
     clock: seconds, by which checkpoints are written where `save_every` is None. Returns the number of finished steps.
     Raises: RetrievoError where the loss is not finite, nothing was learned, or the checkpoint belongs to another run.
     """
@@ -268,11 +268,11 @@ class _Run:
                 folder, f"ranks see checkpoints of steps {found}", "the same on all", "share the folder"
             )
         if step < self.restart:
-            expected = f"step {self.restart}, from which training shall continue"
+            expected = f"step {self.restart}, from which training should continue"
             raise RetrievoError(folder, f"reaches step {step}", expected)
         for name, value in self._state(step).items():
-            begins_anew = name == "schedule" and step == self.restart
-            if checkpoint and saved[name] != value and not begins_anew:
+            starts_over = name == "schedule" and step == self.restart
+            if checkpoint and saved[name] != value and not starts_over:
                 fix = "give the same options, or choose another --output"
                 raise RetrievoError(checkpoint, f"{name} was {saved[name]}, now it is {value}", None, fix)
         return step, self.means.restore(saved) if checkpoint else {}

@@ -1,4 +1,4 @@
-"""What one data set to train on is made of: option tables read this, so standard library only."""
+"""The options of one data set to train on (standard library only, since option tables read this)."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _DENSE, _WITHOUT_FIXED = only_with("kind", DENSE), only_without("document_embedd
 
 @dataclass(frozen=True, kw_only=True)
 class DataSetConfig(Options):
-    """The tables of a data set, and what stands before its texts."""
+    """The tables of a data set, its negatives and teachers, and the prefixes of its texts."""
 
     data: Path | None = data_option("corpus", "queries", "qrels")
     split: str = split_option("train")

@@ -1,4 +1,4 @@
-"""Contrastive pre-training: each view of a document shall score its other view above the views of other documents."""
+"""Contrastive pre-training: each view of a document scores its other view above the views of other documents."""
 
 from __future__ import annotations
 
