@@ -96,7 +96,7 @@ def _version(wanted: bool) -> None:
 
 def _app() -> typer.Typer:
     rows = [(command.group, name, command.help) for name, command in COMMANDS.items()]
-    app = typer.Typer(cls=group_class(HELP, BEGIN, rows), no_args_is_help=True, add_completion=False)
+    app = typer.Typer(cls=group_class(HELP, BEGIN, rows), add_completion=False)
 
     @app.callback()
     def main(
@@ -109,7 +109,7 @@ def _app() -> typer.Typer:
     for name, command in COMMANDS.items():
         function = command_function(name, command.config, _runner(name), list(COMMANDS))
         shape = command_class(name, command.help, command.examples, options_of(command.config))
-        app.command(name, cls=shape, no_args_is_help=False)(function)
+        app.command(name, cls=shape)(function)
     return app
 
 
@@ -118,4 +118,4 @@ app = _app()
 
 def main() -> None:
     """The installed command `retrievo`."""
-    sys.exit(run_app(app, spread(sys.argv[1:], several_flags())))
+    sys.exit(run_app(app, spread(sys.argv[1:], several_flags()) or ["--help"]))

@@ -6,6 +6,7 @@ import re
 
 import pytest
 
+from retrievo import cli
 from retrievo.cli import BEGIN, HELP
 from retrievo.commands.table import COMMANDS
 from retrievo.retrieval.searcher import KINDS
@@ -59,6 +60,17 @@ def test_the_overview_has_each_command_on_one_line_of_a_small_screen() -> None:
     for group, name, text in rows:
         assert any(f"{name}  " in line and line.endswith(first_sentence(text)) for line in lines)
         assert sum(line.startswith(group) for line in lines) == 1
+
+
+def test_without_arguments_the_overview_is_printed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["retrievo"])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    shown = capsys.readouterr()
+    assert (ended.value.code, shown.err) == (0, "")
+    assert shown.out.startswith("Usage: retrievo COMMAND [OPTIONS]\n\n")
 
 
 def test_colors_mark_headings_and_names_and_change_no_letter() -> None:
