@@ -261,7 +261,6 @@ def mine_negatives(config: MineConfig) -> Manifest:
     Raises: RetrievoError for tables that can't be read or a stage that was not trained.
     """
     from retrievo.data.corpus import Corpus, Queries
-    from retrievo.data.origin import read_now, warn_of_other_judgments, warn_of_others
     from retrievo.data.qrels import Qrels
     from retrievo.models.model_reference import model_record, shows_titles
     from retrievo.support.artifact import Output
@@ -274,28 +273,50 @@ def mine_negatives(config: MineConfig) -> Manifest:
     record = config.record() | model_config
     beside = {DROPPED_FILE: config.output.with_suffix(".dropped.parquet")}
     beside[AUDIT_FILE] = config.output.with_suffix(".audit.md")
-    ways: Values = {"force": config.force, "single_file": True, "resumes": True, "companions": beside}
-    output = Output(config.output, "negatives", record, inputs, **ways)
-    manifest = output.already_finished(lead=console.is_lead())
-    if manifest is None:
-        warn_of_other_judgments(qrels.input, config.queries, read_now("queries", queries.input))
-        pairs = _relevant_pairs(qrels, queries, config.min_relevance)
-        with console.inner_steps():
-            vectors = _embeddings(config, corpus, model_inputs) if config.model is not None else None
-        if not console.is_lead():
-            return output.manifest({})
-        for path in (*config.run, *([config.teacher] if config.teacher else [])):
-            warn_of_others(path, corpus=corpus.input, queries=queries.input)
-        for path in config.index:
-            warn_of_others(path, corpus=corpus.input)
-        with output.build() as folder, console.inner_steps():
-            work = _Work(config, corpus, _judged_queries(queries, pairs, folder), pairs, folder, vectors)
-            manifest = output.finish(work.write(output))
-        following = f"{config.stages[2]}" if config.stages else f"... --negatives {config.output}"
-        _summary(config.output, manifest, output.elapsed, f"retrievo train {following}")
+    output = Output(
+        config.output,
+        "negatives",
+        record,
+        inputs,
+        force=config.force,
+        single_file=True,
+        resumes=True,
+        companions=beside,
+    )
+    finished = output.already_finished(lead=console.is_lead())
+    manifest = finished or _mine(config, corpus, queries, qrels, model_inputs, output)
     if config.stages and console.is_lead():
         tables = {name: inputs[name] for name in ("corpus", "queries", "qrels")}
         write_stage(Path(config.stages[0]), Path(config.stages[2]), tables)
+    return manifest
+
+
+def _mine(
+    config: MineConfig,
+    corpus: Corpus,
+    queries: Queries,
+    qrels: Qrels,
+    model: Mapping[str, Input],
+    output: Output,
+) -> Manifest:
+    """Mines in the lead process, after all processes have encoded the corpus where a model searches it."""
+    from retrievo.data.origin import read_now, warn_of_other_judgments, warn_of_others
+
+    warn_of_other_judgments(qrels.input, config.queries, read_now("queries", queries.input))
+    pairs = _relevant_pairs(qrels, queries, config.min_relevance)
+    with console.inner_steps():
+        vectors = _embeddings(config, corpus, model) if config.model is not None else None
+    if not console.is_lead():
+        return output.manifest({})
+    for path in (*config.run, *([config.teacher] if config.teacher else [])):
+        warn_of_others(path, corpus=corpus.input, queries=queries.input)
+    for path in config.index:
+        warn_of_others(path, corpus=corpus.input)
+    with output.build() as folder, console.inner_steps():
+        work = _Work(config, corpus, _judged_queries(queries, pairs, folder), pairs, folder, vectors)
+        manifest = output.finish(work.write(output))
+    following = config.stages[2] if config.stages else f"... --negatives {config.output}"
+    _summary(config.output, manifest, output.elapsed, f"retrievo train {following}")
     return manifest
 
 
