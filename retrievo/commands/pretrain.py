@@ -337,20 +337,15 @@ def _plain(config: PretrainConfig, name: str, revision: str | None, options: Val
     return encoder
 
 
-def _stages(config: PretrainConfig, encoder: Encoder, folder: Path, restart: int) -> Sequence[Stage]:
-    """The stages in their order."""
-    last = Stage(config.objective, folder, config.max_steps, restart)
-    has_head = getattr(encoder, "condenser", None) is not None
-    if config.objective != COCONDENSER or has_head or config.condenser_steps == 0:
-        return [last]
-    return [Stage(CONDENSER, folder / FIRST_STAGE, config.condenser_steps or config.max_steps), last]
-
-
 def _works(
     config: PretrainConfig, corpora: Sequence[Corpus], encoder: Encoder, folder: Path, restart: int
 ) -> list[_Work]:
-    """The work of all stages, made before the first begins, so that errors of a later stage appear at once."""
-    return [_Work(config, corpora, encoder, stage) for stage in _stages(config, encoder, folder, restart)]
+    """The work of all stages in order, made before the first begins, so that errors of a later one appear at once."""
+    stages = [Stage(config.objective, folder, config.max_steps, restart)]
+    has_head = getattr(encoder, "condenser", None) is not None
+    if config.objective == COCONDENSER and not has_head and config.condenser_steps != 0:
+        stages.insert(0, Stage(CONDENSER, folder / FIRST_STAGE, config.condenser_steps or config.max_steps))
+    return [_Work(config, corpora, encoder, stage) for stage in stages]
 
 
 class _Work:

@@ -102,7 +102,7 @@ def read_recipe(config: RunConfig) -> list[Step]:
         if section not in SECTIONS:
             raise UsageError(path, f"unknown section [{section}]", None, did_you_mean(section, SECTIONS))
     variables, defaults, steps = (_table(path, name, sections.get(name, {})) for name in SECTIONS)
-    reader = _Reader(path, config.home, variables | _given(config, variables), defaults)
+    reader = _Reader(path, config.home, variables | _given(config.set_, variables, path), defaults)
     for name, values in steps.items():
         reader.add(name, dict(_table(path, f"steps.{name}", values)))
     if not reader.steps:
@@ -117,7 +117,7 @@ def _table(path: Path, name: str, value: object) -> Values:
     return value
 
 
-def _given(config: RunConfig, variables: Mapping[str, object]) -> Values:
+def _given(settings: Sequence[str], variables: Mapping[str, object], recipe: Path) -> Values:
     """The values of `--set`, read as TOML, else as text; a path that exists is made absolute."""
 
     def meant(text: str) -> Any:
@@ -126,11 +126,11 @@ def _given(config: RunConfig, variables: Mapping[str, object]) -> Values:
         except tomllib.TOMLDecodeError:
             return os.path.abspath(text) if Path(text).exists() else text
 
-    given = dict(setting.split("=", 1) for setting in config.set_)
+    given = dict(setting.split("=", 1) for setting in settings)
     for name in given:
         if name not in variables:
             fix = did_you_mean(name, variables) if variables else "it has none"
-            raise UsageError("--set", f"found '{name}'", f"a variable of {config.file}", fix)
+            raise UsageError("--set", f"found '{name}'", f"a variable of {recipe}", fix)
     return {name: meant(text) for name, text in given.items()}
 
 
