@@ -21,6 +21,7 @@ from retrievo.support.options import Options, option
 from retrievo.support.verbs import verb
 
 if TYPE_CHECKING:
+    from retrievo.data.importers.dataset import ColumnsRead, DatasetWriter
     from retrievo.data.importers.input_files import ImportSource, Part
     from retrievo.support.artifact import Manifest
 
@@ -49,7 +50,7 @@ class ImportConfig(Options):
     """Options of `retrievo import`."""
 
     format: str = option(
-        f"Format of the source. The formats are {', '.join(FORMATS)} and {VECTORS}: "
+        f"Format: {', '.join(FORMATS)} or {VECTORS}. The format "
         + "; ".join(f"{name} is {format.about}" for name, format in FORMATS.items())
         + f"; {VECTORS} is an array X.npy and a text file IDS.txt with an id per line.",
         choices=(*FORMATS, VECTORS),
@@ -66,11 +67,9 @@ class ImportConfig(Options):
         group="Data",
     )
     output: Path = output_option("Dataset folder to write. The format vectors writes an embeddings folder.")
-    encoding: str = option(
-        "Character encoding of the source.", default="utf-8", check=_check_encoding, shown=True, group="Data"
-    )
+    encoding: str = option("Character encoding of the source.", default="utf-8", check=_check_encoding, group="Data")
     role: str = option(
-        "Whether the rows are documents or queries.",
+        "Kind of rows: documents or queries.",
         default="document",
         choices=("document", "query"),
         applies=_of_format("role"),
@@ -104,7 +103,8 @@ class ImportConfig(Options):
         "Column of the titles, by name or by number from 1.",
         default=None,
         applies=_of_format("title_column") & only_with("role", "document"),
-        hidden_default="title, where there is one",
+        shown=True,
+        hidden_default="a column with a usual name, if there is one",
         group="Data",
     )
     number_lines: bool = option(
@@ -139,12 +139,11 @@ class ImportConfig(Options):
         group="Data",
     )
     dev_ratio: float | None = option(
-        "Share of the queries to hold out as the split dev, as in 0.1. The text of a query decides where it belongs.",
+        "Share of queries to hold out as dev, as in 0.1. The text of a query decides where it belongs.",
         default=None,
         minimum=0,
         maximum=1,
         applies=_of_format("dev_ratio"),
-        hidden_default="none",
         shown=True,
         group="Data",
     )
@@ -209,7 +208,7 @@ def import_dataset(config: ImportConfig) -> Manifest:
             own = {name: getattr(config, name) for name in FORMATS[config.format].options}
             reader.read(parts, store, **own)
         manifest = output.finish(store.finish())
-    _summary(config.source, config.output, manifest, store.found)
+    _summary(config.source, config.output, manifest, store)
     return manifest
 
 
@@ -239,15 +238,31 @@ def _few(names: Sequence[str]) -> str:
     return ", ".join(names[:_SHOWN]) + more
 
 
-def _summary(source: Path, output: Path, manifest: Manifest, found: dict[Part, Counter[str]]) -> None:
-    """Prints the rows read from each file, and the next command."""
+def _summary(source: Path, output: Path, manifest: Manifest, store: DatasetWriter) -> None:
+    """Prints the rows read from each file, their columns, and the next command."""
     facts: dict[str, object] = {}
+    found = store.found
     if len(found) <= _SHOWN:
         facts = {part.member.path: _counted(counts) for part, counts in found.items()}
     total: Counter[str] = sum(found.values(), Counter())
     facts["together"] = f"{_counted(total)}; files: {len(found):,}"
+    facts |= _columns(store.columns)
     facts["output"] = f"{output} in {console.seconds(manifest.seconds or 0.0)}"
     console.summary(f"imported {source}", facts, _next_command(output, manifest))
+
+
+def _columns(columns: Sequence[ColumnsRead]) -> dict[str, str]:
+    """Which columns were read and which were ignored, for formats with columns."""
+    if not columns:
+        return {}
+    taken = dict.fromkeys(", ".join(f"{what}: {name}" for what, name in read.taken.items()) for read in columns)
+    facts = {"columns": _few(list(taken))}
+    ignored = list(dict.fromkeys(name for read in columns for name in read.ignored))
+    if ignored:
+        name = ignored[0] if len(ignored) == 1 else "NAME"
+        untitled = any(read.lacks_title for read in columns)
+        facts["ignored"] = _few(ignored) + (f" (for titles: --title-column {shlex.quote(name)})" if untitled else "")
+    return facts
 
 
 def _next_command(output: Path, manifest: Manifest) -> str | None:

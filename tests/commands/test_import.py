@@ -135,6 +135,67 @@ def test_every_format_is_a_choice_and_every_option_of_a_format_names_one() -> No
     assert all(known[name].declaration.applies is not None for name in named)
 
 
+def summary(outcome: Any) -> list[str]:
+    assert outcome.code == 0, outcome.err
+    return [" ".join(line.split()) for line in outcome.err.splitlines()]
+
+
+@pytest.mark.parametrize(
+    ("format", "text", "options", "told"),
+    [
+        (
+            "jsonl",
+            '{"doc_id": "1", "overline": "h", "body": "b"}',
+            "--text-column body",
+            ["columns id: doc_id, text: body", "ignored overline (for titles: --title-column overline)"],
+        ),
+        (
+            "csv",
+            "id,title,text,year,url\n1,t,x,2,u\n",
+            "",
+            ["columns id: id, title: title, text: text", "ignored year, url"],
+        ),
+        ("tsv", "id\ttext\ta\tb\n1\tx\ty\tz\n", "", ["ignored a, b (for titles: --title-column NAME)"]),
+        ("tsv", "id\ttext\ta\n1\tx\ty\n", "--role query", ["columns id: id, text: text", "ignored a"]),
+        ("tsv", "1\tx\ty\n", "--no-header", ["columns id: 1, text: 2", "ignored 3 (for titles: --title-column 3)"]),
+        ("tsv", "x\n", "--no-header --number-lines", ["columns id: line number, text: 1"]),
+        ("jsonl", '{"id": "1", "headline": "h", "text": "b"}', "", ["columns id: id, title: headline, text: text"]),
+        (
+            "pairs",
+            '{"qid": "1", "anchor": "q", "pos": "a", "neg": "b", "prompt": "c"}',
+            "",
+            ["columns query: anchor, positive: pos, negative: neg, ids: qid", "ignored prompt"],
+        ),
+    ],
+)
+def test_the_summary_tells_which_columns_were_taken_and_which_ignored(
+    format: str, text: str, options: str, told: list[str], retrievo: Callable[..., Any], tmp_path: Path
+) -> None:
+    (tmp_path / "table").write_text(text)
+    outcome = retrievo("import", format, tmp_path / "table", *options.split(), "--output", tmp_path / "out")
+    lines = summary(outcome)
+    for line in told:
+        assert line in lines, outcome.err
+    assert any(line.startswith("ignored") for line in lines) == any(line.startswith("ignored") for line in told)
+
+
+def test_the_columns_of_several_files_are_told_once(retrievo: Callable[..., Any], tmp_path: Path) -> None:
+    (tmp_path / "set").mkdir()
+    for number in range(3):
+        (tmp_path / "set" / f"{number}.jsonl").write_text(f'{{"id": "{number}", "text": "x", "more{number % 2}": 1}}\n')
+    lines = summary(retrievo("import", "jsonl", tmp_path / "set", "--output", tmp_path / "out"))
+    assert "columns id: id, text: text" in lines
+    assert "ignored more0, more1 (for titles: --title-column NAME)" in lines
+
+
+def test_the_short_help_lists_the_formats_and_the_columns(retrievo: Callable[..., Any]) -> None:
+    short = retrievo("import", "--help").out
+    assert len(short.splitlines()) <= 24
+    for word in (*FORMATS, VECTORS):
+        assert f" {word}" in " ".join(short.split("SOURCE")[1].split())
+    assert all(f"--{name}-column TEXT" in short for name in ("id", "text", "title"))
+
+
 def test_usage_rules_hold_for_the_library_too(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="--encoding"):
         ImportConfig(format="beir", source=tmp_path, output=tmp_path / "out", encoding="klingon")

@@ -40,6 +40,8 @@ ANSWERS = {
     "--zzz": "--zzz; retrievo --help lists the options",
     "import folder notes --output d": "found 'folder'; did you mean 'text'?",
     "import json x --output d": "did you mean 'jsonl'?",
+    "import jsonl x --output d --title headline": "--title; did you mean --title-column?",
+    "import jsonl x --output d --id-field i": "did you mean --id-column?",
     "import triplets x --output d": "did you mean 'pairs'?",
     "import pairs x --output d --test-size 0.1": "did you mean --dev-ratio?",
     "mine": "unknown command 'mine'; did you mean 'mine-negatives'?",

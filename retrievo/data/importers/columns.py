@@ -6,13 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from retrievo.data.foreign import are_pairs, import_command
-from retrievo.data.importers.dataset import DatasetWriter
+from retrievo.data.importers.dataset import ColumnsRead, DatasetWriter
 from retrievo.data.importers.input_files import ImportSource, Member, Part
 from retrievo.data.importers.text_columns import Column
 from retrievo.data.tables import CORPUS, QUERIES
 from retrievo.support.errors import RetrievoError, did_you_mean
 
 _SHOWN = 40  # most characters of a column name in a message; a file without a header may give a whole record
+_TITLES = ("headline", "subject", "name")  # of foreign tables; the summary says which column was read
 _SCHEMAS = {"document": CORPUS, "query": QUERIES}
 
 
@@ -50,10 +51,11 @@ class Choice:
         usual = {column.name: [column.name, *column.aliases] for column in _SCHEMAS[self.role].columns}
         if self.header is False:
             usual = {"id": ["1"], "text": ["1" if self.number_lines else "2"]}
+        usual["title"] = [*usual.get("title", []), *_TITLES]
         id = None if self.number_lines else self._one(member, columns, "id", self.id_column, usual["id"])
         text = self._one(member, columns, "text", self.text_column, usual["text"])
         title = None
-        there = [name for name in usual.get("title", []) if name in columns and name != text]
+        there = [name for name in usual["title"] if name in columns and name != text]
         if self.role == "document" and (self.title_column is not None or there):
             title = self._one(member, columns, "title", self.title_column, there)
         return Chosen(self.role, id, text, title)
@@ -96,6 +98,13 @@ class Chosen:
     id: str | None
     text: str
     title: str | None
+
+    def note(self, store: DatasetWriter, columns: Sequence[str]) -> None:
+        """Tells the dataset which of the columns are read, for the summary."""
+        named = {"id": self.id or "line number", "title": self.title, "text": self.text}
+        taken = {what: name for what, name in named.items() if name is not None}
+        ignored = [name for name in columns if name not in (self.id, self.title, self.text)]
+        store.columns.append(ColumnsRead(taken, ignored, self.role == "document" and self.title is None))
 
     def write(self, store: DatasetWriter, part: Part, positions: Sequence[int], columns: Mapping[str, Column]) -> None:
         """Adds rows to the dataset as documents or queries."""

@@ -27,5 +27,6 @@ def read(parts: list[Part], store: DatasetWriter, *, header: bool, **names: Any)
         if first:
             columns = first if header else [str(number + 1) for number in range(len(first))]
             chosen = Choice(**names, header=header).among(part.member, columns)
+            chosen.note(store, columns)
             for lines, values in in_columns(part.member, read_csv(part.member, sign), len(columns), skip=int(header)):
                 chosen.write(store, part, lines, dict(zip(columns, values, strict=True)))

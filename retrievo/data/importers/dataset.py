@@ -6,7 +6,7 @@ import functools
 import shutil
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -34,6 +34,19 @@ _BLANK = r"^[\s\p{Z}\p{Cf}]*$"  # only white space and zero-width characters
 _POSITION_BITS = 40  # a place is one integer: the part's number above these bits, the position in the part in them
 
 
+class ColumnsRead(NamedTuple):
+    """The columns of a file, for the summary.
+
+    taken:       what was read -> the name of its column.
+    ignored:     the other columns.
+    lacks_title: whether the documents have no title, so that one of those may be meant.
+    """
+
+    taken: dict[str, str]
+    ignored: list[str]
+    lacks_title: bool = False
+
+
 class DatasetWriter:
     """Collects documents, queries, judgments and negatives from an importer and completes a dataset folder.
 
@@ -45,6 +58,7 @@ class DatasetWriter:
         self.output, self.parts = output, list(parts)
         self._numbers = {part: number for number, part in enumerate(self.parts)}
         self.found: dict[Part, Counter[str]] = {part: Counter() for part in self.parts}
+        self.columns: list[ColumnsRead] = []
         self._part = self.parts[0]
         self._work = output.folder / "work"  # files that are needed only until `finish`
         self._work.mkdir()

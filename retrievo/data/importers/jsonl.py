@@ -22,6 +22,7 @@ def read(parts: list[Part], store: DatasetWriter, **names: Any) -> None:
         keys = list(first_record(part))
         if keys:
             chosen = Choice(**names).among(part.member, keys)
+            chosen.note(store, keys)
             if chosen.role == "document" and chosen.title is None and chosen.text != "title":
                 chosen = replace(chosen, title="title")  # later records may have one
             required = [name for name in (chosen.id, chosen.text) if name is not None]

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from retrievo.data.foreign import POSITIVE_COLUMNS, QUERY_COLUMNS
 from retrievo.data.ids import text_id
 from retrievo.data.importers.columns import shown_columns, tables_of
-from retrievo.data.importers.dataset import DatasetWriter
+from retrievo.data.importers.dataset import ColumnsRead, DatasetWriter
 from retrievo.data.importers.delimited import delimiter_of, first_row, in_columns, read_csv, read_tsv
 from retrievo.data.importers.examples import Example, Passage, write_examples
 from retrievo.data.importers.input_files import ImportSource, Member, Part, split_of
@@ -69,6 +69,7 @@ def read(
         if not names:
             continue
         columns = _Columns.among(part.member, names, query_column, positive_column, negative_column)
+        store.columns.append(columns.read(names))
         for records in batches:
             examples: dict[str, list[Example]] = {part.name: [], "dev": []}
             for position, record in records:
@@ -173,13 +174,26 @@ class _Columns:
             raise RetrievoError(member, f"has a column '{grades[0]}' of grades", "pairs that are all relevant", fix)
         return found
 
+    def read(self, names: Sequence[str]) -> ColumnsRead:
+        """Which of the columns are read, for the summary."""
+        negatives = self.negatives(names)
+        keys = (self.positive, *negatives)
+        usual = {*_QUERY_IDS, *_POSITIVE_IDS, *(name for key in keys for name in _own_ids(key))}
+        ids = [name for name in names if name in usual]
+        taken = {"query": self.query, "positive": self.positive, "negative": " ".join(negatives), "ids": " ".join(ids)}
+        used = {self.query, *keys, *ids}
+        return ColumnsRead({what: name for what, name in taken.items() if name}, [n for n in names if n not in used])
+
+    def negatives(self, names: Iterable[str]) -> list[str]:
+        """The columns of hard negatives that a file or a record has."""
+        return [self.negative] if self.negative else [name for name in names if _NEGATIVE.fullmatch(name)]
+
     def example(self, record: Record, position: int, where: str) -> Example:
         """The query of a record with its passages."""
         query = need(record, self.query, where)
         if query is not None and not isinstance(query, str):
             raise RetrievoError(where, f"'{self.query}' is {json_kind(query)}", "text", "mend the file")
         need(record, self.positive, where)
-        negatives = [name for name in record if _NEGATIVE.fullmatch(name)] if self.negative is None else [self.negative]
         id = next((record[name] for name in _QUERY_IDS if record.get(name) is not None), None)
         return Example(
             position,
@@ -187,7 +201,7 @@ class _Columns:
             query or "",
             None,
             _passages(record, self.positive, _POSITIVE_IDS, where),
-            [passage for name in negatives for passage in _passages(record, name, (), where)],
+            [passage for name in self.negatives(record) for passage in _passages(record, name, (), where)],
         )
 
 
@@ -216,9 +230,14 @@ def _passages(record: Record, key: str, ids: Sequence[str], where: str) -> list[
     ]
 
 
+def _own_ids(key: str) -> tuple[str, str]:
+    """Names of a column with the ids of the texts under a key."""
+    return f"{key}_id", f"{key}_ids"
+
+
 def _ids(record: Record, key: str, usual: Sequence[str], count: int, where: str) -> list[Any]:
     """The ids of the texts under a key; None for a text without one."""
-    name = next((name for name in (f"{key}_id", f"{key}_ids", *usual) if record.get(name) is not None), None)
+    name = next((name for name in (*_own_ids(key), *usual) if record.get(name) is not None), None)
     if name is None:
         return [None] * count
     found = _listed(record[name])

@@ -21,5 +21,6 @@ def read(parts: list[Part], store: DatasetWriter, *, header: bool, **names: Any)
         for line, first in part.member.first_lines(1):
             columns = first.split("\t") if header else [str(number) for number in range(1, first.count("\t") + 2)]
             chosen = Choice(**names, header=header).among(part.member, columns)
+            chosen.note(store, columns)
             for lines, values in read_tsv(part.member, len(columns), skip=line if header else 0):
                 chosen.write(store, part, lines, dict(zip(columns, values, strict=True)))
