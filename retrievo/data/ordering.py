@@ -44,6 +44,17 @@ def first_ranked(group: np.ndarray, score: np.ndarray, doc_id: pa.Array | pa.Chu
     return order[ranks(group[order]) <= depth]
 
 
+def order_of_candidates(score: np.ndarray, row: np.ndarray) -> np.ndarray:
+    """The permutation [Q, n] that puts the candidates of each query in order: score descending, row ascending.
+
+    score: float32 [Q, n], no NaN. row: [Q, n] in [0, 2^32); others come last where their score is -infinity.
+    """
+    # 384 x 20,016 on one core: 0.35 s, where lexsort takes 1.4 s
+    keys = _descending(score).astype(np.uint64) << np.uint64(32)
+    keys |= row.astype(np.uint32)
+    return np.argsort(keys, axis=1)
+
+
 def ranks(group: np.ndarray) -> np.ndarray:
     """The 1-based int32 rank [n] of each row within its group, for rows in order (groups contiguous)."""
     first = np.flatnonzero(np.diff(group, prepend=group[:1] - 1))
@@ -139,13 +150,17 @@ def _sort_keys(group: np.ndarray, score: np.ndarray) -> np.ndarray:
     """Unsigned 64-bit keys [n] that ascend as (group ascending, score descending) does."""
     if len(group) and not (group.min() >= 0 and group.max() < 1 << 32):
         raise ValueError(f"group codes from {group.min()} to {group.max()}; expected [0, 2^32)")
-    bits = (score + np.float32(0)).view(np.uint32)  # -0.0 ties with 0.0
-    # IEEE 754: positive floats ascend as their bits do, negative ones descend.
-    descending = np.where(bits < 1 << 31, bits ^ np.uint32(0x7FFFFFFF), bits)
     keys = group.astype(np.uint64)
     keys <<= np.uint64(32)
-    keys |= descending
+    keys |= _descending(score)
     return keys
+
+
+def _descending(score: np.ndarray) -> np.ndarray:
+    """Unsigned 32-bit keys that ascend as float32 scores descend."""
+    bits = (score + np.float32(0)).view(np.uint32)  # -0.0 ties with 0.0
+    # IEEE 754: positive floats ascend as their bits do, negative ones descend.
+    return np.where(bits < 1 << 31, bits ^ np.uint32(0x7FFFFFFF), bits)
 
 
 def _settle_ties(order: np.ndarray, keys: np.ndarray, doc_id: pa.Array | pa.ChunkedArray) -> None:

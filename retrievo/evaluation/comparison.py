@@ -15,7 +15,7 @@ from retrievo.data.run import Run
 from retrievo.evaluation.judged_run import JudgedRun, positions
 from retrievo.evaluation.names import Metric
 from retrievo.evaluation.scoring import PerQuery, Standard, depth_needed
-from retrievo.evaluation.significance import bootstrap_interval, holm, randomization_test, t_test
+from retrievo.evaluation.significance import bootstrap_intervals, holm, randomization_tests, t_test
 from retrievo.evaluation.texts import Texts
 from retrievo.support.errors import RetrievoError, did_you_mean
 
@@ -162,22 +162,28 @@ def _tests(
     metrics: dict[str, Metric], runs: dict[str, PerQuery], baseline: str, seed: int
 ) -> dict[str, dict[str, Test]]:
     others = [name for name in runs if name != baseline]
+    pairs = [paired(runs[name], runs[baseline], metric)[1:] for metric in metrics.values() for name in others]
+    tests = iter(_tested(pairs, seed))
     found: dict[str, dict[str, Test]] = {name: {} for name in others}
-    for typed, metric in metrics.items():
-        tests = [_test(runs[name], runs[baseline], metric, seed) for name in others]
-        adjusted = holm(np.array([test.p_randomization for test in tests]))
-        for name, test, p in zip(others, tests, adjusted.tolist(), strict=True):
+    for typed in metrics:
+        of_metric = [next(tests) for _ in others]
+        adjusted = holm(np.array([test.p_randomization for test in of_metric]))
+        for name, test, p in zip(others, of_metric, adjusted.tolist(), strict=True):
             found[name][typed] = replace(test, p_holm=p)
     return found
 
 
-def _test(found: PerQuery, base: PerQuery, metric: Metric, seed: int) -> Test:
-    """Tests the difference over the queries for which both runs have a value."""
-    _, ours, theirs = paired(found, base, metric)
+def _tested(pairs: Sequence[tuple[np.ndarray, np.ndarray]], seed: int) -> list[Test]:
+    """Tests the differences of values [Q] over queries for which both runs have a value."""
+    differences = [ours - theirs for ours, theirs in pairs]
+    p_values = randomization_tests(differences, seed=seed)
+    intervals = bootstrap_intervals(differences, seed=seed)
+    return [_test(*pair, interval, p) for pair, interval, p in zip(pairs, intervals, p_values, strict=True)]
+
+
+def _test(ours: np.ndarray, theirs: np.ndarray, interval: tuple[float, float], p: float) -> Test:
     difference = float((ours - theirs).mean()) if len(ours) else math.nan
-    low, high = bootstrap_interval(ours, theirs, seed=seed)
     wins, ties, losses = (
         int(count) for count in ((ours > theirs).sum(), (ours == theirs).sum(), (ours < theirs).sum())
     )
-    p = randomization_test(ours, theirs, seed=seed)
-    return Test(difference, low, high, wins, ties, losses, t_test(ours, theirs), p, p_holm=p)
+    return Test(difference, *interval, wins, ties, losses, t_test(ours, theirs), p, p_holm=p)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -28,43 +29,64 @@ def t_test(ours: np.ndarray, theirs: np.ndarray) -> float:
 
 
 def randomization_test(ours: np.ndarray, theirs: np.ndarray, *, samples: int = 100_000, seed: int = 0) -> float:
-    """Two-sided p-value of the paired randomization (sign-flip) test on per-query values [Q].
+    """The p-value of one test of `randomization_tests`, on per-query values [Q]."""
+    return randomization_tests([_differences(ours, theirs)], samples=samples, seed=seed)[0]
+
+
+def randomization_tests(differences: Sequence[np.ndarray], *, samples: int = 100_000, seed: int = 0) -> list[float]:
+    """Two-sided p-values of paired randomization (sign-flip) tests, each on the finite differences [Q] of two runs.
 
     Under the null hypothesis, each query's difference is equally likely to have either sign (Fisher 1935; Smucker et
     al. 2007): p is the fraction of sign patterns s with |sum(s_i d_i)| >= |sum(d_i)|. Where 2^n <= samples for the n
     queries that differ, all 2^n patterns are counted; otherwise p = (b + 1) / (samples + 1) for the b random patterns
-    that reach |sum(d_i)|, counting the observed pattern too. NaN without queries.
+    that reach |sum(d_i)|, counting the observed pattern too. NaN without queries. Tests on as many queries share the
+    random patterns, so a p-value does not depend on which others are computed beside it.
     """
-    difference = _differences(ours, theirs)
-    if not len(difference):
-        return float("nan")
-    difference = difference[difference != 0]
-    # Sums that are mathematically equal may differ by rounding, and metrics tie often (0.5 - 0.5, 1/3 - 1/3).
-    bound = abs(difference.sum()) - 1e-12 * np.abs(difference).sum()
-    if 2 ** len(difference) <= samples:
-        sums = _all_signed_sums(difference)
-        return float((np.abs(sums) >= bound).mean())
-    reached = sum(int((np.abs(sums) >= bound).sum()) for sums in _drawn_signed_sums(difference, samples, seed))
-    return (reached + 1) / (samples + 1)
+    p = [math.nan] * len(differences)
+    drawn: dict[int, list[int]] = {}
+    for number, difference in enumerate(differences):
+        differing = difference[difference != 0]
+        if len(difference) and 2 ** len(differing) <= samples:
+            sums = _all_signed_sums(differing)
+            p[number] = float((np.abs(sums) >= _reached_from(differing)).mean())
+        elif len(difference):
+            drawn.setdefault(len(difference), []).append(number)
+    for numbers in drawn.values():
+        together = np.stack([differences[number] for number in numbers], axis=1)
+        bound = _reached_from(together)
+        reached = sum((np.abs(sums) >= bound).sum(axis=0) for sums in _drawn_signed_sums(together, samples, seed))
+        for number, count in zip(numbers, reached.tolist(), strict=True):
+            p[number] = (count + 1) / (samples + 1)
+    return p
 
 
 def bootstrap_interval(
     ours: np.ndarray, theirs: np.ndarray, *, level: float = 0.95, samples: int = 10_000, seed: int = 0
 ) -> tuple[float, float]:
-    """Percentile bootstrap interval of the mean difference ours - theirs over queries [Q] (Efron 1979; Sakai 2006).
+    """One interval of `bootstrap_intervals`, on per-query values [Q]."""
+    return bootstrap_intervals([_differences(ours, theirs)], level=level, samples=samples, seed=seed)[0]
 
-    level: the fraction of resampled means inside the interval, in (0, 1). NaN without queries.
+
+def bootstrap_intervals(
+    differences: Sequence[np.ndarray], *, level: float = 0.95, samples: int = 10_000, seed: int = 0
+) -> list[tuple[float, float]]:
+    """Percentile bootstrap intervals of means of finite differences [Q] over queries (Efron 1979; Sakai 2006).
+
+    level: the fraction of resampled means inside the interval, in (0, 1). NaN without queries. Intervals over as many
+    queries share the samples.
     """
-    difference = _differences(ours, theirs)
-    if not len(difference):
-        return float("nan"), float("nan")
-    rng = np.random.default_rng(seed)
-    means = [
-        difference[rng.integers(len(difference), size=(rows, len(difference)))].mean(axis=1)
-        for rows in _blocks(samples, len(difference))
-    ]
-    low, high = np.quantile(np.concatenate(means), [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
+    found = [(math.nan, math.nan)] * len(differences)
+    drawn: dict[int, list[int]] = {}
+    for number, difference in enumerate(differences):
+        if len(difference):
+            drawn.setdefault(len(difference), []).append(number)
+    for count, numbers in drawn.items():
+        together = np.stack([differences[number] for number in numbers], axis=1)
+        means = np.concatenate([times @ together for times in _resampled(count, samples, seed)]) / count
+        low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2], axis=0)
+        for number, bounds in zip(numbers, zip(low.tolist(), high.tolist(), strict=True), strict=True):
+            found[number] = bounds
+    return found
 
 
 def holm(p_values: np.ndarray) -> np.ndarray:
@@ -96,13 +118,30 @@ def _all_signed_sums(difference: np.ndarray) -> np.ndarray:
     return sums
 
 
-def _drawn_signed_sums(difference: np.ndarray, samples: int, seed: int) -> Iterator[np.ndarray]:
-    """The sums under random sign patterns, block by block: one random bit a sign."""
+def _reached_from(differences: np.ndarray) -> np.ndarray:
+    """|sum(d_i)| of differences [Q] or [Q, T], less what mathematically equal sums may differ by through rounding.
+
+    Metrics tie often (0.5 - 0.5, 1/3 - 1/3).
+    """
+    bound: np.ndarray = np.abs(differences.sum(axis=0)) - 1e-12 * np.abs(differences).sum(axis=0)
+    return bound
+
+
+def _drawn_signed_sums(differences: np.ndarray, samples: int, seed: int) -> Iterator[np.ndarray]:
+    """The sums [n, T] of differences [Q, T] under random sign patterns, block by block: one random bit a sign."""
     rng = np.random.default_rng(seed)
-    count = len(difference)
+    count = len(differences)
     for rows in _blocks(samples, count):
         bits = np.unpackbits(rng.integers(256, size=(rows, -(-count // 8)), dtype=np.uint8), axis=1, count=count)
-        yield 2 * (bits.astype(np.float64) @ difference) - difference.sum()
+        yield 2 * (bits.astype(np.float64) @ differences) - differences.sum(axis=0)
+
+
+def _resampled(count: int, samples: int, seed: int) -> Iterator[np.ndarray]:
+    """How often each of `count` queries is in each sample with replacement, [n, Q], block by block."""
+    rng = np.random.default_rng(seed)
+    for rows in _blocks(samples, count):
+        drawn = rng.integers(count, size=(rows, count)) + count * np.arange(rows)[:, None]
+        yield np.bincount(drawn.ravel(), minlength=rows * count).reshape(rows, count).astype(np.float64)
 
 
 def _blocks(samples: int, count: int) -> list[int]:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from retrievo.data.ordering import first_ranked
+from retrievo.data.ordering import first_ranked, order_of_candidates
 from retrievo.retrieval.embeddings import QueryVectors, Vectors, unit_length
 from retrievo.retrieval.faiss_index import Faiss, FaissIndex, load_faiss
 from retrievo.retrieval.hits import Hits, joined
@@ -236,8 +236,8 @@ def _merged(
 ) -> tuple[np.ndarray, np.ndarray]:
     """The `count` best of two lists of scores and rows, in order."""
     score, row = (np.concatenate(pair, axis=1) for pair in zip(one, other, strict=True))
-    score = np.where(row < 0, -np.inf, score)
-    order = np.lexsort((row, -score), axis=1)[:, :count]
+    score = np.where(row < 0, np.float32(-np.inf), score)
+    order = order_of_candidates(score, row)[:, :count]
     return np.take_along_axis(score, order, 1), np.take_along_axis(row, order, 1)
 
 

@@ -242,3 +242,14 @@ class TestExactScores:
         scores = score(np.ones(3, np.float16), np.ones((0, 3), np.float16))
         assert scores.dtype == np.float32
         assert scores.shape == (0,)
+
+
+def test_candidates_are_ordered_by_score_then_row():
+    rng = np.random.default_rng(0)
+    score = rng.integers(-3, 4, (5, 300)).astype(np.float32) / 4
+    score[:, 7], score[:, 8], score[:, 9], score[:, 10] = np.inf, -0.0, 0.0, -1e-40
+    row = rng.permuted(np.tile(np.arange(300) * 9_999_991, (5, 1)), axis=1)
+    row[:, 20:30], score[:, 20:30] = -1, -np.inf  # no more candidates
+    expected = np.lexsort((np.where(row < 0, 1 << 62, row), -score), axis=1)
+    found = ordering.order_of_candidates(score, row)
+    assert (np.take_along_axis(row, found, 1) == np.take_along_axis(row, expected, 1)).all()

@@ -150,3 +150,18 @@ class TestHolm:
 def test_values_that_are_not_pairs_of_numbers_are_refused(test, ours, theirs):
     with pytest.raises(ValueError, match=r"not paired|not finite"):
         test(np.array(ours, float), np.array(theirs, float))
+
+
+def test_what_is_tested_together_is_what_is_tested_alone() -> None:
+    """Tests over as many queries, over others, with ties, exact ones, and one without queries."""
+    pairs = [pair(seed, queries) for seed, queries in ((1, 60), (2, 60), (3, 45), (4, 8))]
+    pairs += [(np.where(np.arange(60) < 20, pairs[0][1], pairs[0][0]), pairs[0][1]), (np.empty(0), np.empty(0))]
+    differences = [ours - theirs for ours, theirs in pairs]
+    p = significance.randomization_tests(differences, samples=2_000, seed=3)
+    intervals = significance.bootstrap_intervals(differences, samples=500, seed=3)
+    for found, interval, (ours, theirs) in zip(p, intervals, pairs, strict=True):
+        alone = randomization_test(ours, theirs, samples=2_000, seed=3)
+        assert found == alone or (math.isnan(found) and math.isnan(alone))
+        assert interval == pytest.approx(bootstrap_interval(ours, theirs, samples=500, seed=3), rel=1e-12, nan_ok=True)
+    assert math.isnan(p[-1])
+    assert len(set(p)) == len(p)
