@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
 
+    from retrievo.retrieval.hits import Hits
+
 CONTENTS, ID = "contents", "id"  # Anserini's names of the fields of an index
 _LANGUAGE = "retrievo.language"  # where an index keeps its language: in the user data of its Lucene commit
 
@@ -249,13 +251,6 @@ def _open(folder: Path) -> Java:
 # ----------------------------------------------------------------------------------------------------------- searching
 
 
-class Ranking(NamedTuple):
-    """The ranking of one query: doc_ids (strings) and float32 scores, [n] each, n <= depth."""
-
-    doc_ids: pa.Array
-    scores: np.ndarray
-
-
 class Rm3(NamedTuple):
     """How a query grows: weight x its own words + (1 - weight) x the best words of its first documents.
 
@@ -328,7 +323,7 @@ class BM25Index:
         allowed: np.ndarray | None = None,
         threads: int | None = None,
         progress: Callable[[int], object] | None = None,
-    ) -> list[Ranking]:
+    ) -> Hits:
         """The `depth` best documents of each query, by score descending, doc_id descending; fewer where fewer match.
 
         sum over the words t of the query of idf_t tf / (tf + k1 (1 - b + b length / mean length)), the idf being
@@ -379,20 +374,28 @@ class BM25Index:
         fetch: int,
         progress: Callable[[int], object],
         kept: _Kept | None,
-    ) -> list[Ranking]:
+    ) -> Hits:
+        import numpy as np
+
+        from retrievo.retrieval.hits import joined
+
         fetch = min(fetch, max(1, len(self)))
         tops = map(_read_top, pool.map(find(fetch), queries))
-        found: list[Ranking | None] = []
+        found: list[Hits] = []
+        deeper: list[int] = []  # queries whose rankings may go on beyond the hits that were fetched
+        done = 0
         while batch := list(islice(tops, max(1, min(_BATCH_QUERIES, _BATCH_HITS // fetch)))):
-            found += _ranked(batch, depth, fetch if fetch < len(self) else None, kept)
+            hits, cut_short = _ranked(batch, depth, fetch if fetch < len(self) else None, kept)
+            found.append(hits._replace(query=hits.query + done))
+            deeper += (cut_short + done).tolist()
+            done += len(batch)
             progress(len(batch))
-        deeper = [row for row, hits in enumerate(found) if hits is None]
-        if deeper:
-            own = [queries[row] for row in deeper]
-            again = self._search(pool, find, own, depth, 4 * fetch, lambda count: None, kept)
-            for row, hits in zip(deeper, again, strict=True):
-                found[row] = hits
-        return [hits for hits in found if hits is not None]
+        if not deeper:
+            return joined(found)
+        own = [queries[row] for row in deeper]
+        again = self._search(pool, find, own, depth, 4 * fetch, lambda count: None, kept)
+        every = joined([*found, again._replace(query=np.array(deeper)[again.query])])
+        return every.at(np.argsort(every.query, kind="stable"))
 
     def matches(self, query: str, text: str) -> list[tuple[int, int]]:
         """Spans (start, end) of `text`, in order and apart, whose words match a word of the query after analysis."""
@@ -505,18 +508,19 @@ def _hashes(ids: pa.Array) -> np.ndarray:
 
 def _ranked(
     tops: Sequence[tuple[list[str], np.ndarray]], depth: int, fetched: int | None, kept: _Kept | None
-) -> list[Ranking | None]:
-    """Rankings as Anserini scores them, ordered and cut at `depth`; None where they may go on beyond the hits fetched:
-    with ties, or with documents that may be found.
+) -> tuple[Hits, np.ndarray]:
+    """Hits as Anserini scores them, ordered and cut at `depth`; and the queries, whose hits are left out, that may have
+    more beyond those fetched: with ties, or of documents that may be found.
 
     fetched: how many hits were asked for; None where that is all documents.
     """
     import numpy as np
     import pyarrow as pa
 
-    from retrievo.data.ordering import ranked
+    from retrievo.data.ordering import ranked, ranks
+    from retrievo.retrieval.hits import Hits
 
-    sizes = [len(ids) for ids, _ in tops]
+    sizes = np.array([len(ids) for ids, _ in tops])
     query = np.repeat(np.arange(len(tops)), sizes)
     ids = pa.array([doc_id for top, _ in tops for doc_id in top], pa.string())
     scores = _lower_ties(np.concatenate([top for _, top in tops]), query)
@@ -524,14 +528,12 @@ def _ranked(
     lowest = np.append(scores[order], 0)[np.cumsum(sizes) - 1]  # of each query that has any
     if kept is not None:
         order = order[kept(ids)[order]]
-    ends = np.cumsum(np.bincount(query[order], minlength=len(tops)))
-    ids, ordered = ids.take(pa.array(order)), scores[order]
-    rankings: list[Ranking | None] = []
-    for size, low, start, end in zip(sizes, lowest, np.append(0, ends), ends, strict=False):
-        cut = min(depth, end - start)
-        open_ended = size == fetched and (cut < depth or low == ordered[start + cut - 1])
-        rankings.append(None if open_ended else Ranking(ids.slice(start, cut), ordered[start : start + cut]))
-    return rankings
+    order = order[ranks(query[order]) <= depth]
+    found = np.bincount(query[order], minlength=len(tops))
+    last = np.append(scores[order], 0)[np.cumsum(found) - 1]
+    cut_short = (sizes == (fetched or -1)) & ((found < depth) | (lowest == last))
+    order = order[~cut_short[query[order]]]
+    return Hits.of_ids(query[order], ids.take(pa.array(order)), scores[order]), np.flatnonzero(cut_short)
 
 
 def _lower_ties(scores: np.ndarray, query: np.ndarray) -> np.ndarray:

@@ -7,10 +7,9 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyarrow as pa
 
 from retrievo.data.corpus import Queries as QueryTable
-from retrievo.retrieval.bm25 import BM25Index, Ranking
+from retrievo.retrieval.bm25 import BM25Index
 from retrievo.retrieval.hits import Hits, IdList
 from retrievo.retrieval.jvm import start_jvm
 from retrievo.support.errors import RetrievoError
@@ -66,7 +65,8 @@ class Bm25Searcher:
         size = max(1, _HITS_AT_ONCE // depth)
         for first in range(0, len(queries), size):
             texts = queries[first : first + size]
-            yield _flat(first, self._opened.search(texts, depth, allowed=allowed, progress=tick, **self._options))
+            hits = self._opened.search(texts, depth, allowed=allowed, progress=tick, **self._options)
+            yield hits._replace(query=hits.query + first)
 
     def work(self, queries: int, depth: int) -> int:
         """The queries."""
@@ -83,10 +83,3 @@ class Bm25Searcher:
     def close(self) -> None:
         """Lets go of the files."""
         self._opened.close()
-
-
-def _flat(first: int, rankings: Sequence[Ranking]) -> Hits:
-    """The rankings of consecutive queries as hits."""
-    query = np.repeat(np.arange(first, first + len(rankings)), [len(found.doc_ids) for found in rankings])
-    doc_id = pa.concat_arrays([found.doc_ids for found in rankings])
-    return Hits.of_ids(query, doc_id, np.concatenate([found.scores for found in rankings]))

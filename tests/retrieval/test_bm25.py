@@ -18,7 +18,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from retrievo.retrieval import bm25
-from retrievo.retrieval.bm25 import LANGUAGES, BM25Index, Ranking, Rm3, build
+from retrievo.retrieval.bm25 import LANGUAGES, BM25Index, Rm3, build
+from retrievo.retrieval.hits import Hits, joined
 from retrievo.retrieval.jvm import start_jvm
 from retrievo.support.errors import RetrievoError, UsageError
 
@@ -65,12 +66,18 @@ def anserini(folder: Path) -> Callable[[str], list[tuple[str, np.float32]]]:
     return search
 
 
-def pairs(hits: Ranking) -> list[tuple[str, np.float32]]:
-    return list(zip(hits.doc_ids.to_pylist(), hits.scores, strict=True))
+def pairs(hits: Hits, query: int = 0) -> list[tuple[str, np.float32]]:
+    """The hits of one query."""
+    own = hits.at(np.flatnonzero(hits.query == query))
+    return list(zip(own.ids().to_pylist(), own.score, strict=True))
 
 
-def same(left: list[Ranking], right: list[Ranking]) -> bool:
-    return [pairs(hits) for hits in left] == [pairs(hits) for hits in right]
+def rows(hits: Hits) -> list[tuple[int, str, float]]:
+    return list(zip(hits.query.tolist(), hits.ids().to_pylist(), hits.score.tolist(), strict=True))
+
+
+def same(left: Hits, right: Hits) -> bool:
+    return rows(left) == rows(right)
 
 
 # A word said 60 times over gives scores beyond 32, where Anserini's steps of 1e-6 vanish in float32 and ties remain.
@@ -90,7 +97,7 @@ def test_scores_are_anserinis_and_ties_go_by_doc_id_descending(
     index: BM25Index,
     anserini: Callable[[str], list[tuple[str, np.float32]]],
 ) -> None:
-    assert pairs(index.search([query], depth)[0]) == anserini(query)[:depth]
+    assert pairs(index.search([query], depth)) == anserini(query)[:depth]
 
 
 def test_depth_10_is_the_first_10_of_depth_1000_however_many_share_a_score(
@@ -98,12 +105,12 @@ def test_depth_10_is_the_first_10_of_depth_1000_however_many_share_a_score(
 ) -> None:
     texts = ["worda wordb wordc " * 60, "wordl " * 60, "worda"]
     whole = index.search(texts, 1000)
-    tied = whole[0].scores[:40]
+    tied = whole.score[:40]
     assert (tied[1:] == tied[:-1]).sum() > 20, "the case shows nothing without ties"
     monkeypatch.setattr(bm25, "_SPARE_HITS", 1)  # so that ties go on beyond the first fetch
     for depth in (1, 2, 10, 39, 41, 300):
         short = index.search(texts, depth)
-        assert [pairs(hits) for hits in short] == [pairs(hits)[:depth] for hits in whole]
+        assert [pairs(short, query) for query in range(3)] == [pairs(whole, query)[:depth] for query in range(3)]
 
 
 def test_results_do_not_depend_on_threads_or_batches(index: BM25Index, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -111,14 +118,15 @@ def test_results_do_not_depend_on_threads_or_batches(index: BM25Index, monkeypat
     texts = [" ".join(rng.choices(WORDS, k=rng.randint(0, 80))) for _ in range(30)]
     reference = index.search(texts, 50, threads=1)
     assert same(index.search(texts, 50, threads=4), reference)
-    assert same([hits for text in texts for hits in index.search([text], 50)], reference)
+    alone = [index.search([text], 50) for text in texts]
+    assert same(joined(hits._replace(query=hits.query + row) for row, hits in enumerate(alone)), reference)
     monkeypatch.setattr(bm25, "_BATCH_QUERIES", 3)
     assert same(index.search(texts, 50), reference)
 
 
 def test_two_python_threads_may_search_at_once(index: BM25Index) -> None:
     reference = index.search(WORDS, 20)
-    found: list[list[Ranking]] = []
+    found: list[Hits] = []
     searchers = [threading.Thread(target=lambda: found.append(index.search(WORDS, 20))) for _ in range(4)]
     for searcher in searchers:
         searcher.start()
@@ -129,10 +137,10 @@ def test_two_python_threads_may_search_at_once(index: BM25Index) -> None:
 
 
 def test_queries_without_words_or_matches_find_nothing(index: BM25Index) -> None:
-    for hits in index.search(["", "   ", "the of", "unheard", "?!"], 10):
-        assert pairs(hits) == []
-        assert hits.scores.dtype == np.float32
-    assert index.search([], 10) == []
+    for texts in (["", "   ", "the of", "unheard", "?!"], []):
+        hits = index.search(texts, 10)
+        assert rows(hits) == []
+        assert hits.score.dtype == np.float32
 
 
 def test_a_query_may_be_longer_than_lucenes_usual_limit_and_hold_undecodable_bytes(index: BM25Index) -> None:
@@ -141,13 +149,13 @@ def test_a_query_may_be_longer_than_lucenes_usual_limit_and_hold_undecodable_byt
 
 
 def test_k1_and_b_change_scores(index: BM25Index) -> None:
-    default = index.search(["worda"], 5)[0].scores
-    assert (default != index.search(["worda"], 5, k1=2.0)[0].scores).any()
-    assert (default != index.search(["worda"], 5, b=0.9)[0].scores).any()
+    default = index.search(["worda"], 5).score
+    assert (default != index.search(["worda"], 5, k1=2.0).score).any()
+    assert (default != index.search(["worda"], 5, b=0.9).score).any()
     # One word in every document: idf = ln(1 + (N - n + 0.5) / (n + 0.5)); b = 0 takes lengths out, k1 = 0 counts too.
-    flat = index.search(["wordl"], 640, k1=0.0, b=0.0)[0]
-    expected = np.log1p((640 - len(flat.scores) + 0.5) / (len(flat.scores) + 0.5))
-    assert flat.scores[0] == pytest.approx(expected, abs=1e-4)
+    flat = index.search(["wordl"], 640, k1=0.0, b=0.0)
+    expected = np.log1p((640 - len(flat.score) + 0.5) / (len(flat.score) + 0.5))
+    assert flat.score[0] == pytest.approx(expected, abs=1e-4)
 
 
 def test_progress_counts_every_query(index: BM25Index, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -183,7 +191,7 @@ def one_pass(scores: np.ndarray) -> list[float]:
 def test_any_doc_id_comes_back_as_it_was(tmp_path: Path) -> None:
     assert build([(doc_id, f"cat {row}") for row, doc_id in enumerate(STRANGE_IDS)], tmp_path)["documents"] == 8
     with BM25Index(tmp_path) as opened:
-        found = opened.search(["cat"], 10)[0].doc_ids.to_pylist()
+        found = opened.search(["cat"], 10).ids().to_pylist()
     assert sorted(found) == sorted(STRANGE_IDS)
 
 
@@ -202,7 +210,7 @@ def test_an_index_of_no_documents_finds_nothing(tmp_path: Path) -> None:
     assert build([], tmp_path) == {"documents": 0, "empty": 0, "tokens": 0}
     with BM25Index(tmp_path) as opened:
         assert len(opened) == 0
-        assert pairs(opened.search(["cat"], 10)[0]) == []
+        assert pairs(opened.search(["cat"], 10)) == []
 
 
 def test_the_index_does_not_depend_on_threads_or_batches(folder: Path, tmp_path: Path, index: BM25Index) -> None:
@@ -264,7 +272,7 @@ def test_a_relative_folder_is_the_one_of_now(tmp_path: Path, monkeypatch: pytest
     monkeypatch.chdir(tmp_path)
     build([("a", "cat")], Path("index"))
     with BM25Index(Path("index")) as opened:
-        assert opened.search(["cat"], 10)[0].doc_ids.to_pylist() == ["a"]
+        assert opened.search(["cat"], 10).ids().to_pylist() == ["a"]
     assert (tmp_path / "index").is_dir()
 
 
@@ -275,7 +283,7 @@ def test_an_index_knows_its_language(tmp_path: Path) -> None:
     build([("a", "Die Häuser stehen dort"), ("b", "the houses")], tmp_path, language="de")
     with BM25Index(tmp_path) as opened:
         assert opened.language == "de"
-        assert opened.search(["haus"], 10)[0].doc_ids.to_pylist() == ["a"]
+        assert opened.search(["haus"], 10).ids().to_pylist() == ["a"]
     with pytest.raises(UsageError, match="found 'en'; expected 'de'"):
         BM25Index(tmp_path, "en")
 
@@ -297,7 +305,7 @@ def test_every_language_has_the_analyzer_that_anserini_gives_it(language: str, t
     searcher.set_language(language)
     with BM25Index(tmp_path) as opened:
         assert opened._analyzer.getClass().getName() == searcher.get_analyzer().getClass().getName()
-        assert opened.search(["moon"], 10)[0].doc_ids.to_pylist() == ["a"]
+        assert opened.search(["moon"], 10).ids().to_pylist() == ["a"]
 
 
 def test_matches_are_the_words_that_match_after_analysis(index: BM25Index) -> None:
@@ -336,7 +344,7 @@ before = dict(os.environ)
 jvm.start_jvm("128m")
 bm25.build([("a", "cats")], Path(sys.argv[1]))
 with bm25.BM25Index(Path(sys.argv[1])) as index:
-    found = index.search(["cat"], 10)[0].doc_ids.to_pylist()
+    found = index.search(["cat"], 10).ids().to_pylist()
 heavy = {"torch", "transformers", "faiss", "openai", "pyserini", "scipy"} & set(sys.modules)
 heap = jvm.java_class("Runtime").getRuntime().maxMemory() >> 20
 print(found, sorted(heavy), dict(os.environ) == before, 100 < heap <= 128)
@@ -430,10 +438,7 @@ def test_bm25_reaches_the_published_ndcg(
     texts = {row["id"]: row["text"] for row in pq.read_table(data / "queries.parquet").to_pylist()}
     with BM25Index(tmp_path) as opened:
         found = opened.search([texts[query] for query in qrels], 1000)
-    run = {
-        query: dict(zip(hits[0].to_pylist(), hits[1].tolist(), strict=True))
-        for query, hits in zip(qrels, found, strict=True)
-    }
+    run = {query: {doc_id: float(score) for doc_id, score in pairs(found, row)} for row, query in enumerate(qrels)}
     measured = pytrec_eval.RelevanceEvaluator(qrels, {"ndcg_cut.10"}).evaluate(run)
     assert sum(query["ndcg_cut_10"] for query in measured.values()) / len(qrels) == pytest.approx(published, abs=5e-4)
 
@@ -458,17 +463,17 @@ def test_rm3_scores_are_anserinis(worded: Path, rm3: Rm3) -> None:
     searcher.set_rm3(rm3.words, rm3.documents, rm3.weight)
     texts = ["worda wordb", "wordc", "wordd worde wordf wordf"]
     with BM25Index(worded) as index:
-        plain = index.search(texts, 50)
-        for text, hits, own in zip(texts, index.search(texts, 50, rm3=rm3), plain, strict=True):
+        plain, grown = index.search(texts, 50), index.search(texts, 50, rm3=rm3)
+        for row, text in enumerate(texts):
             theirs = [(hit.docid, np.float32(hit.score)) for hit in searcher.search(text, 600)]
             theirs.sort(key=lambda hit: (hit[1], hit[0].encode()), reverse=True)
-            assert pairs(hits) == theirs[:50]
-            assert pairs(hits) != pairs(own)
+            assert pairs(grown, row) == theirs[:50]
+            assert pairs(grown, row) != pairs(plain, row)
 
 
 def test_rm3_leaves_a_query_that_finds_nothing_as_it_is(worded: Path) -> None:
     with BM25Index(worded) as index:
-        assert [len(hits.doc_ids) for hits in index.search(["nowhere", "", "worda"], 5, rm3=Rm3())] == [0, 0, 5]
+        assert index.search(["nowhere", "", "worda"], 5, rm3=Rm3()).query.tolist() == [2] * 5
 
 
 def test_rm3_asks_for_an_index_with_term_vectors(index: BM25Index) -> None:
@@ -490,4 +495,4 @@ print(reader.stats()["documents"], reader.get_term_counts("worda", analyzer=None
     assert ran.returncode == 0, ran.stderr
     documents, holding = map(int, ran.stdout.split()[-2:])
     assert documents == 640
-    assert holding == len(index.search(["worda"], 640)[0].doc_ids)
+    assert holding == len(index.search(["worda"], 640).row)
