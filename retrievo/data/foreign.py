@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 QUERY_COLUMNS = ("query", "anchor", "question", "sentence1", "sentence_1")
 POSITIVE_COLUMNS = (
     "positive", "positives", "pos", "answer", "document", "passage", "response", "sentence2", "sentence_2",
 )  # fmt: skip
+_SHOWN = 40  # most characters of a column name in a message; a file without a header may give a whole record
 _READ = 1 << 16  # bytes of a file that are looked at
 
 # format -> columns, of each of which a record has one; the first format that fits counts
@@ -45,7 +46,7 @@ def import_command(path: Path, columns: Collection[str] = ()) -> str | None:
             return f"retrievo import beir {path} --output DIR"
         files = sorted(file for file in path.glob("*") if file.suffix.lower() in _TABLES)
         return import_command(files[0]) if files else None
-    format = _format_of(columns or _columns(path)) or _TABLES.get(path.suffix.lower())
+    format = _format_of(columns or columns_of(path)) or _TABLES.get(path.suffix.lower())
     return None if format is None else f"retrievo import {format} {path} --output DIR"
 
 
@@ -54,7 +55,12 @@ def _format_of(columns: Collection[str]) -> str | None:
     return next(fitting, None)
 
 
-def _columns(path: Path) -> Collection[str]:
+def shown_columns(columns: Sequence[str]) -> list[str]:
+    """The first columns, as a message names them."""
+    return [name if len(name) <= _SHOWN else f"{name[:_SHOWN]}..." for name in columns][:20]
+
+
+def columns_of(path: Path) -> Sequence[str]:
     """The columns of Parquet, keys of JSON at the beginning of a file, or the fields of its first line."""
     try:
         with path.open("rb") as file:
@@ -65,11 +71,11 @@ def _columns(path: Path) -> Collection[str]:
         return _of_parquet(path)
     text = start.decode("utf-8-sig", "ignore").lstrip()
     if text[:1] in ("{", "["):
-        return set(re.findall(r'"(\w+)"\s*:', text))
-    return {field.strip().strip('"') for field in re.split(r"[,;\t|]", text.partition("\n")[0])}
+        return list(dict.fromkeys(re.findall(r'"(\w+)"\s*:', text)))
+    return [field.strip().strip('"') for field in re.split(r"[,;\t|]", text.partition("\n")[0]) if field.strip()]
 
 
-def _of_parquet(path: Path) -> Collection[str]:
+def _of_parquet(path: Path) -> Sequence[str]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 

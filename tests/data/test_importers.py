@@ -479,6 +479,35 @@ def test_tevatron_a_passage_with_two_texts_is_refused(tmp_path: Path) -> None:
     refused("tevatron", source, "document id '3' has two texts", "line 1", "line 2")
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "told"),
+    [
+        (
+            "p.jsonl",
+            lines({"query": "q", "positive": "a"}),
+            ["it has: query, positive", "retrievo import pairs {path}"],
+        ),
+        ("c.jsonl", lines({"id": "1", "text": "a"}), ["it has: id, text", "retrievo import jsonl {path}"]),
+        ("c.txt", "\n", ["check the files"]),
+        ("b.json", json.dumps({"data": [{"paragraphs": [{"qas": []}]}]}), ["retrievo import squad {path}"]),
+    ],
+)
+@pytest.mark.parametrize("format", ["tevatron", "dpr"])
+def test_files_of_another_format_are_sent_to_its_importer(
+    format: str, name: str, text: str, told: list[str], tmp_path: Path
+) -> None:
+    path = folder(tmp_path, {name: text}) / name
+    refused(format, path, *(words.format(path=path) for words in told))
+
+
+@pytest.mark.parametrize("format", ["tevatron", "dpr"])
+def test_a_folder_of_another_format_is_sent_to_its_importer(format: str, tmp_path: Path) -> None:
+    source = folder(tmp_path / "set", BEIR)
+    refused(format, source, "holds no", f"retrievo import beir {source} --output DIR")
+    source = folder(tmp_path / "notes", {"a.bin": "words"})
+    refused(format, source, "holds no", "(it holds: a.bin)", "check the files")
+
+
 # -- tables of one's own ---------------------------------------------------------------------------------------------
 
 

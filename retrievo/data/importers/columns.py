@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from retrievo.data.foreign import are_pairs, import_command
+from retrievo.data.foreign import are_pairs, import_command, shown_columns
 from retrievo.data.importers.dataset import ColumnsRead, DatasetWriter
 from retrievo.data.importers.input_files import ImportSource, Member, Part
 from retrievo.data.importers.text_columns import Column
 from retrievo.data.tables import CORPUS, QUERIES
 from retrievo.support.errors import RetrievoError, did_you_mean
 
-_SHOWN = 40  # most characters of a column name in a message; a file without a header may give a whole record
 _TITLES = ("headline", "subject", "name")  # of foreign tables; the summary says which column was read
 _SCHEMAS = {"document": CORPUS, "query": QUERIES}
 
@@ -76,11 +75,6 @@ class Choice:
         if list(columns).count(found[0]) > 1:
             raise RetrievoError(member, f"has two columns '{found[0]}'", "names that tell them apart", "rename one")
         return found[0]
-
-
-def shown_columns(columns: Sequence[str]) -> list[str]:
-    """The first columns, as a message names them."""
-    return [name if len(name) <= _SHOWN else f"{name[:_SHOWN]}..." for name in columns][:20]
 
 
 def _named(wanted: str, columns: Sequence[str]) -> list[str]:

@@ -6,12 +6,22 @@ import ast
 import re
 from typing import Any
 
+from retrievo.data.foreign import are_pairs
 from retrievo.data.ids import text_id
 from retrievo.data.importers.dataset import DatasetWriter
 from retrievo.data.importers.delimited import first_row, in_columns, read_csv
 from retrievo.data.importers.examples import Example, Passage, write_examples
 from retrievo.data.importers.input_files import ImportSource, Member, Part, split_of
-from retrievo.data.importers.json_lines import Record, need, need_list, need_objects, read_records, whole, with_unit
+from retrievo.data.importers.json_lines import (
+    Record,
+    first_record,
+    need,
+    need_list,
+    need_objects,
+    read_records,
+    whole,
+    with_unit,
+)
 from retrievo.support.errors import RetrievoError
 
 _HEADER = ["id", "text", "title"]
@@ -27,14 +37,16 @@ def find(source: ImportSource) -> list[Part]:
     members = source.members if source.is_file else source.named("*.tsv", "*.json", "*.jsonl", "*.csv")
     parts = [part for member in members if (part := _part(member)) is not None]
     if not parts:
-        raise RetrievoError(source.path, "holds no DPR files", _EXPECTED, "check the files")
+        raise source.lacks("DPR", _EXPECTED)
     nouns = ["corpus", "examples", "questions"]
     return sorted(parts, key=lambda part: nouns.index(part.noun))
 
 
 def _part(member: Member) -> Part | None:
     if re.search(r"\.jsonl?$", member.name):
-        return with_unit(Part(member, "examples", split_of(member.name)))
+        part = with_unit(Part(member, "examples", split_of(member.name)))
+        record = first_record(part)
+        return part if {"question", "positive_ctxs"} & record.keys() and not are_pairs(record) else None
     row = first_row(member, "\t")
     if row == _HEADER:
         return Part(member, "corpus")

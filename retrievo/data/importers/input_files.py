@@ -16,12 +16,14 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO
 
+from retrievo.data.foreign import columns_of, import_command, shown_columns
 from retrievo.support import console
 from retrievo.support.errors import RetrievoError
 
 BLOCK = 4 << 20  # bytes: a few thousand documents, less than a row group
 LONGEST = 256 << 20  # most bytes of one line or JSON value; a longer one means that the file has another format
 MEGABYTE = 1_000_000
+_NAMED = 5  # most files that an error names
 BYTE_ORDER_MARK = codecs.BOM_UTF8
 
 # first bytes of files that are not text, and what to do with such a file
@@ -247,6 +249,17 @@ class ImportSource:
     def named(self, *patterns: str) -> list[Member]:
         """Members whose file name, in lower case and without `.gz`, matches one of these patterns."""
         return [m for m in self.members if any(fnmatch.fnmatchcase(m.name, pattern) for pattern in patterns)]
+
+    def lacks(self, format: str, expected: str) -> RetrievoError:
+        """The error for a source without files of a format: it tells what there is, and the import that reads it."""
+        if self.is_file:
+            columns = shown_columns(columns_of(self.path))
+            has = f" (it has: {', '.join(columns)})" if columns else ""
+        else:
+            has = f" (it holds: {', '.join(member.path for member in self.members[:_NAMED])})"
+        command = import_command(self.path)
+        fix = f"import another format: {command}" if command else "check the files"
+        return RetrievoError(self.path, f"holds no {format} files{has}", expected, fix)
 
     def files(self, parts: Sequence[Part]) -> list[Path]:
         """The files on disk behind these parts, from which the input's fingerprint is computed."""

@@ -11,9 +11,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from retrievo.data.foreign import POSITIVE_COLUMNS, QUERY_COLUMNS
+from retrievo.data.foreign import POSITIVE_COLUMNS, QUERY_COLUMNS, shown_columns
 from retrievo.data.ids import text_id
-from retrievo.data.importers.columns import shown_columns, tables_of
+from retrievo.data.importers.columns import tables_of
 from retrievo.data.importers.dataset import ColumnsRead, DatasetWriter
 from retrievo.data.importers.delimited import delimiter_of, first_row, in_columns, read_csv, read_tsv
 from retrievo.data.importers.examples import Example, Passage, write_examples

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from retrievo.data.foreign import import_command
 from retrievo.data.importers.dataset import DatasetWriter
 from retrievo.data.importers.examples import Example, Passage, write_examples
 from retrievo.data.importers.input_files import ImportSource, Member, Part, split_of
@@ -18,7 +17,6 @@ from retrievo.data.importers.json_lines import (
     read_records,
     with_unit,
 )
-from retrievo.support.errors import RetrievoError
 
 _SOURCE = "tevatron"
 _EXPECTED = "records with query_id, query, positive_passages, negative_passages; or with docid, title, text"
@@ -32,14 +30,8 @@ def find(source: ImportSource) -> list[Part]:
     members = source.members if source.is_file else source.named("*.jsonl", "*.json")
     parts = [part for member in members if (part := _part(member)) is not None]
     if not parts:
-        raise RetrievoError(source.path, "holds no Tevatron files", _EXPECTED, _other_format(source))
+        raise source.lacks("Tevatron", _EXPECTED)
     return sorted(parts, key=lambda part: part.noun != "corpus")
-
-
-def _other_format(source: ImportSource) -> str:
-    """What to do with files that are not Tevatron's."""
-    command = import_command(source.path)
-    return "check the files" if command is None else f"import it as another format: {command}"
 
 
 def _part(member: Member) -> Part | None:
