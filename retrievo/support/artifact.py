@@ -132,7 +132,7 @@ class Manifest:
             raise RetrievoError(path, f"its manifest is damaged at '{damaged}'", None, "make the artifact again")
         if kinds and manifest.kind not in kinds:
             raise RetrievoError(path, f"is of kind '{manifest.kind}'", f"{' or '.join(kinds)}")
-        if manifest.format > KINDS.get(manifest.kind, 1 if kinds else 0):
+        if manifest.format > KINDS.get(manifest.kind, 1):
             raise RetrievoError(path, f"has format {manifest.format} of '{manifest.kind}'", None, _upgrade())
         return manifest
 

@@ -258,6 +258,18 @@ def test_a_newer_format_is_refused(tmp_path: Path, source: Path) -> None:
         Manifest.read(tmp_path / "out")
 
 
+def test_a_kind_that_is_not_listed_has_format_1_whether_or_not_its_name_is_asked_for(
+    tmp_path: Path, source: Path
+) -> None:
+    make(Output(tmp_path / "out", "new-index", {}, {"source": Input.of(source)}))
+    assert Manifest.read(tmp_path / "out") == Manifest.read(tmp_path / "out", "new-index")
+    path = tmp_path / "out" / MANIFEST
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 2}))
+    for kinds in ((), ("new-index",)):
+        with pytest.raises(RetrievoError, match="has format 2 of 'new-index'; this is retrievo"):
+            Manifest.read(tmp_path / "out", *kinds)
+
+
 def test_an_input_is_found_where_it_was_or_beside_the_artifact(tmp_path: Path, source: Path) -> None:
     make(output(tmp_path / "out", source))
     manifest = Manifest.read(tmp_path / "out")
