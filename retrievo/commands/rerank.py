@@ -269,7 +269,7 @@ def _pairs(run: Run, depth: int | None, relevant: pa.Table | None, corpus: Corpu
     import numpy as np
 
     from retrievo.data.ids import IdMap
-    from retrievo.data.ordering import first_ranked
+    from retrievo.data.ordering import first_of_pairs, first_ranked
 
     known, table = IdMap(queries.table), run.table
     query, document = known.rows(table["query_id"]), corpus.id_map.rows(table["doc_id"])
@@ -281,8 +281,7 @@ def _pairs(run: Run, depth: int | None, relevant: pa.Table | None, corpus: Corpu
         more = known.rows(relevant["query_id"]), corpus.id_map.rows(relevant["doc_id"])
         there = np.isin(more[0], query) & (more[1] >= 0)  # of the queries of the run
         query, document = np.concatenate([query, more[0][there]]), np.concatenate([document, more[1][there]])
-    _, first = np.unique(np.stack([query, document]), axis=1, return_index=True)
-    kept = np.sort(first)
+    kept = np.sort(first_of_pairs(query, document))
     kept = kept[np.argsort(query[kept], kind="stable")]
     return Pairs(query[kept], document[kept])
 

@@ -62,6 +62,18 @@ def ranks(group: np.ndarray) -> np.ndarray:
     return (np.arange(1, len(group) + 1) - np.repeat(first, size)).astype(np.int32)
 
 
+def first_of_pairs(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """The positions [m] where each distinct pair of numbers (one, other) stands first, in the order of the pairs.
+
+    What `np.unique(np.stack([one, other]), axis=1, return_index=True)` finds, which sorts the pairs as records.
+    """
+    order = np.lexsort((other, one))  # stable, so that the first of equal ones stays first
+    one, other = one[order], other[order]
+    new = np.ones(len(order), bool)
+    new[1:] = (one[1:] != one[:-1]) | (other[1:] != other[:-1])
+    return order[new]
+
+
 def repeated(
     group: np.ndarray, doc_id: pa.Array | pa.ChunkedArray, fingerprint: np.ndarray | None = None
 ) -> tuple[int, int] | None:

@@ -18,6 +18,7 @@ from typing import NamedTuple
 import numpy as np
 
 from retrievo.data.cache import GrowingArray, cached
+from retrievo.data.ordering import first_of_pairs
 from retrievo.data.tables import Table
 from retrievo.support import console
 
@@ -130,7 +131,7 @@ def own_documents(documents: Identities, asked: np.ndarray, same_id: np.ndarray)
     distinct = np.setdiff1d(asked, [EMPTY])
     pairs = [_reading(distinct, column) for column in {id(c): c for c in (documents.whole, documents.text)}.values()]
     known, row = (np.concatenate(parts) for parts in zip(*pairs, strict=True))  # place in `distinct`, row
-    _, once = np.unique(np.stack([known.astype(np.uint64), documents.whole[row]]), axis=1, return_index=True)
+    once = first_of_pairs(known, documents.whole[row])
     known, row = known[once], row[once]  # by place
     query = np.flatnonzero(asked != EMPTY)
     place = np.searchsorted(distinct, asked[query])
@@ -138,9 +139,9 @@ def own_documents(documents: Identities, asked: np.ndarray, same_id: np.ndarray)
     of_query, of_row = np.repeat(query, end - first), row[_ranges(first, end)]
     titled = np.flatnonzero((same_id >= 0) & (asked != EMPTY))
     titled = titled[documents.title[same_id[titled]] == asked[titled]]
-    both = np.stack([np.concatenate([of_query, titled]), np.concatenate([of_row, same_id[titled]])])
-    found = np.unique(both, axis=1)
-    return found[0], found[1]
+    query, row = np.concatenate([of_query, titled]), np.concatenate([of_row, same_id[titled]])
+    found = first_of_pairs(query, row)
+    return query[found], row[found]
 
 
 def _reading(distinct: np.ndarray, column: np.ndarray, block: int = 1 << 20) -> tuple[np.ndarray, np.ndarray]:

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from retrievo.data.columns import rows_of, table_of, taken
 from retrievo.data.corpus import Corpus
 from retrievo.data.ids import hash_texts
-from retrievo.data.ordering import flat_strings, ranked, ranks
+from retrievo.data.ordering import first_of_pairs, flat_strings, ranked, ranks
 from retrievo.data.run import Run
 from retrievo.data.sampling import random_keys
 from retrievo.data.tables import NEGATIVES, RUN, Table
@@ -147,8 +147,8 @@ class RandomMiner:
             row = draw[np.lexsort((random_keys(self.seed, hashes, draw), query))]
         else:
             row = (random_keys(self.seed, hashes, draw) % np.uint64(documents)).astype(np.int64)
-            _, once = np.unique(np.stack([query, row]), axis=1, return_index=True)
-            query, row = query[np.sort(once)], row[np.sort(once)]
+            once = np.sort(first_of_pairs(query, row))
+            query, row = query[once], row[once]
         doc_ids = taken(self.judged.corpus.id_map.ids.column(), row)
         sources = pa.array(["random"] * len(row), pa.string())
         return Candidates(query, row, doc_ids, np.zeros(len(row), np.float32), ranks(query), sources)

@@ -244,6 +244,14 @@ class TestExactScores:
         assert scores.shape == (0,)
 
 
+def test_the_first_of_each_pair_is_numpys():
+    rng = np.random.default_rng(0)
+    one, other = rng.integers(0, 30, 2_000), rng.integers(2**64 - 40, 2**64 - 1, 2_000, dtype=np.uint64)
+    _, expected = np.unique(np.stack([one.astype(np.uint64), other]), axis=1, return_index=True)
+    assert (ordering.first_of_pairs(one, other) == expected).all()
+    assert ordering.first_of_pairs(one[:0], other[:0]).tolist() == []
+
+
 def test_candidates_are_ordered_by_score_then_row():
     rng = np.random.default_rng(0)
     score = rng.integers(-3, 4, (5, 300)).astype(np.float32) / 4

@@ -54,7 +54,8 @@ def _grid(runs: int) -> np.ndarray:
     import numpy as np
 
     steps = _STEPS.get(runs, 4)
-    parts = [part for part in itertools.product(range(steps + 1), repeat=runs) if sum(part) == steps]
+    shared_out = itertools.combinations_with_replacement(range(runs), steps)  # which run has each step of the weight
+    parts = [tuple(has.count(run) for run in range(runs)) for has in shared_out]
     parts.sort(key=lambda part: (max(part) - min(part), part))
     return np.array(parts) / steps
 

@@ -17,6 +17,7 @@ import pyarrow as pa
 from retrievo.data.corpus import Corpus, Queries
 from retrievo.data.ids import IdMap
 from retrievo.data.negatives import Negatives
+from retrievo.data.ordering import first_of_pairs
 from retrievo.data.origin import read_now, warn_of_other_judgments, warn_of_others
 from retrievo.data.pair_scores import PairScores
 from retrievo.data.qrels import Qrels
@@ -178,8 +179,10 @@ class TrainingData:
             found = "the teacher has a score for none of the negatives, which margin-mse learns from"
             raise RetrievoError(self.queries.path, found, None, "score the negatives too (retrievo rerank)")
         query = np.repeat(np.arange(self.positives.size), np.diff(self.positives.offsets))
-        relevant = np.unique(np.stack([query.astype(np.uint64), hashes[self.positives.values]]), axis=1)
-        fewest = np.bincount(relevant[0].astype(np.int64))[self._judged].min()
+        document = hashes[self.positives.values]
+        once = first_of_pairs(query, document)
+        relevant = query[once], document[once]
+        fewest = np.bincount(relevant[0])[self._judged].min()
         if not set(losses) <= set(GROUPED) and fewest < len(np.unique(relevant[1])):
             return
         asked = np.repeat(np.arange(pool.size), np.diff(pool.offsets))
