@@ -264,7 +264,8 @@ def scattered_rules(modules: list[Module]) -> list[str]:
     is a method of the Config or takes it, and is called `check...`, `refuse...` or `record`, or says that something
     does not apply; or a function or table of the same module that such a function names. It names an option by a
     string (the option's name or flag), or, where it raises a UsageError about the option's flag, under a condition
-    on another option. What a value may be, such as a range, is no rule of use and is not counted.
+    on another option. What a value may be, such as a range, is no rule of use and is not counted. Nor is what a
+    docstring says: it tells of errors and decides nothing, and made all keys of a summary look like options.
     """
     classes = classes_of(modules)
     parents = {base for name in classes for base in _bases(name, classes)[1:]}
@@ -318,8 +319,10 @@ def _takes(name: str, function: ast.FunctionDef | ast.AsyncFunctionDef, lineage:
     )
 
 
-def _decides(name: str, function: ast.AST) -> bool:
-    texts = [one.value for one in ast.walk(function) if isinstance(one, ast.Constant) and isinstance(one.value, str)]
+def _decides(name: str, function: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
+    body = function.body[1:] if ast.get_docstring(function) else function.body
+    nodes = [one for statement in body for one in ast.walk(statement)]
+    texts = [one.value for one in nodes if isinstance(one, ast.Constant) and isinstance(one.value, str)]
     by_name = re.match(r"_?(check|refuse)|record$", name.rpartition(".")[2])
     return bool(by_name) or any(_DOES_NOT_APPLY.search(text) for text in texts)
 
