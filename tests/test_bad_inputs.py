@@ -385,7 +385,7 @@ CASES: dict[str, tuple[Make, int, str]] = {
         "none: no such folder",
     ),
     "suite without a dataset": (
-        lambda f: ["evaluate", "--suite", HOUSE, "--model", "m"],
+        lambda f: ["evaluate", "--suite", f"{HOUSE}/qrels", "--model", "m"],
         1,
         "holds no dataset; expected folders with corpus.parquet, queries.parquet and qrels/test.parquet",
     ),
@@ -503,12 +503,12 @@ CASES: dict[str, tuple[Make, int, str]] = {
     "question without quotes": (
         lambda f: ["search", "boundary", "layer", "--index", HOUSE / "bm25"],
         2,
-        "unexpected extra argument(s) (layer); put a question in quotes",
+        "unexpected extra argument(s) (layer); put a question in quotes, and repeat a flag",
     ),
     "run without its flag": (
         lambda f: ["evaluate", HOUSE / "run.trec", "--qrels", HOUSE],
         2,
-        "other values after their flag (--run FILE)",
+        "repeat a flag for each of its values",
     ),
     "unknown flag": (
         lambda f: ["search", "x", "--indx", HOUSE / "bm25"],

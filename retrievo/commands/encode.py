@@ -233,7 +233,7 @@ def _encode_shards(config: EncodeConfig, table: Table, output: Output, device: t
         without = sum(int(shard.get(WITHOUT_TOKENS, 0)) for shard in shards)
         warn_of_texts_without_tokens(table.path, without, config.role)
         manifest = output.finish(stats)
-    _summary(config.output, manifest, encoder.spec.max_length(config.role))
+    _summary(config, manifest, encoder.spec.max_length(config.role))
     return manifest
 
 
@@ -300,13 +300,24 @@ def _ahead(items: Iterator[tuple[pa.Array, Tokenized, int]]) -> Iterator[tuple[p
             yield item
 
 
-def _summary(output: Path, manifest: Manifest, max_length: int) -> None:
+def _summary(config: EncodeConfig, manifest: Manifest, max_length: int) -> None:
     rows, role, seconds = manifest.stats["rows"], manifest.stats["role"], manifest.seconds or 0.0
     share = manifest.stats["truncated"] / max(1, rows)
     facts = {
-        "output": f"{output} ({rows:,} {role} vectors of {manifest.stats['dim']} dimensions)",
+        "output": f"{config.output} ({rows:,} {role} vectors of {manifest.stats['dim']} dimensions)",
         "truncated": f"{share:.1%} of the texts, at {max_length} tokens",
         "took": f"{console.seconds(seconds)} ({rows / max(seconds, 1e-9):,.0f} texts/s)",
     }
-    following = f"retrievo search --index {output} --queries QUERIES --output run.parquet"
-    console.summary("encoded", facts, following if role == "document" else None)
+    console.summary("encoded", facts, *(_searches(config) if role == "document" else ()))
+
+
+def _searches(config: EncodeConfig) -> Iterator[str]:
+    """The commands that search the embeddings of documents, fused with a BM25 index of the same folder."""
+    from retrievo.support.artifact import MANIFEST
+
+    beside = config.output.parent / "bm25"
+    indexes = [config.output, *([beside] if (beside / MANIFEST).is_file() else [])]
+    flags = " ".join(f"--index {path}" for path in indexes)
+    yield f'retrievo search "..." {flags}'
+    if config.data is not None and (config.data / "queries.parquet").is_file():
+        yield f"retrievo search {flags} --data {config.data} --output run.parquet"

@@ -203,9 +203,8 @@ def measured(
 
 def _check_given(config: EvaluateConfig) -> None:
     if not config.run:
-        raise UsageError(
-            "--run", "no run to score", None, _named(_here(_is_run), "--run FILE, made by retrievo search")
-        )
+        either = "--run FILE, made by retrievo search; or --model M --data D, which makes the run too"
+        raise UsageError("--run", "no run to score", None, _named(_here(_is_run), either))
     if config.qrels is None and any(Metric.parse(typed).needs_qrels for typed in config.metrics):
         fix = _named(_qrels_here(), "--qrels FILE or a dataset folder")
         raise UsageError("--qrels", "no judgments to score against", None, fix)

@@ -17,7 +17,7 @@ from retrievo.commands.evaluate import EvaluateConfig, evaluate
 from retrievo.commands.index import IndexConfig, index
 from retrievo.commands.search.config import SearchConfig
 from retrievo.commands.search.run import search
-from retrievo.data.options import output_option, threads_option
+from retrievo.data.options import of_data, output_option, threads_option
 from retrievo.models.compute import Computes
 from retrievo.models.options import chunk_tokens_option, device_option, dtype_option, model_option, revision_option
 from retrievo.support import console
@@ -40,7 +40,7 @@ class SweepConfig(Computes, EvaluateConfig):
     """Options of `retrievo evaluate`: those for runs, and those for whole datasets."""
 
     suite: Path | None = option(
-        "Folder of dataset folders. Each dataset is encoded, searched and evaluated, with BM25 for comparison.",
+        "Folder of dataset folders. The --model encodes, searches and is scored on each, beside BM25.",
         default=None,
         alternative="what",
         shown=True,
@@ -88,14 +88,20 @@ class SweepConfig(Computes, EvaluateConfig):
     @property
     def sweeps(self) -> bool:
         """Whether whole datasets are evaluated, and not existing runs."""
-        return self.suite is not None or self.known_item is not None
+        return self.suite is not None or self.known_item is not None or self._of_one_dataset
+
+    @property
+    def _of_one_dataset(self) -> bool:
+        return self.data is not None and self.model is not None and not self.run
+
+    def recipe(self) -> Values:
+        return {} if self._of_one_dataset else super().recipe()
 
     def check(self) -> None:
         super().check()
         if self.sweeps and (self.run or self.baseline or self.reference_run or self.qrels or self.answers):
-            raise UsageError(
-                "--suite", "makes its own runs", "no --run, --baseline, --reference-run, --qrels, --answers"
-            )
+            flag = "--model" if self._of_one_dataset else "--suite"
+            raise UsageError(flag, "makes its own runs", "no --run, --baseline, --reference-run, --qrels, --answers")
         if self.sweeps and self.model is None:
             raise UsageError("--model", "no model to evaluate", None, "pass --model FOLDER or a hub name")
         if self.known_item and self.corpus is None:
@@ -105,12 +111,12 @@ class SweepConfig(Computes, EvaluateConfig):
 
 
 def evaluate_any(config: EvaluateConfig) -> Evaluation | Suite:
-    """Scores runs that are there, or makes and scores those of whole datasets (`--suite`, `--known-item`)."""
+    """Scores existing runs, or those that it makes with a model (`--suite`, `--known-item`, `--data`)."""
     return sweep(config) if isinstance(config, SweepConfig) and config.sweeps else evaluate(config)
 
 
 def sweep(config: SweepConfig) -> Suite:
-    """Evaluates a model and BM25 on every dataset of the suite, or on known items of one corpus.
+    """Evaluates a model and BM25 on every dataset of the suite, on one dataset, or on known items of one corpus.
 
     Raises: RetrievoError for datasets that can't be read; UsageError for names that are not in the suite.
     """
@@ -126,7 +132,7 @@ def sweep(config: SweepConfig) -> Suite:
         found = {name: _evaluate(config, name, path) for name, path in datasets.items()}
     suite = Suite(found, notes)
     if config.report:
-        title = f"{_label(config.model)} and BM25 on {config.suite or config.corpus}"
+        title = f"{_label(config.model)} and BM25 on {config.suite or config.corpus or config.data}"
         with atomic_path(config.report) as temporary:
             temporary.write_text(suite.report(title), encoding="utf-8")
         console.note(f"wrote {config.report}")
@@ -143,7 +149,7 @@ def _warnings(known_item: str | None) -> tuple[str, ...]:
 
 
 def _datasets(config: SweepConfig) -> Iterator[tuple[str, Path]]:
-    """The datasets by name: folders of a suite with corpus, queries and judgments, or one made of known items."""
+    """The datasets by name: one of known items, `--data`, or the folders of a suite, of which a dataset is one too."""
     from retrievo.data.corpus import Corpus
     from retrievo.evaluation.known_item import make_known_items
 
@@ -154,14 +160,17 @@ def _datasets(config: SweepConfig) -> Iterator[tuple[str, Path]]:
         make_known_items(path, Corpus(config.corpus), seed=config.seed, force=config.force, **options)  # type: ignore[arg-type]
         yield name, path
         return
-    assert config.suite is not None
+    if config.suite is None:
+        assert config.data is not None
+        yield os.path.basename(os.path.abspath(config.data)), config.data
+        return
     if not config.suite.is_dir():
         raise RetrievoError(config.suite, "no such folder", None, "check --suite")
-    folders = [path for path in sorted(config.suite.glob("*")) if _is_dataset(path)]
+    folders = [path for path in [config.suite, *sorted(config.suite.glob("*"))] if _is_dataset(path)]
     if not folders:
         expected = "folders with corpus.parquet, queries.parquet and qrels/test.parquet or dev.parquet"
         raise RetrievoError(config.suite, "holds no dataset", expected, "import them first: retrievo import --help")
-    yield from ((path.name, path) for path in folders)
+    yield from ((os.path.basename(os.path.abspath(path)), path) for path in folders)
 
 
 def _is_dataset(path: Path) -> bool:
@@ -180,8 +189,10 @@ def _evaluate(config: SweepConfig, name: str, dataset: Path) -> Evaluation:
     console.note(f"{name}:")
     home, label, compute = config.output / name, _label(config.model), asdict(config.compute)
     machine: Values = {"threads": config.threads, "force": config.force}
-    runs = {run: home / "runs" / f"{run}.parquet" for run in (BM25, label)}
-    asked: Values = {"queries": dataset, "judged": dataset, "depth": config.depth}
+    judged = of_data(dataset, "judged", split=config.split)["judged"]
+    folder = "runs" if config.split is None else f"runs-{config.split}"
+    runs = {run: home / folder / f"{run}.parquet" for run in (BM25, label)}
+    asked: Values = {"queries": dataset, "judged": judged, "depth": config.depth}
     index(IndexConfig(type=BM25, corpus=dataset, output=home / BM25, **machine))
     search(SearchConfig(index=(home / BM25,), output=runs[BM25], **asked, **machine))
     assert config.model is not None
@@ -190,7 +201,8 @@ def _evaluate(config: SweepConfig, name: str, dataset: Path) -> Evaluation:
     encode(EncodeConfig(corpus=dataset, output=vectors, force=config.force, **model, **compute))
     search(SearchConfig(index=(vectors,), output=runs[label], force=config.force, **asked, **compute))
     own = {spec.name: getattr(config, spec.name) for spec in fields(EvaluateConfig)}
-    own |= {"run": tuple(runs.values()), "baseline": runs[BM25], "qrels": dataset, "report": None, "corpus": dataset}
+    own |= {"run": tuple(runs.values()), "baseline": runs[BM25], "qrels": judged, "report": None, "corpus": dataset}
+    own |= {"data": None, "split": None}
     if name in config.exclude_self_of:
         own["exclude_self"] = True
     return evaluate(EvaluateConfig(**own))

@@ -121,7 +121,7 @@ class MineConfig(Computes, Options):
     split: str = split_option("train")
     corpus: Path = corpus_option(default=None, hidden_default=OF_DATA)
     queries: Path = queries_option(default=None, hidden_default=OF_DATA)
-    qrels: Path = qrels_option(default=None, hidden_default="the --split of --data")
+    qrels: Path = qrels_option(default=None, split="training split", hidden_default="the --split of --data")
     output: Path = output_option("Table of negatives to write (.parquet).")
     depth: int = option(
         "Number of documents retrieved per query.", default=200, minimum=1, shown=True, group="Negatives"
@@ -261,12 +261,14 @@ def mine_negatives(config: MineConfig) -> Manifest:
     Raises: RetrievoError for tables that can't be read or a stage that was not trained.
     """
     from retrievo.data.corpus import Corpus, Queries
+    from retrievo.data.finding import training_split
     from retrievo.data.qrels import Qrels
     from retrievo.models.model_reference import model_record, shows_titles
     from retrievo.support.artifact import Output
 
     titles = shows_titles(config.model, None if config.model else config.title_template)
-    corpus, queries, qrels = Corpus(config.corpus, titles=titles), Queries(config.queries), Qrels.read(config.qrels)
+    corpus, queries = Corpus(config.corpus, titles=titles), Queries(config.queries)
+    qrels = Qrels.read(training_split(config.qrels))
     model_config, model_inputs = model_record(config.model, config.revision) if config.model else ({}, {})
     inputs = {"corpus": corpus.input, "queries": queries.input, "qrels": qrels.input, **model_inputs}
     inputs |= _drawn(config.index, config.run, config.teacher)

@@ -293,7 +293,7 @@ def _train(
         stats: dict[str, float] = {"steps": steps[-1], "condenser_steps": sum(steps[:-1]), "dim": encoder.dim}
         stats |= {"documents": sum(map(len, corpora))}
         manifest = output.finish(stats | Course.of(folder).stats)
-    _summary(config.output, config.objective, config.corpus[0], manifest)
+    _summary(config, manifest)
     return manifest
 
 
@@ -452,16 +452,16 @@ def _show_views(config: PretrainConfig, corpora: Sequence[Corpus]) -> None:
         print("\n".join(f"  {name}: {text}" for name, text in views))
 
 
-def _summary(output: Path, objective: str, corpus: Path, manifest: Manifest) -> None:
+def _summary(config: PretrainConfig, manifest: Manifest) -> None:
     from retrievo.training.engine.logs import Course
 
-    stats = manifest.stats
+    stats, output = manifest.stats, config.output
     before = f"{stats['condenser_steps']:,} steps of condenser, then " if stats["condenser_steps"] else ""
     facts = {
-        "output": f"{output} ({before}{stats['steps']:,} steps of {objective})",
+        "output": f"{output} ({before}{stats['steps']:,} steps of {config.objective})",
         **Course.of(output).facts,
         "log": f"{output}/metrics.jsonl",
         "took": console.seconds(manifest.seconds or 0.0),
     }
-    following = f"retrievo train --model {output} --corpus {corpus} --queries Q --qrels R --output stage-1"
-    console.summary("pre-trained", facts, following)
+    tables = f"--data {config.data}" if config.data else f"--corpus {config.corpus[0]} --queries Q --qrels R"
+    console.summary("pre-trained", facts, f"retrievo train --model {output} {tables} --output stage-1")

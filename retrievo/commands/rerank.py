@@ -335,7 +335,7 @@ def _rerank(
         stats = _write_run(corpus, queries, pairs, values, folder / config.output.name, output, more_stats)
         manifest = output.finish(stats)
     discard(scores.path)
-    _summary(config.output, manifest, output.elapsed)
+    _summary(config, manifest, output.elapsed)
     return manifest
 
 
@@ -504,10 +504,11 @@ def _write_run(
     return stats
 
 
-def _summary(output: Path, manifest: Manifest, seconds: float) -> None:
+def _summary(config: RerankConfig, manifest: Manifest, seconds: float) -> None:
     rows = manifest.stats["rows"]
     facts = {
-        "output": f"{output} ({rows:,} pairs)",
+        "output": f"{config.output} ({rows:,} pairs)",
         "took": f"{console.seconds(seconds)} ({rows / max(seconds, 1e-9):,.0f} pairs/s)",
     }
-    console.summary("reranked", facts, f"retrievo evaluate --run {output} --qrels QRELS")
+    judgments = f"--data {config.data}" if config.data else f"--qrels {config.qrels or 'QRELS'}"
+    console.summary("reranked", facts, f"retrievo evaluate --run {config.output} {judgments}")

@@ -247,18 +247,20 @@ def _summary(config: TrainConfig, manifest: Manifest) -> None:
 
     assert config.folder is not None
     stats = manifest.stats
+    split = f" of the {config.split} split" if config.data else ""
     facts = {
-        "output": f"{config.folder} ({stats['steps']:,} steps, {stats['queries']:,} judged queries)",
+        "output": f"{config.folder} ({stats['steps']:,} steps, {stats['queries']:,} judged queries{split})",
         **Course.of(config.folder).facts,
         **_development(stats),
         "log": f"{config.folder}/metrics.jsonl",
         "took": console.seconds(manifest.seconds or 0.0),
     }
-    following = f"retrievo mine-negatives {config.folder} to NEXT-STAGE"
+    following = [f"retrievo mine-negatives {config.folder} to NEXT-STAGE"]
+    if config.data is not None:
+        following.insert(0, f"retrievo evaluate --model {config.folder} --data {config.data}")
     if config.kind == CROSS_ENCODER:
-        following = (
-            f"retrievo rerank --run RUN --model {config.folder} --corpus C --queries Q --output reranked.parquet"
-        )
+        tables = f"--data {config.data}" if config.data else "--corpus C --queries Q"
+        following = [f"retrievo rerank --run RUN --model {config.folder} {tables} --output reranked.parquet"]
     if config.document_embeddings is not None:
-        following = f"retrievo encode --model {config.folder} --queries QUERIES --output QUERY-EMBEDDINGS"
-    console.summary("trained", facts, following)
+        following = [f"retrievo encode --model {config.folder} --queries QUERIES --output QUERY-EMBEDDINGS"]
+    console.summary("trained", facts, *following)

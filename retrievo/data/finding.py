@@ -43,6 +43,14 @@ def table_files(path: Path, noun: str) -> list[Path]:
     return _of_folder(path, noun)
 
 
+def training_split(path: Path) -> Path:
+    """The training judgments of a dataset folder; any other path as it is.
+
+    What trains a model must not be what it is evaluated on, for which a dataset folder stands for its test split.
+    """
+    return path / "qrels" / "train.parquet" if (path / "qrels").is_dir() else path
+
+
 def _no_split(path: Path) -> RetrievoError:
     """What a dataset folder has instead of the split that was asked for."""
     folder = path.parent.parent

@@ -85,9 +85,11 @@ def queries_option(default: Any = MISSING, **declared: Any) -> Any:
     return option(f"Queries: {TABLE}. The columns are id and text.", default=default, group="Data", **declared)
 
 
-def qrels_option(default: Any = MISSING, help: str = "Relevance judgments.", **declared: Any) -> Any:
-    """`--qrels`; `help` is what is shown at first."""
-    help = f"{help} The value is {TABLE} (its test split, else dev), or a TREC or BEIR text file."
+def qrels_option(
+    default: Any = MISSING, help: str = "Relevance judgments.", split: str = "test split, else dev", **declared: Any
+) -> Any:
+    """`--qrels`; `help` is what is shown at first, `split` what is read of a dataset folder."""
+    help = f"{help} The value is {TABLE} (its {split}), or a TREC or BEIR text file."
     return option(help, default=default, **{"group": "Data", **declared})
 
 

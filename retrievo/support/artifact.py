@@ -472,7 +472,7 @@ class Output:
         now, none = self._inputs(), {"fingerprint": ""}
         pairs = [(name, inputs.get(name, none), now.get(name, none)) for name in dict.fromkeys([*inputs, *now])]
         return changed + [
-            f"its input '{name}' has changed ({_shown(was)} before, {_shown(given)} now)"
+            f"its input '{name}' has changed{_moved(_shown(was), _shown(given))}"
             for name, was, given in pairs
             if was["fingerprint"] != given["fingerprint"]
         ]
@@ -665,6 +665,11 @@ def _shown(recorded: Mapping[str, str]) -> str:
     if "name" in recorded:
         return f"{recorded['name']} at commit {recorded['revision']}"
     return recorded.get("path", "none")
+
+
+def _moved(was: str, now: str) -> str:
+    """Says where an input was and is, for a message; nothing if it is the same place with other content."""
+    return "" if was == now else f" ({was} before, {now} now)"
 
 
 def _relative(path: Path, home: Path) -> str:

@@ -183,8 +183,9 @@ def _message(problem: TyperException) -> str:
         command = f"retrievo {context.info_name if context.parent else ''}".strip()
         return f"unknown option {name}; {advice(name, flags) or f'{command} --help lists the options'}"
     text = " ".join(problem.format_message().split())
-    alone = "unexpected extra argument" in text
-    return text + ("; put a question in quotes, and other values after their flag (--run FILE)" if alone else "")
+    if "unexpected extra argument" not in text:
+        return text
+    return f"{text}; put a question in quotes, and repeat a flag for each of its values (--index A --index B)"
 
 
 def as_typed(command: str, config: Options) -> str:

@@ -15,6 +15,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
@@ -193,8 +194,8 @@ def is_inner() -> bool:
     return _inner.get()
 
 
-def summary(title: str, facts: Mapping[str, object], next_command: str | None = None) -> None:
-    """Shows what was made, where, how long it took, and which command to run next."""
+def summary(title: str, facts: Mapping[str, object], *next_commands: str) -> None:
+    """Shows what was made, where, how long it took, and which commands can be run next."""
     if not is_lead() or _inner.get():
         return
     if not _shown:
@@ -204,8 +205,8 @@ def summary(title: str, facts: Mapping[str, object], next_command: str | None = 
     width = max((len(name) for name in facts), default=0)
     for name, value in facts.items():
         _screen().print(plain(f"  {name:<{width}}  {value}"))
-    if next_command:
-        _screen().print(plain(f"  {'next':<{width}}  {next_command}"))
+    for name, command in zip_longest(["next"], next_commands, fillvalue="or") if next_commands else ():
+        _screen().print(plain(f"  {name:<{width}}  {command}"))
 
 
 def typed_lines(prompt: str) -> Iterator[str]:

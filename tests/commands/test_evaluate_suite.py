@@ -50,6 +50,29 @@ def test_every_dataset_is_scored_with_bm25_beside_it_and_averages_below(swept: P
         assert values["best on"]["bm25"][typed] == best.count("bm25")
 
 
+def test_one_dataset_is_scored_as_it_is_in_a_suite(
+    swept: Path, suite: Path, tiny_model: Path, tmp_path: Path, retrievo: Callable
+) -> None:
+    """`--model M --data D`, and `--suite` with a folder that is a dataset itself, on the split that is asked for."""
+    flags = ["--model", tiny_model, "--output", tmp_path / "one", "--depth", 50, "--json", "--metrics", "ndcg@10"]
+    values = json.loads((swept / "said.json").read_text())["first"]
+    expected = {run: values[run]["ndcg@10"] for run in ("bm25", "tiny")}
+    for given in (
+        ("--data", suite / "first"),
+        ("--suite", suite / "first"),
+        ("--data", suite / "first", "--split", "test"),
+    ):
+        outcome = retrievo("evaluate", *given, *flags)
+        assert outcome.code == 0, outcome.err
+        found = json.loads(outcome.out)["first"]
+        assert {run: found[run]["ndcg@10"] for run in expected} == expected
+    outcome = retrievo("evaluate", "--data", suite / "first", "--split", "train", *flags)
+    assert outcome.code == 0, outcome.err
+    assert json.loads(outcome.out)["first"]["bm25"]["ndcg@10"] != expected["bm25"]
+    missing = retrievo("evaluate", "--data", suite / "first", "--split", "val", *flags)
+    assert (missing.code, "has the splits" in missing.err) == (1, True)
+
+
 def test_the_numbers_are_those_of_the_runs(swept: Path, suite: Path, retrievo: Callable) -> None:
     run = swept / "first" / "runs" / "tiny.parquet"
     outcome = retrievo("evaluate", "--run", run, "--qrels", suite / "first", "--metrics", "ndcg@10", "--json")

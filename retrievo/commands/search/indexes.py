@@ -160,7 +160,7 @@ def warn_of_changed_texts(indexes: Sequence[IndexFolder]) -> None:
         with contextlib.suppress(RetrievoError):  # what is gone can't be compared; who needs it says so
             now = [Input.of(path, table_files(path, "corpus")).fingerprint for path in index.corpora()]
             if now != [manifest.inputs["corpus"]["fingerprint"] for manifest in index.made_of_texts()]:
-                console.warn(f"{index.path}: its input 'corpus' has changed since; build the index again")
+                console.warn(f"{index.path}: its corpus has changed since it was made; make it again with --force")
 
 
 def open_corpora(given: Path | None, indexes: Sequence[IndexFolder]) -> list[Corpus]:

@@ -106,7 +106,9 @@ def _write_run(config: SearchConfig, sources: Sources, asked: Asked) -> None:
     if stats["without_results"]:
         facts["empty"] = f"{stats['without_results']:,} queries found nothing"
     facts["took"] = console.seconds(output.elapsed)
-    console.summary("searched", facts, f"retrievo evaluate --run {config.output} --qrels QRELS")
+    split = f" --split {config.split}" if config.split else ""
+    judgments = f"--data {config.data}{split}" if config.data else f"--qrels {config.judged or 'QRELS'}"
+    console.summary("searched", facts, f"retrievo evaluate --run {config.output} {judgments}")
 
 
 def _corpora(places: Sequence[Path]) -> dict[str, Input]:

@@ -38,7 +38,10 @@ class DataSetConfig(Options):
     corpus: Path = corpus_option(default=None, hidden_default=OF_DATA)
     queries: Path = queries_option(default=None, hidden_default=OF_DATA)
     qrels: Path = qrels_option(
-        default=None, help="Relevance judgments to train on.", hidden_default="the --split of --data"
+        default=None,
+        help="Relevance judgments to train on.",
+        split="training split",
+        hidden_default="the --split of --data",
     )
     negatives: tuple[Path, ...] = option(
         "Hard negatives, as from retrievo mine-negatives. Several tables are joined.",

@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from retrievo.data.corpus import Corpus, Queries
+from retrievo.data.finding import training_split
 from retrievo.data.ids import IdMap
 from retrievo.data.negatives import Negatives
 from retrievo.data.ordering import first_of_pairs
@@ -58,7 +59,7 @@ class TrainingData:
     def __init__(self, config: DataSetConfig, min_relevance: int, *, titles: bool = True):
         self.prefixes = {"query": config.query_prefix, "document": config.document_prefix}
         self.corpus, self.queries = Corpus(config.corpus, titles=titles), Queries(config.queries)
-        judged, pools = Qrels.read(config.qrels), [Negatives(path) for path in config.negatives]
+        judged, pools = Qrels.read(training_split(config.qrels)), [Negatives(path) for path in config.negatives]
         self.inputs: dict[str, Input] = {
             "corpus": self.corpus.input,
             "queries": self.queries.input,

@@ -636,7 +636,7 @@ def test_a_corpus_that_has_changed_since_is_told(house: Path, tmp_path: Path, re
     for asked in (["heat"], [*table, "--force"]):
         outcome = retrievo("search", *asked, "--index", tmp_path / "bm25")
         assert outcome.code == 0
-        assert "bm25: its input 'corpus' has changed since; build the index again" in outcome.err
+        assert "bm25: its corpus has changed since it was made; make it again with --force" in outcome.err
         assert "warning" not in retrievo("search", *asked, "--index", tmp_path / "bm25", "--corpus", tmp_path).err
     corpus.unlink()
     outcome = retrievo("search", *table, "--force", "--index", tmp_path / "bm25")
