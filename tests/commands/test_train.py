@@ -307,6 +307,22 @@ def test_no_relevant_document_is_ever_a_negative(two_rounds: Path, toy_dataset: 
         assert Manifest.read(pool, "negatives").stats["dropped"]["same-text"] > 0, "documents that occur twice were met"
 
 
+def test_a_dataset_folder_of_judgments_is_its_training_split(
+    tiny_model: Path, toy_dataset: Path, tmp_path: Path, retrievo: Callable
+) -> None:
+    """In train and in mine-negatives: never the test split, which evaluation takes of the same folder."""
+    tables = ("--corpus", toy_dataset, "--queries", toy_dataset, "--qrels", toy_dataset)
+    outcome = retrievo("train", "--model", tiny_model, *tables, "--output", tmp_path / "model", *FLAGS)
+    assert outcome.code == 0, outcome.err
+    outcome = retrievo("mine-negatives", *tables, "--source", "random", "--output", tmp_path / "negatives.parquet")
+    assert outcome.code == 0, outcome.err
+    train = toy_dataset / "qrels" / "train.parquet"
+    for made in ("model", "negatives.parquet"):
+        assert Manifest.read(tmp_path / made).input_path("qrels", "--qrels") == train
+    mined = set(pq.read_table(tmp_path / "negatives.parquet")["query_id"].to_pylist())
+    assert mined == set(pq.read_table(train)["query_id"].to_pylist())
+
+
 def test_a_finished_stage_is_left_alone_and_another_option_refused(two_rounds: Path, retrievo: Callable) -> None:
     before = weights(two_rounds / "stage-2")
     again = retrievo("train", two_rounds / "stage-2")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from retrievo.data.finding import NOUNS, table_files
+from retrievo.data.finding import NOUNS, table_files, training_split
 from retrievo.support.errors import RetrievoError
 from retrievo.support.publishing import manifest_beside
 
@@ -88,3 +88,11 @@ def test_what_is_not_there_is_named_with_what_is(tmp_path: Path) -> None:
         table_files(tmp_path / "nowhere", "corpus")
     with pytest.raises(RetrievoError, match=r"holds no Parquet file for the corpus \(it holds queries.parquet\)"):
         table_files(folder(tmp_path, "queries.parquet"), "corpus")
+
+
+def test_a_dataset_folder_stands_for_its_training_judgments_where_a_model_learns(tmp_path: Path) -> None:
+    """Its test split would be learned and then evaluated on."""
+    (tmp_path / "qrels").mkdir()
+    assert training_split(tmp_path) == tmp_path / "qrels" / "train.parquet"
+    for path in (tmp_path / "qrels" / "test.parquet", tmp_path / "judged.tsv", tmp_path / "qrels"):
+        assert training_split(path) == path
