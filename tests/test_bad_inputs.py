@@ -113,7 +113,7 @@ def on_data(folder: Path, *typed: object) -> list[object]:
 
 HOUSE = Path("HOUSE")  # stands for the fixture's folder in the table below
 INDEX = ["index", "--type", "bm25", "--corpus"]
-TABLES = ["--corpus", HOUSE, "--queries", HOUSE, "--qrels", HOUSE]
+TABLES = ["--corpus", HOUSE, "--queries", HOUSE, "--qrels", HOUSE / "qrels" / "test.parquet"]
 NAN = np.array([[1, np.nan], [1, 2]], np.float32)
 
 # what is wrong -> (command in a fresh folder, exit code, what the one line says)

@@ -7,10 +7,10 @@ finished output, so that a stopped sweep resumes where it was, and a repeated on
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from retrievo.commands.encode import EncodeConfig, encode
 from retrievo.commands.evaluate import EvaluateConfig, evaluate
@@ -94,7 +94,7 @@ class SweepConfig(Computes, EvaluateConfig):
     def _of_one_dataset(self) -> bool:
         return self.data is not None and self.model is not None and not self.run
 
-    def recipe(self) -> Values:
+    def recipe(self) -> Mapping[str, Any]:
         return {} if self._of_one_dataset else super().recipe()
 
     def check(self) -> None:

@@ -6,7 +6,7 @@ import codecs
 import importlib
 import shlex
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -222,7 +222,7 @@ def _import_vectors(config: ImportConfig) -> Manifest:
     )
     facts = {"output": f"{config.output} ({manifest.stats['rows']:,} vectors of {manifest.stats['dim']} dimensions)"}
     following = f"retrievo search --index {config.output} --queries QUERY_EMBEDDINGS --output run.parquet"
-    console.summary(f"imported {config.source}", facts, following if config.role == "document" else None)
+    console.summary(f"imported {config.source}", facts, *([following] if config.role == "document" else []))
     return manifest
 
 
@@ -248,7 +248,7 @@ def _summary(source: Path, output: Path, manifest: Manifest, store: DatasetWrite
     facts["together"] = f"{_counted(total)}; files: {len(found):,}"
     facts |= _columns(store.columns)
     facts["output"] = f"{output} in {console.seconds(manifest.seconds or 0.0)}"
-    console.summary(f"imported {source}", facts, _next_command(output, manifest))
+    console.summary(f"imported {source}", facts, *_next_commands(output, manifest))
 
 
 def _columns(columns: Sequence[ColumnsRead]) -> dict[str, str]:
@@ -265,14 +265,15 @@ def _columns(columns: Sequence[ColumnsRead]) -> dict[str, str]:
     return facts
 
 
-def _next_command(output: Path, manifest: Manifest) -> str | None:
-    """What people do with such a dataset: train on pairs, index a corpus; None for queries or judgments alone."""
-    folder = shlex.quote(str(output))
-    if manifest.config["format"] == "pairs" and "train" in manifest.stats.get("qrels", {}):
-        tables = [f"{folder}/negatives/{shlex.quote(name)}.parquet" for name in manifest.stats.get("negatives", {})]
+def _next_commands(output: Path, manifest: Manifest) -> Iterator[str]:
+    """What people do with such a dataset: train on pairs, index a corpus; nothing with queries or judgments alone."""
+    folder, made = shlex.quote(str(output)), manifest.stats
+    if manifest.config["format"] == "pairs" and "train" in made.get("qrels", {}):
+        tables = [f"{folder}/negatives/{shlex.quote(name)}.parquet" for name in made.get("negatives", {})]
         negatives = f" --negatives {' '.join(tables)}" if tables else ""
-        return f"retrievo train --model MODEL --data {folder}{negatives} --output {folder}/model"
-    return f"retrievo index --data {folder} --output {folder}/bm25" if (output / "corpus.parquet").exists() else None
+        yield f"retrievo train --model MODEL --data {folder}{negatives} --output {folder}/model"
+    elif (output / "corpus.parquet").exists():
+        yield f"retrievo index --data {folder} --output {folder}/bm25"
 
 
 def _counted(counts: Counter[str]) -> str:
