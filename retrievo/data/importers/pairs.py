@@ -68,7 +68,7 @@ def read(
         names, batches = _READERS[part.noun](part)
         if not names:
             continue
-        columns = _Columns.among(part.member, names, query_column, positive_column, negative_column)
+        columns = _Columns.among(part, names, query_column, positive_column, negative_column)
         store.columns.append(columns.read(names))
         for records in batches:
             examples: dict[str, list[Example]] = {part.name: [], "dev": []}
@@ -157,21 +157,23 @@ class _Columns:
 
     @classmethod
     def among(
-        cls, member: Member, names: Sequence[str], query: str | None, positive: str | None, negative: str | None
+        cls, part: Part, names: Sequence[str], query: str | None, positive: str | None, negative: str | None
     ) -> _Columns:
         """Finds the columns by the names that the user gave, or by usual names.
 
         Raises: RetrievoError where one is missing, or where grades tell that some pairs are no positives.
         """
         found = cls(
-            _one(member, names, "query", query, QUERY_COLUMNS),
-            _one(member, names, "positive", positive, POSITIVE_COLUMNS),
-            None if negative is None else _one(member, names, "negative", negative, ()),
+            _one(part, names, "query", query, QUERY_COLUMNS),
+            _one(part, names, "positive", positive, POSITIVE_COLUMNS),
+            None if negative is None else _one(part, names, "negative", negative, ()),
         )
         grades = [name for name in names if name in _GRADES]
         if grades and positive is None:
             fix = f"leave out pairs that do not belong together, then pass --positive-column {found.positive}"
-            raise RetrievoError(member, f"has a column '{grades[0]}' of grades", "pairs that are all relevant", fix)
+            raise RetrievoError(
+                part.member, f"has a column '{grades[0]}' of grades", "pairs that are all relevant", fix
+            )
         return found
 
     def read(self, names: Sequence[str]) -> ColumnsRead:
@@ -205,14 +207,16 @@ class _Columns:
         )
 
 
-def _one(member: Member, names: Sequence[str], what: str, wanted: str | None, usual: Sequence[str]) -> str:
+def _one(part: Part, names: Sequence[str], what: str, wanted: str | None, usual: Sequence[str]) -> str:
     found = [name for name in usual if name in names] if wanted is None else [name for name in names if name == wanted]
     if found:
         return found[0]
     if wanted is not None:
-        raise RetrievoError(member, f"has no column '{wanted}'", None, did_you_mean(wanted, shown_columns(names)))
+        raise RetrievoError(part.member, f"has no column '{wanted}'", None, did_you_mean(wanted, shown_columns(names)))
     told = f"has no column for the {what} under a usual name (it has: {', '.join(shown_columns(names))})"
-    raise RetrievoError(member, told, ", ".join(usual), f"pass --{what}-column")
+    has_header = part.noun in ("csv", "tsv", "tab")
+    fix = f"{'name the columns in the first line, or ' * has_header}pass --{what}-column"
+    raise RetrievoError(part.member, told, ", ".join(usual), fix)
 
 
 def _passages(record: Record, key: str, ids: Sequence[str], where: str) -> list[Passage]:

@@ -176,6 +176,14 @@ def test_what_does_not_fit_is_named(records: list, words: list[str], tmp_path: P
         assert word in str(caught.value), str(caught.value)
 
 
+def test_a_first_line_without_names_is_told(tmp_path: Path) -> None:
+    (tmp_path / "p.tsv").write_text("which wing?\tthe left one\n")
+    with pytest.raises(
+        RetrievoError, match=r"it has: which wing\?, the left one.*; name the columns in the first line, or"
+    ):
+        imported(tmp_path / "p.tsv")
+
+
 def test_parquet_that_is_cut_short_is_named(tmp_path: Path) -> None:
     path = as_file(tmp_path / "t.parquet")
     path.write_bytes(path.read_bytes()[:-20])
