@@ -383,7 +383,9 @@ class CrossEncoderScorer:
     """Scores pairs with a cross-encoder, which reads both texts together; tokens come from two token caches."""
 
     def __init__(self, config: RerankConfig, corpus: Corpus, queries: Queries, pairs: Pairs, device: torch.device):
-        from retrievo.data.token_cache import TokenCache
+        import numpy as np
+
+        from retrievo.data.token_cache import tokens_of_rows
         from retrievo.models.cross_encoder import CrossEncoder
         from retrievo.models.inference import prepared
 
@@ -391,8 +393,8 @@ class CrossEncoderScorer:
         model = CrossEncoder.load(config.model, config.revision, max_length=config.max_length, activation=activation)
         self.model, self.tokenization = prepared(model, config.dtype, device), model.tokenization
         self.compute = config.compute
-        self.queries = TokenCache(queries.table, self.tokenization.query)
-        self.documents = TokenCache(corpus.table, self.tokenization.document)
+        self.queries = tokens_of_rows(queries.table, self.tokenization.query, np.unique(pairs.query))
+        self.documents = tokens_of_rows(corpus.table, self.tokenization.document, np.unique(pairs.document))
         self.splits = Splits()  # of vectors of queries, which there are none
         self.unit = UNITS[model.spec.activation]
 
@@ -420,15 +422,15 @@ class EncoderScorer:
     def __init__(self, config: RerankConfig, corpus: Corpus, queries: Queries, pairs: Pairs, device: torch.device):
         import numpy as np
 
-        from retrievo.data.token_cache import TokenCache
+        from retrievo.data.token_cache import tokens_of_rows
         from retrievo.models.encoder import Encoder
         from retrievo.models.inference import prepared
 
         self.encoder = prepared(Encoder.load(config.model, config.revision, as_stated=True), config.dtype, device)
         self.compute = config.compute
-        self.documents = TokenCache(corpus.table, self.encoder.tokenization("document"))
-        self.asked = np.unique(pairs.query)
-        own = TokenCache(queries.table, self.encoder.tokenization("query"))
+        self.asked, wanted = np.unique(pairs.query), np.unique(pairs.document)
+        self.documents = tokens_of_rows(corpus.table, self.encoder.tokenization("document"), wanted)
+        own = tokens_of_rows(queries.table, self.encoder.tokenization("query"), self.asked)
         with noted_splits() as self.splits:
             self.queries = self._vectors("query", own, self.asked)
 

@@ -57,6 +57,11 @@ def cached(name: str, build: Callable[[Path], None], made_of: Sequence[Path]) ->
     return folder
 
 
+def is_cached(name: str) -> bool:
+    """Whether the cache has a whole folder of this name."""
+    return (cache_folder() / name / DONE).is_file()
+
+
 def about(made_of: Sequence[Path]) -> dict[str, object]:
     """The content of an entry's `about.json`: the tables it was built from, and when."""
     return {"made_of": [os.path.abspath(path) for path in made_of], "created": time.strftime("%Y-%m-%dT%H:%M:%S%z")}

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
+import pyarrow as pa
 
-from retrievo.data.cache import GrowingArray, cached
+from retrievo.data.cache import GrowingArray, cached, is_cached
 from retrievo.data.tables import Table
 from retrievo.support import console
 
@@ -42,8 +43,9 @@ class TokenCache:
     """
 
     def __init__(self, table: Table, tokenization: Tokenizes):
-        name = f"tokens-{FORMAT}/{table.input.fingerprint}-{tokenization.fingerprint}"
-        folder = cached(name, lambda building: _build(table, tokenization, building), [table.path])
+        folder = cached(
+            _name(table, tokenization), lambda building: _build(table, tokenization, building), [table.path]
+        )
         # plain array views of the mapped files: slicing numpy.memmap is slower than reading the tokens
         self.tokens, self.offsets = (np.asarray(np.load(folder / name, mmap_mode="r")) for name in _FILES)
 
@@ -61,11 +63,50 @@ class TokenCache:
         return np.concatenate([self.tokens[:0], *parts]), offsets
 
 
+class SomeTokens(TokenCache):
+    """Token ids of some rows of a table, in memory: other rows have none. It takes 8 bytes a row of the table more."""
+
+    def __init__(self, table: Table, tokenization: Tokenizes, needed: np.ndarray):
+        dtype = _dtype(tokenization)
+        parts, lengths, start = [np.zeros(0, dtype)], np.zeros(table.rows, np.int64), 0
+        names = [name for name in ("title", "text") if table.has(name)]
+        with console.progress(f"tokenizing {table.path}", len(needed), "texts") as tick:
+            for batch in table.batches(names):
+                first, end = np.searchsorted(needed, [start, start + batch.num_rows])
+                if end > first:
+                    texts = batch.take(pa.array(needed[first:end] - start))
+                    titles = texts.column("title").to_pylist() if "title" in names else None
+                    rows = tokenization.tokenize(texts.column("text").to_pylist(), titles)
+                    parts.append(rows.tokens.astype(dtype))
+                    lengths[needed[first:end]] = np.diff(rows.offsets)
+                    tick(int(end - first))
+                start += batch.num_rows
+        self.tokens = np.concatenate(parts)
+        self.offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+
+
+def tokens_of_rows(table: Table, tokenization: Tokenizes, needed: np.ndarray) -> TokenCache:
+    """The tokens of these rows at least: from the token cache where it is there, or where half of the rows are needed.
+
+    needed: row numbers, ascending, each once.
+    """
+    if 2 * len(needed) >= table.rows or is_cached(_name(table, tokenization)):
+        return TokenCache(table, tokenization)
+    return SomeTokens(table, tokenization, needed)
+
+
+def _name(table: Table, tokenization: Tokenizes) -> str:
+    return f"tokens-{FORMAT}/{table.input.fingerprint}-{tokenization.fingerprint}"
+
+
+def _dtype(tokenization: Tokenizes) -> str:
+    return "<u2" if tokenization.vocabulary_size <= 1 << 16 else "<u4"
+
+
 def _build(table: Table, tokenization: Tokenizes, folder: Path) -> None:
-    dtype = "<u2" if tokenization.vocabulary_size <= 1 << 16 else "<u4"
     names = [name for name in ("title", "text") if table.has(name)]
     with (
-        GrowingArray(folder / "tokens.npy", dtype) as tokens,
+        GrowingArray(folder / "tokens.npy", _dtype(tokenization)) as tokens,
         GrowingArray(folder / "offsets.npy", "<i8") as offsets,
         console.progress(f"tokenizing {table.path}", table.rows, "texts") as tick,
     ):
