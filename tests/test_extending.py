@@ -97,7 +97,7 @@ def test_what_the_diff_adds_works_and_is_shown(title: str, copy: Path) -> None:
 def test_the_diffs_fit_together_and_keep_the_layers(copy: Path) -> None:
     for title in SHOWN:
         apply(title, copy)
-    laws = ("tests/test_layers.py", "tests/test_imports.py", "-k", "not at_once")  # that one goes by the clock
+    laws = ("tests/test_layers.py", "tests/test_imports.py", "tests/test_house.py", "-k", "not at_once")  # that one goes by the clock
     run(copy, "pytest", "-q", "-p", "no:cacheprovider", *laws)
 
 

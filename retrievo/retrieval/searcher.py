@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from retrievo.support.artifact import Manifest
     from retrievo.support.console import Tick
 
-FEEDBACK = "feedback"  # its documents have vectors, which move a query: see `MovesQueries`
-RESCORING = "rescoring"  # it finds candidates, whose exact scores come from the embeddings
+FEEDBACK = "feedback"  # its documents have vectors, by which the option of this name moves a query: see `MovesQueries`
+RESCORING = "rescoring"  # it finds candidates and rescores them itself, so it may find fewer documents than wanted
 
 
 class Searcher(Protocol):
@@ -90,7 +90,7 @@ class IndexKind(NamedTuple):
 
     name: what a person calls it; module: has `open_searcher`.
     settings: what `open_searcher` takes, and of which indexes of this kind each has a meaning.
-    capabilities: what else a searcher can do, and which; an option of the same name asks for it.
+    capabilities: what else a searcher can do, `FEEDBACK` or `RESCORING`, and in which indexes of this kind.
     type: the `--type` of `retrievo index` that makes it by `build(embeddings, folder) -> stats` of the module; None for
           BM25 and FAISS, whose builders have options of their own.
     """
