@@ -849,6 +849,11 @@ CASES: dict[str, tuple[Make, int, str]] = {
         "out.csv'; expected a file that ends in .parquet",
     ),
     "empty question": (lambda f: ["search", " ", "--index", HOUSE / "bm25"], 2, "QUESTION: is empty"),
+    "second index without its flag": (
+        lambda f: ["search", "--index", HOUSE / "bm25", HOUSE / "bm25"],
+        2,
+        "is a folder that retrievo made; expected words to search for; repeat the flag: --index ",
+    ),
     # artifacts
     "index that is not there": (
         lambda f: ["search", "x", "--index", f / "no"],
@@ -858,7 +863,7 @@ CASES: dict[str, tuple[Make, int, str]] = {
     "dataset where an index is searched": (
         lambda f: ["search", "x", "--index", HOUSE],
         1,
-        "is a dataset; expected an index or an embeddings folder; make one: retrievo index --type bm25 --corpus ",
+        "is a dataset; expected an index or an embeddings folder; name those inside it: --index ",
     ),
     "corpus where an index is searched": (
         lambda f: ["search", "x", "--index", HOUSE / "corpus.parquet"],

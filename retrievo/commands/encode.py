@@ -316,7 +316,7 @@ def _searches(config: EncodeConfig) -> Iterator[str]:
     from retrievo.support.artifact import MANIFEST
 
     beside = config.output.parent / "bm25"
-    indexes = [config.output, *([beside] if (beside / MANIFEST).is_file() else [])]
+    indexes = [*([beside] if (beside / MANIFEST).is_file() else []), config.output]
     flags = " ".join(f"--index {path}" for path in indexes)
     yield f'retrievo search "..." {flags}'
     if config.data is not None and (config.data / "queries.parquet").is_file():

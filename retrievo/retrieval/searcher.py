@@ -158,10 +158,13 @@ def index_folder(path: Path) -> IndexFolder:
     Raises: RetrievoError for any other folder.
     """
     from retrievo.retrieval.index_folder import IndexFolder
-    from retrievo.support.artifact import Manifest
+    from retrievo.support.artifact import MANIFEST, Manifest, kind_of
 
     if (path / "corpus.parquet").is_file():
-        fix = f"make one: retrievo index --type bm25 --corpus {path} --output {path}/bm25"
+        inside = sorted(found.parent for found in path.glob(f"*/{MANIFEST}") if kind_of(found.parent) in KINDS)
+        fix = f"make one: retrievo index --data {path} --output {path}/bm25"
+        if inside:
+            fix = f"name those inside it: {' '.join(f'--index {found}' for found in inside)}"
         raise RetrievoError(path, "is a dataset", "an index or an embeddings folder", fix)
     return IndexFolder(path, Manifest.read(path, *KINDS))
 

@@ -33,6 +33,7 @@ from retrievo.retrieval.fusion import FUSIONS
 from retrievo.support.conditions import flag_of, only_where, only_with, only_without
 from retrievo.support.errors import UsageError
 from retrievo.support.options import Options, option
+from retrievo.support.publishing import MANIFEST
 
 TABLE_DEPTH = 1_000
 FUSED_DEPTH = 100  # of each index at least: what one ranks low another may rank high
@@ -304,6 +305,11 @@ class SearchConfig(Computes, Options):
             raise UsageError("--queries", "no place for the run", None, "pass --output FILE.parquet")
         if self.question is not None and not self.question.strip():
             raise UsageError("QUESTION", "is empty", "words to search for")
+        if self.question is not None and (Path(self.question) / MANIFEST).is_file():
+            fix = f"repeat the flag: --index {self.question}"
+            raise UsageError(
+                "QUESTION", f"'{self.question}' is a folder that retrievo made", "words to search for", fix
+            )
         if self.question is None and self.output is not None:
             check_run_suffix(self.output)
         self._check_searched()
