@@ -12,8 +12,6 @@ def main() -> None:
 
     end_with_launcher()
     os.environ.update(process_environment(int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
-    if sys.argv[1:2] == ["search"]:  # transformers imports it for losses of object detection: 0.5 s of each question
-        sys.modules["scipy"] = None  # type: ignore[assignment]  # as if it were not installed
     try:
         from retrievo.cli import main as run
     except KeyboardInterrupt:

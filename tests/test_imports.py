@@ -98,17 +98,3 @@ def test_bm25_loads_java_and_no_torch(dataset: Path) -> None:
     found = loaded_by("search", "--index", dataset / "bm25", "--queries", dataset, "--output", dataset / "found.trec")
     assert "jnius" in found
     assert found <= {"pyarrow", "numpy", "jnius", "pyserini"}
-
-
-@pytest.mark.slow
-def test_a_question_to_vectors_is_answered_without_scipy(dataset: Path, tiny_model: Path) -> None:
-    for arguments in (
-        ["encode", "--model", tiny_model, "--corpus", dataset, "--output", dataset / "vectors"],
-        ["search", "slipstream", "--index", dataset / "vectors", "--json"],
-    ):
-        command = [sys.executable, "-X", "importtime", "-m", "retrievo", *map(str, arguments)]
-        ran = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert {hit["id"] for hit in json.loads(ran.stdout)["hits"]} == {"d1", "d2"}
-    imported = {line.rpartition("|")[2].strip() for line in ran.stderr.splitlines() if line.startswith("import time")}
-    assert "transformers.modeling_utils" in imported
-    assert not any(name.startswith("scipy.") for name in imported)
