@@ -13,7 +13,7 @@ from retrievo.commands.evaluate_suite import SweepConfig
 from retrievo.commands.recipe_config import RunConfig
 from retrievo.commands.search.config import SearchConfig
 from retrievo.commands.table import COMMANDS, Command
-from retrievo.support.commandline import command_class, command_function, group_class, run_app, spread
+from retrievo.support.commandline import command_class, command_function, expand_flags, group_class, run_app
 from retrievo.support.console import typed_lines
 from retrievo.support.options import options_of
 
@@ -118,4 +118,4 @@ app = _app()
 
 def main() -> None:
     """The installed command `retrievo`."""
-    sys.exit(run_app(app, spread(sys.argv[1:], several_flags()) or ["--help"]))
+    sys.exit(run_app(app, expand_flags(sys.argv[1:], several_flags()) or ["--help"]))

@@ -35,7 +35,7 @@ import transformers  # noqa: F401
 
 from retrievo.cli import app, several_flags
 from retrievo.support.artifact import BEGIN, MANIFEST
-from retrievo.support.commandline import run_app, spread
+from retrievo.support.commandline import expand_flags, run_app
 from retrievo.support.files import file_record
 
 EVENTS = ("os.rename", "os.remove", "os.rmdir", "os.mkdir", "shutil.rmtree")
@@ -132,7 +132,7 @@ def started(
             os.dup2(descriptor, 1)
             os.dup2(descriptor, 2)
             count = _count_operations(home, dies_before)
-            code = run_app(app, spread([part.format(home=home) for part in command], several_flags()))
+            code = run_app(app, expand_flags([part.format(home=home) for part in command], several_flags()))
             os.write(write, str(count()).encode())
             sys.stdout.flush()
             os._exit(code)
@@ -224,7 +224,7 @@ def _check_same_folder(made: Path, expected: Path, *, bytes_too: bool) -> None:
 
 
 def campaign(case: Case, folder: Path, *, points: int, moments: int, seed: int = 0) -> dict[str, Any]:
-    """Kills a case at so many file operations, spread evenly, and at so many random moments."""
+    """Kills a case at so many file operations, expand_flags evenly, and at so many random moments."""
     old, reference, home = (folder / name for name in ("old", "reference", "home"))
     old.mkdir(parents=True)
     started(case.first, old)

@@ -11,7 +11,7 @@ import pytest
 
 from retrievo.cli import COMMANDS, several_flags
 from retrievo.evaluation.names import CONVENTIONS, NAMES, STYLES
-from retrievo.support.commandline import spread
+from retrievo.support.commandline import expand_flags
 from retrievo.support.options import options_of
 
 CHECKOUT = Path(__file__).resolve().parent.parent
@@ -62,5 +62,5 @@ def test_every_line_to_type_uses_known_commands_and_flags(line: str) -> None:
 
     _, command, *arguments = shlex.split(line)
     known = {option.flag for option in options_of(COMMANDS[command].config)} | {"--help", "--config", "--show-config"}
-    typed = [argument.partition("=")[0] for argument in spread([command, *arguments], several_flags())[1:]]
+    typed = [argument.partition("=")[0] for argument in expand_flags([command, *arguments], several_flags())[1:]]
     assert {argument for argument in typed if argument.startswith("--")} <= known

@@ -18,8 +18,8 @@ HEAVY = ("torch", "transformers", "faiss", "jnius", "pyserini", "scipy", "pyarro
 PROBE = """
 import json, sys
 from retrievo.cli import app, several_flags
-from retrievo.support.commandline import run_app, spread
-code = run_app(app, spread(sys.argv[1:], several_flags()))
+from retrievo.support.commandline import run_app, expand_flags
+code = run_app(app, expand_flags(sys.argv[1:], several_flags()))
 print(json.dumps([code, sorted(name for name in {heavy} if name in sys.modules)]))
 """
 

@@ -186,6 +186,8 @@ def _label(model: str | None) -> str:
 
 def _evaluate(config: SweepConfig, name: str, dataset: Path) -> Evaluation:
     """Indexes, encodes, searches and evaluates one dataset."""
+    from retrievo.data.finding import table_files
+
     console.note(f"{name}:")
     home, label, compute = config.output / name, _label(config.model), asdict(config.compute)
     machine: Values = {"threads": config.threads, "force": config.force}
@@ -205,4 +207,7 @@ def _evaluate(config: SweepConfig, name: str, dataset: Path) -> Evaluation:
     own |= {"data": None, "split": None}
     if name in config.exclude_self_of:
         own["exclude_self"] = True
-    return evaluate(EvaluateConfig(**own))
+    evaluation = evaluate(EvaluateConfig(**own))
+    split, judged_queries = table_files(judged, "qrels")[0].stem, len(evaluation.standard.judgments.query_ids)
+    console.note(f"{name}: {judged_queries:,} judged queries of the split {split}; runs in {runs[BM25].parent}")
+    return evaluation

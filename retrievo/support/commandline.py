@@ -80,9 +80,17 @@ def _typer_info(option: Option) -> Any:
 
 
 def command_class(name: str, about: str, examples: Sequence[str], known: Sequence[Option]) -> type[TyperCommand]:
-    """A command of Typer that prints its help as `support.help` writes it."""
+    """A command of Typer that prints its help as `support.help` writes it, and warns of a value typed twice."""
 
     class WithHelp(TyperCommand):
+        def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+            single = [option.flag for option in known if not (option.many or option.declaration.positional)]
+            for flag in single:
+                given = [argument for argument in args if argument == flag or argument.startswith(f"{flag}=")]
+                if len(given) > 1:
+                    console.warn(f"{flag}: is given {len(given)} times and takes one value; the last one counts")
+            return super().parse_args(ctx, args)
+
         def format_help(self, ctx: Any, formatter: Any) -> None:
             formatter.write(_for_terminal(short_help(name, about, examples, known, _width())))
 
@@ -118,7 +126,7 @@ def _print_whole_help(ctx: typer.Context, wanted: bool) -> None:
         raise typer.Exit
 
 
-def spread(arguments: Sequence[str], several: dict[str, set[str]]) -> list[str]:
+def expand_flags(arguments: Sequence[str], several: dict[str, set[str]]) -> list[str]:
     """Repeats a flag before each of the values that follow it: `--metrics a b` becomes `--metrics a --metrics b`.
 
     several: command -> its flags that take more than one value. Positionals come before such a flag.
