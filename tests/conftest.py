@@ -27,7 +27,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # workers side by side: threads that sp
 from retrievo.cli import app, several_flags
 from retrievo.support import console
 from retrievo.support.artifact import BEGIN, MANIFEST
-from retrievo.support.commandline import run_app, spread
+from retrievo.support.commandline import expand_flags, run_app
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 
@@ -90,7 +90,7 @@ def run_here(*arguments: object) -> Outcome:
     """Runs `retrievo ...` in this process."""
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        code = run_app(app, spread([str(argument) for argument in arguments], several_flags()))
+        code = run_app(app, expand_flags([str(argument) for argument in arguments], several_flags()))
     return Outcome(code, out.getvalue(), err.getvalue())
 
 

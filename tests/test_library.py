@@ -23,7 +23,7 @@ import pytest
 import retrievo
 from retrievo.cli import COMMANDS, app, several_flags
 from retrievo.retrieval.embeddings import Embeddings
-from retrievo.support.commandline import run_app, spread
+from retrievo.support.commandline import expand_flags, run_app
 
 PACKAGE = Path(retrievo.__file__).parent
 HEAVY = ("torch", "transformers", "faiss", "numpy", "scipy", "pyarrow", "matplotlib", "typer", "rich")
@@ -245,7 +245,7 @@ def outcome(*arguments: object) -> str:
     """What a command prints."""
     out = io.StringIO()
     with contextlib.redirect_stdout(out):
-        assert run_app(app, spread(list(map(str, arguments)), several_flags())) == 0
+        assert run_app(app, expand_flags(list(map(str, arguments)), several_flags())) == 0
     return out.getvalue()
 
 

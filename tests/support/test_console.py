@@ -144,9 +144,9 @@ def test_commands_show_names_and_texts_as_they_are(
 
 def run_as_typed(arguments: list[str]) -> None:
     from retrievo.cli import app, several_flags
-    from retrievo.support.commandline import run_app, spread
+    from retrievo.support.commandline import expand_flags, run_app
 
-    run_app(app, spread(arguments, several_flags()))
+    run_app(app, expand_flags(arguments, several_flags()))
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
