@@ -176,6 +176,7 @@ COMMANDS: dict[str, Command] = {
         "Evaluate runs against relevance judgments. Differences between runs are tested for significance.",
         (
             "retrievo evaluate --run runs/bm25.parquet --data scifact --metrics ndcg@10 recall@100",
+            "retrievo evaluate --model stage-2 --data scifact",
             "retrievo evaluate --run runs/*.parquet --data scifact --baseline runs/bm25.parquet --report report.html",
             "retrievo evaluate --suite datasets --model stage-2 --metrics ndcg@10 recall@100",
         ),
