@@ -230,8 +230,10 @@ class Lab:
             told += [] if "--queue-size" in flags else ["--queue-size", size.queues[0]]
         return self.pretrained(dataset, arm or objective, seed, *told, *flags)
 
-    def tuned(self, dataset: str, arm: str, model: object, seed: int, pairs: int | None = None, *flags: object) -> Path:
-        """A model fine-tuned on pairs of a collection, with in-batch negatives."""
+    def tuned(
+        self, dataset: str, arm: str, model: object, seed: int, pairs: int | None = None, pooling: str | None = None
+    ) -> Path:
+        """A model fine-tuned on pairs of a collection, with in-batch negatives; pooling=None: that of the size."""
         size, home = self.size, self.data / dataset
         folder = self.output / dataset / "stages" / f"{arm}-{pairs or 'all'}-{seed}"
         tables = ["--corpus", home, "--queries", home, "--qrels", self.some_pairs(dataset, pairs)]
@@ -239,7 +241,7 @@ class Lab:
         course = ["--batch-size", size.pairs, "--max-steps", size.rounds, "--learning-rate", size.tune_rate]
         scores = [
             "--pooling",
-            size.pooling,
+            pooling or size.pooling,
             "--normalize",
             "--similarity",
             "cosine",
@@ -248,7 +250,7 @@ class Lab:
             "--seed",
             seed,
         ]
-        self.retrievo("train", "--model", model, *tables, *lengths, *course, *scores, *flags, "--output", folder)
+        self.retrievo("train", "--model", model, *tables, *lengths, *course, *scores, "--output", folder)
         return folder
 
     def ranked(self, dataset: str, model: str | Path, name: str | None = None) -> Path:
@@ -329,7 +331,7 @@ def few(lab: Lab, seeds: Sequence[int]) -> None:
         }
         for count in counts:
             stages = [
-                lab.tuned(dataset, f"views-{arm}", model, seeds[0], count, "--pooling", "mean")
+                lab.tuned(dataset, f"views-{arm}", model, seeds[0], count, pooling="mean")
                 for arm, model in models.items()
             ]
             runs = [lab.ranked(dataset, stage) for stage in stages]

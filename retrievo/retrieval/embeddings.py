@@ -226,8 +226,8 @@ class Embeddings(Vectors):
     Raises: RetrievoError where the folder is no finished embeddings folder or its shards do not agree with it.
     """
 
-    def __init__(self, path: Path):
-        self.path = path
+    def __init__(self, path: Path | str):
+        self.path = path = Path(path)
         self.manifest = Manifest.read(path, "embeddings")
         stats = self.manifest.stats
         super().__init__(**_opened(path, stats))
