@@ -264,6 +264,11 @@ def test_runs_and_judgments_are_the_same_as_paths_tables_and_dicts(tmp_path: Pat
     assert all(one.equals(fused[0]) for one in fused)
 
 
+def test_a_corpus_opens_by_a_path_as_text(toy_dataset: Path) -> None:
+    corpus = retrievo.Corpus(str(toy_dataset))
+    assert (len(corpus), corpus.path) == (240, toy_dataset)
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [

@@ -41,9 +41,9 @@ class Corpus:
     Raises: RetrievoError where the table is not a corpus.
     """
 
-    def __init__(self, path: Path, *, titles: bool = True):
-        self.path, self._titles = path, titles
-        self.table = Table(path, CORPUS)
+    def __init__(self, path: Path | str, *, titles: bool = True):
+        self.path, self._titles = Path(path), titles
+        self.table = Table(self.path, CORPUS)
         self._names = tuple(name for name in ("id", "title", "text") if self.table.has(name))
         self._cache = RowCache(self.table, self._names)
 

@@ -6,7 +6,7 @@
 DATASET is a folder with a corpus, queries and judgments of a split `train` and of one that is searched (`test`, else
 dev); MODEL is a sentence-transformers folder. Every measurement is a process of its own, imports and JVM included.
 The checkouts take turns, so that a change of the machine's speed meets both; each ratio is the median of the ratios of
-neighbouring runs (this checkout / OTHER). What a command needs is made once, by OTHER.
+neighboring runs (this checkout / OTHER). What a command needs is made once, by OTHER.
 """
 
 from __future__ import annotations
@@ -124,7 +124,7 @@ for name, rows in (("v", {rows}), ("q", 1000)):
 
 
 def compare(name: str, command: Command, other: Path, home: Path, rounds: int) -> None:
-    """Prints the medians of both checkouts, and the median of the ratios of neighbouring runs."""
+    """Prints the medians of both checkouts, and the median of the ratios of neighboring runs."""
     pairs = []
     for number in range(rounds + 1):
         pair = []
@@ -140,7 +140,7 @@ def compare(name: str, command: Command, other: Path, home: Path, rounds: int) -
 
 
 def figures(pairs: list[tuple[Measured, Measured]], field: str) -> str:
-    """The medians of this checkout and of the other, and the median of the ratios of neighbouring runs."""
+    """The medians of this checkout and of the other, and the median of the ratios of neighboring runs."""
     taken = [(getattr(now, field), getattr(then, field)) for now, then in pairs]
     now, then = (median(side) for side in zip(*taken, strict=True))
     return f"{now:6.2f} / {then:6.2f} s, ratio {median(ours / theirs for ours, theirs in taken):.2f}"

@@ -27,7 +27,7 @@ from retrievo.support.errors import RetrievoError, did_you_mean
 Records = Iterator[list[tuple[int, Record]]]
 _SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".tab", ".parquet")
 _SOURCE = "pairs"
-_NEGATIVE = re.compile(r"(hard_?)?neg(ative)?s?(_?\d+)?|sentence3")
+_NEGATIVE = re.compile(r"(hard_?)?(neg|negative)s?(_?\d+)?|sentence3")
 _QUERY_IDS = ("query_id", "qid", "anchor_id", "question_id")
 _POSITIVE_IDS = ("doc_id", "docid", "document_id", "passage_id", "pid")
 _GRADES = ("label", "labels", "score", "similarity", "similarity_score")  # not every pair with one is a positive
