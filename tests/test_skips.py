@@ -34,6 +34,7 @@ def run(folder: Path, *flags: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=TESTS.parent, capture_output=True, text=True)
 
 
+@pytest.mark.slow
 def test_a_skip_that_is_not_listed_fails_the_run_where_skips_are_counted(tmp_path: Path) -> None:
     (tmp_path / "test_one.py").write_text(LISTED + UNLISTED)
     (tmp_path / "test_two.py").write_text(WHOLE_FILE)

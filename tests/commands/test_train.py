@@ -353,7 +353,7 @@ def test_the_model_opens_in_sentence_transformers_with_the_same_vectors(two_roun
     np.testing.assert_allclose(theirs, ours, atol=1e-5)
 
 
-@pytest.mark.parametrize("attention", [[], ["--bidirectional"]])
+@pytest.mark.parametrize("attention", [[], pytest.param(["--bidirectional"], marks=pytest.mark.slow)])
 def test_a_decoder_learns_from_its_last_token_and_opens_in_sentence_transformers(
     attention: list[str], tiny_decoder: Path, toy_dataset: Path, tmp_path: Path, retrievo: Callable
 ) -> None:

@@ -110,6 +110,7 @@ assert dict(os.environ) == before
 """
 
 
+@pytest.mark.slow
 def test_the_library_leaves_the_environment_as_it_is(tiny_model: Path) -> None:
     """Java's is tested where it starts: tests/retrieval/test_bm25.py."""
     bare = {name: value for name, value in os.environ.items() if name not in process_environment(2)}

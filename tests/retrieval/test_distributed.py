@@ -32,6 +32,7 @@ def under_torchrun(processes: int, *arguments: object) -> subprocess.CompletedPr
     return subprocess.run([*launcher, *map(str, arguments)], capture_output=True, text=True)
 
 
+@pytest.mark.slow
 def test_three_processes_write_the_run_of_one(house: Path, tmp_path: Path, retrievo: Callable) -> None:
     arguments = ("search", "--index", house / "d", "--queries", house / "q", "--depth", 100, "--batch-size", 7)
     more = ("--feedback", "average", "--device", "cpu")  # a second search with other queries

@@ -50,6 +50,7 @@ def test_training_in_float16_begins_with_a_scaled_loss_and_no_other_type_has_one
     assert norms[1] == pytest.approx(norms[0], rel=0.01)
 
 
+@pytest.mark.slow
 def test_an_overflow_halves_the_scale_and_no_step_is_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loss_scale, "_FIRST", 2.0**60)
     _, lines = trained(tmp_path, max_steps=4)
