@@ -19,7 +19,7 @@ from retrievo.support.options import options_of
 
 HELP = "Retrieval with learned representations and BM25: train, index, search, evaluate."
 BEGIN = (
-    "retrievo demo --quick                       # everything, in two minutes",
+    "retrievo demo --quick                       # everything, in three minutes",
     "retrievo import text notes/ --output data   # your own files, to index next",
 )
 

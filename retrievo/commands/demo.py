@@ -68,11 +68,11 @@ class Plan:
     steps: int = 150
     depth: int = 100
     packages: tuple[str, ...] | None = None  # None: the standard library and what retrievo installs
-    minutes: int = 6  # that all of it takes on 2 cores
+    minutes: int = 10  # that all of it takes on 2 cores
 
 
 FULL = Plan()
-QUICK = Plan(crop_steps=40, steps=40, packages=("python", "numpy", "networkx"), minutes=2)
+QUICK = Plan(crop_steps=40, steps=40, packages=("python", "numpy", "networkx"), minutes=3)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +86,7 @@ class DemoConfig(Options):
         hidden_default="retrievo-demo, or retrievo-demo-quick with --quick",
     )
     quick: bool = option(
-        "Finish in about 2 minutes, with fewer documents and steps.", default=False, shown=True, group="Data"
+        "Finish in about 3 minutes, with fewer documents and steps.", default=False, shown=True, group="Data"
     )
     seed: int = seed_option("everything that is random")
     device: str = device_option(shown=True)
