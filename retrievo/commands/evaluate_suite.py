@@ -162,7 +162,7 @@ def _datasets(config: SweepConfig) -> Iterator[tuple[str, Path]]:
         return
     if config.suite is None:
         assert config.data is not None
-        yield os.path.basename(os.path.abspath(config.data)), config.data
+        yield _last_part(config.data), config.data
         return
     if not config.suite.is_dir():
         raise RetrievoError(config.suite, "no such folder", None, "check --suite")
@@ -170,7 +170,7 @@ def _datasets(config: SweepConfig) -> Iterator[tuple[str, Path]]:
     if not folders:
         expected = "folders with corpus.parquet, queries.parquet and qrels/test.parquet or dev.parquet"
         raise RetrievoError(config.suite, "holds no dataset", expected, "import them first: retrievo import --help")
-    yield from ((os.path.basename(os.path.abspath(path)), path) for path in folders)
+    yield from ((_last_part(path), path) for path in folders)
 
 
 def _is_dataset(path: Path) -> bool:
@@ -178,9 +178,14 @@ def _is_dataset(path: Path) -> bool:
     return tables and any(found for split in ("test", "dev") for found in (path / "qrels").glob(f"{split}*.parquet"))
 
 
+def _last_part(path: Path | str) -> str:
+    """The last part of a path or name, as typed, without following links."""
+    return os.path.basename(os.path.abspath(path))
+
+
 def _label(model: str | None) -> str:
-    """The name of the model's runs: the last part of its path or name, as typed, without following links."""
-    label = os.path.basename(os.path.abspath(model or ""))
+    """The name of the model's runs."""
+    label = _last_part(model or "")
     return f"{label}-model" if label == BM25 else label
 
 

@@ -57,9 +57,10 @@ def _no_split(path: Path) -> RetrievoError:
     splits = sorted(file.stem for file in path.parent.glob("*.parquet"))
     there = sorted(file.name for file in folder.glob("*.parquet"))
     if splits:
-        fix = f"pass --split {splits[0]}"
+        other = f"--split {splits[0]}"
+        fix = f"pass {other}"
         if path.stem == "train":  # a model that has seen what it is evaluated on would be measured too high
-            fix = f"pass a file of judgments, or {fix[5:]} where nothing is evaluated on it"
+            fix = f"pass a file of judgments, or {other} where nothing is evaluated on it"
         return RetrievoError(path, f"no such file; {folder} has the splits {', '.join(splits)}", None, fix)
     has = f"; {folder} has {', '.join(there)} and no relevance judgments" if there else ""
     return RetrievoError(path, f"no such file{has}", None, "pass a file of judgments")
